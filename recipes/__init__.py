@@ -1,0 +1,2 @@
+if __name__ == "recipes":
+    raise ImportError("import lockstitch.recipes: the folders at the top of the repository are parts of one package")

@@ -1,0 +1,84 @@
+"""What the embedded models are made of: their tokenizer, their architecture and their generated training rows.
+
+The tokenizer is a byte-level BPE, so that any text can be encoded, whose pre-tokenizer keeps every digit, every sign and
+every space that does not open a word apart: numbers are spelled digit by digit and columns stay columns.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from lockstitch.rewards.problem import Problem
+from lockstitch.rewards.tasks import TASKS, Task
+
+VOCABULARY = 448
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<mask>")
+_PIECES = r" ?[A-Za-z]+|\d|\s|[^\sA-Za-z\d]"
+
+
+def build_tokenizer(texts: Iterator[str]) -> Any:
+    """A `PreTrainedTokenizerFast` trained on the texts; lossless on any text."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    pad, eos, mask = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, eos_token=eos, mask_token=mask,
+        clean_up_tokenization_spaces=False, padding_side="right",
+    )
+
+
+def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: int) -> Any:
+    """A randomly initialised Llama of the given shape (`hidden_size`, `num_hidden_layers`, ...)."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lockstitch.sampling.denoiser import make_bidirectional
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=1024,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **shape,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return make_bidirectional(model) if bidirectional else model
+
+
+def training_problems(task: Task, count: int, seed: int) -> Iterator[Problem]:
+    """`count` generated problems from the training side of the task's split."""
+    if task.generate is None:
+        raise ValueError(f"task {task.name!r} has a fixed set of problems; none can be generated")
+    rng = random.Random(f"{task.name} {seed}")
+    for _ in range(count):
+        yield task.generate(rng, False)
+
+
+def prompt_completion_rows(task: Task, count: int, seed: int) -> Iterator[dict[str, str]]:
+    """TRL's prompt-completion rows for the diffusion model."""
+    for problem in training_problems(task, count, seed):
+        assert problem.solution is not None
+        yield {"prompt": task.prompt(problem.question), "completion": problem.solution}
+
+
+def tokenizer_texts(count: int = 3000, seed: int = 0) -> Iterator[str]:
+    """Prompts and completions of every task, for training the tokenizer."""
+    for task in TASKS.values():
+        if task.generate is not None:
+            for row in prompt_completion_rows(task, count, seed):
+                yield row["prompt"] + row["completion"]

@@ -1,0 +1,182 @@
+"""Countdown with three numbers: use each exactly once, with + - * /, to reach the target.
+
+A question is `30,100,93=23` (numbers, then target). A solution shows its two steps in columns three wide and then the
+expression, so that positions do not move with the widths:
+
+     93+ 30=123
+    123-100= 23
+    ####  ( 93+ 30)-100
+
+Expressions are parsed by a small grammar in exact rational arithmetic; nothing is ever evaluated as code.
+"""
+
+import itertools
+import random
+import re
+import zlib
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import cache
+from importlib import resources
+
+from lockstitch.rewards.problem import Problem, is_held_out
+
+WIDTH = 3
+_STEP_LIMIT = 10**WIDTH - 1
+
+
+def parse_question(question: str) -> tuple[tuple[int, ...], int]:
+    """The numbers and the target of `30,100,93=23`."""
+    match = re.fullmatch(r"\s*(\d+(?:\s*,\s*\d+)+)\s*=\s*(\d+)\s*", question)
+    if match is None:
+        raise ValueError(f"countdown question {question!r} is not of the form '30,100,93=23' (numbers=target)")
+    return tuple(int(number) for number in match[1].split(",")), int(match[2])
+
+
+def prompt(question: str) -> str:
+    """The question in columns, as the embedded model reads it."""
+    numbers, target = parse_question(question)
+    return " ".join(f"{number:{WIDTH}d}" for number in numbers) + f" = {target:{WIDTH}d}\n"
+
+
+class _Parser:
+    """`expr := term (('+'|'-') term)*`, `term := atom (('*'|'/') atom)*`, `atom := int | '(' expr ')'`."""
+
+    def __init__(self, text: str) -> None:
+        self.tokens = re.findall(r"\d+|[-+*/()]|\S", text)
+        self.position = 0
+        self.numbers: list[int] = []
+
+    def take(self, accepted: str) -> str | None:
+        if self.position < len(self.tokens) and self.tokens[self.position] in accepted:
+            self.position += 1
+            return self.tokens[self.position - 1]
+        return None
+
+    def expr(self) -> Fraction:
+        value = self.term()
+        while operation := self.take("+-"):
+            value = value + self.term() if operation == "+" else value - self.term()
+        return value
+
+    def term(self) -> Fraction:
+        value = self.atom()
+        while operation := self.take("*/"):
+            right = self.atom()
+            if operation == "/" and right == 0:
+                raise ValueError("division by zero")
+            value = value * right if operation == "*" else value / right
+        return value
+
+    def atom(self) -> Fraction:
+        if self.take("("):
+            value = self.expr()
+            if not self.take(")"):
+                raise ValueError("unclosed parenthesis")
+            return value
+        if self.position < len(self.tokens) and self.tokens[self.position].isdecimal():
+            self.position += 1
+            self.numbers.append(int(self.tokens[self.position - 1]))
+            return Fraction(self.numbers[-1])
+        raise ValueError("a number or '(' is missing")
+
+
+_LONGEST = 200
+
+
+def evaluate(expression: str) -> tuple[Fraction, list[int]]:
+    """The exact value of an expression and the numbers it uses, in order; `ValueError` if it is not one."""
+    if len(expression) > _LONGEST:
+        raise ValueError(f"an expression of {len(expression)} characters; at most {_LONGEST} are read")
+    parser = _Parser(expression)
+    value = parser.expr()
+    if parser.position != len(parser.tokens):
+        raise ValueError(f"{expression!r} has an unexpected {parser.tokens[parser.position]!r}")
+    return value, parser.numbers
+
+
+def is_solution(question: str, expression: str) -> bool:
+    """Whether the expression uses every number exactly once and equals the target."""
+    numbers, target = parse_question(question)
+    try:
+        value, used = evaluate(expression)
+    except ValueError:
+        return False
+    return value == target and sorted(used) == sorted(numbers)
+
+
+Operation = tuple[int, str, int, int]  # left, operator, right, result
+
+
+def _operations(a: int, b: int) -> Iterator[Operation]:
+    high, low = max(a, b), min(a, b)
+    yield high, "+", low, high + low
+    yield high, "-", low, high - low
+    yield high, "*", low, high * low
+    if low and high % low == 0:
+        yield high, "/", low, high // low
+
+
+def solutions(numbers: tuple[int, ...], target: int) -> Iterator[tuple[Operation, Operation]]:
+    """Both steps of every solution with whole, non-negative steps of at most three digits, simplest first."""
+    pairs = sorted(((0, 1, 2), (0, 2, 1), (1, 2, 0)), key=lambda p: (-numbers[p[0]] - numbers[p[1]], numbers[p[2]]))
+    firsts = [(op, numbers[k]) for i, j, k in pairs for op in _operations(numbers[i], numbers[j])]
+    found = (
+        (first, second)
+        for first, rest in firsts
+        for second in _operations(first[3], rest)
+        if second[3] == target and max(first[3], second[3]) <= _STEP_LIMIT
+    )
+    # Additions before subtractions before products, so that one question has one canonical solution.
+    yield from sorted(found, key=lambda steps: ("+-*/".index(steps[0][1]) + "+-*/".index(steps[1][1]),
+                                                "+-*/".index(steps[0][1])))
+
+
+def write_solution(steps: tuple[Operation, Operation]) -> Problem:
+    """The completion and the expression for two steps (the question is left empty)."""
+    first, second = steps
+    lines = [f"{a:{WIDTH}d}{op}{b:{WIDTH}d}={result:{WIDTH}d}" for a, op, b, result in steps]
+    inner = f"({first[0]:{WIDTH}d}{first[1]}{first[2]:{WIDTH}d})"
+    left, operator, right, _ = second
+    if left == first[3]:
+        expression = f"{inner}{operator}{right:{WIDTH}d}"
+    else:
+        expression = f"{left:{WIDTH}d}{operator}{inner}"
+    return Problem("", expression.replace(" ", ""), "\n".join([*lines, f"#### {expression}"]))
+
+
+def fingerprint(numbers: tuple[int, ...], target: int) -> str:
+    """Eight hex digits that name a problem whatever the order of its numbers."""
+    return f"{zlib.crc32(f'{sorted(numbers)}={target}'.encode()):08x}"
+
+
+@cache
+def benchmark_fingerprints() -> frozenset[str]:
+    """The problems of d1's Countdown-3 test rows, which generated problems never repeat."""
+    text = resources.files("lockstitch.recipes").joinpath("configs/tiny/countdown_cd3_fingerprints.txt").read_text()
+    return frozenset(line for line in text.split("\n") if line and not line.startswith("#"))
+
+
+def generate(rng: random.Random, *, held_out: bool = False) -> Problem:
+    """A solvable problem with numbers and target in 1..100 and its canonical solution.
+
+    The target is drawn as in the public Countdown data: a random expression over random numbers, kept if it lands in
+    range. Training problems, held-out problems and d1's test rows are disjoint, whatever the order of the numbers.
+    """
+    while True:
+        numbers = tuple(rng.randint(1, 100) for _ in range(3))
+        i, j, k = rng.choice(tuple(itertools.permutations(range(3))))
+        first = rng.choice(tuple(_operations(numbers[i], numbers[j])))
+        second = rng.choice(tuple(_operations(first[3], numbers[k])))
+        target = second[3]
+        if not 1 <= target <= 100:
+            continue
+        if is_held_out(f"{sorted(numbers)}={target}") != held_out:
+            continue
+        if fingerprint(numbers, target) in benchmark_fingerprints():
+            continue
+        steps = next(solutions(numbers, target), None)
+        if steps is None:
+            continue
+        written = write_solution(steps)
+        return Problem(f"{','.join(map(str, numbers))}={target}", written.answer, written.solution)

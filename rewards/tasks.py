@@ -1,0 +1,155 @@
+"""The tasks: what is asked, how it is put to a model, what counts as right.
+
+A `Task` is data and plain functions. Questions have one canonical text per task; `read_row` also takes the benchmark
+files' own notations. `generate` exists for tasks whose problems can be made up without end.
+"""
+
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lockstitch.rewards import arithmetic, countdown, sudoku
+from lockstitch.rewards.extract import last_marked, last_number, same_number
+from lockstitch.rewards.problem import Problem
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark.
+
+    Attributes:
+        name: what `--task` calls it.
+        prompt: question -> the text that a model completes.
+        extract: completion -> its answer in canonical form, or None if it has none.
+        is_correct: (question, gold answer or None, answer) -> whether it is right; None when that cannot be told.
+        read_row: one row of a file -> `Problem`; `ValueError` says what is missing.
+        unit: what one reasoning step is: `line`, `sentence` or `row`.
+        canvas_length: tokens that a completion of the embedded model takes, or None where there is no such model.
+        generate: (rng, held_out) -> a new problem, or None for a fixed benchmark.
+    """
+
+    name: str
+    prompt: Callable[[str], str]
+    extract: Callable[[str], str | None]
+    is_correct: Callable[[str, str | None, str], bool | None]
+    read_row: Callable[[Row], Problem]
+    unit: str
+    canvas_length: int | None = None
+    generate: Callable[[random.Random, bool], Problem] | None = None
+
+
+def _text(row: Row, *names: str) -> str:
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+    raise ValueError(f"no {' or '.join(repr(name) for name in names)}: a non-empty text is needed")
+
+
+def _optional_answer(row: Row) -> str | None:
+    answer = row.get("answer")
+    return None if answer is None or answer == "" else str(answer)
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def _generate_arithmetic(rng: random.Random, held_out: bool) -> Problem:
+    if rng.random() < 0.3:
+        return arithmetic.generate_word_problem(rng, rng.choice((1, 2, 3)), held_out=held_out)
+    return arithmetic.generate_chain(rng, rng.choice((1, 2, 2, 3, 3, 4, 4, 5)), held_out=held_out)
+
+
+def _read_number_row(row: Row) -> Problem:
+    answer = _optional_answer(row)
+    gold = None if answer is None else last_marked(answer) or last_number(answer)
+    return Problem(_text(row, "question", "problem"), gold, answer)
+
+
+def _number_is_correct(question: str, gold: str | None, answer: str) -> bool | None:
+    return None if gold is None else same_number(gold, answer)
+
+
+def _arithmetic_is_correct(question: str, gold: str | None, answer: str) -> bool | None:
+    value = arithmetic.solve_chain(question)
+    return _number_is_correct(question, str(value) if value is not None else gold, answer)
+
+
+def _extract_number(completion: str) -> str | None:
+    return last_marked(completion)
+
+
+# --- countdown -------------------------------------------------------------------------------------------------------
+
+
+def _read_countdown_row(row: Row) -> Problem:
+    if "input" in row and "output" in row:  # d1's file
+        question = f"{row['input']}={row['output']}".replace(" ", "")
+    elif "numbers" in row and "target" in row:
+        question = f"{','.join(str(number) for number in row['numbers'])}={row['target']}"
+    else:
+        question = _text(row, "question")
+        words = re.fullmatch(r"Numbers:\s*\[(.*)\]\s*Target:\s*(\d+)", question)
+        question = f"{words[1]}={words[2]}" if words else question
+    numbers, target = countdown.parse_question(question)
+    return Problem(f"{','.join(map(str, numbers))}={target}", _optional_answer(row))
+
+
+def _extract_expression(completion: str) -> str | None:
+    match = re.findall(r"####[ \t]*([-+*/() 0-9]+)", completion)
+    return re.sub(r"\s", "", match[-1]) or None if match else None
+
+
+# --- sudoku ----------------------------------------------------------------------------------------------------------
+
+
+def _read_sudoku_row(row: Row) -> Problem:
+    if "Puzzle" in row:  # d1's file
+        return Problem(sudoku.parse_question(str(row["Puzzle"])), str(row.get("Solution") or "") or None)
+    question = _text(row, "question")
+    digits = re.search(r"([0-4]{16})\s*$", question)
+    return Problem(sudoku.parse_question(digits[1] if digits else question), _optional_answer(row))
+
+
+def _extract_grid(completion: str) -> str | None:
+    cells = re.sub(r"\s", "", completion)
+    return cells if re.fullmatch(r"[1-4]{16}", cells) else None
+
+
+# --- the list --------------------------------------------------------------------------------------------------------
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "arithmetic", lambda question: question + "\n", _extract_number, _arithmetic_is_correct, _read_number_row,
+            unit="line", canvas_length=64, generate=_generate_arithmetic,
+        ),
+        Task(
+            "countdown", countdown.prompt, _extract_expression,
+            lambda question, gold, answer: countdown.is_solution(question, answer), _read_countdown_row,
+            unit="line", canvas_length=44,
+            generate=lambda rng, held_out: countdown.generate(rng, held_out=held_out),
+        ),
+        Task(
+            "sudoku", sudoku.prompt, _extract_grid,
+            lambda question, gold, answer: sudoku.is_solution(question, answer), _read_sudoku_row,
+            unit="row", canvas_length=20, generate=lambda rng, held_out: sudoku.generate(rng, held_out=held_out),
+        ),
+        Task(
+            "gsm8k", lambda question: question + "\n", lambda text: last_marked(text) or last_number(text),
+            _number_is_correct, _read_number_row, unit="sentence",
+        ),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The task of that name; `ValueError` lists the known ones."""
+    if name not in TASKS:
+        raise ValueError(f"task {name!r} is not one of {', '.join(TASKS)}")
+    return TASKS[name]

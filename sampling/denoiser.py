@@ -1,0 +1,140 @@
+"""The face of a diffusion language model: one way to ask any family for the logits of a canvas.
+
+Families here attend fully and use mask noise: `bidirectional` (Llama, Qwen2, Qwen3 classes of transformers with
+`is_causal=False`), `llada` and `dream` (the checkpoints' own remote code; Dream's logits are shifted by one). Leaves out
+block-causal and context-causal layouts and uniform noise.
+
+Axes: B rows, L positions, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a model family is called: whether it honours an attention mask and whether its logits are shifted."""
+
+    name: str
+    honours_mask: bool
+    shifted: bool
+
+
+BIDIRECTIONAL = Family("bidirectional", honours_mask=True, shifted=False)
+LLADA = Family("llada", honours_mask=False, shifted=False)
+DREAM = Family("dream", honours_mask=True, shifted=True)
+FAMILIES = {family.name: family for family in (BIDIRECTIONAL, LLADA, DREAM)}
+_BY_MODEL_TYPE = {"llama": BIDIRECTIONAL, "qwen2": BIDIRECTIONAL, "qwen3": BIDIRECTIONAL, "llada": LLADA,
+                  "Dream": DREAM}
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a transformers `model_type`; `ValueError` names the known ones."""
+    if model_type not in _BY_MODEL_TYPE:
+        known = ", ".join(sorted(_BY_MODEL_TYPE))
+        raise ValueError(f"model type {model_type!r} is of no known diffusion family (known types: {known}); "
+                         f"say which calling convention it follows with family={'|'.join(FAMILIES)}")
+    return _BY_MODEL_TYPE[model_type]
+
+
+def make_bidirectional(model: PreTrainedModel) -> PreTrainedModel:
+    """Lets every position of a Llama, Qwen2 or Qwen3 model attend to every other; saved with its config."""
+    model.config.is_causal = False
+    for module in model.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+    return model
+
+
+class Denoiser:
+    """A model, its tokenizer and the few ids that denoising needs.
+
+    Args:
+        model: any module whose `model(input_ids=, attention_mask=, position_ids=).logits` is `(B, L, V)`.
+        tokenizer: its tokenizer; must know a mask token unless `mask_id` says it.
+        family: the calling convention.
+        mask_id: the mask token, by default the tokenizer's, else the config's `mask_token_id`.
+
+    Raises `ValueError` where a mask or an end-of-sequence token is missing.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        family: Family = BIDIRECTIONAL,
+        mask_id: int | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.family = model, tokenizer, family
+        if mask_id is None:
+            mask_id = tokenizer.mask_token_id
+        if mask_id is None:
+            mask_id = getattr(model.config, "mask_token_id", None)
+        if mask_id is None:
+            raise ValueError("neither the tokenizer nor the config names a mask token; pass mask_id")
+        self.mask_id: int = mask_id
+        configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+        ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+        self.eos_ids: list[int] = list(dict.fromkeys(i for i in ids if i is not None))
+        if not self.eos_ids:
+            raise ValueError("neither the tokenizer nor the generation config names an end-of-sequence token")
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        family: str | None = None,
+        mask_id: int | None = None,
+        trust_remote_code: bool = False,
+        dtype: torch.dtype | str = "auto",
+        device: str | torch.device = "cpu",
+    ) -> "Denoiser":
+        """Loads a checkpoint and recognises its family from the config (`family` overrides).
+
+        Remote code runs only if `trust_remote_code` is said. Raises `ValueError` for an unknown family.
+        """
+        if family is not None and family not in FAMILIES:
+            raise ValueError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        known = FAMILIES[family] if family else family_of(config.model_type)
+        auto_map = getattr(config, "auto_map", None) or {}
+        loader: Any = AutoModel if "AutoModelForCausalLM" not in auto_map and auto_map else AutoModelForCausalLM
+        model = loader.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code).to(device).eval()
+        if known is BIDIRECTIONAL:
+            make_bidirectional(model)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return cls(model, tokenizer, known, mask_id)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of plain-text prompts, without special tokens of the tokenizer's own."""
+        return [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+
+    def forward_logits(
+        self, model: torch.nn.Module, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor
+    ) -> torch.Tensor:
+        """The model's own logits `(B, L, V)`; `model` is `self.model` or a wrapper of it (DDP, PEFT).
+
+        Padding must be on the right. A family that ignores attention masks must be given rows of one length.
+        """
+        if bool(attention_mask_BL.all()):
+            logits: torch.Tensor = model(input_ids=input_ids_BL).logits
+            return logits
+        if not self.family.honours_mask:
+            raise ValueError(f"{self.family.name} models ignore attention masks: batch rows of one length together")
+        return model(input_ids=input_ids_BL, attention_mask=attention_mask_BL).logits
+
+    def align(self, logits_BLV: torch.Tensor) -> torch.Tensor:
+        """Logits so that position i predicts token i: Dream's are moved right by one."""
+        return torch.cat([logits_BLV[:, :1], logits_BLV[:, :-1]], dim=1) if self.family.shifted else logits_BLV
