@@ -140,7 +140,7 @@ class DiffusionSFTTrainer(SFTTrainer):
         noised_BL, masked_BL = mask_completion(
             inputs["input_ids"], labels_BL != IGNORED, ratio_B, self._denoiser.mask_id, generator
         )
-        logits_BLV = self._denoiser.align(self._denoiser.forward_logits(model, noised_BL, inputs["attention_mask"]))
+        logits_BLV = self._denoiser.forward_logits(model, noised_BL, inputs["attention_mask"])
         loss = masked_diffusion_loss(logits_BLV, labels_BL, masked_BL, ratio_B, self.args.loss_weighting)
         with torch.no_grad():
             right = (logits_BLV.argmax(-1) == labels_BL)[masked_BL].float().mean()

@@ -18,16 +18,24 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 @dataclass(frozen=True)
 class Family:
-    """How a model family is called: whether it honours an attention mask and whether its logits are shifted."""
+    """How a model family is called.
+
+    Attributes:
+        name: what `--family` calls it.
+        honours_mask: whether an attention mask hides padding; if not, rows of one length are batched together.
+        shifted: whether the logits at i predict the token at i + 1.
+        keeps_columns: whether the head can be asked for some columns alone (`logits_to_keep`).
+    """
 
     name: str
     honours_mask: bool
     shifted: bool
+    keeps_columns: bool
 
 
-BIDIRECTIONAL = Family("bidirectional", honours_mask=True, shifted=False)
-LLADA = Family("llada", honours_mask=False, shifted=False)
-DREAM = Family("dream", honours_mask=True, shifted=True)
+BIDIRECTIONAL = Family("bidirectional", honours_mask=True, shifted=False, keeps_columns=True)
+LLADA = Family("llada", honours_mask=False, shifted=False, keeps_columns=False)
+DREAM = Family("dream", honours_mask=True, shifted=True, keeps_columns=False)
 FAMILIES = {family.name: family for family in (BIDIRECTIONAL, LLADA, DREAM)}
 _BY_MODEL_TYPE = {"llama": BIDIRECTIONAL, "qwen2": BIDIRECTIONAL, "qwen3": BIDIRECTIONAL, "llada": LLADA,
                   "Dream": DREAM}
@@ -121,20 +129,43 @@ class Denoiser:
         """Token ids of plain-text prompts, without special tokens of the tokenizer's own."""
         return [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
 
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of token ids, special tokens left out."""
+        return [self.tokenizer.decode(list(row), skip_special_tokens=True) for row in ids]
+
     def forward_logits(
-        self, model: torch.nn.Module, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor
+        self,
+        model: torch.nn.Module,
+        input_ids_BL: torch.Tensor,
+        attention_mask_BL: torch.Tensor,
+        columns: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The model's own logits `(B, L, V)`; `model` is `self.model` or a wrapper of it (DDP, PEFT).
+        """Logits in which position i predicts token i, `(B, L, V)`, or `(B, C, V)` of the given columns alone.
 
-        Padding must be on the right. A family that ignores attention masks must be given rows of one length.
+        `model` is `self.model` or a wrapper of it (DDP, PEFT). Padding may be on either side: positions count from each
+        row's first real token. Raises `ValueError` for padded rows where the family ignores attention masks.
         """
-        if bool(attention_mask_BL.all()):
-            logits: torch.Tensor = model(input_ids=input_ids_BL).logits
+        arguments: dict[str, Any] = {"input_ids": input_ids_BL}
+        if not bool(attention_mask_BL.all()):
+            if not self.family.honours_mask:
+                raise ValueError(f"{self.family.name} models ignore attention masks: batch rows of one length only")
+            arguments["attention_mask"] = attention_mask_BL
+            arguments["position_ids"] = (attention_mask_BL.cumsum(1) - 1).clamp(min=0)
+        if self.family.shifted:
+            # The token at i is predicted at i - 1; nothing predicts the first one, whose own logits stand in.
+            if columns is None:
+                columns = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
+            columns = (columns - 1).clamp(min=0)
+        if columns is None:
+            logits: torch.Tensor = model(**arguments).logits
             return logits
-        if not self.family.honours_mask:
-            raise ValueError(f"{self.family.name} models ignore attention masks: batch rows of one length together")
-        return model(input_ids=input_ids_BL, attention_mask=attention_mask_BL).logits
+        if self.family.keeps_columns:
+            return model(**arguments, logits_to_keep=columns).logits
+        return model(**arguments).logits[:, columns]
 
-    def align(self, logits_BLV: torch.Tensor) -> torch.Tensor:
-        """Logits so that position i predicts token i: Dream's are moved right by one."""
-        return torch.cat([logits_BLV[:, :1], logits_BLV[:, :-1]], dim=1) if self.family.shifted else logits_BLV
+    def canvas_logits(
+        self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor, start: int, stop: int
+    ) -> torch.Tensor:
+        """Logits `(B, stop - start, V)` of the tokens in columns `start:stop`."""
+        columns = torch.arange(start, stop, device=input_ids_BL.device)
+        return self.forward_logits(self.model, input_ids_BL, attention_mask_BL, columns)

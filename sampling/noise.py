@@ -1,0 +1,43 @@
+"""Noise that is a pure function of (seed, block, step, position).
+
+A trajectory's noise depends on nothing else: not on the rows beside it, not on the number of trajectories, not on the
+global generator. Mixing is SplitMix64's finaliser (Steele et al., 2014) in wrapping 64-bit integers.
+"""
+
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def _mix_int(value: int) -> int:
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def derive_seed(seed: int, *path: int) -> int:
+    """A seed in [0, 2^63) for a place in a tree of seeds, such as (call, trajectory)."""
+    state = _mix_int(seed + 0x9E3779B97F4A7C15)
+    for part in path:
+        state = _mix_int(state + 0x9E3779B97F4A7C15 * (part + 1))
+    return state >> 1
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts keep the sign
+
+
+def uniform(seeds_B: torch.Tensor, block: int, step: int, positions_L: torch.Tensor) -> torch.Tensor:
+    """Uniform draws in [0, 1), `(B, L)` float64, one for each row's seed (int64) and each canvas position (int64)."""
+    place = _signed(_mix_int(block * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + 1))
+    x = (seeds_B ^ place)[:, None] + positions_L[None, :] * _signed(0x9E3779B97F4A7C15)
+    for _ in range(2):  # twice: one round leaves neighbouring positions visibly related
+        x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+        x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
+        x = x ^ _shift_right(x, 31)
+    return _shift_right(x, 11).double() / (1 << 53)

@@ -1,0 +1,88 @@
+"""The records that flow through every room: what a trajectory says, how it came about and what it cost."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What something cost. Ledgers add: `a.then(b)` for work done after other work, `together` for work done beside.
+
+    Attributes:
+        nfe: forward passes of the diffusion model, counted per trajectory.
+        tokens_forwarded: tokens that those passes processed, padding left out.
+        scorer_tokens: tokens read by a scoring model.
+        solver_tokens: tokens read and written by the solver.
+        sequential_steps: forward passes that had to wait for one another, of any model.
+        seconds: wall-clock time; a batched pass is shared equally among its rows.
+    """
+
+    nfe: int = 0
+    tokens_forwarded: int = 0
+    scorer_tokens: int = 0
+    solver_tokens: int = 0
+    sequential_steps: int = 0
+    seconds: float = 0.0
+
+    def then(self, other: "Ledger") -> "Ledger":
+        """The cost of this and, after it, the other."""
+        return Ledger(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    @staticmethod
+    def together(ledgers: "list[Ledger]") -> "Ledger":
+        """The cost of several things that do not wait for one another: sums, but the longest chain of steps."""
+        total = Ledger()
+        for ledger in ledgers:
+            total = total.then(ledger)
+        longest = max((ledger.sequential_steps for ledger in ledgers), default=0)
+        return dataclasses.replace(total, sequential_steps=longest)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One denoised completion of one prompt, with its trace and its ledger.
+
+    The trace has one entry per canvas position. `commit_step` is the denoising step (from 1) at which the position
+    received its token, 0 where it was given (pinned), -1 where the row stopped before it was reached; `confidence` is the
+    snapshot confidence, the probability of the token at that moment under the un-noised softmax; `entropy` is the entropy
+    of that softmax in nats.
+
+    Attributes:
+        prompt: index of its prompt in the call.
+        seed: the seed of its own noise.
+        prompt_ids: tokens of the prompt.
+        canvas_ids: tokens of the whole canvas; the mask token where `commit_step` is -1.
+        length: tokens of the completion, up to and with its first EOS.
+        text: the completion without special tokens.
+        finished: whether it ended in EOS.
+        commit_step, confidence, entropy: the trace.
+        ledger: the cost.
+    """
+
+    prompt: int
+    seed: int
+    prompt_ids: tuple[int, ...]
+    canvas_ids: tuple[int, ...]
+    length: int
+    text: str
+    finished: bool
+    commit_step: tuple[int, ...]
+    confidence: tuple[float, ...]
+    entropy: tuple[float, ...]
+    ledger: Ledger
+
+    @property
+    def completion_ids(self) -> tuple[int, ...]:
+        """The tokens up to and with the first EOS."""
+        return self.canvas_ids[: self.length]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping from which `from_dict` restores the same record."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Trajectory":
+        """The inverse of `to_dict`, also after a trip through JSON."""
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**{**fields, "ledger": Ledger(**fields["ledger"])})
