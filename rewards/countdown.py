@@ -14,7 +14,7 @@ import itertools
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from importlib import resources
@@ -143,6 +143,35 @@ def write_solution(steps: tuple[Operation, Operation]) -> Problem:
     else:
         expression = f"{left:{WIDTH}d}{operator}{inner}"
     return Problem("", expression.replace(" ", ""), "\n".join([*lines, f"#### {expression}"]))
+
+
+_STEP = re.compile(r"\s*(\d+)\s*([-+*/])\s*(\d+)\s*=\s*(\d+)\s*")
+
+
+def write_step(text: str) -> str:
+    """A step in columns, whatever white space it was written with; other text is returned stripped."""
+    match = _STEP.fullmatch(text)
+    if match is None:
+        return text.strip()
+    return f"{int(match[1]):{WIDTH}d}{match[2]}{int(match[3]):{WIDTH}d}={int(match[4]):{WIDTH}d}"
+
+
+def conclude(steps: Sequence[str]) -> str | None:
+    """The expression that the steps amount to: each result stands for its step; None if a step is not an equation."""
+    pieces: dict[int, list[str]] = {}
+    expression = None
+    for place, step in enumerate(steps):
+        match = _STEP.fullmatch(step)
+        if match is None:
+            return None
+        sides = []
+        for number in (int(match[1]), int(match[3])):
+            held = pieces.get(number)
+            sides.append(held.pop() if held else str(number))
+        expression = f"{sides[0]}{match[2]}{sides[1]}"
+        if place < len(steps) - 1:
+            pieces.setdefault(int(match[4]), []).append(f"({expression})")
+    return expression
 
 
 def fingerprint(numbers: tuple[int, ...], target: int) -> str:

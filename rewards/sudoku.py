@@ -6,6 +6,7 @@ line. A quarter of the 8-hole puzzles have several solutions, so validity is jud
 
 import random
 import re
+from collections.abc import Sequence
 from functools import cache
 
 from lockstitch.rewards.problem import Problem
@@ -47,6 +48,12 @@ def is_solution(question: str, cells: str) -> bool:
     """Whether the grid is valid and keeps every clue."""
     puzzle = parse_question(question)
     return is_valid_grid(cells) and all(clue in ("0", cell) for clue, cell in zip(puzzle, cells, strict=True))
+
+
+def conclude(steps: Sequence[str]) -> str | None:
+    """The grid that four rows make, or None if there are not four of four digits."""
+    cells = [re.sub(r"\s", "", step) for step in steps]
+    return "".join(cells) if len(cells) == 4 and all(len(row) == 4 for row in cells) else None
 
 
 @cache

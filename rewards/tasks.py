@@ -6,13 +6,15 @@ files' own notations. `generate` exists for tasks whose problems can be made up 
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lockstitch.rewards import arithmetic, countdown, sudoku
+from lockstitch.rewards.equations import EquationChecker
 from lockstitch.rewards.extract import last_marked, last_number, same_number
 from lockstitch.rewards.problem import Problem
+from lockstitch.rewards.steps import ArithmeticChecker, CountdownChecker, StepChecker, SudokuChecker
 
 Row = Mapping[str, Any]
 
@@ -28,6 +30,9 @@ class Task:
         is_correct: (question, gold answer or None, answer) -> whether it is right; None when that cannot be told.
         read_row: one row of a file -> `Problem`; `ValueError` says what is missing.
         unit: what one reasoning step is: `line`, `sentence` or `row`.
+        checker: what a sound step is.
+        conclude: steps -> the answer that they amount to, or None where only the completion's own words can tell.
+        write_step: a step's text -> the form in which the task's completions write it.
         canvas_length: tokens that a completion of the embedded model takes, or None where there is no such model.
         generate: (rng, held_out) -> a new problem, or None for a fixed benchmark.
     """
@@ -38,6 +43,9 @@ class Task:
     is_correct: Callable[[str, str | None, str], bool | None]
     read_row: Callable[[Row], Problem]
     unit: str
+    checker: StepChecker
+    conclude: Callable[[Sequence[str]], str | None]
+    write_step: Callable[[str], str] = str.strip
     canvas_length: int | None = None
     generate: Callable[[random.Random, bool], Problem] | None = None
 
@@ -59,8 +67,8 @@ def _optional_answer(row: Row) -> str | None:
 
 
 def _generate_arithmetic(rng: random.Random, held_out: bool) -> Problem:
-    if rng.random() < 0.3:
-        return arithmetic.generate_word_problem(rng, rng.choice((1, 2, 3)), held_out=held_out)
+    if rng.random() < 0.25:
+        return arithmetic.generate_word_problem(rng, rng.choice((1, 2, 2)), held_out=held_out)
     return arithmetic.generate_chain(rng, rng.choice((1, 2, 2, 3, 3, 4, 4, 5)), held_out=held_out)
 
 
@@ -79,8 +87,8 @@ def _arithmetic_is_correct(question: str, gold: str | None, answer: str) -> bool
     return _number_is_correct(question, str(value) if value is not None else gold, answer)
 
 
-def _extract_number(completion: str) -> str | None:
-    return last_marked(completion)
+def _last_result(steps: Sequence[str]) -> str | None:
+    return last_number(steps[-1].rpartition("=")[2]) if steps and "=" in steps[-1] else None
 
 
 # --- countdown -------------------------------------------------------------------------------------------------------
@@ -116,7 +124,7 @@ def _read_sudoku_row(row: Row) -> Problem:
 
 
 def _extract_grid(completion: str) -> str | None:
-    cells = re.sub(r"\s", "", completion)
+    cells = re.sub(r"\s", "", completion.rpartition("####")[2])
     return cells if re.fullmatch(r"[1-4]{16}", cells) else None
 
 
@@ -126,23 +134,25 @@ TASKS = {
     task.name: task
     for task in (
         Task(
-            "arithmetic", lambda question: question + "\n", _extract_number, _arithmetic_is_correct, _read_number_row,
-            unit="line", canvas_length=64, generate=_generate_arithmetic,
+            "arithmetic", lambda question: question + "\n", last_marked, _arithmetic_is_correct, _read_number_row,
+            unit="line", checker=ArithmeticChecker(), conclude=_last_result, canvas_length=56, generate=_generate_arithmetic,
         ),
         Task(
             "countdown", countdown.prompt, _extract_expression,
             lambda question, gold, answer: countdown.is_solution(question, answer), _read_countdown_row,
-            unit="line", canvas_length=44,
+            unit="line", checker=CountdownChecker(), conclude=countdown.conclude, write_step=countdown.write_step,
+            canvas_length=44,
             generate=lambda rng, held_out: countdown.generate(rng, held_out=held_out),
         ),
         Task(
             "sudoku", sudoku.prompt, _extract_grid,
             lambda question, gold, answer: sudoku.is_solution(question, answer), _read_sudoku_row,
-            unit="row", canvas_length=20, generate=lambda rng, held_out: sudoku.generate(rng, held_out=held_out),
+            unit="row", checker=SudokuChecker(), conclude=sudoku.conclude, canvas_length=20,
+            generate=lambda rng, held_out: sudoku.generate(rng, held_out=held_out),
         ),
         Task(
             "gsm8k", lambda question: question + "\n", lambda text: last_marked(text) or last_number(text),
-            _number_is_correct, _read_number_row, unit="sentence",
+            _number_is_correct, _read_number_row, unit="sentence", checker=EquationChecker(), conclude=lambda steps: None,
         ),
     )
 }

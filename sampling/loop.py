@@ -38,14 +38,14 @@ def sample(
     prompts: Sequence[Prompt],
     config: SamplerConfig,
     n: int = 1,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     canvases: Sequence[Canvas] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Trajectory]:
     """Draws `n` trajectories of each prompt.
 
-    Trajectory k of a call has the seed `derive_seed(seed, k)` for every prompt, and its tokens depend on that seed, its
-    prompt, its canvas and the settings only: not on `n`, on the other prompts, or on `batch_size` (up to the rounding of
+    Trajectory k of a prompt has the seed `derive_seed(seed, k)`, and its tokens depend on that seed, its prompt, its canvas
+    and the settings only: not on `n`, on the other prompts, or on `batch_size` (up to the rounding of
     the model's own arithmetic).
 
     Args:
@@ -53,7 +53,7 @@ def sample(
         prompts: texts, or token ids.
         config: the settings.
         n: trajectories per prompt.
-        seed: any integer.
+        seed: any integer, or one for each prompt.
         canvases: one initial canvas per prompt, `canvas_length` entries each: a token id where the position is pinned,
             None where it is to be denoised. None starts from an empty canvas.
         progress: called with the number of trajectories that were just finished.
@@ -77,8 +77,11 @@ def sample(
             raise ValueError(f"prompt {i} is empty")
         if len(canvas) != config.canvas_length:
             raise ValueError(f"canvas {i} has {len(canvas)} positions; canvas_length={config.canvas_length}")
+    seeds = [seed] * len(ids) if isinstance(seed, int) else seed
+    if len(seeds) != len(ids):
+        raise ValueError(f"{len(seeds)} seeds for {len(ids)} prompts: one each, or a single one")
     rows = [
-        _Row(i, prompt_ids, derive_seed(seed, k), canvas)
+        _Row(i, prompt_ids, derive_seed(seeds[i], k), canvas)
         for i, (prompt_ids, canvas) in enumerate(zip(ids, canvases, strict=True))
         for k in range(n)
     ]
@@ -158,6 +161,8 @@ def _denoise(denoiser: Denoiser, rows: list[_Row], config: SamplerConfig) -> lis
     for block in range(config.blocks):
         start, stop = block * config.block, (block + 1) * config.block
         initial_B = state.masked_BG[:, start:stop].sum(1)
+        # Pinned positions shorten the block's schedule in proportion, so that tokens per step stay what was asked for.
+        steps_B = (initial_B * steps_per_block + config.block - 1) // config.block
         step = 0
         while True:
             active_A = (state.running_B & state.masked_BG[:, start:stop].any(1)).nonzero()[:, 0]
@@ -173,9 +178,8 @@ def _denoise(denoiser: Denoiser, rows: list[_Row], config: SamplerConfig) -> lis
             token, confidence, entropy = draw(logits, noise, config.temperature, forbidden)
             masked = state.masked_BG[active_A, start:stop]
             if config.policy == "quota":
-                count = policies.quota_count(initial_B[active_A], step, steps_per_block)
-                # A block with fewer masks than steps would idle through its last steps; it commits one a step instead.
-                commit = policies.quota(confidence, masked, count.clamp(min=1))
+                count = policies.quota_count(initial_B[active_A], step, steps_B[active_A])
+                commit = policies.quota(confidence, masked, count)
             else:
                 assert config.threshold is not None
                 commit = policies.threshold(confidence, masked, config.threshold)

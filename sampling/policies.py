@@ -15,9 +15,9 @@ def quota(confidence_BL: torch.Tensor, masked_BL: torch.Tensor, count_B: torch.T
     return (rank_BL < count_B[:, None]) & masked_BL
 
 
-def quota_count(masks_B: torch.Tensor, step: int, steps: int) -> torch.Tensor:
-    """How many of a block's initial `masks_B` commit at `step` (from 0) of `steps`: the remainder goes first."""
-    return masks_B // steps + (step < masks_B % steps).long()
+def quota_count(masks_B: torch.Tensor, step: int, steps_B: torch.Tensor) -> torch.Tensor:
+    """How many of a block's initial `masks_B` commit at `step` (from 0) of `steps_B`: the remainder goes first."""
+    return masks_B // steps_B + (step < masks_B % steps_B).long()
 
 
 def threshold(confidence_BL: torch.Tensor, masked_BL: torch.Tensor, least: float) -> torch.Tensor:

@@ -1,0 +1,67 @@
+"""The `lockstitch` console script: names the rooms' commands and hands the arguments on.
+
+It imports a room only when its command is called, so that `--help` and `--version` answer at once. Each command is a
+function `main(argv: list[str]) -> int` of its room, which parses its own arguments and returns the exit status.
+
+    lockstitch stitch --help
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from lockstitch import __version__
+
+
+class Command(NamedTuple):
+    """The module whose `main` runs the command, and what the command does in a line."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "stitch": Command("lockstitch.stitching.cli", "sample trajectories, stitch their best steps, answer and report"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="lockstitch",
+        usage="%(prog)s [--help] [--version] COMMAND ...",
+        description="Reasoning and reinforcement-learning post-training of diffusion language models.",
+        epilog="\n".join(
+            [
+                "commands:",
+                *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
+                "\n`lockstitch COMMAND --help` tells the options of a command.",
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"lockstitch {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that `argv` (default: the process's arguments) opens with and returns its exit status.
+
+    Raises:
+        SystemExit: 0 after `--help` or `--version`; 2 when the command is missing or unknown, with the known ones.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        status: int = import_module(COMMANDS[argv[0]].module).main(argv[1:])
+        return status
+    parser = _parser()
+    parser.parse_known_args(argv[:1])  # `--help` and `--version` end here
+    given = f"unknown command {argv[0]!r}" if argv else "a command is missing"
+    parser.error(f"{given}; known: {', '.join(COMMANDS)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Diffusion infill: pin the evidence on a canvas and leave the rest to be denoised.
+
+An autoregressive solver can only read evidence; a diffusion model can be handed it in place. Pinned steps keep their
+tokens, open steps become as many masks as they had tokens, and whatever follows the last step (the answer) is open.
+"""
+
+from collections.abc import Sequence
+
+from lockstitch.rewards.tasks import Task
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.stitching.steps import Clue
+
+
+def pin_chain(
+    denoiser: Denoiser, task: Task, chain: Sequence[Clue], delta: float, canvas_length: int
+) -> list[int | None]:
+    """A canvas of `canvas_length` entries: token ids of the clues that score at least `delta`, None elsewhere.
+
+    Steps stand one after another, each followed by the task's separator, as the model was trained to write them.
+    Whatever does not fit is left open.
+    """
+    canvas: list[int | None] = []
+    separator = denoiser.encode(["\n"])[0]
+    for position, clue in enumerate(chain):
+        ids = denoiser.encode([task.write_step(clue.step.text)])[0]
+        canvas += ids if clue.score >= delta else [None] * len(ids)
+        if position < len(chain) - 1:
+            canvas += separator
+    canvas = canvas[:canvas_length]
+    return canvas + [None] * (canvas_length - len(canvas))

@@ -1,0 +1,238 @@
+"""`lockstitch stitch`: noisy diffusion trajectories in, a stitched answer out.
+
+    lockstitch stitch --task arithmetic --generate 100 --output runs/demo
+    lockstitch stitch --task sudoku --question 3102200002100320
+    lockstitch stitch --task gsm8k --trajectories completions.jsonl --solver none --output runs/gsm8k
+
+Options stand on the command line or in a YAML file (`--config`), as in TRL. Without `--model` the tasks arithmetic,
+countdown and sudoku run on the models that come with the package.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+EMBEDDED = "embedded"
+NONE = "none"
+
+
+@dataclass
+class StitchConfig:
+    """Everything that `lockstitch stitch` can be told."""
+
+    task: str = field(metadata={"help": "arithmetic, countdown, sudoku or gsm8k."})
+    input: str | None = field(
+        default=None, metadata={"help": "Problems: JSON Lines with 'question' and, where known, 'answer'; or a "
+                                        "benchmark file in its own notation."}
+    )  # fmt: skip
+    question: str | None = field(default=None, metadata={"help": "One problem, shown in the terminal."})
+    generate: int | None = field(default=None, metadata={"help": "This many generated held-out problems."})
+    trajectories: str | None = field(
+        default=None, metadata={"help": "Trajectories sampled elsewhere: JSON Lines with 'question', 'completions' and, "
+                                        "where known, 'answer'."}
+    )  # fmt: skip
+    limit: int | None = field(default=None, metadata={"help": "Only the first so many problems."})
+    output: str | None = field(
+        default=None, metadata={"help": "Directory for results.jsonl, summary.json and report.html. Needed unless one "
+                                        "question is asked."}
+    )  # fmt: skip
+    model: str | None = field(
+        default=None, metadata={"help": "Diffusion model: a directory or hub name. Default: the embedded one of the task."}
+    )
+    family: str | None = field(default=None, metadata={"help": "Calling convention, if it cannot be told: "
+                                                               "bidirectional, llada or dream."})  # fmt: skip
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that a checkpoint brings along."})
+    num_trajectories: int | None = field(default=None, metadata={"help": "N, trajectories per problem (default 8)."})
+    canvas_length: int | None = field(default=None, metadata={"help": "Tokens of the canvas (default: the task's)."})
+    block_length: int | None = field(default=None, metadata={"help": "Positions denoised together (default: all)."})
+    policy: str | None = field(default=None, metadata={"help": "quota (default) or threshold."})
+    steps: int | None = field(
+        default=None, metadata={"help": "Denoising steps under quota (default: four tokens a step)."}
+    )
+    threshold: float | None = field(default=None, metadata={"help": "Confidence to commit at, under threshold."})
+    temperature: float | None = field(default=None, metadata={"help": "Of the trajectories (default 0.7)."})
+    scorer: str = field(
+        default="calculator", metadata={"help": "calculator, confidence, prm:MODEL or module:function."}
+    )
+    rule: str = field(default="path", metadata={"help": "Stitching rule: path, paper or public."})
+    delta: float = field(default=0.9, metadata={"help": "Steps that score at least this are kept."})
+    rounds: bool | None = field(
+        default=None, metadata={"help": "Denoise again around the evidence (default: yes, with the rule path and a "
+                                        "diffusion model)."}
+    )  # fmt: skip
+    solver: str | None = field(
+        default=None, metadata={"help": "Writes the answer: a model directory or hub name, vllm:MODEL, openai:MODEL@URL, "
+                                        "none, or embedded (default for the embedded tasks)."}
+    )  # fmt: skip
+    seed: int = field(default=0, metadata={"help": "Seed of all noise and of generated problems."})
+    batch_size: int = field(default=256, metadata={"help": "Most rows in one forward pass."})
+    chunk: int = field(default=25, metadata={"help": "Problems worked on together; results are saved after each chunk."})
+    color: str = field(default="auto", metadata={"help": "auto, always or never."})
+
+    def __post_init__(self) -> None:
+        from lockstitch.stitching.stitch import RULES
+
+        sources = ("input", "question", "generate", "trajectories")
+        given = [name for name in sources if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"say where the problems come from, once: --{', --'.join(sources)} (given: {given or 'none'})")
+        if self.rule not in RULES:
+            raise ValueError(f"rule={self.rule!r} is not one of {', '.join(RULES)}")
+        if not 0 <= self.delta:
+            raise ValueError(f"delta={self.delta} must be at least 0 (above 1 keeps the anchor alone)")
+        for name in ("generate", "limit", "num_trajectories", "batch_size", "chunk"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.color not in ("auto", "always", "never"):
+            raise ValueError(f"color={self.color!r} is not one of auto, always, never")
+        if self.output is None and self.question is None:
+            raise ValueError("--output DIR is needed (only --question can do without)")
+        if self.trajectories is not None:
+            sampling = ("model", "family", "num_trajectories", "canvas_length", "block_length", "policy", "steps",
+                        "threshold", "temperature", "rounds")  # fmt: skip
+            ignored = [name for name in sampling if getattr(self, name) is not None]
+            if ignored or self.trust_remote_code:
+                raise ValueError(f"--trajectories come as they are; nothing is sampled, so {ignored or 'trust_remote_code'}"
+                                 " would be ignored")  # fmt: skip
+            self.rounds = False
+        elif self.rounds is None:
+            self.rounds = self.rule == "path"
+        elif self.rounds and self.rule != "path":
+            raise ValueError(f"rounds stitch by the rule path; rule={self.rule!r} takes --rounds false")
+        if self.question is not None and self.limit is not None:
+            raise ValueError(f"limit={self.limit} would be ignored with --question")
+
+
+def _progress(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, unit="problem", disable=None)
+    return lambda count: (bar.update(count), None)[1], bar.close
+
+
+def _use_color(choice: str) -> bool:
+    return choice == "always" or (choice == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+
+def stitch(config: StitchConfig) -> int:
+    """Runs the pipeline; returns the process's exit status. Raises `ValueError` before any long work."""
+    from lockstitch.rewards.tasks import get_task
+    from lockstitch.stitching.inputs import Given, generate_problems, read_problems
+
+    task = get_task(config.task)
+    if config.trajectories is not None:
+        given = read_problems(Path(config.trajectories), task, with_completions=True)
+    elif config.input is not None:
+        given = read_problems(Path(config.input), task)
+    elif config.generate is not None:
+        given = generate_problems(task, config.generate, config.seed)
+    else:
+        given = [Given(task.read_row({"question": config.question}))]
+    given = given[: config.limit]
+    if config.trajectories is not None and len({len(one.completions or ()) for one in given}) == 1:
+        n = len(given[0].completions or ())
+    else:
+        n = config.num_trajectories or 8
+
+    from lockstitch.stitching import pipeline
+    from lockstitch.stitching.methods import Compare, StitchSettings
+    from lockstitch.stitching.report import write_report
+    from lockstitch.stitching.terminal import render_problem, render_summary
+
+    embedded = config.trajectories is None and config.model is None
+    directory = Path(config.output) if config.output is not None else None
+    if directory is not None:
+        remembered = {name: value for name, value in asdict(config).items() if name not in ("output", "color")}
+        pipeline.claim_directory(directory, {**remembered, "num_trajectories": n})
+    denoiser, sampler_config = _load_denoiser(config, task, embedded)
+    scorer, solver = _load_readers(config, task)
+    settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds))
+    sampler = pipeline.Sample(task, scorer, n, denoiser, sampler_config)
+    compare = Compare(task, scorer, settings, solver, denoiser, sampler_config)
+    color = _use_color(config.color)
+    if directory is None:
+        rows = pipeline.run_in_memory(given, task, sampler, compare, seed=config.seed)
+        print(render_problem(rows[0], width=_width(), color=color))
+        print(render_summary(pipeline.summarise(task, rows, compare.absent(), {"num_trajectories": n}), color=color))
+        return 0
+    update, close = _progress(len(given))
+    rows = list(
+        pipeline.run(given, task, sampler, compare, directory, seed=config.seed, chunk=config.chunk, progress=update)
+    )
+    close()
+    summary = pipeline.summarise(task, rows, compare.absent(), {**remembered, "num_trajectories": n})
+    pipeline.write_whole(directory / pipeline.SUMMARY, pipeline.to_json(summary))
+    write_report(directory / pipeline.REPORT, rows, summary)
+    if config.question is not None:
+        print(render_problem(rows[0], width=_width(), color=color))
+    print(render_summary(summary, color=color))
+    print(f"\nLook at {directory / pipeline.REPORT}")
+    return 0
+
+
+def _width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size((120, 40)).columns
+
+
+def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any, Any]:
+    if config.trajectories is not None:
+        return None, None
+    from lockstitch import embedded_model
+    from lockstitch.sampling.config import SamplerConfig
+    from lockstitch.sampling.denoiser import Denoiser
+
+    if embedded and task.canvas_length is None:
+        raise ValueError(f"no embedded model does {task.name}: name one with --model, or give --trajectories")
+    canvas = config.canvas_length or task.canvas_length
+    if canvas is None:
+        raise ValueError(f"task {task.name!r} has no canvas length of its own: say --canvas_length")
+    policy = config.policy or "quota"
+    block = config.block_length
+    steps = config.steps
+    if policy == "quota" and steps is None:
+        blocks = canvas // (block or canvas)
+        steps = max(blocks, canvas // 4 // blocks * blocks)
+    sampler_config = SamplerConfig(
+        canvas_length=canvas, block_length=block, policy=policy, steps=steps, threshold=config.threshold,
+        temperature=0.7 if config.temperature is None else config.temperature, batch_size=config.batch_size,
+    )  # fmt: skip
+    path = str(embedded_model(task.name)) if embedded else str(config.model)
+    denoiser = Denoiser.from_pretrained(path, family=config.family, trust_remote_code=config.trust_remote_code)
+    return denoiser, sampler_config
+
+
+def _load_readers(config: StitchConfig, task: Any) -> tuple[Any, Any]:
+    from lockstitch import embedded_model
+    from lockstitch.stitching.refine import load_solver
+    from lockstitch.stitching.score import load_scorer
+
+    scorer = load_scorer(config.scorer, task)
+    solver = config.solver or (EMBEDDED if task.canvas_length is not None else NONE)
+    if solver == NONE:
+        return scorer, None
+    if solver == EMBEDDED and task.canvas_length is None:
+        raise ValueError(f"the embedded solver does not know {task.name}: name another --solver, or none")
+    return scorer, load_solver(str(embedded_model("solver")) if solver == EMBEDDED else solver, task)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `lockstitch stitch`."""
+    from trl import TrlParser
+
+    parser = TrlParser((StitchConfig,), prog="lockstitch stitch")
+    try:
+        (config,) = parser.parse_args_and_config(argv)
+        return stitch(config)
+    except (ValueError, ConnectionError) as error:
+        print(f"lockstitch stitch: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

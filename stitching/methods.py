@@ -1,0 +1,268 @@
+"""Every way to turn N trajectories into an answer, side by side at equal cost, so that no figure stands alone.
+
+Sampling-only: `single`, `greedy`, `majority_vote`, `best_of_n`, `weighted_vote`. With more denoising inside the same
+budget of forward passes: `best_of_n_refine`, `remask_loop`, `stitched`. With an autoregressive solver: `all_traces`,
+`solver_alone`, and `stitched` where its chain does not stand by itself. A method that cannot run on the given input is
+absent, with its reason.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lockstitch.rewards.extract import same_number
+from lockstitch.rewards.tasks import Task
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.loop import sample
+from lockstitch.sampling.noise import derive_seed
+from lockstitch.sampling.trajectory import Ledger
+from lockstitch.stitching.canvas import pin_chain
+from lockstitch.stitching.pool import Pool
+from lockstitch.stitching.refine import Solver
+from lockstitch.stitching.rounds import own_chain, stitch_rounds, stands
+from lockstitch.stitching.score import Scorer
+from lockstitch.stitching.steps import Evidence, merge_clues
+from lockstitch.stitching.stitch import RULES
+from lockstitch.stitching.vote import best_of_n, majority_vote, weighted_vote
+
+METHODS = (
+    "greedy", "single", "majority_vote", "best_of_n", "weighted_vote", "best_of_n_refine", "remask_loop", "all_traces",
+    "solver_alone", "stitched",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One method's answer to one problem: the answer (None if there is none), the text it came from, and the cost."""
+
+    answer: str | None
+    text: str
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Compared:
+    """All methods on one problem, the evidence behind `stitched` and the pool that it was stitched from."""
+
+    outcomes: dict[str, Outcome]
+    evidence: Evidence
+    pool: Pool
+
+
+@dataclass(frozen=True)
+class StitchSettings:
+    """How evidence is chosen and refined.
+
+    Attributes:
+        num_trajectories: N; its forward passes are the budget of every method that denoises more than once.
+        rule: `path`, `paper` or `public` (see `lockstitch.stitching.stitch`).
+        delta: steps that score at least this are kept.
+        rounds: whether to denoise again around the evidence (needs the diffusion model and the rule `path`).
+    """
+
+    num_trajectories: int
+    rule: str
+    delta: float
+    rounds: bool
+
+
+def round_widths(n: int) -> tuple[int, list[int]]:
+    """How many of N trajectories to draw first, and how many canvases each later round holds."""
+    first = max(1, n // 2)
+    return first, [max(1, n // 4)]
+
+
+def _same(answers: Sequence[str | None]) -> list[object]:
+    """Names the class of each answer: equal numbers are one answer however they are written."""
+    seen: list[str] = []
+    names: list[object] = []
+    for answer in answers:
+        match = next((other for other in seen if answer is not None and same_number(answer, other)), answer)
+        if match is not None and match == answer:
+            seen.append(match)
+        names.append(match)
+    return names
+
+
+def votes(task: Task, pool: Pool, n: int) -> dict[str, Outcome]:
+    """The methods that choose among the first n trajectories as they are."""
+    pool = pool.head(n) if pool.trajectories else pool
+    answers = [task.extract(text) for text in pool.texts_K]
+    weights, same = pool.weights(), _same(answers)
+    chosen = {
+        "single": 0,
+        "majority_vote": majority_vote(answers, same),
+        "best_of_n": best_of_n(answers, weights),
+        "weighted_vote": weighted_vote(answers, weights, same),
+    }
+    first = pool.trajectories[0].ledger if pool.trajectories else Ledger()
+    costs = {"single": first, "majority_vote": replace(pool.ledger, scorer_tokens=0)}
+    return {
+        name: Outcome(None, "", costs.get(name, pool.ledger))
+        if k is None
+        else Outcome(answers[k], pool.texts_K[k], costs.get(name, pool.ledger))
+        for name, k in chosen.items()
+    }
+
+
+def chain_answer(task: Task, pool: Pool, evidence: Evidence) -> str | None:
+    """The answer that the evidence's chain amounts to; where only words can tell, that of the trajectory it ends in."""
+    chain = evidence.chain
+    answer = task.conclude([clue.step.text for clue in chain]) if chain else None
+    if answer is None and chain:
+        answer = task.extract(pool.texts_K[chain[-1].step.trajectory])
+    return answer
+
+
+def solve(
+    solver: Solver, task: Task, questions: Sequence[str], evidences: Sequence[str], costs: Sequence[Ledger]
+) -> list[Outcome]:
+    """The solver's answers, each with what came before it plus its tokens; the solver decodes one token a step."""
+    answered = solver(questions, evidences)
+    return [
+        Outcome(task.extract(a.text), a.text, cost.then(Ledger(solver_tokens=a.tokens)))
+        for a, cost in zip(answered, costs, strict=True)
+    ]
+
+
+class Compare:
+    """A pipeline stage: problems with their pools in, every method's outcome out.
+
+    `batch` holds `question`, `seed` and `pool`, one entry per problem; `compared` is added.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        scorer: Scorer,
+        settings: StitchSettings,
+        solver: Solver | None,
+        denoiser: Denoiser | None = None,
+        config: SamplerConfig | None = None,
+    ) -> None:
+        self.task, self.scorer, self.settings, self.solver = task, scorer, settings, solver
+        self.denoiser, self.config = denoiser, config
+
+    def absent(self) -> dict[str, str]:
+        """The methods that cannot run, each with the reason."""
+        reasons: dict[str, str] = {}
+        if self.denoiser is None:
+            why = "the trajectories were sampled elsewhere: there is no diffusion model to denoise with"
+            reasons |= dict.fromkeys(("greedy", "best_of_n_refine", "remask_loop"), why)
+        if self.solver is None:
+            reasons |= dict.fromkeys(("all_traces", "solver_alone"), "no solver was given")
+        return reasons
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Runs every method that can run."""
+        questions: list[str] = list(batch["question"])
+        pools: list[Pool] = list(batch["pool"])
+        n = self.settings.num_trajectories
+        outcomes: list[dict[str, Outcome]] = [votes(self.task, pool, n) for pool in pools]
+        stitched_pools, evidences = pools, []
+        if self.denoiser is not None:
+            seeds: list[int] = list(batch["seed"])
+            for name, found in self._denoised(questions, pools, seeds).items():
+                for outcome, one in zip(outcomes, found, strict=True):
+                    outcome[name] = one
+        if self.denoiser is not None and self.settings.rounds:
+            first, widths = round_widths(n)
+            stitched_pools = [pool.head(first) for pool in pools]
+            assert self.config is not None
+            results = stitch_rounds(
+                self.denoiser, self.task, stitched_pools, self.scorer, self.config,
+                budgets=[pool.ledger.nfe for pool in pools], widths=widths, delta=self.settings.delta,
+                seeds=[derive_seed(seed, 1) for seed in seeds],
+            )  # fmt: skip
+            evidences = [result.evidence for result in results]
+        else:
+            rule = RULES[self.settings.rule]
+            evidences = [
+                rule(pool.question, self.task.checker, pool.steps_KN, pool.score_KN, self.settings.delta)
+                for pool in pools
+            ]
+        self._answer(questions, pools, stitched_pools, evidences, outcomes)
+        compared = [
+            Compared({name: found[name] for name in METHODS if name in found}, evidence, pool)
+            for found, evidence, pool in zip(outcomes, evidences, stitched_pools, strict=True)
+        ]
+        return {**batch, "compared": compared}
+
+    def _denoised(self, questions: list[str], pools: list[Pool], seeds: list[int]) -> dict[str, list[Outcome]]:
+        assert self.denoiser is not None and self.config is not None
+        task, delta = self.task, self.settings.delta
+        prompts = [task.prompt(question) for question in questions]
+        greedy = sample(self.denoiser, prompts, replace(self.config, temperature=0.0))
+        found = {"greedy": [Outcome(task.extract(t.text), t.text, t.ledger) for t in greedy]}
+
+        # One trajectory fewer, and one refinement of the best in its place.
+        heads = [pool.head(max(1, self.settings.num_trajectories - 1)) for pool in pools]
+        best = [max(range(len(head.texts_K)), key=head.weights().__getitem__) for head in heads]
+        chains = [own_chain(task, head, k) for head, k in zip(heads, best, strict=True)]
+        canvases = [
+            pin_chain(self.denoiser, task, chain, delta, self.config.canvas_length) for chain in chains
+        ]
+        refined = sample(
+            self.denoiser, prompts, self.config, seed=[derive_seed(seed, 2) for seed in seeds], canvases=canvases
+        )
+        found["best_of_n_refine"] = [
+            Outcome(task.extract(head.texts_K[k]), head.texts_K[k], head.ledger)
+            if stands(task, question, chain, delta)
+            else Outcome(task.extract(t.text), t.text, head.ledger.then(t.ledger))
+            for question, head, k, chain, t in zip(questions, heads, best, chains, refined, strict=True)
+        ]
+
+        loops = [pool.head(1) for pool in pools]
+        results = stitch_rounds(
+            self.denoiser, task, loops, self.scorer, self.config, budgets=[pool.ledger.nfe for pool in pools],
+            widths=[1], delta=delta, seeds=[derive_seed(seed, 3) for seed in seeds], memory=False,
+        )  # fmt: skip
+        found["remask_loop"] = [
+            Outcome(
+                chain_answer(task, loop, result.evidence) if result.complete else task.extract(result.text),
+                result.text,
+                loop.ledger,
+            )
+            for loop, result in zip(loops, results, strict=True)
+        ]
+        return found
+
+    def _answer(
+        self,
+        questions: list[str],
+        pools: list[Pool],
+        stitched_pools: list[Pool],
+        evidences: list[Evidence],
+        outcomes: list[dict[str, Outcome]],
+    ) -> None:
+        task, solver = self.task, self.solver
+        for i, (pool, evidence) in enumerate(zip(stitched_pools, evidences, strict=True)):
+            text = "\n".join(clue.step.text for clue in evidence.chain)
+            outcomes[i]["stitched"] = Outcome(chain_answer(task, pool, evidence), text, pool.ledger)
+        if solver is None:
+            return
+        everything = [
+            "\n".join(
+                clue.render()
+                for clue in merge_clues(
+                    [(step, score) for steps, scores in zip(pool.steps_KN, pool.score_KN, strict=True)
+                     for step, score in zip(steps, scores, strict=True)]
+                )
+            )
+            for pool in pools
+        ]  # fmt: skip
+        all_traces = solve(solver, task, questions, everything, [pool.ledger for pool in pools])
+        alone = solve(solver, task, questions, [""] * len(questions), [Ledger()] * len(questions))
+        for outcome, a, b in zip(outcomes, all_traces, alone, strict=True):
+            outcome["all_traces"], outcome["solver_alone"] = a, b
+        # A chain that stands is its own answer; the solver reads the evidence of the others.
+        open_ones = [
+            i for i, question in enumerate(questions)
+            if not stands(task, question, evidences[i].chain, self.settings.delta)
+        ]  # fmt: skip
+        costs = [stitched_pools[i].ledger for i in open_ones]
+        solved = solve(solver, task, [questions[i] for i in open_ones], [evidences[i].render() for i in open_ones],
+                       costs)  # fmt: skip
+        for i, outcome in zip(open_ones, solved, strict=True):
+            outcomes[i]["stitched"] = outcome

@@ -1,0 +1,227 @@
+"""The whole way from problems to results: sample, score, compare every method, write, resume.
+
+The stages are plain callables on batches (`Sample`, `Compare`), which is also Ray Data's actor contract; this loop runs
+them in one process. A results file grows by whole rows; a run that was interrupted goes on where it stopped, and an output
+directory that was made with another configuration is refused.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lockstitch.rewards.tasks import Task
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.loop import sample
+from lockstitch.sampling.noise import derive_seed
+from lockstitch.sampling.trajectory import Ledger
+from lockstitch.stitching.inputs import Given
+from lockstitch.stitching.methods import METHODS, Compare, Compared
+from lockstitch.stitching.pool import Pool
+from lockstitch.stitching.score import Scorer
+from lockstitch.stitching.statistics import paired_difference, wilson
+from lockstitch.stitching.steps import Clue
+
+RESULTS, SUMMARY, REPORT, CONFIG = "results.jsonl", "summary.json", "report.html", "config.json"
+_COSTS = tuple(asdict(Ledger()))
+
+
+class Sample:
+    """A stage: questions in, pools of N scored trajectories out.
+
+    `batch` holds `question`, `seed` and, for trajectories sampled elsewhere, `completions`; `pool` is added.
+    """
+
+    def __init__(
+        self, task: Task, scorer: Scorer, n: int, denoiser: Denoiser | None = None, config: SamplerConfig | None = None
+    ) -> None:
+        self.task, self.scorer, self.n, self.denoiser, self.config = task, scorer, n, denoiser, config
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Draws the trajectories, or reads those that were given, and scores them."""
+        pools = [Pool(question) for question in batch["question"]]
+        if self.denoiser is None:
+            for pool, texts in zip(pools, batch["completions"], strict=True):
+                pool.read(self.task, self.scorer, texts)
+            return {**batch, "pool": pools}
+        assert self.config is not None
+        prompts = [self.task.prompt(pool.question) for pool in pools]
+        drawn = sample(self.denoiser, prompts, self.config, n=self.n, seed=batch["seed"])
+        for i, pool in enumerate(pools):
+            pool.draw(self.denoiser, self.task, self.scorer, drawn[i * self.n : (i + 1) * self.n])
+        return {**batch, "pool": pools}
+
+
+def _clue(clue: Clue) -> dict[str, Any]:
+    return {"text": clue.step.text, "score": clue.score, "sources": [list(source) for source in clue.sources]}
+
+
+def result_row(task: Task, index: int, given: Given, compared: Compared) -> dict[str, Any]:
+    """One line of `results.jsonl`."""
+    question, gold = given.problem.question, given.problem.answer
+
+    def correct(answer: str | None) -> bool | None:
+        # No answer is a wrong answer, unless right and wrong cannot be told for this problem.
+        known = task.is_correct(question, gold, answer or "")
+        return None if known is None else bool(answer) and known
+
+    pool, evidence = compared.pool, compared.evidence
+    answers = [task.extract(text) for text in pool.texts_K]
+    return {
+        "index": index,
+        "question": question,
+        "answer": gold,
+        "trajectories": [
+            {
+                "text": text,
+                "answer": answer,
+                "correct": correct(answer),
+                "mean_score": weight,
+                "steps": [
+                    {"text": step.text, "characters": list(step.characters), "score": score}
+                    for step, score in zip(steps, scores, strict=True)
+                ],
+            }
+            for text, answer, weight, steps, scores in zip(
+                pool.texts_K, answers, pool.weights(), pool.steps_KN, pool.score_KN, strict=True
+            )
+        ],
+        "evidence": {
+            "anchor": evidence.anchor,
+            "clues": [_clue(clue) for clue in evidence.clues],
+            "chain": [_clue(clue) for clue in evidence.chain],
+        },
+        "methods": {
+            name: {
+                "answer": outcome.answer,
+                "correct": correct(outcome.answer),
+                "text": outcome.text,
+                "ledger": asdict(outcome.ledger),
+            }
+            for name, outcome in compared.outcomes.items()
+        },
+    }
+
+
+def summarise(
+    task: Task, rows: Sequence[Mapping[str, Any]], absent: Mapping[str, str], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`summary.json`: accuracy with interval and mean costs of every method, and `stitched` against each, paired."""
+    methods: dict[str, Any] = {}
+    outcomes: dict[str, list[bool]] = {}
+    for name in METHODS:
+        if name in absent or not rows:
+            continue
+        found = [row["methods"][name] for row in rows]
+        judged = [bool(one["correct"]) for one in found if one["correct"] is not None]
+        costs = {cost: sum(one["ledger"][cost] for one in found) / len(found) for cost in _COSTS}
+        accuracy = sum(judged) / len(judged) if judged else None
+        methods[name] = {"accuracy": accuracy, "ci95": list(wilson(sum(judged), len(judged))) if judged else None,
+                         "n": len(judged), **costs}  # fmt: skip
+        outcomes[name] = judged
+    mine = outcomes.get("stitched", [])
+    paired = {
+        f"stitched - {name}": paired_difference(mine, theirs)
+        for name, theirs in outcomes.items()
+        if name != "stitched" and mine and len(theirs) == len(mine)
+    }
+    return {
+        "task": task.name,
+        "n": len(rows),
+        "num_trajectories": config["num_trajectories"],
+        "config": dict(config),
+        "methods": methods,
+        "absent": dict(absent),
+        "paired": paired,
+    }
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """Readable JSON with a last newline."""
+    return json.dumps(dict(value), indent=2, ensure_ascii=False) + "\n"
+
+
+def claim_directory(directory: Path, config: Mapping[str, Any]) -> None:
+    """Makes an output directory this configuration's own; `ValueError` names what differs from its earlier one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / CONFIG
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        names = sorted(set(earlier) | set(config))
+        changed = [name for name in names if earlier.get(name) != config.get(name)]
+        if changed:
+            shown = ", ".join(f"{name}: {earlier.get(name)!r} then, {config.get(name)!r} now" for name in changed)
+            raise ValueError(f"{directory} holds results of another configuration ({shown}); choose another output")
+    elif (directory / RESULTS).exists():
+        raise ValueError(f"{directory} holds {RESULTS} without {CONFIG}; choose another output")
+    else:
+        write_whole(path, to_json(config))
+
+
+def finished_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a results file; a last line that was cut off is removed from the file."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+
+
+def _work(
+    given: Sequence[Given], first: int, task: Task, sampler: Sample, compare: Compare, seed: int
+) -> list[dict[str, Any]]:
+    batch: dict[str, Any] = {
+        "question": [one.problem.question for one in given],
+        "seed": [derive_seed(seed, first + i) for i in range(len(given))],
+        "completions": [one.completions for one in given],
+    }
+    compared = compare(sampler(batch))["compared"]
+    return [result_row(task, first + i, one, compared[i]) for i, one in enumerate(given)]
+
+
+def run_in_memory(
+    given: Sequence[Given], task: Task, sampler: Sample, compare: Compare, *, seed: int
+) -> list[dict[str, Any]]:
+    """Every problem's row, nothing written."""
+    return _work(given, 0, task, sampler, compare, seed)
+
+
+def run(
+    given: Sequence[Given],
+    task: Task,
+    sampler: Sample,
+    compare: Compare,
+    directory: Path,
+    *,
+    seed: int,
+    chunk: int,
+    progress: Callable[[int], None],
+) -> Iterator[dict[str, Any]]:
+    """Yields every problem's row in order, those of an earlier run first, and appends the new ones to the results."""
+    path = directory / RESULTS
+    done = finished_rows(path)
+    assert [row["index"] for row in done] == list(range(len(done)))
+    progress(len(done))
+    yield from done
+    with path.open("ab") as file:
+        for start in range(len(done), len(given), chunk):
+            part = given[start : start + chunk]
+            rows = _work(part, start, task, sampler, compare, seed)
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+            progress(len(rows))
+            yield from rows

@@ -1,0 +1,70 @@
+"""All that was written so far for one problem: texts, steps, scores and what they cost.
+
+Axes: K trajectories, N steps of one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from lockstitch.rewards.tasks import Task
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.trajectory import Ledger, Trajectory
+from lockstitch.stitching.score import Scorer
+from lockstitch.stitching.segment import steps_of, token_spans
+from lockstitch.stitching.steps import Step
+from lockstitch.stitching.stitch import geometric_mean
+
+
+@dataclass
+class Pool:
+    """One problem's trajectories. `trajectories` stays empty where only their texts are known."""
+
+    question: str
+    texts_K: list[str] = field(default_factory=list)
+    trajectories: list[Trajectory] = field(default_factory=list)
+    steps_KN: list[list[Step]] = field(default_factory=list)
+    score_KN: list[list[float]] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def draw(self, denoiser: Denoiser, task: Task, scorer: Scorer, trajectories: Sequence[Trajectory]) -> None:
+        """Adds trajectories that were drawn side by side: segments and scores them, and counts what they cost."""
+        spans = [token_spans(denoiser.tokenizer, t.completion_ids) for t in trajectories]
+        first = len(self.texts_K)
+        steps_KN = [
+            steps_of(t.text, task.unit, first + k, span)
+            for k, (t, span) in enumerate(zip(trajectories, spans, strict=True))
+        ]
+        scores = scorer(self.question, steps_KN, trajectories)
+        self.texts_K += [t.text for t in trajectories]
+        self.trajectories += trajectories
+        self.steps_KN += steps_KN
+        self.score_KN += scores.score_KN
+        cost = Ledger.together([t.ledger for t in trajectories])
+        self.ledger = self.ledger.then(replace(cost, scorer_tokens=scores.tokens))
+
+    def read(self, task: Task, scorer: Scorer, texts: Sequence[str]) -> None:
+        """Adds completions that were written elsewhere, whose cost is not known."""
+        first = len(self.texts_K)
+        steps_KN = [steps_of(text, task.unit, first + k) for k, text in enumerate(texts)]
+        scores = scorer(self.question, steps_KN, None)
+        self.texts_K += texts
+        self.steps_KN += steps_KN
+        self.score_KN += scores.score_KN
+        self.ledger = self.ledger.then(Ledger(scorer_tokens=scores.tokens))
+
+    def head(self, n: int) -> "Pool":
+        """A pool of the first n trajectories, at the cost of those (scorer tokens in proportion)."""
+        cost = Ledger.together([t.ledger for t in self.trajectories[:n]])
+        tokens = round(self.ledger.scorer_tokens * n / max(1, len(self.texts_K)))
+        return Pool(
+            self.question,
+            self.texts_K[:n],
+            self.trajectories[:n],
+            self.steps_KN[:n],
+            self.score_KN[:n],
+            replace(cost, scorer_tokens=tokens),
+        )
+
+    def weights(self) -> list[float]:
+        """The geometric mean of each trajectory's step scores, `(K,)`."""
+        return [geometric_mean(scores) for scores in self.score_KN]

@@ -1,0 +1,130 @@
+"""Process reward models of transformers as step scorers: all steps of all trajectories in one forward pass.
+
+Two conventions. With a marker (Qwen2.5-Math-PRM, 2501.07301; stitching, 2602.22871): each step is followed by the
+marker token `<extra_0>` and r_t = softmax(logits)[positive] there. Without one (TRL's PRM trainer): each step is
+followed by a line break and r_t is read at the last token of the step. The model must be causal, so that a step's
+score depends on nothing after it. Left out: models that speak their verdict (yes/no tokens) and sequence-level
+rewards.
+
+Axes: K trajectories, N steps of one trajectory, L positions.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lockstitch.sampling.trajectory import Trajectory
+from lockstitch.stitching.score import Scores
+from lockstitch.stitching.steps import Step
+from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoTokenizer
+
+SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+class ProcessRewardModel:
+    """Scores steps by the probability that a process reward model calls them right.
+
+    Args:
+        model: folder or name on the hub. Either a token classifier of two labels (wrong, right) or, where the user
+            trusts it, a model with code of its own whose output holds logits `(K, L, 2)`.
+        marker: the token after each step at which scores are read; `""` reads at each step's last token.
+        system: what the system turn of a chat template says.
+        trust_remote_code: whether code that comes with the model may run.
+        device: where it runs; the first GPU if there is one.
+
+    Raises:
+        ValueError: if the tokenizer has no such single token, the head has not two labels, or the model needs code of
+            its own that is not trusted.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        marker: str = "<extra_0>",
+        system: str = SYSTEM,
+        trust_remote_code: bool = False,
+        device: str | None = None,
+    ) -> None:
+        self.marker, self.system = marker, system
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        self.marker_id = _single_token(self.tokenizer, marker, model) if marker else None
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        architecture = (config.architectures or ["none"])[0]
+        if architecture.endswith("ForTokenClassification"):
+            if config.num_labels != 2:
+                raise ValueError(f"{model!r} classifies into {config.num_labels} labels; two are needed: wrong, right")
+            face = AutoModelForTokenClassification
+        elif "AutoModel" in getattr(config, "auto_map", {}):
+            if not trust_remote_code:
+                raise ValueError(f"{model!r} ({architecture}) brings code of its own: read it, then trust_remote_code")
+            face = AutoModel
+        else:
+            raise ValueError(
+                f"{model!r} is a {architecture}; a process reward model is a ...ForTokenClassification of two labels "
+                "or brings code of its own"
+            )
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        loaded: Any = face.from_pretrained(model, trust_remote_code=trust_remote_code, dtype="auto")
+        self.model = loaded.to(self.device).eval()
+
+    def __call__(
+        self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None = None
+    ) -> Scores:
+        """See `Scorer`; one right-padded batch of all trajectories that have steps. The traces are not read."""
+        rows = [k for k, steps in enumerate(steps_KN) if steps]
+        score_KN: list[list[float]] = [[] for _ in steps_KN]
+        if not rows:
+            return Scores(score_KN)
+        encoded = [self.encode(question, [step.text for step in steps_KN[k]]) for k in rows]
+        longest = max(len(ids) for ids, _ in encoded)
+        # Any token will do as padding: it stands to the right, where causal attention does not look.
+        ids_KL = torch.tensor([ids + [ids[-1]] * (longest - len(ids)) for ids, _ in encoded], device=self.device)
+        mask_KL = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in encoded], device=self.device)
+        with torch.inference_mode():
+            output = self.model(input_ids=ids_KL, attention_mask=mask_KL, use_cache=False)
+        logits_KL2 = output.logits if hasattr(output, "logits") else output[0]
+        if logits_KL2.shape != (*ids_KL.shape, 2):
+            raise ValueError(f"the model's output has shape {tuple(logits_KL2.shape)}, not {(*ids_KL.shape, 2)}")
+        right_KL = logits_KL2.float().softmax(-1)[..., 1].cpu()
+        for row, k in enumerate(rows):
+            score_KN[k] = right_KL[row, encoded[row][1]].tolist()
+        return Scores(score_KN, sum(len(ids) for ids, _ in encoded))
+
+    def encode(self, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+        """The token ids of a question with its steps, and the position of each step's score."""
+        if self.marker_id is None:
+            ids = self._ids(self._prompt(question, ""), special=True)
+            positions = []
+            for step in steps:
+                ids = ids + self._ids(step + "\n")
+                positions.append(len(ids) - 1)
+            return ids, positions
+        # A marker that the question or a step writes itself must not be taken for ours.
+        body = "".join(step.replace(self.marker, " ") + self.marker for step in steps)
+        ids = self._ids(self._prompt(question.replace(self.marker, " "), body), special=True)
+        positions = [i for i, token in enumerate(ids) if token == self.marker_id]
+        assert len(positions) == len(steps)
+        return ids, positions
+
+    def _prompt(self, question: str, body: str) -> str:
+        if not self.marker or self.tokenizer.chat_template is None:
+            return f"{question}\n{body}"
+        turns = {"system": self.system, "user": question, "assistant": body}
+        chat = [{"role": role, "content": content} for role, content in turns.items()]
+        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=False))
+
+    def _ids(self, text: str, *, special: bool = False) -> list[int]:
+        # A chat template writes its own special tokens; without one the tokenizer adds those that it always adds.
+        special = special and (not self.marker or self.tokenizer.chat_template is None)
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _single_token(tokenizer: Any, marker: str, model: str) -> int:
+    ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise ValueError(
+            f"the tokenizer of {model!r} has no single token for the step marker {marker!r} (it reads {len(ids)}); "
+            "name the marker that the model was trained with, or '' to read scores at each step's last token"
+        )
+    return int(ids[0])

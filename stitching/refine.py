@@ -1,0 +1,171 @@
+r"""Refine: a solver reads a question and the evidence and writes nothing but the answer.
+
+This module holds what every solver shares: the prompts, the reading of the answer, and `load_solver`. The solvers
+themselves are in `lockstitch.stitching.solvers`. Method: Diffusion Stitching (arXiv 2602.22871), step 5: the turn of a
+greedy autoregressive model is pre-filled up to the answer tag, and it stops where `\boxed{...}` closes.
+
+Left out: solvers that think before they answer, and sampling of several answers.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lockstitch.rewards.tasks import Task
+
+PLAIN_MARK = "####"
+CHAT_MARK = r"The answer is \boxed{"
+SPECS = (
+    "a model directory or hub name (transformers, in this process), 'vllm:MODEL' (vLLM, in this process) or "
+    "'openai:MODEL@URL' (a server, such as `vllm serve`; URL starts with http:// or https://)"
+)
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a solver made of one question.
+
+    Attributes:
+        text: the answer behind its mark (`#### 24` or `\\boxed{24}`), for `Task.extract` to read.
+        tokens: what it cost: tokens read + tokens written, padding not counted.
+    """
+
+    text: str
+    tokens: int
+
+
+class Solver(Protocol):
+    """Questions and their evidence in, one `Answered` each out. Evidence `""` is the solver alone."""
+
+    def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]: ...
+
+
+def plain_solver_prompt(prompt: str, evidence: str) -> str:
+    """What a solver without a chat template completes: the task's prompt, the evidence lines, the answer mark.
+
+    Args:
+        prompt: the task's own prompt, which ends in a newline.
+        evidence: `Evidence.render()`, or `""` for the solver alone.
+    """
+    return f"{prompt}{evidence}\n{PLAIN_MARK}" if evidence else f"{prompt}{PLAIN_MARK}"
+
+
+def chat_messages(question: str, evidence: str) -> list[dict[str, str]]:
+    """The dialogue that a chat model continues: a user turn, and an assistant turn opened up to the answer."""
+    parts = [question.strip()]
+    if evidence:
+        parts.append(
+            "Reasoning steps from several attempts follow. Each opens with the confidence c (0 to 1) that it is "
+            f"right; some may be wrong.\n{evidence}"
+        )
+    parts.append(r"Write only the final answer, as \boxed{answer}.")
+    return [{"role": "user", "content": "\n\n".join(parts)}, {"role": "assistant", "content": CHAT_MARK}]
+
+
+def balanced_end(text: str) -> int | None:
+    r"""Where the first `\boxed{...}` of the text closes: the index just after its brace, or None if it does not.
+
+    Braces inside count, escaped ones (`\{`, `\}`) do not.
+    """
+    start = text.find(r"\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    for match in _BRACE.finditer(text, start + len(r"\boxed")):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.end()
+    return None
+
+
+def boxed_answer(continuation: str, task: Task) -> str:
+    r"""The answer of a chat model, from what it wrote after `CHAT_MARK`: `\boxed{24}`.
+
+    A model (or a server that opens a new turn) may write the whole box again; then that one is read. Where the task
+    does not read boxes, the content is returned behind `####`. A box that never closes is returned as it is.
+    """
+    for text in (CHAT_MARK + continuation, continuation):
+        end = balanced_end(text)
+        if end is not None:
+            box = text[text.index(r"\boxed{") : end]
+            content = box.removeprefix(r"\boxed{")[:-1].strip()
+            return box if task.extract(box) is not None else f"{PLAIN_MARK} {content}"
+    return (CHAT_MARK + continuation).rstrip()
+
+
+def plain_answer(continuation: str) -> str:
+    """The answer of a plain model, from what it wrote after the mark: `#### 24`, the first line that is not blank."""
+    first, *_ = continuation.lstrip().split("\n", 1)
+    return f"{PLAIN_MARK} {first.rstrip()}"
+
+
+@dataclass(frozen=True)
+class Script:
+    """How a model is asked through its tokenizer, when its answer is complete, and how that is read."""
+
+    tokenizer: Any
+    task: Task
+
+    @property
+    def chat(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return self.tokenizer.chat_template is not None
+
+    @property
+    def last_character(self) -> str:
+        """The character without which no answer is complete: it closes the box, or the line."""
+        return "}" if self.chat else "\n"
+
+    def prompt(self, question: str, evidence: str) -> list[int]:
+        """Token ids of what the model continues."""
+        if self.chat:
+            ids = self.tokenizer.apply_chat_template(
+                chat_messages(question, evidence), continue_final_message=True, return_dict=False
+            )
+        else:
+            ids = self.tokenizer(plain_solver_prompt(self.task.prompt(question), evidence))["input_ids"]
+        return list(ids)
+
+    def decode(self, written: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(written, skip_special_tokens=True))
+
+    def is_complete(self, written: Sequence[int]) -> bool:
+        """Whether what was written holds the whole answer, so that nothing more is needed."""
+        text = self.decode(written)
+        return balanced_end(CHAT_MARK + text) is not None if self.chat else "\n" in text.lstrip()
+
+    def answered(self, read: int, written: Sequence[int]) -> Answered:
+        """The record of one question: `read` prompt tokens, and the ids written."""
+        text = self.decode(written)
+        answer = boxed_answer(text, self.task) if self.chat else plain_answer(text)
+        return Answered(answer, read + len(written))
+
+
+def load_solver(spec: str, task: Task, *, max_new_tokens: int = 48) -> Solver:
+    """The solver that `spec` names.
+
+    Args:
+        spec: see `SPECS`.
+        task: what is asked; its prompt is what a plain model reads.
+        max_new_tokens: the longest answer, in tokens.
+
+    Raises:
+        ValueError: if the spec has none of the accepted forms, its extra is not installed, or the server does not have
+            that model.
+        ConnectionError, RuntimeError: if the server cannot be reached, or refuses.
+    """
+    from lockstitch.stitching.solvers import OpenAISolver, TransformersSolver, VLLMSolver
+
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if server := re.fullmatch(r"openai:(.+?)@(https?://[^\s/].*)", spec):
+        return OpenAISolver(server[1], server[2], task, max_new_tokens=max_new_tokens)
+    if engine := re.fullmatch(r"vllm:(.+)", spec):
+        return VLLMSolver(engine[1], task, max_new_tokens=max_new_tokens)
+    if (spec and Path(spec).is_dir()) or re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", spec):
+        return TransformersSolver.from_pretrained(spec, task, max_new_tokens=max_new_tokens)
+    raise ValueError(f"solver {spec!r} is not one of: {SPECS}")

@@ -1,0 +1,27 @@
+"""What all tests share: two threads, no hub, no progress bars; and the folder of the benchmarks' files.
+
+The settings are environment variables, set before any library is imported, so that tests which need no torch do not
+load it and the processes that tests start inherit them.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's number of threads
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder that LOCKSTITCH_DATA names, with the files of public benchmarks; skips the test when it is unset."""
+    value = os.environ.get("LOCKSTITCH_DATA")
+    if not value:
+        pytest.skip("LOCKSTITCH_DATA is unset: it names the folder of the benchmarks' files, which are not shipped")
+    path = Path(value)
+    if not path.is_dir():
+        pytest.fail(f"LOCKSTITCH_DATA={value!r} is not a folder")
+    return path

@@ -1,0 +1,153 @@
+"""The mapping of folders to packages, what may import what, and how fast the console script answers."""
+
+import ast
+import re
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import lockstitch
+from lockstitch.cli import COMMANDS, Command, main
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
+FOLDERS = {package: ROOT / folder for package, folder in SETUPTOOLS["package-dir"].items()}
+MAY_IMPORT = {
+    "rewards": set(),
+    "sampling": set(),
+    "stitching": {"sampling", "rewards"},
+    "rl": {"sampling", "rewards"},
+    "recipes": {"sampling", "rewards", "stitching", "rl"},
+}
+SCRIPT = Path(sysconfig.get_path("scripts")) / "lockstitch"
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names that a module imports anywhere in it; a relative import keeps its leading dots."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from (f"{module}.{alias.name}" for alias in node.names) if module == "lockstitch" else (module,)
+
+
+def test_every_package_on_disk_is_declared() -> None:
+    assert sorted(SETUPTOOLS["packages"]) == sorted(FOLDERS)
+    assert set(FOLDERS) == {"lockstitch", *(f"lockstitch.{room}" for room in MAY_IMPORT)}
+    on_disk = {path.parent for folder in FOLDERS.values() for path in sources(folder)}
+    on_disk |= {path.parent for path in ROOT.glob("*/__init__.py")}
+    assert on_disk == set(FOLDERS.values()), "keep the rooms flat, or declare the sub-package in pyproject.toml"
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_refuse_to_be_imported_from_the_checkout(room: str) -> None:
+    ran = python(f"import {room}")
+    assert ran.returncode == 1
+    assert f"ImportError: import lockstitch.{room}" in ran.stderr
+
+
+def test_recipes_shadow_no_library() -> None:
+    libraries = sys.stdlib_module_names | set(packages_distributions())
+    libraries |= {"torch", "transformers", "trl", "datasets", "peft", "accelerate", "tokenizers", "vllm", "ray"}
+    assert not {path.stem for path in sources(ROOT / "recipes")} & libraries
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_data_files_are_shipped(package: str) -> None:
+    folder = FOLDERS[package]
+    shipped = {path for pattern in SETUPTOOLS["package-data"].get(package, []) for path in folder.glob(pattern)}
+    files = {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    left_out = files - shipped - set(sources(folder)) - {folder / "README.md"}
+    assert not left_out, "name them in [tool.setuptools.package-data]"
+
+
+def test_types_are_marked() -> None:
+    assert (FOLDERS["lockstitch"] / "py.typed").is_file()
+    assert "py.typed" in SETUPTOOLS["package-data"]["lockstitch"]
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_import_what_they_may(room: str) -> None:
+    allowed = {"__version__", room, *MAY_IMPORT[room]}
+    for path in sources(ROOT / room):
+        for name in imports(path):
+            where = f"{path.relative_to(ROOT)} imports {name}"
+            top, *rest = name.split(".")
+            assert top not in {"", *MAY_IMPORT}, f"{where}: write it as lockstitch.…"
+            assert top != "lockstitch" or (rest and rest[0] in allowed), f"{where}, and may {sorted(allowed)}"
+
+
+def test_importing_the_console_script_is_light() -> None:
+    ran = python("import sys, lockstitch.cli; print(*sys.modules)")
+    loaded = {name.split(".")[0] for name in ran.stdout.split()}
+    assert "lockstitch" in loaded
+    assert not loaded & {"torch", "transformers", "trl", "datasets", "numpy", "tokenizers"}
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_console_script_answers_within_a_second(option: str) -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        answer = subprocess.run([SCRIPT, option], capture_output=True, text=True, check=True).stdout
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 1.0
+    assert "stitch" in answer
+
+
+@pytest.mark.parametrize("argv", [[], ["stich", "--task", "sudoku"], ["--tasks"]])
+def test_unknown_command_exits_2_with_the_known_ones(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    complaint = capsys.readouterr().err
+    assert "known: stitch" in complaint
+    assert not argv or repr(argv[0]) in complaint
+
+
+def test_a_command_gets_the_rest_of_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counting_room.py").write_text("def main(argv: list[str]) -> int:\n    return len(argv)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "count", Command("counting_room", "counts its arguments"))
+    assert main(["count", "--help", "--version", "-x"]) == 3
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_exist(name: str) -> None:
+    spec = find_spec(COMMANDS[name].module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    functions = {node.name: node.args.args for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert [argument.arg for argument in functions["main"]] == ["argv"]
+
+
+def test_versions_agree() -> None:
+    assert lockstitch.__version__ == PYPROJECT["project"]["version"]
+
+
+def test_constraints_pin_what_we_ask_for() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
+    assert pins == sorted(pins, key=lambda pin: pin.lower())
+    asked = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["dev"]]
+    assert {re.split(r"[<>=]", text)[0] for text in asked} <= {pin.split("==")[0].lower() for pin in pins}
