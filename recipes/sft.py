@@ -47,7 +47,6 @@ class RecipeArguments:
 def load_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
     """The training rows as a `datasets.Dataset`: as they are, or generated and tokenized."""
     from datasets import Dataset, load_dataset
-
     from lockstitch.recipes.evidence import evidence_rows
     from lockstitch.recipes.tiny import prompt_completion_rows, tokenize_rows
     from lockstitch.rewards.tasks import get_task
@@ -65,13 +64,12 @@ def load_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
 def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     """Runs the recipe and saves the model to `training.output_dir`."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.trainer_utils import get_last_checkpoint
-    from trl import SFTTrainer, get_peft_config
-
     from lockstitch.recipes.tiny import new_model
     from lockstitch.rl.sft import DiffusionSFTTrainer
     from lockstitch.sampling.denoiser import Denoiser
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import SFTTrainer, get_peft_config
 
     path = model_arguments.model_name_or_path
     diffusion = recipe.objective == "diffusion"
@@ -109,9 +107,8 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
 
 def main() -> None:
     """Parses YAML and command line, then trains."""
-    from trl import ModelConfig, SFTConfig, TrlParser
-
     from lockstitch.rl.sft import DiffusionSFTConfig
+    from trl import ModelConfig, SFTConfig, TrlParser
 
     # The solver is trained by TRL's own trainer, which must not be offered options that it would ignore.
     recipe = TrlParser((RecipeArguments,)).parse_args_and_config(return_remaining_strings=True)[0]

@@ -47,9 +47,8 @@ def build_tokenizer(texts: Iterator[str]) -> Any:
 def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: int) -> Any:
     """A randomly initialised Llama of the given shape (`hidden_size`, `num_hidden_layers`, ...)."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from lockstitch.sampling.denoiser import make_bidirectional
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=1024,

@@ -1,11 +1,10 @@
 """Countdown with three numbers: use each exactly once, with + - * /, to reach the target.
 
-A question is `30,100,93=23` (numbers, then target). A solution shows its two steps in columns three wide and then the
-expression, so that positions do not move with the widths:
+A question is `30,100,93=23` (numbers, then target). A solution is its two steps, in columns three wide so that positions
+do not move with the widths; the answer is the expression that they amount to, `(93+30)-100`:
 
      93+ 30=123
     123-100= 23
-    ####  ( 93+ 30)-100
 
 Expressions are parsed by a small grammar in exact rational arithmetic; nothing is ever evaluated as code.
 """
@@ -43,7 +42,7 @@ class _Parser:
     """`expr := term (('+'|'-') term)*`, `term := atom (('*'|'/') atom)*`, `atom := int | '(' expr ')'`."""
 
     def __init__(self, text: str) -> None:
-        self.tokens = re.findall(r"\d+|[-+*/()]|\S", text)
+        self.tokens: list[str] = re.findall(r"\d+|[-+*/()]|\S", text)
         self.position = 0
         self.numbers: list[int] = []
 
@@ -132,17 +131,9 @@ def solutions(numbers: tuple[int, ...], target: int) -> Iterator[tuple[Operation
                                                 "+-*/".index(steps[0][1])))
 
 
-def write_solution(steps: tuple[Operation, Operation]) -> Problem:
-    """The completion and the expression for two steps (the question is left empty)."""
-    first, second = steps
-    lines = [f"{a:{WIDTH}d}{op}{b:{WIDTH}d}={result:{WIDTH}d}" for a, op, b, result in steps]
-    inner = f"({first[0]:{WIDTH}d}{first[1]}{first[2]:{WIDTH}d})"
-    left, operator, right, _ = second
-    if left == first[3]:
-        expression = f"{inner}{operator}{right:{WIDTH}d}"
-    else:
-        expression = f"{left:{WIDTH}d}{operator}{inner}"
-    return Problem("", expression.replace(" ", ""), "\n".join([*lines, f"#### {expression}"]))
+def write_solution(steps: tuple[Operation, Operation]) -> str:
+    """The completion for two steps."""
+    return "\n".join(f"{a:{WIDTH}d}{operator}{b:{WIDTH}d}={result:{WIDTH}d}" for a, operator, b, result in steps)
 
 
 _STEP = re.compile(r"\s*(\d+)\s*([-+*/])\s*(\d+)\s*=\s*(\d+)\s*")
@@ -207,5 +198,5 @@ def generate(rng: random.Random, *, held_out: bool = False) -> Problem:
         steps = next(solutions(numbers, target), None)
         if steps is None:
             continue
-        written = write_solution(steps)
-        return Problem(f"{','.join(map(str, numbers))}={target}", written.answer, written.solution)
+        solution = write_solution(steps)
+        return Problem(f"{','.join(map(str, numbers))}={target}", conclude(solution.split("\n")), solution)

@@ -23,7 +23,7 @@ _MARK = re.compile(r"<<([^<>]*)>>")
 _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(pattern), spelling) for pattern, spelling in (
     (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
     (r"\\(?:text|mathrm|textbf|mathbf|boxed)\s*\{([^{}]*)\}", r" \1 "),
-    (r"\\(?:times|cdot|ast)(?![a-z])|[×·∗]|(?<=\d)\s*\*\s*\\?(?=\*\s*\\?\()", "*"),
+    (r"\\(?:times|cdot|ast)(?![a-z])|[×·∗]", "*"),
     (r"\\div(?![a-z])|÷", "/"),
     (r"\\[()\[\]]", " ; "),
     (r"\\approx(?![a-z])|≈", "="),
@@ -34,7 +34,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(pattern)
     (r"\*\*", " "),
     (r"[−–]", "-"),
     (r"_(?:\{[^{}]*\}|\w+)", " "),
-    (r"\d+:\d\d(?!\d)", " clock "),  # a time of day is no number
+    (r"(?<!\d)\d{1,2}:\d\d(?!\d)", " clock "),  # a time of day is no number
     (r"(?<!\d{4})(?<=\d) (?=\d{3}(?!\d))", ""),  # 350 000
     (r"(?<=\d)a\b", "A"),  # a variable, not an article
     (r"(?<![\d.,/])(\d+)\s+(?:and\s+)?(?=\d+/\d+(?![\d/]))", r"\1&"),  # a mixed number: 2 1/2
@@ -67,7 +67,7 @@ def _literal(text: str) -> Literal:
     if "&" in text:
         whole, _, part = text.partition("&")
         top, _, bottom = part.partition("/")
-        return Literal(int(whole) + (Fraction(int(top), int(bottom)) if int(bottom) else 0), 0)
+        return Literal(int(whole) + Fraction(int(top), int(bottom) or 1), 0)
     plain = text.replace(",", "")
     return Literal(Fraction("0" + plain), len(plain.partition(".")[2]))
 
@@ -97,7 +97,8 @@ def _runs(text: str) -> Iterator[list[Atom]]:
         )
         if ends:
             yield run
-            run, unit_words, operand_before = [], 0, False
+            # Of a run that was cut for its length, the rest has no beginning.
+            run, unit_words, operand_before = ["?"] if len(run) >= _LONGEST else [], 0, False
         last = run[-1] if run else None
         labelled = labelled if run else after_word
         if kind == "number" and len(token) <= _MOST_DIGITS:
@@ -258,7 +259,7 @@ def _agree(left: _Side, right: _Side) -> bool:
     return False
 
 
-_WORDS = {word: tuple(map(Fraction, values.split())) for word, values in {
+_WORDS: dict[str, tuple[Fraction, ...]] = {word: tuple(map(Fraction, values.split())) for word, values in {
     "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
     "eight": "8", "nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "thirteen": "13", "fourteen": "14",
     "fifteen": "15", "sixteen": "16", "seventeen": "17", "eighteen": "18", "nineteen": "19", "twenty": "20",

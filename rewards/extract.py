@@ -6,7 +6,7 @@ from fractions import Fraction
 NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
 _MARKS = (
     r"####\s*({number})",
-    r"\\boxed\{{\s*\\?\$?({number})[^{{}}]*\}}",
+    r"\\boxed\{{\s*\\?\$?({number})\s*(?:\\?%\s*)?(?=\}}|\\text|\\mathrm|\\,)",
     r"<answer>\s*\$?({number})\s*</answer>",
     r"(?:^|\n)A:\s*\$?({number})",
 )

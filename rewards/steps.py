@@ -108,7 +108,7 @@ class CountdownChecker:
     def is_complete(self, state: Any) -> bool:
         """Whether one number is left, the target."""
         numbers, target = state
-        return numbers == (target,)
+        return bool(numbers == (target,))
 
 
 class SudokuChecker:

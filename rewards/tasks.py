@@ -108,8 +108,10 @@ def _read_countdown_row(row: Row) -> Problem:
 
 
 def _extract_expression(completion: str) -> str | None:
-    match = re.findall(r"####[ \t]*([-+*/() 0-9]+)", completion)
-    return re.sub(r"\s", "", match[-1]) or None if match else None
+    marked = re.findall(r"####[ \t]*([-+*/() 0-9]+)", completion)
+    if marked:
+        return re.sub(r"\s", "", marked[-1]) or None
+    return countdown.conclude([line for line in completion.split("\n") if line.strip()])
 
 
 # --- sudoku ----------------------------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ TASKS = {
             "countdown", countdown.prompt, _extract_expression,
             lambda question, gold, answer: countdown.is_solution(question, answer), _read_countdown_row,
             unit="line", checker=CountdownChecker(), conclude=countdown.conclude, write_step=countdown.write_step,
-            canvas_length=44,
+            canvas_length=26,
             generate=lambda rng, held_out: countdown.generate(rng, held_out=held_out),
         ),
         Task(

@@ -8,16 +8,14 @@ Follows LLaDA (arXiv 2502.09992, Algorithm 2). Leaves out packing and block-wise
 Axes: B rows, L positions, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from trl import SFTConfig, SFTTrainer
-
 from lockstitch.rl.masking import mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.sampling.denoiser import Denoiser
+from trl import SFTConfig, SFTTrainer
 
 IGNORED = -100
 

@@ -123,7 +123,8 @@ class Denoiser:
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of plain-text prompts, without special tokens of the tokenizer's own."""
@@ -156,12 +157,11 @@ class Denoiser:
             if columns is None:
                 columns = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
             columns = (columns - 1).clamp(min=0)
-        if columns is None:
-            logits: torch.Tensor = model(**arguments).logits
-            return logits
-        if self.family.keeps_columns:
-            return model(**arguments, logits_to_keep=columns).logits
-        return model(**arguments).logits[:, columns]
+        if columns is not None and self.family.keeps_columns:
+            arguments["logits_to_keep"] = columns
+            columns = None
+        logits: torch.Tensor = model(**arguments).logits
+        return logits if columns is None else logits[:, columns]
 
     def canvas_logits(
         self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor, start: int, stop: int

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-
 from lockstitch.sampling import policies
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser

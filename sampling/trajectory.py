@@ -84,5 +84,8 @@ class Trajectory:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Trajectory":
         """The inverse of `to_dict`, also after a trip through JSON."""
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**{**fields, "ledger": Ledger(**fields["ledger"])})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        fields["ledger"] = Ledger(**fields["ledger"])
+        return cls(**fields)

@@ -81,7 +81,7 @@ class StitchConfig:
             raise ValueError(f"say where the problems come from, once: --{', --'.join(sources)} (given: {given or 'none'})")
         if self.rule not in RULES:
             raise ValueError(f"rule={self.rule!r} is not one of {', '.join(RULES)}")
-        if not 0 <= self.delta:
+        if not self.delta >= 0:
             raise ValueError(f"delta={self.delta} must be at least 0 (above 1 keeps the anchor alone)")
         for name in ("generate", "limit", "num_trajectories", "batch_size", "chunk"):
             value = getattr(self, name)
@@ -183,9 +183,10 @@ def _width() -> int:
 def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any, Any]:
     if config.trajectories is not None:
         return None, None
-    from lockstitch import embedded_model
     from lockstitch.sampling.config import SamplerConfig
     from lockstitch.sampling.denoiser import Denoiser
+
+    from lockstitch import embedded_model
 
     if embedded and task.canvas_length is None:
         raise ValueError(f"no embedded model does {task.name}: name one with --model, or give --trajectories")
@@ -208,9 +209,10 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
 
 
 def _load_readers(config: StitchConfig, task: Any) -> tuple[Any, Any]:
-    from lockstitch import embedded_model
     from lockstitch.stitching.refine import load_solver
     from lockstitch.stitching.score import load_scorer
+
+    from lockstitch import embedded_model
 
     scorer = load_scorer(config.scorer, task)
     solver = config.solver or (EMBEDDED if task.canvas_length is not None else NONE)

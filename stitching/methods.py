@@ -20,7 +20,7 @@ from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching.canvas import pin_chain
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.refine import Solver
-from lockstitch.stitching.rounds import own_chain, stitch_rounds, stands
+from lockstitch.stitching.rounds import own_chain, stands, stitch_rounds
 from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Evidence, merge_clues
 from lockstitch.stitching.stitch import RULES
@@ -93,7 +93,7 @@ def votes(task: Task, pool: Pool, n: int) -> dict[str, Outcome]:
     chosen = {
         "single": 0,
         "majority_vote": majority_vote(answers, same),
-        "best_of_n": best_of_n(answers, weights),
+        "best_of_n": best_of_n(answers, weights, same),
         "weighted_vote": weighted_vote(answers, weights, same),
     }
     first = pool.trajectories[0].ledger if pool.trajectories else Ledger()
@@ -190,7 +190,8 @@ class Compare:
         return {**batch, "compared": compared}
 
     def _denoised(self, questions: list[str], pools: list[Pool], seeds: list[int]) -> dict[str, list[Outcome]]:
-        assert self.denoiser is not None and self.config is not None
+        assert self.denoiser is not None
+        assert self.config is not None
         task, delta = self.task, self.settings.delta
         prompts = [task.prompt(question) for question in questions]
         greedy = sample(self.denoiser, prompts, replace(self.config, temperature=0.0))
@@ -264,5 +265,5 @@ class Compare:
         costs = [stitched_pools[i].ledger for i in open_ones]
         solved = solve(solver, task, [questions[i] for i in open_ones], [evidences[i].render() for i in open_ones],
                        costs)  # fmt: skip
-        for i, outcome in zip(open_ones, solved, strict=True):
-            outcomes[i]["stitched"] = outcome
+        for i, answer in zip(open_ones, solved, strict=True):
+            outcomes[i]["stitched"] = answer

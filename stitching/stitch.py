@@ -95,7 +95,9 @@ def best_path(
     frontier: dict[object, Chain] = {checker.start(question): (0.0, ())}
     best: Chain | None = None
     best_key = (False, -math.inf)
-    for t, layer in enumerate(layers):
+    for t, unordered in enumerate(layers):
+        # Best first, then by text: equally good chains are told apart by what they say, never by their place.
+        layer = dict(sorted(unordered.items(), key=lambda item: (-item[1][1], item[0])))
         grown: dict[object, Chain] = {}
         for state, (total, chain) in frontier.items():
             for text, (step, score) in layer.items():

@@ -29,7 +29,18 @@ def weighted_vote(
     return next(k for k, key in enumerate(keys) if key == winner and answers_K[k] is not None)
 
 
-def best_of_n(answers_K: Sequence[str | None], weights_K: Sequence[float]) -> int | None:
-    """The trajectory with the highest weight among those with an answer, the first of equals."""
+def best_of_n(
+    answers_K: Sequence[str | None], weights_K: Sequence[float], same: Sequence[Hashable] | None = None
+) -> int | None:
+    """The trajectory with the highest weight among those with an answer; a vote decides among equals.
+
+    Exact scorers give many trajectories the same weight, and to take the first of them would be to trust the order in
+    which they came.
+    """
     candidates = [k for k, answer in enumerate(answers_K) if answer is not None]
-    return max(candidates, key=lambda k: weights_K[k]) if candidates else None
+    if not candidates:
+        return None
+    highest = max(weights_K[k] for k in candidates)
+    among = [answer if weights_K[k] == highest else None for k, answer in enumerate(answers_K)]
+    keys = list(same if same is not None else answers_K)
+    return majority_vote(among, keys)

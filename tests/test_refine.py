@@ -5,10 +5,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,6 +197,57 @@ def test_missing_vllm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         load_solver("vllm:some/model", ARITHMETIC)
 
 
+@pytest.mark.parametrize(
+    ("directory", "said", "text", "limit"),
+    [
+        ("chat", r"24}. More", r"\boxed{24}", 48),
+        ("chat", r"\frac{1}{2}}. More", r"#### \frac{1}{2}", 48),  # three stops at a brace, one answer
+        ("chat", r"\frac{1}{2}}. More", r"The answer is \boxed{\frac{1", 7),
+        ("chat", "24<eos>", r"The answer is \boxed{24", 48),
+        ("plain", "\n 24\n7", "#### 24", 48),
+        ("plain", " 24<eos>", "#### 24", 48),
+    ],
+    indirect=["directory"],
+)
+def test_vllm_solver_goes_on_until_the_answer_is_complete(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, said: str, text: str, limit: int
+) -> None:
+    """Against an engine that writes a fixed text and stops as vLLM's does: at a stop string, at EOS, at the limit."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer(said)["input_ids"]
+
+    class Engine:
+        def __init__(self, **_: object) -> None: ...
+
+        def get_tokenizer(self) -> Any:
+            return tokenizer
+
+        def generate(self, prompts: list[Any], parameters: list[Any], use_tqdm: bool) -> list[Any]:
+            assert not use_tqdm
+            return [self.one(prompt["prompt_token_ids"], p) for prompt, p in zip(prompts, parameters, strict=True)]
+
+        def one(self, prompt: list[int], parameters: Any) -> Any:
+            done = len(prompt) - len(prompts[0])  # both prompts are as long
+            out, reason = [], None
+            for token in ids[done : done + parameters.max_tokens]:
+                out.append(token)
+                if token == tokenizer.eos_token_id:
+                    break
+                if parameters.stop[0] in tokenizer.decode([token]):
+                    reason = parameters.stop[0]
+                    break
+            return SimpleNamespace(outputs=[SimpleNamespace(token_ids=out, stop_reason=reason)])
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, SamplingParams=SimpleNamespace))
+    solver = load_solver("vllm:tiny", ARITHMETIC, max_new_tokens=limit)
+    script = Script(tokenizer, ARITHMETIC)
+    prompts = [script.prompt(question, "") for question in ("12+3", "45-6")]
+    answers = solver(["12+3", "45-6"], ["", ""])
+    assert [answer.text for answer in answers] == [text] * 2
+    written = next((n for n in range(1, len(ids)) if script.is_complete(ids[:n])), len(ids))
+    assert [answer.tokens for answer in answers] == [len(prompts[0]) + min(written, limit)] * 2
+
+
 # --- a server --------------------------------------------------------------------------------------------------------
 
 Reply = tuple[int, Any]
@@ -209,10 +261,11 @@ def _server(answer: Callable[[Any, dict[str, str]], Reply]) -> Iterator[tuple[st
     class Handler(BaseHTTPRequestHandler):
         def _send(self, status: int, reply: Any) -> None:
             data = json.dumps(reply).encode() if not isinstance(reply, bytes) else reply
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # a client that no longer waits
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
 
         def do_GET(self) -> None:
             log.append(self.path)

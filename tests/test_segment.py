@@ -1,5 +1,6 @@
 """Segmentation: what a step is and is not, and spans that always are spans of the text."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_rows() -> None:
 
 
 def test_another_unit_is_refused() -> None:
-    with pytest.raises(ValueError, match="paragraph.*sentence, line, row"):
+    with pytest.raises(ValueError, match=r"paragraph.*sentence, line, row"):
         segment("a", "paragraph")
 
 
@@ -116,7 +117,7 @@ def test_token_spans_cover_what_random_tokens_decode_to(byte_level: PreTrainedTo
         ids = [rng.randrange(len(byte_level)) for _ in range(12)]
         text, spans = byte_level.decode(ids, skip_special_tokens=True), token_spans(byte_level, ids)
         assert set().union(*(range(a, b) for a, b in spans)) == set(range(len(text)))
-        assert all(a <= c and b <= d for (a, b), (c, d) in zip(spans, spans[1:], strict=False))
+        assert all(a <= c and b <= d for (a, b), (c, d) in itertools.pairwise(spans))
 
 
 def test_real_completions(data_dir: Path) -> None:

@@ -1,0 +1,80 @@
+"""Tiny random models of the families that the tests exercise."""
+
+from types import SimpleNamespace
+
+import torch
+from lockstitch.sampling.denoiser import DREAM, LLADA, Denoiser, make_bidirectional
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from lockstitch import embedded_model
+
+_SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
+_CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+
+def tokenizer():
+    """The embedded tokenizer."""
+    return AutoTokenizer.from_pretrained(embedded_model("sudoku"))
+
+
+def random_denoiser(kind: str = "llama", seed: int = 0, sharpness: float = 5.0) -> Denoiser:
+    """A random bidirectional model; `sharpness` scales the head so that confidences spread over (0, 1)."""
+    tok = tokenizer()
+    config_class, model_class = _CLASSES[kind]
+    shape = dict(_SHAPE)
+    if kind == "qwen2":
+        del shape["head_dim"]
+    config = config_class(vocab_size=len(tok), eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,
+                          bos_token_id=None,
+                          initializer_range=0.25, **shape)  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class(config).eval()
+        torch.nn.init.normal_(model.lm_head.weight, std=sharpness / 32**0.5)
+    return Denoiser(make_bidirectional(model), tok)
+
+
+class WithoutMask(torch.nn.Module):
+    """LLaDA's calling convention over any model: no attention mask, no positions, no choice of columns."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model, self.config, self.generation_config = model, model.config, model.generation_config
+
+    def forward(self, input_ids):
+        return SimpleNamespace(logits=self.model(input_ids=input_ids).logits)
+
+
+class Shifted(torch.nn.Module):
+    """Dream's calling convention over any model: the logits at i predict the token at i + 1."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model, self.config, self.generation_config = model, model.config, model.generation_config
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids).logits
+        return SimpleNamespace(logits=logits.roll(-1, dims=1))
+
+
+def llada_like(denoiser: Denoiser) -> Denoiser:
+    """The same weights behind LLaDA's convention."""
+    return Denoiser(WithoutMask(denoiser.model), denoiser.tokenizer, LLADA)
+
+
+def dream_like(denoiser: Denoiser) -> Denoiser:
+    """The same weights behind Dream's convention."""
+    return Denoiser(Shifted(denoiser.model), denoiser.tokenizer, DREAM)

@@ -1,0 +1,257 @@
+"""The sampler against independent references and against itself under every change that must not matter."""
+
+import json
+
+import pytest
+import torch
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser, family_of
+from lockstitch.sampling.loop import sample
+from lockstitch.sampling.noise import derive_seed, uniform
+from lockstitch.sampling.tokens import draw
+from lockstitch.sampling.trajectory import Ledger, Trajectory
+from models import dream_like, llada_like, random_denoiser
+
+PROMPTS = ["12, +27, -15\n", "3102\n2000\n0210\n0320\n", "Ann has 12 apples. How many?\n", " 30 100  93 =  23\n"]
+G = 12
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return random_denoiser()
+
+
+def run(denoiser, prompts=PROMPTS, n=1, seed=0, canvases=None, **settings):
+    settings = {"canvas_length": G, "stop_at_eos": False, **settings}
+    return sample(denoiser, prompts, SamplerConfig(**settings), n=n, seed=seed, canvases=canvases)
+
+
+def tokens(trajectories):
+    return [t.canvas_ids for t in trajectories]
+
+
+def reference_quota(denoiser: Denoiser, prompt: str, block: int, steps: int) -> tuple[int, ...]:
+    """LLaDA's published loop for one prompt, greedy, line by line and without any of ours."""
+    ids = torch.tensor([denoiser.encode([prompt])[0] + [denoiser.mask_id] * G])
+    start = ids.shape[1] - G
+    per_block = steps // (G // block)
+    for number in range(G // block):
+        low, high = start + number * block, start + (number + 1) * block
+        masks = int((ids[0, low:high] == denoiser.mask_id).sum())
+        for step in range(per_block):
+            logits = denoiser.model(input_ids=ids).logits[0]
+            logits[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
+            p = logits.softmax(-1)
+            confidence, token = p.max(-1)
+            confidence[ids[0] != denoiser.mask_id] = -torch.inf
+            confidence[high:] = -torch.inf
+            for place in confidence.topk(masks // per_block + (step < masks % per_block)).indices:
+                ids[0, place] = token[place]
+    return tuple(ids[0, start:].tolist())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("block", "steps"), [(12, 12), (12, 4), (4, 12), (4, 6), (6, 2), (12, 5), (1, 12)])
+def test_quota_is_the_published_loop(kind, block, steps):
+    denoiser = random_denoiser(kind)
+    with torch.no_grad():
+        expected = [reference_quota(denoiser, prompt, block, steps) for prompt in PROMPTS]
+    assert tokens(run(denoiser, block_length=block, steps=steps)) == expected
+
+
+@pytest.mark.parametrize("block", [12, 4])
+def test_threshold_above_one_is_one_token_a_step(denoiser, block):
+    drawn = run(denoiser, policy="threshold", threshold=1.01, block_length=block)
+    assert tokens(drawn) == tokens(run(denoiser, block_length=block))
+    assert all(t.ledger.nfe == G for t in drawn)
+
+
+@pytest.mark.parametrize("block", [12, 4, 1])
+def test_threshold_zero_is_one_step_a_block(denoiser, block):
+    drawn = run(denoiser, policy="threshold", threshold=0.0, block_length=block)
+    assert all(t.ledger.nfe == G // block for t in drawn)
+    assert tokens(drawn) == tokens(run(denoiser, block_length=block, steps=G // block))
+
+
+def test_threshold_between_commits_what_reaches_it(denoiser):
+    threshold = 0.6
+    drawn = run(denoiser, policy="threshold", threshold=threshold, block_length=4)
+    # With thresholds that random weights always or never reach this would prove nothing.
+    assert len(drawn) * G // 4 < sum(t.ledger.nfe for t in drawn) < len(drawn) * G
+    for t in drawn:
+        for step in range(1, t.ledger.nfe + 1):
+            committed = [c for c, at in zip(t.confidence, t.commit_step, strict=True) if at == step]
+            assert committed
+            assert len(committed) == 1 or min(committed) >= threshold
+
+
+@pytest.mark.parametrize("settings", [{"steps": 6}, {"policy": "threshold", "threshold": 0.6}])
+@pytest.mark.parametrize("block", [12, 4])
+def test_batching_order_and_n_do_not_matter(denoiser, settings, block):
+    settings = {**settings, "temperature": 1.0, "block_length": block}
+    together = run(denoiser, n=3, **settings)
+    alone = [run(denoiser, [prompt], n=3, **settings) for prompt in PROMPTS]
+    assert tokens(together) == [ids for one in alone for ids in tokens(one)]
+    assert tokens(run(denoiser, n=1, **settings)) == tokens(together)[::3]
+    backwards = run(denoiser, PROMPTS[::-1], n=3, batch_size=5, **settings)
+    assert [tokens(backwards[3 * i : 3 * i + 3]) for i in range(4)][::-1] == [tokens(one) for one in alone]
+    assert len({t.canvas_ids for t in together[:3]}) == 3  # the seeds do make a difference
+
+
+def test_seed_per_prompt(denoiser):
+    several = run(denoiser, PROMPTS[:2], seed=[5, 6], temperature=1.0)
+    assert tokens(several) == [*tokens(run(denoiser, PROMPTS[:1], seed=5, temperature=1.0)),
+                               *tokens(run(denoiser, PROMPTS[1:2], seed=6, temperature=1.0))]  # fmt: skip
+
+
+@pytest.mark.parametrize("disguise", [llada_like, dream_like])
+def test_calling_conventions_give_the_same_tokens(denoiser, disguise):
+    settings = {"block_length": 4, "steps": 6, "temperature": 1.0}
+    assert tokens(run(disguise(denoiser), n=2, **settings)) == tokens(run(denoiser, n=2, **settings))
+
+
+def test_padding_never_reaches_a_model_that_would_attend_to_it(denoiser):
+    seen = []
+    disguised = llada_like(denoiser)
+    handle = disguised.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((kwargs["input_ids"] == denoiser.pad_id).any().item()), with_kwargs=True
+    )
+    run(disguised, n=2)
+    handle.remove()
+    assert seen
+    assert not any(seen)
+
+
+def test_nfe_and_tokens_are_what_a_hook_counts(denoiser):
+    rows, cells = [], []
+
+    def count(module, args, kwargs):
+        rows.append(kwargs["input_ids"].shape[0])
+        mask = kwargs.get("attention_mask")
+        cells.append(int(mask.sum()) if mask is not None else kwargs["input_ids"].numel())
+
+    handle = denoiser.model.register_forward_pre_hook(count, with_kwargs=True)
+    drawn = run(denoiser, n=3, policy="threshold", threshold=0.6, block_length=4, temperature=1.0, batch_size=5)
+    handle.remove()
+    assert sum(t.ledger.nfe for t in drawn) == sum(rows)
+    assert sum(t.ledger.tokens_forwarded for t in drawn) == sum(cells)
+    assert len({t.ledger.nfe for t in drawn}) > 1
+
+
+def test_trace_replays_to_the_same_tokens(denoiser):
+    for t in run(denoiser, steps=6, temperature=1.0):
+        ids = torch.tensor([list(t.prompt_ids) + [denoiser.mask_id] * G])
+        for step in range(1, t.ledger.nfe + 1):
+            logits = denoiser.model(input_ids=ids).logits[0, -G:]
+            logits[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
+            p = logits.softmax(-1)
+            for place in [i for i, at in enumerate(t.commit_step) if at == step]:
+                assert p[place, t.canvas_ids[place]].item() == pytest.approx(t.confidence[place], rel=1e-4)
+                entropy = torch.distributions.Categorical(p[place]).entropy().item()
+                assert entropy == pytest.approx(t.entropy[place], rel=1e-4)
+                ids[0, len(t.prompt_ids) + place] = t.canvas_ids[place]
+        assert tuple(ids[0, -G:].tolist()) == t.canvas_ids
+
+
+def test_pinned_positions_stay_and_cost_nothing(denoiser):
+    pinned = [7 if i % 2 else None for i in range(G)]
+    for t in run(denoiser, canvases=[pinned] * 4, temperature=1.0):
+        assert all(token == 7 and at == 0 for token, at in zip(t.canvas_ids[1::2], t.commit_step[1::2], strict=True))
+        assert t.ledger.nfe == G // 2
+        assert sorted(t.commit_step[::2]) == list(range(1, G // 2 + 1))
+    full = run(denoiser, PROMPTS[:1], canvases=[[7] * G])[0]
+    assert full.ledger.nfe == 0
+    assert full.canvas_ids == (7,) * G
+
+
+def test_mask_and_padding_are_never_written(denoiser):
+    for t in run(denoiser, n=8, temperature=3.0, steps=2):
+        assert denoiser.mask_id not in t.canvas_ids
+        assert denoiser.pad_id not in t.canvas_ids
+
+
+def test_a_row_stops_at_its_own_eos(denoiser):
+    eos = denoiser.eos_ids[0]
+    canvases = [[None] * G, [None, None, eos, *[None] * (G - 3)]]
+    free, ended = run(denoiser, PROMPTS[:2], canvases=canvases, stop_at_eos=True, block_length=4)
+    through = run(denoiser, PROMPTS[:2], canvases=canvases, block_length=4)
+    assert ended.finished
+    assert ended.length == 3
+    assert ended.ledger.nfe < through[1].ledger.nfe
+    assert ended.completion_ids == through[1].canvas_ids[:3]
+    assert ended.commit_step[4:] == (-1,) * (G - 4)
+    assert ended.canvas_ids[4:] == (denoiser.mask_id,) * (G - 4)
+    if eos not in through[0].canvas_ids:
+        assert free.canvas_ids == through[0].canvas_ids
+
+
+def test_drawn_tokens_follow_the_softmax():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 9.0])
+    draws, temperature = 40_000, 0.7
+    u = uniform(torch.tensor([derive_seed(3, k) for k in range(draws)]), 0, 0, torch.arange(1))
+    token, confidence, _ = draw(logits.expand(draws, 1, 6).clone(), u, temperature, [5])
+    expected = (logits[:5] / temperature).softmax(-1) * draws
+    observed = torch.bincount(token[:, 0], minlength=6)
+    assert observed[5] == 0
+    chi_square = ((observed[:5] - expected) ** 2 / expected).sum().item()
+    assert chi_square < 18.47  # the 0.1 % point with 4 degrees of freedom
+    assert torch.allclose(confidence[:, 0], logits[:5].softmax(-1)[token[:, 0]])
+
+
+def test_noise_is_uniform_and_independent_of_its_neighbours():
+    u = uniform(torch.tensor([derive_seed(0, k) for k in range(400)]), 1, 2, torch.arange(50))
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert abs(u.mean().item() - 0.5) < 0.01
+    histogram = torch.histc(u.float(), 20, 0, 1)
+    assert ((histogram - 1000) ** 2 / 1000).sum() < 43.8  # 0.1 % point, 19 degrees of freedom
+    for other in (u.roll(1, 0), u.roll(1, 1), uniform(torch.tensor([derive_seed(0, k) for k in range(400)]), 1, 3,
+                                                      torch.arange(50))):  # fmt: skip
+        assert abs(torch.corrcoef(torch.stack([u.flatten(), other.flatten()]))[0, 1].item()) < 0.03
+
+
+def test_global_generator_is_not_touched(denoiser):
+    before = torch.get_rng_state()
+    run(denoiser, temperature=1.0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_trajectory_survives_json(denoiser):
+    for t in run(denoiser, temperature=1.0, stop_at_eos=True):
+        assert Trajectory.from_dict(json.loads(json.dumps(t.to_dict()))) == t
+
+
+def test_ledgers_add():
+    a, b = Ledger(nfe=3, sequential_steps=3, seconds=1.0), Ledger(nfe=5, scorer_tokens=2, sequential_steps=5)
+    assert a.then(b) == Ledger(nfe=8, scorer_tokens=2, sequential_steps=8, seconds=1.0)
+    assert Ledger.together([a, b]) == Ledger(nfe=8, scorer_tokens=2, sequential_steps=5, seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"block_length": 5}, "block_length=5 does not divide"),
+        ({"steps": 5, "block_length": 4}, "steps=5 must be a multiple"),
+        ({"steps": 13}, "at most canvas_length=12"),
+        ({"threshold": 0.9}, "would be ignored by policy='quota'"),
+        ({"policy": "threshold"}, "threshold=None"),
+        ({"policy": "threshold", "threshold": 0.9, "steps": 4}, "steps=4 would be ignored"),
+        ({"policy": "margin"}, "not one of quota, threshold"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"canvas_length": 2.5}, "canvas_length=2.5"),
+    ],
+)
+def test_bad_settings_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says.replace("(", r"\(")):
+        SamplerConfig(**{"canvas_length": G, **settings})
+
+
+def test_bad_calls_are_refused(denoiser):
+    with pytest.raises(ValueError, match="n=0"):
+        run(denoiser, n=0)
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        run(denoiser, ["1", ""])
+    with pytest.raises(ValueError, match="canvas 0 has 3 positions"):
+        run(denoiser, ["1"], canvases=[[None] * 3])
+    with pytest.raises(ValueError, match=r"model type 'gpt2' .*llama"):
+        family_of("gpt2")
