@@ -1,0 +1,98 @@
+"""The stitching table: every method on the embedded tasks, by trajectories per problem and tokens per step.
+
+    python scripts/bench_stitching.py --tasks sudoku countdown arithmetic --n 500 --output runs/bench
+
+Trajectories are drawn once per (task, tokens per step) for the largest N; smaller N take the first of them, so rows differ
+in nothing else. Results are appended problem by problem to OUTPUT/TASK-TOKENS.jsonl and a second run goes on where the first
+stopped; the table is printed as Markdown and written with its paired differences to OUTPUT/stitching.json.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lockstitch import embedded_model
+from lockstitch.rewards.tasks import get_task
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.noise import derive_seed
+from lockstitch.stitching.inputs import generate_problems
+from lockstitch.stitching.methods import METHODS, Compare, StitchSettings
+from lockstitch.stitching.pipeline import Sample, finished_rows, result_row, summarise, write_whole
+from lockstitch.stitching.refine import load_solver
+from lockstitch.stitching.score import load_scorer
+
+TRAJECTORIES = (4, 8, 16)
+SHOWN = tuple(name for name in METHODS if name != "weighted_vote")
+
+
+def measure(task, tokens, arguments, solver):
+    """Rows of one (task, tokens per step): `{"4": row, "8": row, "16": row}` per problem."""
+    path = arguments.output / f"{task.name}-{tokens}.jsonl"
+    denoiser = Denoiser.from_pretrained(arguments.model or str(embedded_model(task.name)))
+    steps = -(-task.canvas_length // tokens)
+    config = SamplerConfig(canvas_length=task.canvas_length, steps=steps, temperature=arguments.temperature,
+                           batch_size=512)  # fmt: skip
+    scorer = load_scorer("calculator", task)
+    given = generate_problems(task, arguments.n, arguments.seed)
+    done = finished_rows(path)
+    sampler = Sample(task, scorer, max(TRAJECTORIES), denoiser, config)
+    stages = {n: Compare(task, scorer, StitchSettings(n, "path", 0.9, True), solver, denoiser, config)
+              for n in TRAJECTORIES}  # fmt: skip
+    with path.open("a") as file, tqdm(total=arguments.n, initial=len(done), desc=path.stem) as bar:
+        for start in range(len(done), arguments.n, arguments.chunk):
+            part = given[start : start + arguments.chunk]
+            batch = {
+                "question": [one.problem.question for one in part],
+                "seed": [derive_seed(arguments.seed, start + i) for i in range(len(part))],
+                "completions": None,
+            }
+            batch = sampler(batch)
+            found = {}
+            for n, stage in stages.items():
+                compared = stage({**batch, "pool": [pool.head(n) for pool in batch["pool"]]})["compared"]
+                found[n] = [result_row(task, start + i, one, compared[i]) for i, one in enumerate(part)]
+            for i in range(len(part)):
+                row = {str(n): {"methods": found[n][i]["methods"]} for n in TRAJECTORIES}
+                file.write(json.dumps(row) + "\n")
+            file.flush()
+            bar.update(len(part))
+    return finished_rows(path)
+
+
+def main():
+    """Measures, prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["sudoku", "countdown", "arithmetic"])
+    parser.add_argument("--tokens_per_step", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--chunk", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--model", help="a diffusion model in place of the task's embedded one")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    table = {}
+    print("| task | tokens a step | N | " + " | ".join(name.replace("_", " ") for name in SHOWN) + " |")
+    print("|---|---|---|" + "---|" * len(SHOWN))
+    for name in arguments.tasks:
+        task = get_task(name)
+        solver = load_solver(str(embedded_model("solver")), task)
+        for tokens in arguments.tokens_per_step:
+            rows = measure(task, tokens, arguments, solver)
+            for n in TRAJECTORIES:
+                summary = summarise(task, [row[str(n)] for row in rows], {}, {"num_trajectories": n, "tokens": tokens})
+                table[f"{name}-{tokens}-{n}"] = summary
+                cells = [
+                    f"{100 * summary['methods'][method]['accuracy']:.1f} ({summary['methods'][method]['nfe']:.0f})"
+                    for method in SHOWN
+                ]
+                print(f"| {name} | {tokens} | {n} | " + " | ".join(cells) + " |", flush=True)
+    write_whole(arguments.output / "stitching.json", json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""`lockstitch stitch` as people run it: inputs, refusals, files, resuming after a kill at any moment."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lockstitch.rewards.tasks import get_task
+from lockstitch.stitching import pipeline
+from lockstitch.stitching.cli import StitchConfig, main, stitch
+from lockstitch.stitching.inputs import generate_problems, read_problems
+
+SUDOKU = ["--task", "sudoku", "--solver", "none", "--num_trajectories", "2", "--steps", "5"]
+PUZZLES = ["3102200002100320", "0140432014020000", "4310010000303420", "2004001203201003"]
+
+
+def without_time(rows):
+    for row in rows:
+        for found in row["methods"].values():
+            del found["ledger"]["seconds"]
+    return rows
+
+
+def read_rows(path):
+    return [json.loads(line) for line in (path / "results.jsonl").read_text().split("\n") if line]
+
+
+def test_one_run_writes_everything(tmp_path, capsys):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"question": puzzle}) + "\n" for puzzle in PUZZLES))
+    out = tmp_path / "out"
+    assert main([*SUDOKU, "--input", str(source), "--output", str(out)]) == 0
+    rows = read_rows(out)
+    assert [row["question"] for row in rows] == PUZZLES
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["absent"]) == {"all_traces", "solver_alone"}
+    for name, method in summary["methods"].items():
+        right = [row["methods"][name]["correct"] for row in rows]
+        assert method["accuracy"] == sum(right) / 4
+        assert method["nfe"] == pytest.approx(sum(row["methods"][name]["ledger"]["nfe"] for row in rows) / 4)
+    assert summary["paired"]["stitched - single"]["n"] == 4
+    assert "<script" in (out / "report.html").read_text()
+    assert "stitched" in capsys.readouterr().out
+    assert not list(out.glob("*.partial"))
+    # Asked again, it computes nothing and writes the same.
+    before = (out / "results.jsonl").read_bytes()
+    assert main([*SUDOKU, "--input", str(source), "--output", str(out)]) == 0
+    assert (out / "results.jsonl").read_bytes() == before
+
+
+def test_a_changed_configuration_is_refused(tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main([*SUDOKU, "--generate", "2", "--output", out]) == 0
+    assert main([*SUDOKU, "--generate", "2", "--output", out, "--seed", "1"]) == 2
+    assert "seed: 0 then, 1 now" in capsys.readouterr().err
+
+
+def test_one_question_is_shown_in_the_terminal(capsys):
+    assert main([*SUDOKU, "--question", PUZZLES[0], "--color", "never"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "3142" in shown
+
+
+def test_trajectories_from_elsewhere(tmp_path):
+    source, out = tmp_path / "t.jsonl", tmp_path / "out"
+    completions = ["She has 12+7=19 eggs.\nShe sells 19-4=14.\nA: 14", "She has 12+7=18 eggs.\nShe sells 19-4=15.\nA: 15",
+                   "She has 12+7=19 eggs.\nShe sells 19-4=15.\nA: 15"]  # fmt: skip
+    source.write_text(json.dumps({"question": "Ann has 12 eggs, gets 7, sells 4. How many?", "completions": completions,
+                                  "answer": "15"}) + "\n")  # fmt: skip
+    assert main(["--task", "gsm8k", "--trajectories", str(source), "--output", str(out)]) == 0
+    row = read_rows(out)[0]
+    assert set(row["methods"]) == {"single", "majority_vote", "best_of_n", "weighted_vote", "stitched"}
+    assert row["methods"]["best_of_n"]["answer"] == "15"
+    assert row["methods"]["stitched"]["answer"] == "15"
+    assert [step["score"] for step in row["trajectories"][2]["steps"]] == [1.0, 1.0]
+    assert row["trajectories"][0]["steps"][1]["score"] == 0.0
+
+
+def test_bad_lines_are_named_before_any_work(tmp_path, capsys):
+    source = tmp_path / "bad.jsonl"
+    source.write_text('{"question": "How many?"}\nnot json\n{"answer": "3"}\n[1]\n')
+    assert main(["--task", "gsm8k", "--trajectories", str(source), "--output", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    for expected in ("4 bad lines", "line 1: no 'completions'", "line 2: not JSON", "line 3: no 'question'",
+                     "line 4: a JSON object is needed, not list"):  # fmt: skip
+        assert expected in said
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("completions", [[], [""], "text", [1]])
+def test_bad_completions_are_refused(tmp_path, completions):
+    source = tmp_path / "bad.jsonl"
+    source.write_text(json.dumps({"question": "How many?", "completions": completions}) + "\n")
+    with pytest.raises(ValueError, match="line 1: .*'completions'"):
+        read_problems(source, get_task("gsm8k"), with_completions=True)
+
+
+def test_rows_with_line_separators_stay_whole(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"question": "one\u2028two"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_problems(source, get_task("gsm8k"))[0].problem.question == "one\u2028two"
+
+
+def test_benchmark_csv_is_read(tmp_path):
+    source = tmp_path / "s.csv"
+    source.write_text("Puzzle,Solution\n3102200002100320,3142243142131324\n")
+    assert read_problems(source, get_task("sudoku"))[0].problem.answer == "3142243142131324"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "say where the problems come from"),
+        ({"question": "1", "generate": 2}, "once"),
+        ({"generate": 2}, "--output DIR is needed"),
+        ({"question": "1", "rule": "best"}, "rule='best' is not one of paper, public, path"),
+        ({"trajectories": "x", "output": "o", "steps": 4}, "would be ignored"),
+        ({"question": "1", "rule": "paper", "rounds": True}, "rounds false"),
+        ({"question": "1", "num_trajectories": 0}, "num_trajectories=0"),
+    ],
+)
+def test_bad_options_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        StitchConfig(task="sudoku", **settings)
+
+
+def test_what_cannot_run_is_said():
+    with pytest.raises(ValueError, match="no embedded model does gsm8k"):
+        stitch(StitchConfig(task="gsm8k", question="How many?", solver="none"))
+    with pytest.raises(ValueError, match="'chess' is not one of"):
+        stitch(StitchConfig(task="chess", question="e4"))
+    with pytest.raises(ValueError, match="fixed set of problems"):
+        generate_problems(get_task("gsm8k"), 3, 0)
+
+
+def test_a_cut_off_line_is_dropped_and_a_whole_one_kept(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"index": 0}\n{"index": 1}\n{"ind')
+    assert pipeline.finished_rows(path) == [{"index": 0}, {"index": 1}]
+    assert path.read_text() == '{"index": 0}\n{"index": 1}\n'
+
+
+def test_results_without_a_configuration_are_not_overwritten(tmp_path):
+    (tmp_path / "results.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"without config\.json"):
+        pipeline.claim_directory(tmp_path, {"seed": 0})
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_loses_and_repeats_nothing(tmp_path):
+    """Ten runs are killed at random moments; each is finished by a second run, and equals a run that was left alone."""
+    arguments = [*SUDOKU, "--generate", "400", "--chunk", "2"]
+
+    def start(out):
+        command = [sys.executable, "-m", "lockstitch.stitching.cli", *arguments, "--output", str(out)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    began = time.monotonic()
+    whole = start(tmp_path / "whole")
+    while not (tmp_path / "whole/results.jsonl").exists():
+        time.sleep(0.05)
+    ready = time.monotonic() - began
+    assert whole.wait(300) == 0
+    working = time.monotonic() - began - ready
+    expected = without_time(read_rows(tmp_path / "whole"))
+    assert len(expected) == 400
+
+    rng = random.Random(0)
+    interrupted = 0
+    out = tmp_path / "killed"
+    for _ in range(10):
+        process = start(out)
+        time.sleep(ready + rng.random() * working / 6)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        rows = pipeline.finished_rows(out / "results.jsonl")
+        interrupted += 0 < len(rows) < 400
+        assert without_time(rows) == expected[: len(rows)]
+    assert interrupted >= 5
+    last = start(out)
+    assert last.wait(300) == 0, last.stderr.read()
+    assert without_time(read_rows(out)) == expected
+    assert json.loads((out / "summary.json").read_text())["n"] == 400
+    assert sorted(os.listdir(out)) == ["config.json", "report.html", "results.jsonl", "summary.json"]
