@@ -11,9 +11,6 @@ import argparse
 import json
 from pathlib import Path
 
-from tqdm import tqdm
-
-from lockstitch import embedded_model
 from lockstitch.rewards.tasks import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
@@ -23,6 +20,9 @@ from lockstitch.stitching.methods import METHODS, Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample, finished_rows, result_row, summarise, write_whole
 from lockstitch.stitching.refine import load_solver
 from lockstitch.stitching.score import load_scorer
+from tqdm import tqdm
+
+from lockstitch import embedded_model
 
 TRAJECTORIES = (4, 8, 16)
 SHOWN = tuple(name for name in METHODS if name != "weighted_vote")

@@ -133,10 +133,9 @@ def stitch(config: StitchConfig) -> int:
     else:
         given = [Given(task.read_row({"question": config.question}))]
     given = given[: config.limit]
-    if config.trajectories is not None and len({len(one.completions or ()) for one in given}) == 1:
-        n = len(given[0].completions or ())
-    else:
-        n = config.num_trajectories or 8
+    n = config.num_trajectories or 8
+    if config.trajectories is not None:
+        n = max(len(one.completions or ()) for one in given)
 
     from lockstitch.stitching import pipeline
     from lockstitch.stitching.methods import Compare, StitchSettings

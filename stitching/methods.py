@@ -6,11 +6,12 @@ budget of forward passes: `best_of_n_refine`, `remask_loop`, `stitched`. With an
 absent, with its reason.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lockstitch.rewards.extract import same_number
+from lockstitch.rewards.extract import NUMBER, clean, same_number
 from lockstitch.rewards.tasks import Task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
@@ -30,6 +31,9 @@ METHODS = (
     "greedy", "single", "majority_vote", "best_of_n", "weighted_vote", "best_of_n_refine", "remask_loop", "all_traces",
     "solver_alone", "stitched",
 )  # fmt: skip
+
+
+_RESULT = re.compile(rf"=\s*({NUMBER})")
 
 
 @dataclass(frozen=True)
@@ -106,13 +110,33 @@ def votes(task: Task, pool: Pool, n: int) -> dict[str, Outcome]:
     }
 
 
-def chain_answer(task: Task, pool: Pool, evidence: Evidence) -> str | None:
-    """The answer that the evidence's chain amounts to; where only words can tell, that of the trajectory it ends in."""
-    chain = evidence.chain
-    answer = task.conclude([clue.step.text for clue in chain]) if chain else None
-    if answer is None and chain:
-        answer = task.extract(pool.texts_K[chain[-1].step.trajectory])
-    return answer
+def evidence_vote(task: Task, pool: Pool, evidence: Evidence) -> str | None:
+    """The answer with the most evidence behind it, for text whose answer no chain of steps spells out.
+
+    A vote of the trajectories, each with the geometric mean of its scores times 1 + its agreement: the mean Jaccard
+    overlap between the results that its kept steps state and those of every other trajectory.
+    """
+    K = len(pool.texts_K)
+    results: list[set[str]] = [set() for _ in range(K)]
+    for clue in evidence.clues:
+        stated = {clean(number) for number in _RESULT.findall(clue.step.text)}
+        for k, _ in clue.sources:
+            results[k] |= stated
+
+    def agreement(k: int) -> float:
+        others = [results[j] for j in range(K) if j != k]
+        return sum(len(results[k] & other) / max(1, len(results[k] | other)) for other in others) / max(1, len(others))
+
+    answers = [task.extract(text) for text in pool.texts_K]
+    weights = [weight * (1 + agreement(k)) for k, weight in enumerate(pool.weights())]
+    chosen = weighted_vote(answers, weights, _same(answers))
+    return None if chosen is None else answers[chosen]
+
+
+def evidence_answer(task: Task, pool: Pool, evidence: Evidence) -> str | None:
+    """The answer that the evidence amounts to without a solver: its chain's, or else `evidence_vote`'s."""
+    answer = task.conclude([clue.step.text for clue in evidence.chain]) if evidence.chain else None
+    return evidence_vote(task, pool, evidence) if answer is None else answer
 
 
 def solve(
@@ -221,7 +245,7 @@ class Compare:
         )  # fmt: skip
         found["remask_loop"] = [
             Outcome(
-                chain_answer(task, loop, result.evidence) if result.complete else task.extract(result.text),
+                evidence_answer(task, loop, result.evidence) if result.complete else task.extract(result.text),
                 result.text,
                 loop.ledger,
             )
@@ -240,7 +264,7 @@ class Compare:
         task, solver = self.task, self.solver
         for i, (pool, evidence) in enumerate(zip(stitched_pools, evidences, strict=True)):
             text = "\n".join(clue.step.text for clue in evidence.chain)
-            outcomes[i]["stitched"] = Outcome(chain_answer(task, pool, evidence), text, pool.ledger)
+            outcomes[i]["stitched"] = Outcome(evidence_answer(task, pool, evidence), text, pool.ledger)
         if solver is None:
             return
         everything = [

@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-
 from lockstitch.rewards.tasks import get_task
 from lockstitch.stitching import pipeline
 from lockstitch.stitching.cli import StitchConfig, main, stitch
@@ -97,7 +96,7 @@ def test_bad_lines_are_named_before_any_work(tmp_path, capsys):
 def test_bad_completions_are_refused(tmp_path, completions):
     source = tmp_path / "bad.jsonl"
     source.write_text(json.dumps({"question": "How many?", "completions": completions}) + "\n")
-    with pytest.raises(ValueError, match="line 1: .*'completions'"):
+    with pytest.raises(ValueError, match=r"line 1: .*'completions'"):
         read_problems(source, get_task("gsm8k"), with_completions=True)
 
 

@@ -8,14 +8,13 @@ import sys
 
 import pytest
 import torch
-from models import random_denoiser, tokenizer
-
 from lockstitch.recipes.evidence import evidence_rows
 from lockstitch.recipes.sft import RecipeArguments
 from lockstitch.recipes.tiny import build_tokenizer, prompt_completion_rows, tokenize_rows, tokenizer_texts
 from lockstitch.rewards.tasks import TASKS, get_task
 from lockstitch.rl.masking import mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.sft import CanvasCollator, DiffusionSFTConfig, masked_diffusion_loss
+from models import random_denoiser, tokenizer
 
 
 def test_noise_depends_on_its_key_alone():
