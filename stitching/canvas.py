@@ -4,7 +4,7 @@ An autoregressive solver can only read evidence; a diffusion model can be handed
 tokens, open steps become as many masks as they had tokens, and whatever follows the last step (the answer) is open.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from lockstitch.rewards.tasks import Task
 from lockstitch.sampling.denoiser import Denoiser
@@ -12,19 +12,19 @@ from lockstitch.stitching.steps import Clue
 
 
 def pin_chain(
-    denoiser: Denoiser, task: Task, chain: Sequence[Clue], delta: float, canvas_length: int
+    denoiser: Denoiser, task: Task, chain: Sequence[Clue], pinned: Container[int], canvas_length: int
 ) -> list[int | None]:
-    """A canvas of `canvas_length` entries: token ids of the clues that score at least `delta`, None elsewhere.
+    """A canvas of `canvas_length` entries: token ids of the clues at the places `pinned`, None elsewhere.
 
     Steps stand one after another, each followed by the task's separator, as the model was trained to write them.
     Whatever does not fit is left open.
     """
     canvas: list[int | None] = []
     separator = denoiser.encode(["\n"])[0]
-    for position, clue in enumerate(chain):
+    for place, clue in enumerate(chain):
         ids = denoiser.encode([task.write_step(clue.step.text)])[0]
-        canvas += ids if clue.score >= delta else [None] * len(ids)
-        if position < len(chain) - 1:
+        canvas += ids if place in pinned else [None] * len(ids)
+        if place < len(chain) - 1:
             canvas += separator
     canvas = canvas[:canvas_length]
     return canvas + [None] * (canvas_length - len(canvas))

@@ -226,7 +226,9 @@ class Compare:
         best = [max(range(len(head.texts_K)), key=head.weights().__getitem__) for head in heads]
         chains = [own_chain(task, head, k) for head, k in zip(heads, best, strict=True)]
         canvases = [
-            pin_chain(self.denoiser, task, chain, delta, self.config.canvas_length) for chain in chains
+            pin_chain(self.denoiser, task, chain, {t for t, clue in enumerate(chain) if clue.score >= delta},
+                      self.config.canvas_length)
+            for chain in chains
         ]
         refined = sample(
             self.denoiser, prompts, self.config, seed=[derive_seed(seed, 2) for seed in seeds], canvases=canvases

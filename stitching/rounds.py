@@ -5,10 +5,16 @@ stand are pinned and the next round denoises only what is open. The loop runs on
 last attempt alone; stitching runs several and looks at every step that any of them wrote. With one canvas a round and no
 memory the two are the same thing, which is why the loop is the control.
 
+A step can be sound and lead nowhere. So every canvas pins what was pinned least often so far, and of those the most:
+first the best chain, then other trajectories' sound steps, then either with their last steps released. The loop
+backtracks in the same way, from its last attempt.
+
 Problems are independent: all problems that still run share each call of the sampler.
 """
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +24,15 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import Canvas, sample
 from lockstitch.sampling.noise import derive_seed
+from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.canvas import pin_chain
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Clue, Evidence
 from lockstitch.stitching.stitch import best_path
+
+
+_Key = tuple[tuple[int, str], ...]  # the pinned steps: place in the chain, text
 
 
 @dataclass(frozen=True)
@@ -82,37 +92,66 @@ def stitch_rounds(
         One result per problem.
     """
     assert all(pool.trajectories for pool in pools)
-    canvases: list[Canvas] = [[]] * len(pools)
     results: dict[int, RoundsResult] = {}
+    tries: list[Counter[_Key]] = [Counter() for _ in pools]
     for round_index in itertools.count():
+        width = widths[min(round_index, len(widths) - 1)]
+        requests: list[_Request] = []
         for i, pool in enumerate(pools):
             if i in results:
                 continue
             evidence = _look(task, pool, delta, memory)
-            canvases[i] = pin_chain(denoiser, task, evidence.chain, delta, config.canvas_length)
             complete = stands(task, pool.question, evidence.chain, delta)
-            if complete or pool.ledger.nfe >= budgets[i] or None not in canvases[i]:
+            if complete or pool.ledger.nfe >= budgets[i]:
                 results[i] = RoundsResult(evidence, pool.texts_K[-1], complete)
                 if progress is not None:
                     progress(1)
-        running = [i for i in range(len(pools)) if i not in results]
-        if not running:
+                continue
+            left = budgets[i] - pool.ledger.nfe
+            chains = [evidence.chain]
+            if memory:
+                chains += [own_chain(task, pool, k) for k in range(len(pool.texts_K))]
+            candidates = _candidates(chains, delta)
+            for k in range(width):
+                key = min(candidates, key=lambda key, tried=tries[i]: (tried[key], -len(key)))  # type: ignore[misc]
+                canvas = pin_chain(denoiser, task, candidates[key], {t for t, _ in key}, config.canvas_length)
+                left -= _passes(canvas, config)
+                if k > 0 and left < 0:
+                    break
+                tries[i][key] += 1
+                requests.append(_Request(i, canvas, derive_seed(seeds[i], round_index, k)))
+        if not requests:
             return [results[i] for i in range(len(pools))]
-        width = widths[min(round_index, len(widths) - 1)]
-        copies = {i: _affordable(canvases[i], config, width, budgets[i] - pools[i].ledger.nfe) for i in running}
-        for n in sorted(set(copies.values())):
-            asked = [i for i in running if copies[i] == n]
-            drawn = sample(
-                denoiser,
-                [task.prompt(pools[i].question) for i in asked],
-                config,
-                n=n,
-                seed=[derive_seed(seeds[i], round_index) for i in asked],
-                canvases=[canvases[i] for i in asked],
-            )
-            for place, i in enumerate(asked):
-                pools[i].draw(denoiser, task, scorer, drawn[place * n : (place + 1) * n])
+        drawn = sample(
+            denoiser,
+            [task.prompt(pools[request.problem].question) for request in requests],
+            config,
+            seed=[request.seed for request in requests],
+            canvases=[request.canvas for request in requests],
+        )
+        new: dict[int, list[Trajectory]] = {}
+        for request, trajectory in zip(requests, drawn, strict=True):
+            new.setdefault(request.problem, []).append(trajectory)
+        for i, trajectories in new.items():
+            pools[i].draw(denoiser, task, scorer, trajectories)
     raise AssertionError("unreachable")
+
+
+def _candidates(chains: Sequence[tuple[Clue, ...]], delta: float) -> dict[_Key, tuple[Clue, ...]]:
+    """What a canvas may pin, each with the chain whose open steps it masks: all that stands, or all but the last few."""
+    found: dict[_Key, tuple[Clue, ...]] = {}
+    for chain in chains:
+        standing = [(t, clue.step.text) for t, clue in enumerate(chain) if clue.score >= delta]
+        for kept in range(len(standing), -1, -1):
+            found.setdefault(tuple(standing[:kept]), chain)
+    return found
+
+
+@dataclass(frozen=True)
+class _Request:
+    problem: int
+    canvas: Canvas
+    seed: int
 
 
 def _look(task: Task, pool: Pool, delta: float, memory: bool) -> Evidence:
@@ -123,8 +162,8 @@ def _look(task: Task, pool: Pool, delta: float, memory: bool) -> Evidence:
     return Evidence(chain, newest, chain)
 
 
-def _affordable(canvas: Canvas, config: SamplerConfig, width: int, left: int) -> int:
-    """How many copies of a canvas the remaining passes pay for, at least one."""
+def _passes(canvas: Canvas, config: SamplerConfig) -> int:
+    """The forward passes that a canvas takes under quota (an upper bound under threshold)."""
     masks = sum(token is None for token in canvas)
-    per_step = max(1, config.canvas_length // config.total_steps)
-    return max(1, min(width, left // max(1, -(-masks // per_step))))
+    per_step = config.canvas_length / config.total_steps
+    return max(1, math.ceil(masks / per_step))

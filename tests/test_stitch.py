@@ -205,7 +205,7 @@ def test_a_pinned_chain_is_kept_and_only_the_rest_denoised(sudoku):
     task, denoiser = sudoku
     rows = ["3142", "2431", "4213", "1324"]
     chain = [Clue(Step(0, i, row, (0, 4)), 1.0 if i != 2 else 0.0, ()) for i, row in enumerate(rows)]
-    canvas = pin_chain(denoiser, task, chain, 0.9, 20)
+    canvas = pin_chain(denoiser, task, chain, {0, 1, 3}, 20)
     assert [i for i, token in enumerate(canvas) if token is None] == [10, 11, 12, 13, 19]
     drawn = sample(denoiser, [task.prompt("3102200002100320")], CONFIG, canvases=[canvas])[0]
     lines = drawn.text.split("\n")
