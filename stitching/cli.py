@@ -63,6 +63,9 @@ class StitchConfig:
         default=None, metadata={"help": "Denoise again around the evidence (default: yes, with the rule path and a "
                                         "diffusion model)."}
     )  # fmt: skip
+    round_temperature: float | None = field(
+        default=None, metadata={"help": "Of the canvases that are denoised again (default 1.5)."}
+    )
     solver: str | None = field(
         default=None, metadata={"help": "Writes the answer: a model directory or hub name, vllm:MODEL, openai:MODEL@URL, "
                                         "none, or embedded (default for the embedded tasks)."}
@@ -93,7 +96,7 @@ class StitchConfig:
             raise ValueError("--output DIR is needed (only --question can do without)")
         if self.trajectories is not None:
             sampling = ("model", "family", "num_trajectories", "canvas_length", "block_length", "policy", "steps",
-                        "threshold", "temperature", "rounds")  # fmt: skip
+                        "threshold", "temperature", "rounds", "round_temperature")  # fmt: skip
             ignored = [name for name in sampling if getattr(self, name) is not None]
             if ignored or self.trust_remote_code:
                 raise ValueError(f"--trajectories come as they are; nothing is sampled, so {ignored or 'trust_remote_code'}"
@@ -103,6 +106,8 @@ class StitchConfig:
             self.rounds = self.rule == "path"
         elif self.rounds and self.rule != "path":
             raise ValueError(f"rounds stitch by the rule path; rule={self.rule!r} takes --rounds false")
+        if self.round_temperature is not None and not self.rounds:
+            raise ValueError(f"round_temperature={self.round_temperature} would be ignored without rounds")
         if self.question is not None and self.limit is not None:
             raise ValueError(f"limit={self.limit} would be ignored with --question")
 
@@ -149,7 +154,8 @@ def stitch(config: StitchConfig) -> int:
         pipeline.claim_directory(directory, {**remembered, "num_trajectories": n})
     denoiser, sampler_config = _load_denoiser(config, task, embedded)
     scorer, solver = _load_readers(config, task)
-    settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds))
+    settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds),
+                              1.5 if config.round_temperature is None else config.round_temperature)
     sampler = pipeline.Sample(task, scorer, n, denoiser, sampler_config)
     compare = Compare(task, scorer, settings, solver, denoiser, sampler_config)
     color = _use_color(config.color)

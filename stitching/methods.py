@@ -63,12 +63,15 @@ class StitchSettings:
         rule: `path`, `paper` or `public` (see `lockstitch.stitching.stitch`).
         delta: steps that score at least this are kept.
         rounds: whether to denoise again around the evidence (needs the diffusion model and the rule `path`).
+        round_temperature: of the canvases that are denoised again; None is the sampler's own. What stands is kept
+            whatever the others do, so rounds can afford more noise than first trajectories.
     """
 
     num_trajectories: int
     rule: str
     delta: float
     rounds: bool
+    round_temperature: float | None = None
 
 
 def round_widths(n: int) -> tuple[int, list[int]]:
@@ -167,6 +170,9 @@ class Compare:
     ) -> None:
         self.task, self.scorer, self.settings, self.solver = task, scorer, settings, solver
         self.denoiser, self.config = denoiser, config
+        self.round_config = config
+        if config is not None and settings.round_temperature is not None:
+            self.round_config = replace(config, temperature=settings.round_temperature)
 
     def absent(self) -> dict[str, str]:
         """The methods that cannot run, each with the reason."""
@@ -193,9 +199,9 @@ class Compare:
         if self.denoiser is not None and self.settings.rounds:
             first, widths = round_widths(n)
             stitched_pools = [pool.head(first) for pool in pools]
-            assert self.config is not None
+            assert self.round_config is not None
             results = stitch_rounds(
-                self.denoiser, self.task, stitched_pools, self.scorer, self.config,
+                self.denoiser, self.task, stitched_pools, self.scorer, self.round_config,
                 budgets=[pool.ledger.nfe for pool in pools], widths=widths, delta=self.settings.delta,
                 seeds=[derive_seed(seed, 1) for seed in seeds],
             )  # fmt: skip

@@ -31,7 +31,6 @@ from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Clue, Evidence
 from lockstitch.stitching.stitch import best_path
 
-
 _Key = tuple[tuple[int, str], ...]  # the pinned steps: place in the chain, text
 
 
