@@ -30,7 +30,7 @@ def _corrupt_arithmetic(problem: Problem, lines: list[str], rate: float, rng: ra
         left = int(match[1]) if carried is None else carried
         result = arithmetic.apply(left, match[2], int(match[3]))
         if rng.random() < rate:
-            result = max(0, result + rng.choice((-20, -10, -9, -2, -1, 1, 2, 9, 10, 20, 30)))
+            result = max(0, result + rng.choice((-20, -10, -2, -1, 1, 2, 10, 20)))
             right = False
         carried = result
         equation = f"{left:02d}{match[2]}{match[3]}={result:02d}"

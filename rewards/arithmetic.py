@@ -1,8 +1,8 @@
 """Arithmetic chains and templated word problems, solved one step a line and ending in `#### N`.
 
-A chain is a first number and operations applied in the order written: `12, +27, -15, *3`. Every running value has two
-digits (10 to 99), so a step's text has a width that the question alone decides; small diffusion models learn that
-far sooner than free widths. The word problems wrap the same chains in GSM8K's form: a sentence a step.
+A chain is a first number and operations applied in the order written: `12, +7, -5, *3`. Every running value has two digits
+(10 to 99) and every operand one, so all steps have one width; small diffusion models learn that far sooner than free
+widths. The word problems wrap the same chains in GSM8K's form: a sentence a step.
 """
 
 import random
@@ -39,10 +39,10 @@ def _draw_chain(rng: random.Random, operations: int) -> tuple[int, list[tuple[st
     chain: list[tuple[str, int]] = []
     for _ in range(operations):
         choices = []
-        if value + _LOW <= _HIGH:
-            choices.append(("+", rng.randint(_LOW, _HIGH - value)))
-        if value - _LOW >= _LOW:
-            choices.append(("-", rng.randint(_LOW, value - _LOW)))
+        if value + 2 <= _HIGH:
+            choices.append(("+", rng.randint(2, min(9, _HIGH - value))))
+        if value - 2 >= _LOW:
+            choices.append(("-", rng.randint(2, min(9, value - _LOW))))
         if value * 2 <= _HIGH:
             choices.append(("*", rng.randint(2, _HIGH // value)))
         operation, operand = rng.choice(choices)

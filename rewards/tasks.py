@@ -137,7 +137,7 @@ TASKS = {
     for task in (
         Task(
             "arithmetic", lambda question: question + "\n", last_marked, _arithmetic_is_correct, _read_number_row,
-            unit="line", checker=ArithmeticChecker(), conclude=_last_result, canvas_length=56, generate=_generate_arithmetic,
+            unit="line", checker=ArithmeticChecker(), conclude=_last_result, canvas_length=48, generate=_generate_arithmetic,
         ),
         Task(
             "countdown", countdown.prompt, _extract_expression,

@@ -1,0 +1,101 @@
+"""The documentation runs: shell blocks, Python blocks and what these print, and every relative link.
+
+The conventions of `docs/*.md` and `README.md`: a `bash` block runs as a whole in a folder of its own, command by command,
+and must succeed; a `python` block runs in a fresh interpreter, and a `text` block that follows it with only blank lines
+between is what it prints; a `console` block is only shown, and the line above it says why: `<!-- not run: reason -->`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RUN = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+LINKED = [*RUN, ROOT / "CONTRIBUTING.md"]
+KINDS = {"bash", "python", "text", "console", "json", "yaml"}
+
+_BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it stands, its kind, what it holds, the line above it and the `text` block after it."""
+
+    page: Path
+    line: int
+    kind: str
+    body: str
+    above: str
+    printed: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    matches = list(_BLOCK.finditer(text))
+    blocks = []
+    for i, match in enumerate(matches):
+        before = text[: match.start()]
+        follows = i + 1 < len(matches) and not text[match.end() : matches[i + 1].start()].strip()
+        printed = matches[i + 1][2] if follows and matches[i + 1][1] == "text" else None
+        above = before.rstrip("\n").rpartition("\n")[2]
+        blocks.append(Block(page, before.count("\n") + 1, match[1], match[2], above, printed))
+    return blocks
+
+
+BLOCKS = [block for page in RUN if page.is_file() for block in blocks_of(page)]
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a folder, with this interpreter's environment first on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "bash"], ids=str)
+def test_a_shell_block_succeeds(block: Block, tmp_path: Path) -> None:
+    done = run(["bash", "-euxo", "pipefail", "-c", block.body], tmp_path)
+    assert done.returncode == 0, f"{block} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "python"], ids=str)
+def test_a_python_block_prints_what_the_page_says(block: Block, tmp_path: Path) -> None:
+    done = run([sys.executable, "-c", block.body], tmp_path)
+    assert done.returncode == 0, f"{block} ended with {done.returncode}:\n{done.stderr}"
+    if block.printed is not None:
+        assert done.stdout == block.printed
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert len(re.findall("^```", text, re.MULTILINE)) == 2 * len(blocks_of(page)), f"{page.name} has an open fence"
+    unknown = [f"{block}: {block.kind!r}" for block in blocks_of(page) if block.kind not in KINDS]
+    assert not unknown, f"kinds that no test would look at ({unknown}); known: {sorted(KINDS)}"
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_a_block_that_is_not_run_says_why(page: Path) -> None:
+    silent = [str(b) for b in blocks_of(page) if b.kind == "console" and not _NOT_RUN.fullmatch(b.above)]
+    assert not silent, f"no '<!-- not run: reason -->' in the line above {silent}"
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    prose = re.sub(r"`[^`\n]*`", "", _BLOCK.sub("", page.read_text(encoding="utf-8")))
+    targets = [link.partition("#")[0] for link in _LINK.findall(prose) if not re.match(r"[a-z]+:", link)]
+    missing = [target for target in targets if target and not (page.parent / target).exists()]
+    assert not missing, f"{page.name} links to {missing}"
