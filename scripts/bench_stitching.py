@@ -25,7 +25,7 @@ from tqdm import tqdm
 from lockstitch import embedded_model
 
 TRAJECTORIES = (4, 8, 16)
-SHOWN = tuple(name for name in METHODS if name != "weighted_vote")
+RIVALS = ("majority_vote", "best_of_n", "best_of_n_refine", "remask_loop")
 
 
 def measure(task, tokens, arguments, solver):
@@ -35,12 +35,12 @@ def measure(task, tokens, arguments, solver):
     steps = -(-task.canvas_length // tokens)
     config = SamplerConfig(canvas_length=task.canvas_length, steps=steps, temperature=arguments.temperature,
                            batch_size=512)  # fmt: skip
+    settings = {n: StitchSettings(n, "path", 0.9, True, arguments.round_temperature) for n in TRAJECTORIES}
     scorer = load_scorer("calculator", task)
     given = generate_problems(task, arguments.n, arguments.seed)
     done = finished_rows(path)
     sampler = Sample(task, scorer, max(TRAJECTORIES), denoiser, config)
-    stages = {n: Compare(task, scorer, StitchSettings(n, "path", 0.9, True), solver, denoiser, config)
-              for n in TRAJECTORIES}  # fmt: skip
+    stages = {n: Compare(task, scorer, settings[n], solver, denoiser, config) for n in TRAJECTORIES}
     with path.open("a") as file, tqdm(total=arguments.n, initial=len(done), desc=path.stem) as bar:
         for start in range(len(done), arguments.n, arguments.chunk):
             part = given[start : start + arguments.chunk]
@@ -62,36 +62,52 @@ def measure(task, tokens, arguments, solver):
     return finished_rows(path)
 
 
+def print_tables(table):
+    """Accuracies with their forward passes, then paired differences with their standard errors, as Markdown."""
+    first = next(iter(table.values()))
+    shown = [name for name in METHODS if name in first["methods"] and name != "weighted_vote"]
+    print("\n| task | tokens a step | N | " + " | ".join(name.replace("_", " ") for name in shown) + " |")
+    print("|---|---|---|" + "---|" * len(shown))
+    for key, summary in table.items():
+        cells = [f"{100 * summary['methods'][name]['accuracy']:.1f} ({summary['methods'][name]['nfe']:.0f})"
+                 for name in shown]  # fmt: skip
+        print("| " + " | ".join([*key.split("-"), *cells]) + " |")
+    print("\n| task | tokens a step | N | " + " | ".join(f"- {name.replace('_', ' ')}" for name in RIVALS) + " |")
+    print("|---|---|---|" + "---|" * len(RIVALS))
+    for key, summary in table.items():
+        paired = [summary["paired"][f"stitched - {name}"] for name in RIVALS]
+        cells = [f"{100 * one['difference']:+.1f} ± {100 * one['standard_error']:.1f}" for one in paired]
+        print("| " + " | ".join([*key.split("-"), *cells]) + " |")
+
+
 def main():
-    """Measures, prints and writes the table."""
+    """Measures, prints and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["sudoku", "countdown", "arithmetic"])
-    parser.add_argument("--tokens_per_step", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--tokens_per_step", nargs="+", type=int, default=[4, 2, 1])
     parser.add_argument("--n", type=int, default=500)
-    parser.add_argument("--chunk", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--chunk", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--round_temperature", type=float, default=1.5)
     parser.add_argument("--model", help="a diffusion model in place of the task's embedded one")
+    parser.add_argument("--solver", default=str(embedded_model("solver")), help="a solver, or none")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     table = {}
-    print("| task | tokens a step | N | " + " | ".join(name.replace("_", " ") for name in SHOWN) + " |")
-    print("|---|---|---|" + "---|" * len(SHOWN))
     for name in arguments.tasks:
         task = get_task(name)
-        solver = load_solver(str(embedded_model("solver")), task)
+        solver = None if arguments.solver == "none" else load_solver(arguments.solver, task)
         for tokens in arguments.tokens_per_step:
             rows = measure(task, tokens, arguments, solver)
             for n in TRAJECTORIES:
-                summary = summarise(task, [row[str(n)] for row in rows], {}, {"num_trajectories": n, "tokens": tokens})
-                table[f"{name}-{tokens}-{n}"] = summary
-                cells = [
-                    f"{100 * summary['methods'][method]['accuracy']:.1f} ({summary['methods'][method]['nfe']:.0f})"
-                    for method in SHOWN
-                ]
-                print(f"| {name} | {tokens} | {n} | " + " | ".join(cells) + " |", flush=True)
+                absent = dict.fromkeys(("all_traces", "solver_alone"), "no solver") if solver is None else {}
+                table[f"{name}-{tokens}-{n}"] = summarise(
+                    task, [row[str(n)] for row in rows], absent, {"num_trajectories": n, "tokens_per_step": tokens}
+                )
     write_whole(arguments.output / "stitching.json", json.dumps(table, indent=1) + "\n")
+    print_tables(table)
 
 
 if __name__ == "__main__":

@@ -98,9 +98,12 @@ class StitchConfig:
             sampling = ("model", "family", "num_trajectories", "canvas_length", "block_length", "policy", "steps",
                         "threshold", "temperature", "rounds", "round_temperature")  # fmt: skip
             ignored = [name for name in sampling if getattr(self, name) is not None]
-            if ignored or self.trust_remote_code:
-                raise ValueError(f"--trajectories come as they are; nothing is sampled, so {ignored or 'trust_remote_code'}"
-                                 " would be ignored")  # fmt: skip
+            if self.trust_remote_code and not self.scorer.startswith("prm:"):
+                ignored.append("trust_remote_code")
+            if ignored:
+                raise ValueError(f"--trajectories come as they are: {', '.join(ignored)} would be ignored")
+            if self.scorer == "confidence":
+                raise ValueError("scorer='confidence' reads the sampler's trace, which --trajectories do not have")
             self.rounds = False
         elif self.rounds is None:
             self.rounds = self.rule == "path"
@@ -219,7 +222,8 @@ def _load_readers(config: StitchConfig, task: Any) -> tuple[Any, Any]:
 
     from lockstitch import embedded_model
 
-    scorer = load_scorer(config.scorer, task)
+    sys.path.insert(0, os.getcwd())  # module:function may stand beside the user, as with TRL's reward functions
+    scorer = load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code)
     solver = config.solver or (EMBEDDED if task.canvas_length is not None else NONE)
     if solver == NONE:
         return scorer, None

@@ -152,18 +152,22 @@ def to_json(value: Mapping[str, Any]) -> str:
 
 
 def claim_directory(directory: Path, config: Mapping[str, Any]) -> None:
-    """Makes an output directory this configuration's own; `ValueError` names what differs from its earlier one."""
+    """Makes an output directory this configuration's own; `ValueError` names what differs from its earlier one.
+
+    A directory without results yet is anybody's.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / CONFIG
-    if path.exists():
+    started = (directory / RESULTS).exists()
+    if started and not path.exists():
+        raise ValueError(f"{directory} holds {RESULTS} without {CONFIG}; choose another output")
+    if started:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         names = sorted(set(earlier) | set(config))
         changed = [name for name in names if earlier.get(name) != config.get(name)]
         if changed:
             shown = ", ".join(f"{name}: {earlier.get(name)!r} then, {config.get(name)!r} now" for name in changed)
             raise ValueError(f"{directory} holds results of another configuration ({shown}); choose another output")
-    elif (directory / RESULTS).exists():
-        raise ValueError(f"{directory} holds {RESULTS} without {CONFIG}; choose another output")
     else:
         write_whole(path, to_json(config))
 

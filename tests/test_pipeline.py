@@ -59,6 +59,25 @@ def test_a_changed_configuration_is_refused(tmp_path, capsys):
     assert "seed: 0 then, 1 now" in capsys.readouterr().err
 
 
+def test_a_directory_without_results_can_be_claimed_again(tmp_path):
+    pipeline.claim_directory(tmp_path, {"seed": 0})
+    pipeline.claim_directory(tmp_path, {"seed": 1})
+    (tmp_path / "results.jsonl").touch()
+    with pytest.raises(ValueError, match="seed: 1 then, 2 now"):
+        pipeline.claim_directory(tmp_path, {"seed": 2})
+
+
+def test_a_scorer_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_scores.py").write_text(
+        "def half(question, steps_KN, trajectories):\n    return [[0.5 for _ in steps] for steps in steps_KN]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main([*SUDOKU, "--generate", "1", "--scorer", "my_scores:half", "--output", "out"]) == 0
+    scores = {step["score"] for t in read_rows(tmp_path / "out")[0]["trajectories"] for step in t["steps"]}
+    assert scores == {0.5}
+
+
 def test_one_question_is_shown_in_the_terminal(capsys):
     assert main([*SUDOKU, "--question", PUZZLES[0], "--color", "never"]) == 0
     shown = capsys.readouterr().out
@@ -120,6 +139,9 @@ def test_benchmark_csv_is_read(tmp_path):
         ({"generate": 2}, "--output DIR is needed"),
         ({"question": "1", "rule": "best"}, "rule='best' is not one of paper, public, path"),
         ({"trajectories": "x", "output": "o", "steps": 4}, "would be ignored"),
+        ({"trajectories": "x", "output": "o", "scorer": "confidence"}, "the sampler's trace"),
+        ({"trajectories": "x", "output": "o", "trust_remote_code": True}, "trust_remote_code would be ignored"),
+        ({"question": "1", "round_temperature": 1.0, "rule": "paper"}, "without rounds"),
         ({"question": "1", "rule": "paper", "rounds": True}, "rounds false"),
         ({"question": "1", "num_trajectories": 0}, "num_trajectories=0"),
     ],

@@ -1,0 +1,70 @@
+"""The models that come with the package: plain transformers loads them, they share a tokenizer, and they do their tasks."""
+
+import random
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lockstitch import embedded_model
+from lockstitch.recipes.evidence import evidence_text
+from lockstitch.rewards.tasks import TASKS, get_task
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.loop import sample
+from lockstitch.stitching.inputs import generate_problems
+from lockstitch.stitching.refine import load_solver
+
+TASK_NAMES = [name for name, task in TASKS.items() if task.generate is not None]
+MODELS = ["solver", *TASK_NAMES, *(f"{name}-early" for name in TASK_NAMES)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plain_transformers_loads_it(name):
+    model = AutoModelForCausalLM.from_pretrained(embedded_model(name))
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model(name))
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert getattr(model.config, "is_causal", True) is (name == "solver")
+
+
+def test_they_share_one_tokenizer_and_fit_in_25_megabytes():
+    files = [embedded_model(name) / "model.safetensors" for name in MODELS]
+    assert sum(path.stat().st_size for path in files) < 25e6
+    texts = {(embedded_model(name) / "tokenizer.json").read_text() for name in MODELS}
+    assert len(texts) == 1
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"no embedded model 'chess'.*arithmetic.*sudoku"):
+        embedded_model("chess")
+
+
+# A little under what each reaches on many problems (docs/embedded-models.md), so that chance does not decide.
+LEAST = {"arithmetic": 0.5, "countdown": 0.4, "sudoku": 0.9}
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_it_does_its_task(name):
+    task = get_task(name)
+    problems = [given.problem for given in generate_problems(task, 64, 11)]
+    denoiser = Denoiser.from_pretrained(str(embedded_model(name)))
+    config = SamplerConfig(canvas_length=task.canvas_length, batch_size=64)
+    drawn = sample(denoiser, [task.prompt(problem.question) for problem in problems], config)
+    right = 0
+    for problem, trajectory in zip(problems, drawn, strict=True):
+        answer = task.extract(trajectory.text)
+        right += bool(answer) and bool(task.is_correct(problem.question, problem.answer, answer))
+    assert right / 64 >= LEAST[name]
+
+
+def test_the_solver_reads_evidence():
+    for name in TASK_NAMES:
+        task, rng = get_task(name), random.Random(0)
+        solver = load_solver(str(embedded_model("solver")), task)
+        problems = [given.problem for given in generate_problems(task, 48, 12)]
+        evidences = [evidence_text(name, problem, "complete", rng) for problem in problems]
+        texts = [answered.text for answered in solver([problem.question for problem in problems], evidences)]
+        right = sum(bool(task.is_correct(problem.question, problem.answer, task.extract(text) or ""))
+                    for problem, text in zip(problems, texts, strict=True))  # fmt: skip
+        assert right / 48 >= 0.85
