@@ -51,7 +51,7 @@ def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: int) -
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=1024,
+        vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=4096,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **shape,
     )
     with torch.random.fork_rng():

@@ -7,6 +7,7 @@ absent, with its reason.
 """
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,7 +105,7 @@ def votes(task: Task, pool: Pool, n: int) -> dict[str, Outcome]:
         "weighted_vote": weighted_vote(answers, weights, same),
     }
     first = pool.trajectories[0].ledger if pool.trajectories else Ledger()
-    costs = {"single": first, "majority_vote": replace(pool.ledger, scorer_tokens=0)}
+    costs = {"single": first, "majority_vote": Ledger.together([t.ledger for t in pool.trajectories])}
     return {
         name: Outcome(None, "", costs.get(name, pool.ledger))
         if k is None
@@ -146,9 +147,15 @@ def solve(
     solver: Solver, task: Task, questions: Sequence[str], evidences: Sequence[str], costs: Sequence[Ledger]
 ) -> list[Outcome]:
     """The solver's answers, each with what came before it plus its tokens; the solver decodes one token a step."""
+    began = time.perf_counter()
     answered = solver(questions, evidences)
+    seconds = (time.perf_counter() - began) / max(1, len(questions))
     return [
-        Outcome(task.extract(a.text), a.text, cost.then(Ledger(solver_tokens=a.tokens)))
+        Outcome(
+            task.extract(a.text),
+            a.text,
+            cost.then(Ledger(solver_tokens=a.tokens, sequential_steps=a.written, seconds=seconds)),
+        )
         for a, cost in zip(answered, costs, strict=True)
     ]
 

@@ -3,13 +3,14 @@
 Axes: K trajectories, N steps of one.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lockstitch.rewards.tasks import Task
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.trajectory import Ledger, Trajectory
-from lockstitch.stitching.score import Scorer
+from lockstitch.stitching.score import Scorer, Scores
 from lockstitch.stitching.segment import steps_of, token_spans
 from lockstitch.stitching.steps import Step
 from lockstitch.stitching.stitch import geometric_mean
@@ -34,37 +35,53 @@ class Pool:
             steps_of(t.text, task.unit, first + k, span)
             for k, (t, span) in enumerate(zip(trajectories, spans, strict=True))
         ]
+        began = time.perf_counter()
         scores = scorer(self.question, steps_KN, trajectories)
+        scoring = _scoring(scores, began)
         self.texts_K += [t.text for t in trajectories]
         self.trajectories += trajectories
         self.steps_KN += steps_KN
         self.score_KN += scores.score_KN
-        cost = Ledger.together([t.ledger for t in trajectories])
-        self.ledger = self.ledger.then(replace(cost, scorer_tokens=scores.tokens))
+        self.ledger = self.ledger.then(Ledger.together([t.ledger for t in trajectories])).then(scoring)
 
     def read(self, task: Task, scorer: Scorer, texts: Sequence[str]) -> None:
         """Adds completions that were written elsewhere, whose cost is not known."""
         first = len(self.texts_K)
         steps_KN = [steps_of(text, task.unit, first + k) for k, text in enumerate(texts)]
+        began = time.perf_counter()
         scores = scorer(self.question, steps_KN, None)
+        scoring = _scoring(scores, began)
         self.texts_K += texts
         self.steps_KN += steps_KN
         self.score_KN += scores.score_KN
-        self.ledger = self.ledger.then(Ledger(scorer_tokens=scores.tokens))
+        self.ledger = self.ledger.then(scoring)
 
     def head(self, n: int) -> "Pool":
-        """A pool of the first n trajectories, at the cost of those (scorer tokens in proportion)."""
+        """A pool of the first n trajectories of one draw, at the cost of those (of the scorer's, in proportion)."""
+        drawn = Ledger.together([t.ledger for t in self.trajectories])
         cost = Ledger.together([t.ledger for t in self.trajectories[:n]])
-        tokens = round(self.ledger.scorer_tokens * n / max(1, len(self.texts_K)))
+        share = n / max(1, len(self.texts_K))
+        scoring = Ledger(
+            scorer_tokens=round(self.ledger.scorer_tokens * share),
+            sequential_steps=self.ledger.sequential_steps - drawn.sequential_steps,
+            seconds=(self.ledger.seconds - drawn.seconds) * share,
+        )
         return Pool(
             self.question,
             self.texts_K[:n],
             self.trajectories[:n],
             self.steps_KN[:n],
             self.score_KN[:n],
-            replace(cost, scorer_tokens=tokens),
+            cost.then(scoring),
         )
 
     def weights(self) -> list[float]:
         """The geometric mean of each trajectory's step scores, `(K,)`."""
         return [geometric_mean(scores) for scores in self.score_KN]
+
+
+def _scoring(scores: Scores, began: float) -> Ledger:
+    """The cost of one call of a scorer; a model's pass over all trajectories is one sequential step."""
+    return Ledger(
+        scorer_tokens=scores.tokens, sequential_steps=int(scores.tokens > 0), seconds=time.perf_counter() - began
+    )

@@ -31,10 +31,12 @@ class Answered:
     Attributes:
         text: the answer behind its mark (`#### 24` or `\\boxed{24}`), for `Task.extract` to read.
         tokens: what it cost: tokens read + tokens written, padding not counted.
+        written: the tokens written, each of which waited for the one before.
     """
 
     text: str
     tokens: int
+    written: int
 
 
 class Solver(Protocol):
@@ -142,7 +144,7 @@ class Script:
         """The record of one question: `read` prompt tokens, and the ids written."""
         text = self.decode(written)
         answer = boxed_answer(text, self.task) if self.chat else plain_answer(text)
-        return Answered(answer, read + len(written))
+        return Answered(answer, read + len(written), len(written))
 
 
 def load_solver(spec: str, task: Task, *, max_new_tokens: int = 48) -> Solver:

@@ -172,12 +172,12 @@ class OpenAISolver:
         try:
             names = [str(entry["id"]) for entry in reply["data"]]
         except (KeyError, TypeError) as error:
-            raise RuntimeError(f"{self.url} (model {model!r}) sent no list of models: {reply!r:.300}") from error
+            raise ConnectionError(f"{self.url} (model {model!r}) sent no list of models: {reply!r:.300}") from error
         if model not in names:
             raise ValueError(f"{self.url} has no model {model!r}; it has {', '.join(map(repr, names)) or 'none'}")
 
     def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]:
-        """Answers with `concurrency` requests at a time; `ConnectionError` or `RuntimeError` as the server fails."""
+        """Answers with `concurrency` requests at a time; `ConnectionError` as the server fails."""
         pairs = list(zip(questions, evidences, strict=True))
         with ThreadPoolExecutor(self.concurrency) as pool:
             return list(pool.map(self._ask, pairs))
@@ -189,10 +189,11 @@ class OpenAISolver:
         }
         reply = self._request("/chat/completions", body)
         try:
-            text, tokens = reply["choices"][0]["message"]["content"], reply["usage"]["total_tokens"]
+            text, usage = reply["choices"][0]["message"]["content"], reply["usage"]
+            tokens, written = int(usage["total_tokens"]), int(usage["completion_tokens"])
         except (KeyError, IndexError, TypeError) as error:
-            raise RuntimeError(f"{self.url} (model {self.model!r}) sent no answer or usage: {reply!r:.300}") from error
-        return Answered(boxed_answer(text or "", self.task), int(tokens))
+            raise ConnectionError(f"{self.url} (model {self.model!r}) sent no answer or usage: {reply!r:.300}") from error
+        return Answered(boxed_answer(text or "", self.task), tokens, written)
 
     def _request(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON reply to a GET, or to a POST of `body`."""
@@ -213,11 +214,11 @@ class OpenAISolver:
                     return json.load(response)
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}: {error.read(500).decode(errors='replace').strip() or error.reason}"
-                failure = RuntimeError(f"{where} refused after {attempt + 1} attempt(s): {reason}")
+                failure = ConnectionError(f"{where} refused after {attempt + 1} attempt(s): {reason}")
                 if error.code != 429 and error.code < 500:
                     raise failure from error
             except json.JSONDecodeError as error:
-                raise RuntimeError(f"{where} sent no JSON: {error}") from error
+                raise ConnectionError(f"{where} sent no JSON: {error}") from error
             except (OSError, HTTPException) as error:
                 cause = error.reason if isinstance(error, urllib.error.URLError) else error
                 if isinstance(cause, TimeoutError):

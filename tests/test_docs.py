@@ -36,7 +36,7 @@ class Block:
     printed: str | None
 
     def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -79,23 +79,23 @@ def test_a_python_block_prints_what_the_page_says(block: Block, tmp_path: Path) 
         assert done.stdout == block.printed
 
 
-@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_says_what_it_is(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert len(re.findall("^```", text, re.MULTILINE)) == 2 * len(blocks_of(page)), f"{page.name} has an open fence"
+    assert len(re.findall("^```", text, re.MULTILINE)) == 2 * len(blocks_of(page)), f"{page} has an open fence"
     unknown = [f"{block}: {block.kind!r}" for block in blocks_of(page) if block.kind not in KINDS]
     assert not unknown, f"kinds that no test would look at ({unknown}); known: {sorted(KINDS)}"
 
 
-@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_block_that_is_not_run_says_why(page: Path) -> None:
     silent = [str(b) for b in blocks_of(page) if b.kind == "console" and not _NOT_RUN.fullmatch(b.above)]
     assert not silent, f"no '<!-- not run: reason -->' in the line above {silent}"
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_to_files(page: Path) -> None:
     prose = re.sub(r"`[^`\n]*`", "", _BLOCK.sub("", page.read_text(encoding="utf-8")))
     targets = [link.partition("#")[0] for link in _LINK.findall(prose) if not re.match(r"[a-z]+:", link)]
     missing = [target for target in targets if target and not (page.parent / target).exists()]
-    assert not missing, f"{page.name} links to {missing}"
+    assert not missing, f"{page} links to {missing}"

@@ -3,9 +3,6 @@
 import random
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from lockstitch import embedded_model
 from lockstitch.recipes.evidence import evidence_text
 from lockstitch.rewards.tasks import TASKS, get_task
 from lockstitch.sampling.config import SamplerConfig
@@ -13,6 +10,9 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.stitching.inputs import generate_problems
 from lockstitch.stitching.refine import load_solver
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lockstitch import embedded_model
 
 TASK_NAMES = [name for name, task in TASKS.items() if task.generate is not None]
 MODELS = ["solver", *TASK_NAMES, *(f"{name}-early" for name in TASK_NAMES)]

@@ -358,7 +358,7 @@ def test_openai_solver_tries_again() -> None:
 def test_openai_solver_gives_up(status: int, attempts: int) -> None:
     with _server(lambda body, headers: (status, {"error": "no such luck"})) as (url, log):
         solver = OpenAISolver("tiny", url, ARITHMETIC, attempts=3, backoff=0.01)
-        with pytest.raises(RuntimeError, match=rf"'tiny'.*{attempts} attempt.*HTTP {status}.*no such luck") as caught:
+        with pytest.raises(ConnectionError, match=rf"'tiny'.*{attempts} attempt.*HTTP {status}.*no such luck") as caught:
             solver(["24 x"], [""])
     assert url in str(caught.value)
     assert len(log) == 1 + attempts
@@ -368,7 +368,7 @@ def test_openai_solver_gives_up(status: int, attempts: int) -> None:
 def test_openai_solver_refuses_what_it_cannot_read(reply: Any) -> None:
     with _server(lambda body, headers: (200, reply)) as (url, _):
         solver = OpenAISolver("tiny", url, ARITHMETIC)
-        with pytest.raises(RuntimeError, match=r"127\.0\.0\.1.*'tiny'"):
+        with pytest.raises(ConnectionError, match=r"127\.0\.0\.1.*'tiny'"):
             solver(["24 x"], [""])
 
 
