@@ -102,14 +102,17 @@ class Denoiser:
         mask_id: int | None = None,
         trust_remote_code: bool = False,
         dtype: torch.dtype | str = "auto",
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
     ) -> "Denoiser":
         """Loads a checkpoint and recognises its family from the config (`family` overrides).
 
-        Remote code runs only if `trust_remote_code` is said. Raises `ValueError` for an unknown family.
+        `device` is by default the accelerator, if there is one. Remote code runs only if `trust_remote_code` is said.
+        Raises `ValueError` for an unknown family.
         """
         if family is not None and family not in FAMILIES:
             raise ValueError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
+        if device is None:
+            device = torch.accelerator.current_accelerator() or "cpu"
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         known = FAMILIES[family] if family else family_of(config.model_type)
         auto_map = getattr(config, "auto_map", None) or {}

@@ -10,7 +10,7 @@ _MASK = (1 << 64) - 1
 
 
 def _mix_int(value: int) -> int:
-    value &= _MASK
+    value = int(value) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
@@ -18,7 +18,7 @@ def _mix_int(value: int) -> int:
 
 def derive_seed(seed: int, *path: int) -> int:
     """A seed in [0, 2^63) for a place in a tree of seeds, such as (call, trajectory)."""
-    state = _mix_int(seed + 0x9E3779B97F4A7C15)
+    state = _mix_int(int(seed) + 0x9E3779B97F4A7C15)
     for part in path:
         state = _mix_int(state + 0x9E3779B97F4A7C15 * (part + 1))
     return state >> 1

@@ -91,14 +91,17 @@ def main():
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--round_temperature", type=float, default=1.5)
     parser.add_argument("--model", help="a diffusion model in place of the task's embedded one")
-    parser.add_argument("--solver", default=str(embedded_model("solver")), help="a solver, or none")
+    parser.add_argument("--solver", default="embedded", help="embedded, none, or any solver")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     table = {}
     for name in arguments.tasks:
         task = get_task(name)
-        solver = None if arguments.solver == "none" else load_solver(arguments.solver, task)
+        solver = None
+        if arguments.solver != "none":
+            embedded = arguments.solver == "embedded"
+            solver = load_solver(str(embedded_model("solver")) if embedded else arguments.solver, task)
         for tokens in arguments.tokens_per_step:
             rows = measure(task, tokens, arguments, solver)
             for n in TRAJECTORIES:

@@ -8,6 +8,7 @@ Options stand on the command line or in a YAML file (`--config`), as in TRL. Wit
 countdown and sudoku run on the models that come with the package.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -45,6 +46,7 @@ class StitchConfig:
     family: str | None = field(default=None, metadata={"help": "Calling convention, if it cannot be told: "
                                                                "bidirectional, llada or dream."})  # fmt: skip
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that a checkpoint brings along."})
+    device: str | None = field(default=None, metadata={"help": "Of the diffusion model (default: the accelerator, if any)."})
     num_trajectories: int | None = field(default=None, metadata={"help": "N, trajectories per problem (default 8)."})
     canvas_length: int | None = field(default=None, metadata={"help": "Tokens of the canvas (default: the task's)."})
     block_length: int | None = field(default=None, metadata={"help": "Positions denoised together (default: all)."})
@@ -95,7 +97,7 @@ class StitchConfig:
         if self.output is None and self.question is None:
             raise ValueError("--output DIR is needed (only --question can do without)")
         if self.trajectories is not None:
-            sampling = ("model", "family", "num_trajectories", "canvas_length", "block_length", "policy", "steps",
+            sampling = ("model", "family", "device", "num_trajectories", "canvas_length", "block_length", "policy", "steps",
                         "threshold", "temperature", "rounds", "round_temperature")  # fmt: skip
             ignored = [name for name in sampling if getattr(self, name) is not None]
             if self.trust_remote_code and not self.scorer.startswith("prm:"):
@@ -109,8 +111,6 @@ class StitchConfig:
             self.rounds = self.rule == "path"
         elif self.rounds and self.rule != "path":
             raise ValueError(f"rounds stitch by the rule path; rule={self.rule!r} takes --rounds false")
-        if self.round_temperature is not None and not self.rounds:
-            raise ValueError(f"round_temperature={self.round_temperature} would be ignored without rounds")
         if self.question is not None and self.limit is not None:
             raise ValueError(f"limit={self.limit} would be ignored with --question")
 
@@ -130,7 +130,9 @@ def stitch(config: StitchConfig) -> int:
     """Runs the pipeline; returns the process's exit status. Raises `ValueError` before any long work."""
     from lockstitch.rewards.tasks import get_task
     from lockstitch.stitching.inputs import Given, generate_problems, read_problems
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of loading weights; the problems have a bar of their own
     task = get_task(config.task)
     if config.trajectories is not None:
         given = read_problems(Path(config.trajectories), task, with_completions=True)
@@ -153,7 +155,12 @@ def stitch(config: StitchConfig) -> int:
     embedded = config.trajectories is None and config.model is None
     directory = Path(config.output) if config.output is not None else None
     if directory is not None:
-        remembered = {name: value for name, value in asdict(config).items() if name not in ("output", "color")}
+        # What cannot change a result may differ between a run and the one that resumes it.
+        free = ("output", "color", "batch_size", "chunk", "device")
+        remembered = {name: value for name, value in asdict(config).items() if name not in free}
+        source = config.input or config.trajectories
+        if source is not None:
+            remembered["sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
         pipeline.claim_directory(directory, {**remembered, "num_trajectories": n})
     denoiser, sampler_config = _load_denoiser(config, task, embedded)
     scorer, solver = _load_readers(config, task)
@@ -205,14 +212,15 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
     block = config.block_length
     steps = config.steps
     if policy == "quota" and steps is None:
-        blocks = canvas // (block or canvas)
+        blocks = max(1, canvas // (block or canvas))
         steps = max(blocks, canvas // 4 // blocks * blocks)
     sampler_config = SamplerConfig(
         canvas_length=canvas, block_length=block, policy=policy, steps=steps, threshold=config.threshold,
         temperature=0.7 if config.temperature is None else config.temperature, batch_size=config.batch_size,
     )  # fmt: skip
     path = str(embedded_model(task.name)) if embedded else str(config.model)
-    denoiser = Denoiser.from_pretrained(path, family=config.family, trust_remote_code=config.trust_remote_code)
+    denoiser = Denoiser.from_pretrained(path, family=config.family, trust_remote_code=config.trust_remote_code,
+                                        device=config.device)
     return denoiser, sampler_config
 
 

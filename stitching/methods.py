@@ -64,8 +64,7 @@ class StitchSettings:
         rule: `path`, `paper` or `public` (see `lockstitch.stitching.stitch`).
         delta: steps that score at least this are kept.
         rounds: whether to denoise again around the evidence (needs the diffusion model and the rule `path`).
-        round_temperature: of the canvases that are denoised again; None is the sampler's own. What stands is kept
-            whatever the others do, so rounds can afford more noise than first trajectories.
+        round_temperature: of every canvas that is denoised again, by whatever method; None is the sampler's own.
     """
 
     num_trajectories: int
@@ -233,6 +232,7 @@ class Compare:
         prompts = [task.prompt(question) for question in questions]
         greedy = sample(self.denoiser, prompts, replace(self.config, temperature=0.0))
         found = {"greedy": [Outcome(task.extract(t.text), t.text, t.ledger) for t in greedy]}
+        assert self.round_config is not None
 
         # One trajectory fewer, and one refinement of the best in its place.
         heads = [pool.head(max(1, self.settings.num_trajectories - 1)) for pool in pools]
@@ -244,18 +244,18 @@ class Compare:
             for chain in chains
         ]
         refined = sample(
-            self.denoiser, prompts, self.config, seed=[derive_seed(seed, 2) for seed in seeds], canvases=canvases
+            self.denoiser, prompts, self.round_config, seed=[derive_seed(seed, 2) for seed in seeds], canvases=canvases
         )
         found["best_of_n_refine"] = [
             Outcome(task.extract(head.texts_K[k]), head.texts_K[k], head.ledger)
-            if stands(task, question, chain, delta)
+            if self.settings.num_trajectories == 1 or stands(task, question, chain, delta)
             else Outcome(task.extract(t.text), t.text, head.ledger.then(t.ledger))
             for question, head, k, chain, t in zip(questions, heads, best, chains, refined, strict=True)
         ]
 
         loops = [pool.head(1) for pool in pools]
         results = stitch_rounds(
-            self.denoiser, task, loops, self.scorer, self.config, budgets=[pool.ledger.nfe for pool in pools],
+            self.denoiser, task, loops, self.scorer, self.round_config, budgets=[pool.ledger.nfe for pool in pools],
             widths=[1], delta=delta, seeds=[derive_seed(seed, 3) for seed in seeds], memory=False,
         )  # fmt: skip
         found["remask_loop"] = [

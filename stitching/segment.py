@@ -64,6 +64,8 @@ def segment(text: str, unit: str) -> list[tuple[int, int]]:
             pieces = [(line.start() + a, line.start() + b) for a, b in _sentences(line[0])]
         for start, stop in pieces:
             piece = text[start:stop]
+            if _ANSWER_LINE.fullmatch(piece):
+                continue
             spans.append((start + len(piece) - len(piece.lstrip()), stop - len(piece) + len(piece.rstrip())))
     return spans
 

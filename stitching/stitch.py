@@ -112,20 +112,21 @@ def best_path(
                         best, best_key = extended, key
         frontier = dict(sorted(grown.items(), key=lambda item: -item[1][0])[:MAX_STATES])
     assert best is not None
-    chain = best[1]
-    kept = [(clue.step, clue.score) for clue in chain]
-    inside = {(step.index, step.text) for step, _ in kept}
-    kept += [(step, score) for step, score in _scored(steps_KN, score_KN)
-             if score >= delta and (step.index, step.text) not in inside]
-    return Evidence(merge_clues(kept), None, _with_sources(chain, steps_KN))
+    chain = tuple(replace(clue, sources=_sources(clue.step, steps_KN, score_KN)) for clue in best[1])
+    inside = {(clue.step.index, clue.step.text) for clue in chain}
+    others = merge_clues(
+        [(step, score) for step, score in _scored(steps_KN, score_KN)
+         if score >= delta and (step.index, step.text) not in inside]
+    )  # fmt: skip
+    clues = sorted((*chain, *others), key=lambda clue: (clue.step.index, -clue.score, clue.step.text))
+    return Evidence(tuple(clues), None, chain)
 
 
-def _with_sources(chain: tuple[Clue, ...], steps_KN: Steps) -> tuple[Clue, ...]:
-    places: dict[tuple[int, str], list[tuple[int, int]]] = {}
-    for steps in steps_KN:
-        for step in steps:
-            places.setdefault((step.index, step.text), []).append((step.trajectory, step.index))
-    return tuple(replace(clue, sources=tuple(places[clue.step.index, clue.step.text])) for clue in chain)
+def _sources(wanted: Step, steps_KN: Steps, score_KN: ScoresKN) -> tuple[tuple[int, int], ...]:
+    """Every place where a step's text stands at its index, the best-scored first."""
+    places = [(step, score) for step, score in _scored(steps_KN, score_KN)
+              if (step.index, step.text) == (wanted.index, wanted.text)]  # fmt: skip
+    return merge_clues(places)[0].sources
 
 
 Rule = Callable[[str, StepChecker, Steps, ScoresKN, float], Evidence]

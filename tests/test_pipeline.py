@@ -59,6 +59,21 @@ def test_a_changed_configuration_is_refused(tmp_path, capsys):
     assert "seed: 0 then, 1 now" in capsys.readouterr().err
 
 
+def test_an_edited_input_is_refused_and_a_larger_chunk_is_not(tmp_path, capsys):
+    source, out = tmp_path / "in.jsonl", str(tmp_path / "out")
+    source.write_text(json.dumps({"question": PUZZLES[0]}) + "\n")
+    assert main([*SUDOKU, "--input", str(source), "--output", out]) == 0
+    assert main([*SUDOKU, "--input", str(source), "--output", out, "--chunk", "3", "--batch_size", "7"]) == 0
+    source.write_text(json.dumps({"question": PUZZLES[1]}) + "\n")
+    assert main([*SUDOKU, "--input", str(source), "--output", out]) == 2
+    assert "sha256" in capsys.readouterr().err
+
+
+def test_a_block_longer_than_the_canvas_is_refused(capsys):
+    assert main([*SUDOKU[:4], "--question", PUZZLES[0], "--block_length", "40"]) == 2
+    assert "block_length=40 does not divide canvas_length=20" in capsys.readouterr().err
+
+
 def test_a_directory_without_results_can_be_claimed_again(tmp_path):
     pipeline.claim_directory(tmp_path, {"seed": 0})
     pipeline.claim_directory(tmp_path, {"seed": 1})
@@ -141,7 +156,6 @@ def test_benchmark_csv_is_read(tmp_path):
         ({"trajectories": "x", "output": "o", "steps": 4}, "would be ignored"),
         ({"trajectories": "x", "output": "o", "scorer": "confidence"}, "the sampler's trace"),
         ({"trajectories": "x", "output": "o", "trust_remote_code": True}, "trust_remote_code would be ignored"),
-        ({"question": "1", "round_temperature": 1.0, "rule": "paper"}, "without rounds"),
         ({"question": "1", "rule": "paper", "rounds": True}, "rounds false"),
         ({"question": "1", "num_trajectories": 0}, "num_trajectories=0"),
     ],

@@ -127,3 +127,8 @@ def test_real_completions(data_dir: Path) -> None:
         steps = pieces(answer)
         assert steps
         assert not any(step.startswith("####") or step.count("<<") != step.count(">>") for step in steps)
+
+
+def test_an_answer_that_ends_a_line_of_sentences_is_no_step():
+    text = "12+7=19. 19-4=15. A: 15"
+    assert [text[a:b] for a, b in segment(text, "sentence")] == ["12+7=19.", "19-4=15."]

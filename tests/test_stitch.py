@@ -126,6 +126,15 @@ def test_equal_steps_become_one_clue_with_every_source():
     ]  # fmt: skip
 
 
+def test_a_path_keeps_every_source_of_its_clues():
+    steps = trajectories([["20+11=31"], ["20+11=31"], ["20+11=30"]])
+    evidence = best_path("20, +11", ARITHMETIC.checker, steps, [[0.8], [1.0], [0.95]], 0.9)
+    assert [clue.sources for clue in evidence.chain] == [((1, 0), (0, 0))]
+    assert [(clue.step.text, clue.sources) for clue in evidence.clues] == [
+        ("20+11=31", ((1, 0), (0, 0))), ("20+11=30", ((2, 0),)),
+    ]  # fmt: skip
+
+
 def test_nothing_in_nothing_out():
     assert paper_rule([[], []], [[], []], 0.9).clues == ()
     assert best_path("1, +1", ARITHMETIC.checker, [[]], [[]], 0.9).clues == ()
