@@ -1,10 +1,11 @@
-"""The stitching table: every method on the embedded tasks, by trajectories per problem and tokens per step.
+"""The stitching table: every method on the embedded tasks, by trajectories per problem, tokens per step and noise of rounds.
 
     python scripts/bench_stitching.py --tasks sudoku countdown arithmetic --n 500 --output runs/bench
 
-Trajectories are drawn once per (task, tokens per step) for the largest N; smaller N take the first of them, so rows differ
-in nothing else. Results are appended problem by problem to OUTPUT/TASK-TOKENS.jsonl and a second run goes on where the first
-stopped; the table is printed as Markdown and written with its paired differences to OUTPUT/stitching.json.
+Trajectories are drawn once per (task, tokens per step) for the largest N; smaller N take the first of them, and every
+temperature of the later rounds starts from them, so rows differ in nothing else. Results are appended problem by problem to
+OUTPUT/TASK-TOKENS.jsonl and a second run goes on where the first stopped; the tables are printed as Markdown and written with
+all costs to OUTPUT/stitching.json.
 """
 
 import argparse
@@ -29,34 +30,36 @@ RIVALS = ("majority_vote", "best_of_n", "best_of_n_refine", "remask_loop")
 
 
 def measure(task, tokens, arguments, solver):
-    """Rows of one (task, tokens per step): `{"4": row, "8": row, "16": row}` per problem."""
+    """Rows of one (task, tokens per step): per problem, the methods by (N, temperature of the rounds)."""
     path = arguments.output / f"{task.name}-{tokens}.jsonl"
     denoiser = Denoiser.from_pretrained(arguments.model or str(embedded_model(task.name)))
     steps = -(-task.canvas_length // tokens)
     config = SamplerConfig(canvas_length=task.canvas_length, steps=steps, temperature=arguments.temperature,
                            batch_size=512)  # fmt: skip
-    settings = {n: StitchSettings(n, "path", 0.9, True, arguments.round_temperature) for n in TRAJECTORIES}
     scorer = load_scorer("calculator", task)
     given = generate_problems(task, arguments.n, arguments.seed)
     done = finished_rows(path)
     sampler = Sample(task, scorer, max(TRAJECTORIES), denoiser, config)
-    stages = {n: Compare(task, scorer, settings[n], solver, denoiser, config) for n in TRAJECTORIES}
+    stages = {
+        f"{n}-{noise}": (n, Compare(task, scorer, StitchSettings(n, "path", 0.9, True, noise), solver, denoiser, config))
+        for n in TRAJECTORIES
+        for noise in arguments.round_temperatures
+    }
     with path.open("a") as file, tqdm(total=arguments.n, initial=len(done), desc=path.stem) as bar:
         for start in range(len(done), arguments.n, arguments.chunk):
             part = given[start : start + arguments.chunk]
-            batch = {
-                "question": [one.problem.question for one in part],
-                "seed": [derive_seed(arguments.seed, start + i) for i in range(len(part))],
-                "completions": None,
-            }
-            batch = sampler(batch)
-            found = {}
-            for n, stage in stages.items():
+            batch = sampler(
+                {
+                    "question": [one.problem.question for one in part],
+                    "seed": [derive_seed(arguments.seed, start + i) for i in range(len(part))],
+                }
+            )
+            rows = [{} for _ in part]
+            for key, (n, stage) in stages.items():
                 compared = stage({**batch, "pool": [pool.head(n) for pool in batch["pool"]]})["compared"]
-                found[n] = [result_row(task, start + i, one, compared[i]) for i, one in enumerate(part)]
-            for i in range(len(part)):
-                row = {str(n): {"methods": found[n][i]["methods"]} for n in TRAJECTORIES}
-                file.write(json.dumps(row) + "\n")
+                for i, one in enumerate(part):
+                    rows[i][key] = {"methods": result_row(task, start + i, one, compared[i])["methods"]}
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
             file.flush()
             bar.update(len(part))
     return finished_rows(path)
@@ -66,14 +69,15 @@ def print_tables(table):
     """Accuracies with their forward passes, then paired differences with their standard errors, as Markdown."""
     first = next(iter(table.values()))
     shown = [name for name in METHODS if name in first["methods"] and name != "weighted_vote"]
-    print("\n| task | tokens a step | N | " + " | ".join(name.replace("_", " ") for name in shown) + " |")
-    print("|---|---|---|" + "---|" * len(shown))
+    head = "\n| task | tokens a step | N | rounds at | "
+    print(head + " | ".join(name.replace("_", " ") for name in shown) + " |")
+    print("|---|---|---|---|" + "---|" * len(shown))
     for key, summary in table.items():
         cells = [f"{100 * summary['methods'][name]['accuracy']:.1f} ({summary['methods'][name]['nfe']:.0f})"
                  for name in shown]  # fmt: skip
         print("| " + " | ".join([*key.split("-"), *cells]) + " |")
-    print("\n| task | tokens a step | N | " + " | ".join(f"- {name.replace('_', ' ')}" for name in RIVALS) + " |")
-    print("|---|---|---|" + "---|" * len(RIVALS))
+    print(head + " | ".join(f"- {name.replace('_', ' ')}" for name in RIVALS) + " |")
+    print("|---|---|---|---|" + "---|" * len(RIVALS))
     for key, summary in table.items():
         paired = [summary["paired"][f"stitched - {name}"] for name in RIVALS]
         cells = [f"{100 * one['difference']:+.1f} ± {100 * one['standard_error']:.1f}" for one in paired]
@@ -89,7 +93,7 @@ def main():
     parser.add_argument("--chunk", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--round_temperature", type=float, default=1.5)
+    parser.add_argument("--round_temperatures", nargs="+", type=float, default=[0.7, 1.5])
     parser.add_argument("--model", help="a diffusion model in place of the task's embedded one")
     parser.add_argument("--solver", default="embedded", help="embedded, none, or any solver")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
@@ -104,11 +108,10 @@ def main():
             solver = load_solver(str(embedded_model("solver")) if embedded else arguments.solver, task)
         for tokens in arguments.tokens_per_step:
             rows = measure(task, tokens, arguments, solver)
-            for n in TRAJECTORIES:
-                absent = dict.fromkeys(("all_traces", "solver_alone"), "no solver") if solver is None else {}
-                table[f"{name}-{tokens}-{n}"] = summarise(
-                    task, [row[str(n)] for row in rows], absent, {"num_trajectories": n, "tokens_per_step": tokens}
-                )
+            absent = dict.fromkeys(("all_traces", "solver_alone"), "no solver") if solver is None else {}
+            for key in rows[0]:
+                about = {"num_trajectories": int(key.split("-")[0]), "tokens_per_step": tokens}
+                table[f"{name}-{tokens}-{key}"] = summarise(task, [row[key] for row in rows], absent, about)
     write_whole(arguments.output / "stitching.json", json.dumps(table, indent=1) + "\n")
     print_tables(table)
 
