@@ -1,8 +1,9 @@
 """Arithmetic chains and templated word problems, solved one step a line and ending in `#### N`.
 
 A chain is a first number and operations applied in the order written: `12, +7, -5, *3`. Every running value has two digits
-(10 to 99) and every operand one, so all steps have one width; small diffusion models learn that far sooner than free
-widths. The word problems wrap the same chains in GSM8K's form: a sentence a step.
+(10 to 99) and every operand one, so all steps have one width, and a chain is padded to the width of the longest, so that an
+operand is always equally far from the step that needs it: small diffusion models learn that far sooner than free widths. The
+word problems wrap the same chains in GSM8K's form: a sentence a step.
 """
 
 import random
@@ -11,6 +12,7 @@ import re
 from lockstitch.rewards.problem import Problem, is_held_out
 
 _LOW, _HIGH = 10, 99
+_CHAIN_WIDTH = len("12, +7, -5, *3, +4, -2")
 _NAMES = ("Ann", "Ben", "Eva", "Ida", "Leo", "Max", "Mia", "Sam", "Tom", "Zoe")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 # (operation, sentence of the question, opening of the step); {n} is the operand, {x} the things.
@@ -27,6 +29,11 @@ _EVENTS = {
     ),
     "*": (("then has {n} times as many", "Multiplied,"),),
 }
+
+
+def prompt(question: str) -> str:
+    """The question as the embedded model reads it."""
+    return f"{question:<{_CHAIN_WIDTH}}\n"
 
 
 def apply(value: int, operation: str, operand: int) -> int:

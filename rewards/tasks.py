@@ -67,7 +67,7 @@ def _optional_answer(row: Row) -> str | None:
 
 
 def _generate_arithmetic(rng: random.Random, held_out: bool) -> Problem:
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         return arithmetic.generate_word_problem(rng, rng.choice((1, 2, 2)), held_out=held_out)
     return arithmetic.generate_chain(rng, rng.choice((1, 2, 2, 3, 3, 4, 4, 5)), held_out=held_out)
 
@@ -136,7 +136,7 @@ TASKS = {
     task.name: task
     for task in (
         Task(
-            "arithmetic", lambda question: question + "\n", last_marked, _arithmetic_is_correct, _read_number_row,
+            "arithmetic", arithmetic.prompt, last_marked, _arithmetic_is_correct, _read_number_row,
             unit="line", checker=ArithmeticChecker(), conclude=_last_result, canvas_length=48, generate=_generate_arithmetic,
         ),
         Task(

@@ -3,9 +3,9 @@
     python scripts/bench_stitching.py --tasks sudoku countdown arithmetic --n 500 --output runs/bench
 
 Trajectories are drawn once per (task, tokens per step) for the largest N; smaller N take the first of them, and every
-temperature of the later rounds starts from them, so rows differ in nothing else. Results are appended problem by problem to
-OUTPUT/TASK-TOKENS.jsonl and a second run goes on where the first stopped; the tables are printed as Markdown and written with
-all costs to OUTPUT/stitching.json.
+temperature of the later rounds starts from them, so rows differ in nothing else. Results are appended chunk by chunk
+to files in OUTPUT and a second run goes on where the first stopped; the tables are printed as Markdown and written with all
+costs to OUTPUT/stitching.json.
 """
 
 import argparse

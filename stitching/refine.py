@@ -49,10 +49,10 @@ def plain_solver_prompt(prompt: str, evidence: str) -> str:
     """What a solver without a chat template completes: the task's prompt, the evidence lines, the answer mark.
 
     Args:
-        prompt: the task's own prompt, which ends in a newline.
+        prompt: the task's own prompt; white space at its end is the diffusion model's alone.
         evidence: `Evidence.render()`, or `""` for the solver alone.
     """
-    return f"{prompt}{evidence}\n{PLAIN_MARK}" if evidence else f"{prompt}{PLAIN_MARK}"
+    return "\n".join([prompt.rstrip(), *([evidence] if evidence else []), PLAIN_MARK])
 
 
 def chat_messages(question: str, evidence: str) -> list[dict[str, str]]:
