@@ -113,5 +113,5 @@ def evidence_rows(count: int, seed: int) -> Iterator[dict[str, str]]:
         name = names[i % len(names)]
         problem = next(problems[name])
         kind = rng.choices(("complete", "partial", "none"), (0.75, 0.1, 0.15))[0]
-        prompt = plain_solver_prompt(TASKS[name].prompt(problem.question), evidence_text(name, problem, kind, rng))
+        prompt = plain_solver_prompt(TASKS[name].statement(problem.question), evidence_text(name, problem, kind, rng))
         yield {"prompt": prompt, "completion": f" {problem.answer}"}

@@ -1,9 +1,9 @@
 """Arithmetic chains and templated word problems, solved one step a line and ending in `#### N`.
 
 A chain is a first number and operations applied in the order written: `12, +7, -5, *3`. Every running value has two digits
-(10 to 99) and every operand one, so all steps have one width, and a chain is padded to the width of the longest, so that an
-operand is always equally far from the step that needs it: small diffusion models learn that far sooner than free widths. The
-word problems wrap the same chains in GSM8K's form: a sentence a step.
+(10 to 99) and every operand one, so all steps have one width; and the embedded model is shown a chain as a worksheet with a
+line for each step, so that whatever a step copies is always equally far away. Small diffusion models learn that at once, and
+free widths and distances hardly at all. The word problems wrap the same chains in GSM8K's form: a sentence a step.
 """
 
 import random
@@ -12,7 +12,7 @@ import re
 from lockstitch.rewards.problem import Problem, is_held_out
 
 _LOW, _HIGH = 10, 99
-_CHAIN_WIDTH = len("12, +7, -5, *3, +4, -2")
+_LONGEST = 5
 _NAMES = ("Ann", "Ben", "Eva", "Ida", "Leo", "Max", "Mia", "Sam", "Tom", "Zoe")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 # (operation, sentence of the question, opening of the step); {n} is the operand, {x} the things.
@@ -29,11 +29,6 @@ _EVENTS = {
     ),
     "*": (("then has {n} times as many", "Multiplied,"),),
 }
-
-
-def prompt(question: str) -> str:
-    """The question as the embedded model reads it."""
-    return f"{question:<{_CHAIN_WIDTH}}\n"
 
 
 def apply(value: int, operation: str, operand: int) -> int:
@@ -101,6 +96,20 @@ def parse_chain(question: str) -> tuple[int, list[tuple[str, int]]] | None:
         return None
     first, *rest = (part.strip() for part in question.split(","))
     return int(first), [(part[0], int(part[1:])) for part in rest]
+
+
+def prompt(question: str) -> str:
+    """What the embedded model completes: a story as it is, a chain as a worksheet of five lines.
+
+    `12, +7, -5` becomes `12+7=`, `  -5=` and three empty lines, each padded to the width of a step.
+    """
+    parsed = parse_chain(question)
+    if parsed is None:
+        return question + "\n"
+    first, chain = parsed
+    lines = [f"{'' if place else first:>2}{operation}{operand}=" for place, (operation, operand) in enumerate(chain)]
+    lines += [""] * (_LONGEST - len(lines))
+    return "".join(f"{line:<7}\n" for line in lines)
 
 
 def solve_chain(question: str) -> int | None:

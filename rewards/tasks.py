@@ -26,6 +26,7 @@ class Task:
     Attributes:
         name: what `--task` calls it.
         prompt: question -> the text that a model completes.
+        statement: question -> the text that a solver reads before the evidence.
         extract: completion -> its answer in canonical form, or None if it has none.
         is_correct: (question, gold answer or None, answer) -> whether it is right; None when that cannot be told.
         read_row: one row of a file -> `Problem`; `ValueError` says what is missing.
@@ -39,6 +40,7 @@ class Task:
 
     name: str
     prompt: Callable[[str], str]
+    statement: Callable[[str], str]
     extract: Callable[[str], str | None]
     is_correct: Callable[[str, str | None, str], bool | None]
     read_row: Callable[[Row], Problem]
@@ -67,7 +69,7 @@ def _optional_answer(row: Row) -> str | None:
 
 
 def _generate_arithmetic(rng: random.Random, held_out: bool) -> Problem:
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         return arithmetic.generate_word_problem(rng, rng.choice((1, 2, 2)), held_out=held_out)
     return arithmetic.generate_chain(rng, rng.choice((1, 2, 2, 3, 3, 4, 4, 5)), held_out=held_out)
 
@@ -136,24 +138,24 @@ TASKS = {
     task.name: task
     for task in (
         Task(
-            "arithmetic", arithmetic.prompt, last_marked, _arithmetic_is_correct, _read_number_row,
+            "arithmetic", arithmetic.prompt, str.strip, last_marked, _arithmetic_is_correct, _read_number_row,
             unit="line", checker=ArithmeticChecker(), conclude=_last_result, canvas_length=48, generate=_generate_arithmetic,
         ),
         Task(
-            "countdown", countdown.prompt, _extract_expression,
+            "countdown", countdown.prompt, countdown.prompt, _extract_expression,
             lambda question, gold, answer: countdown.is_solution(question, answer), _read_countdown_row,
             unit="line", checker=CountdownChecker(), conclude=countdown.conclude, write_step=countdown.write_step,
             canvas_length=26,
             generate=lambda rng, held_out: countdown.generate(rng, held_out=held_out),
         ),
         Task(
-            "sudoku", sudoku.prompt, _extract_grid,
+            "sudoku", sudoku.prompt, sudoku.prompt, _extract_grid,
             lambda question, gold, answer: sudoku.is_solution(question, answer), _read_sudoku_row,
             unit="row", checker=SudokuChecker(), conclude=sudoku.conclude, canvas_length=20,
             generate=lambda rng, held_out: sudoku.generate(rng, held_out=held_out),
         ),
         Task(
-            "gsm8k", lambda question: question + "\n", lambda text: last_marked(text) or last_number(text),
+            "gsm8k", lambda question: question + "\n", str.strip, lambda text: last_marked(text) or last_number(text),
             _number_is_correct, _read_number_row, unit="sentence", checker=EquationChecker(), conclude=lambda steps: None,
         ),
     )

@@ -45,14 +45,14 @@ class Solver(Protocol):
     def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]: ...
 
 
-def plain_solver_prompt(prompt: str, evidence: str) -> str:
-    """What a solver without a chat template completes: the task's prompt, the evidence lines, the answer mark.
+def plain_solver_prompt(statement: str, evidence: str) -> str:
+    """What a solver without a chat template completes: the task's statement, the evidence lines, the answer mark.
 
     Args:
-        prompt: the task's own prompt; white space at its end is the diffusion model's alone.
+        statement: the question as the task states it to a solver.
         evidence: `Evidence.render()`, or `""` for the solver alone.
     """
-    return "\n".join([prompt.rstrip(), *([evidence] if evidence else []), PLAIN_MARK])
+    return "\n".join([statement.rstrip(), *([evidence] if evidence else []), PLAIN_MARK])
 
 
 def chat_messages(question: str, evidence: str) -> list[dict[str, str]]:
@@ -128,7 +128,7 @@ class Script:
                 chat_messages(question, evidence), continue_final_message=True, return_dict=False
             )
         else:
-            ids = self.tokenizer(plain_solver_prompt(self.task.prompt(question), evidence))["input_ids"]
+            ids = self.tokenizer(plain_solver_prompt(self.task.statement(question), evidence))["input_ids"]
         return list(ids)
 
     def decode(self, written: Sequence[int]) -> str:

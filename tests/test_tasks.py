@@ -222,6 +222,17 @@ def test_numbers_are_compared_exactly():
     assert not same_number("twelve", "12")
 
 
+def test_a_chain_is_shown_as_a_worksheet():
+    """Line t of the worksheet is as long as step t, so what a step copies is always equally far away."""
+    prompt = arithmetic.prompt("12, +7, -5, *3")
+    assert prompt == "12+7=  \n  -5=  \n  *3=  \n       \n       \n"
+    steps = ["12+7=19\n", "19-5=14\n", "14*3=42\n"]
+    for line, step in zip(prompt.splitlines(keepends=True), steps, strict=False):
+        assert len(line) == len(step)
+        assert line[2:5] == step[2:5]
+    assert arithmetic.prompt("Ann has 12 apples.") == "Ann has 12 apples.\n"
+
+
 def test_solutions_have_the_width_of_their_question():
     """Positions of a chain's solution depend on the question's form alone, which is what makes it learnable."""
     rng = random.Random(4)
