@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lockstitch.recipes.evidence import evidence_text
 from lockstitch.rewards import arithmetic
-from lockstitch.rewards.tasks import TASKS, get_task
+from lockstitch.rewards.tasks import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
@@ -27,7 +27,6 @@ from lockstitch.stitching.statistics import wilson
 from lockstitch import embedded_model
 
 SEED = 7
-EMBEDDED = tuple(name for name, task in TASKS.items() if task.generate is not None)
 
 
 def problem_sets(name, n):
@@ -72,10 +71,10 @@ def show(label, right, n):
     return {"accuracy": right / n, "ci95": [low, high], "n": n}
 
 
-def evaluate(n):
+def evaluate(n, tasks):
     """Final figures of every embedded model."""
     table = {}
-    for name in EMBEDDED:
+    for name in tasks:
         task = get_task(name)
         for model in (name, f"{name}-early"):
             denoiser = Denoiser.from_pretrained(str(embedded_model(model)))
@@ -95,14 +94,14 @@ def evaluate(n):
     return table
 
 
-def curve(root, n, images):
+def curve(root, n, images, tasks):
     """Accuracy of every checkpoint beside the training loss, as JSON and as a picture per task."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    for name in EMBEDDED:
+    for name in tasks:
         task = get_task(name)
         checkpoints = sorted((root / name).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
         sets = problem_sets(name, n)
@@ -132,16 +131,17 @@ def curve(root, n, images):
 def main():
     """Evaluates the embedded models, or the checkpoints of a training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["countdown", "sudoku"])
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation.json"))
     parser.add_argument("--curve", type=Path, help="evaluate every checkpoint below this directory instead")
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     arguments = parser.parse_args()
     if arguments.curve is not None:
-        curve(arguments.curve, arguments.n, arguments.images)
+        curve(arguments.curve, arguments.n, arguments.images, arguments.tasks)
         return
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(arguments.output, json.dumps(evaluate(arguments.n), indent=1) + "\n")
+    write_whole(arguments.output, json.dumps(evaluate(arguments.n, arguments.tasks), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class StitchConfig:
                                         "diffusion model)."}
     )  # fmt: skip
     round_temperature: float | None = field(
-        default=None, metadata={"help": "Of the canvases that are denoised again (default 1.5)."}
+        default=None, metadata={"help": "Of the canvases that are denoised again (default: as temperature)."}
     )
     solver: str | None = field(
         default=None, metadata={"help": "Writes the answer: a model directory or hub name, vllm:MODEL, openai:MODEL@URL, "
@@ -164,8 +164,7 @@ def stitch(config: StitchConfig) -> int:
         pipeline.claim_directory(directory, {**remembered, "num_trajectories": n})
     denoiser, sampler_config = _load_denoiser(config, task, embedded)
     scorer, solver = _load_readers(config, task)
-    settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds),
-                              1.5 if config.round_temperature is None else config.round_temperature)
+    settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds), config.round_temperature)
     sampler = pipeline.Sample(task, scorer, n, denoiser, sampler_config)
     compare = Compare(task, scorer, settings, solver, denoiser, sampler_config)
     color = _use_color(config.color)
