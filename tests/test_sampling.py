@@ -146,9 +146,9 @@ def test_trace_replays_to_the_same_tokens(denoiser):
             logits[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
             p = logits.softmax(-1)
             for place in [i for i, at in enumerate(t.commit_step) if at == step]:
-                assert p[place, t.canvas_ids[place]].item() == pytest.approx(t.confidence[place], rel=1e-4)
+                assert p[place, t.canvas_ids[place]].item() == pytest.approx(t.confidence[place], rel=1e-3)
                 entropy = torch.distributions.Categorical(p[place]).entropy().item()
-                assert entropy == pytest.approx(t.entropy[place], rel=1e-4)
+                assert entropy == pytest.approx(t.entropy[place], rel=1e-3)
                 ids[0, len(t.prompt_ids) + place] = t.canvas_ids[place]
         assert tuple(ids[0, -G:].tolist()) == t.canvas_ids
 
