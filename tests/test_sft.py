@@ -29,9 +29,8 @@ def test_noise_depends_on_its_key_alone():
 def test_mask_ratios_fill_every_stratum():
     for seed in range(20):
         ratio = stratified_mask_ratio(8, noise_generator(seed), smallest=0.0)
-        assert sorted((ratio * 8).long().tolist()) in ([*range(8)], [0, *range(7)], [*range(1, 8), 7]) or (
-            (ratio.sort().values.diff() - 1 / 8).abs().max() < 1e-6
-        )
+        # One uniform shift of an even grid: neighbours are one stratum apart.
+        assert (ratio.sort().values.diff() - 1 / 8).abs().max() < 1e-6
     ratio = torch.cat([stratified_mask_ratio(8, noise_generator(1, seed)) for seed in range(500)])
     assert ratio.min() > 0
     assert ratio.max() <= 1
