@@ -76,14 +76,17 @@ _CORRUPT: dict[str, Callable[[Problem, list[str], float, random.Random], Lines]]
 }
 
 
-def _score(right: bool, rng: random.Random) -> float:
-    if rng.random() < 0.5:
-        return float(right)  # as an exact checker says it
+def _score(right: bool, exact: bool, rng: random.Random) -> float:
+    if exact:
+        return float(right)
     return rng.uniform(0.85, 1.0) if right or rng.random() < 0.1 else rng.uniform(0.0, 0.9)
 
 
-def evidence_text(name: str, problem: Problem, kind: str, rng: random.Random) -> str:
-    """Evidence of one `kind`: `complete` (a whole correct chain among others), `partial` or `none`."""
+def evidence_text(name: str, problem: Problem, kind: str, exact: bool, rng: random.Random) -> str:
+    """Evidence of one `kind`: `complete` (a whole correct chain among others), `partial` or `none`.
+
+    Scores are those of an `exact` checker (1 for a right line, 0 for a wrong one), or those of a scorer that errs.
+    """
     if kind == "none":
         return ""
     assert problem.solution is not None
@@ -94,7 +97,7 @@ def evidence_text(name: str, problem: Problem, kind: str, rng: random.Random) ->
         trajectories.append([(line, True) for line in gold])
     keep_wrong = rng.random()
     steps = [
-        (Step(k, index, text.strip(), (0, len(text))), _score(right, rng))
+        (Step(k, index, text.strip(), (0, len(text))), _score(right, exact, rng))
         for k, lines in enumerate(trajectories)
         for index, (text, right) in enumerate(lines)
         if right or rng.random() < keep_wrong
@@ -113,5 +116,6 @@ def evidence_rows(count: int, seed: int) -> Iterator[dict[str, str]]:
         name = names[i % len(names)]
         problem = next(problems[name])
         kind = rng.choices(("complete", "partial", "none"), (0.75, 0.1, 0.15))[0]
-        prompt = plain_solver_prompt(TASKS[name].statement(problem.question), evidence_text(name, problem, kind, rng))
+        evidence = evidence_text(name, problem, kind, rng.random() < 0.6, rng)
+        prompt = plain_solver_prompt(TASKS[name].statement(problem.question), evidence)
         yield {"prompt": prompt, "completion": f" {problem.answer}"}

@@ -32,6 +32,11 @@ class RecipeArguments:
         metadata={"help": "Train from scratch: a mapping of LlamaConfig values (hidden_size, ...). Then "
                           "model_name_or_path names the tokenizer."},
     )
+    batch_by_length: bool = field(
+        default=False,
+        metadata={"help": "Put generated rows of about one length into one batch, batches in random order. Wants "
+                          "train_sampling_strategy: sequential."},
+    )
     dataset_name: str | None = field(default=None, metadata={"help": "A prompt-completion data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Its split."})
 
@@ -44,11 +49,11 @@ class RecipeArguments:
             raise ValueError(f"num_problems={self.num_problems} must be at least 1")
 
 
-def load_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
+def load_rows(recipe: RecipeArguments, training: Any, tokenizer: Any) -> Any:
     """The training rows as a `datasets.Dataset`: as they are, or generated and tokenized."""
     from datasets import Dataset, load_dataset
     from lockstitch.recipes.evidence import evidence_rows
-    from lockstitch.recipes.tiny import prompt_completion_rows, tokenize_rows
+    from lockstitch.recipes.tiny import batch_by_length, prompt_completion_rows, tokenize_rows
     from lockstitch.rewards.tasks import get_task
 
     if recipe.dataset_name is not None:
@@ -58,7 +63,10 @@ def load_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
         rows = evidence_rows(recipe.num_problems, recipe.problem_seed)
     else:
         rows = prompt_completion_rows(get_task(recipe.generate), recipe.num_problems, recipe.problem_seed)
-    return Dataset.from_list(list(tokenize_rows(rows, tokenizer)))
+    tokenized = list(tokenize_rows(rows, tokenizer))
+    if recipe.batch_by_length:
+        tokenized = batch_by_length(tokenized, training.per_device_train_batch_size, recipe.problem_seed)
+    return Dataset.from_list(tokenized)
 
 
 def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
@@ -66,11 +74,16 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     import torch
     from lockstitch.recipes.tiny import new_model
     from lockstitch.rl.sft import DiffusionSFTTrainer
-    from lockstitch.sampling.denoiser import Denoiser
+    from lockstitch.sampling.denoiser import Denoiser, make_causal
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer, get_peft_config
 
+    if recipe.batch_by_length and (recipe.generate is None or training.train_sampling_strategy != "sequential"):
+        raise ValueError(
+            "batch_by_length=True orders generated rows; it needs generate=TASK and train_sampling_strategy='sequential', "
+            f"not generate={recipe.generate!r} and train_sampling_strategy={training.train_sampling_strategy!r}"
+        )
     path = model_arguments.model_name_or_path
     diffusion = recipe.objective == "diffusion"
     dtype = model_arguments.dtype or "auto"
@@ -83,13 +96,13 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
             denoiser = Denoiser(model, tokenizer)
         else:
             denoiser = Denoiser.from_pretrained(
-                path, dtype=dtype, trust_remote_code=model_arguments.trust_remote_code
+                path, dtype=dtype, trust_remote_code=training.trust_remote_code
             )
         model, tokenizer = denoiser.model, denoiser.tokenizer
     elif recipe.new_model is None:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model = make_causal(AutoModelForCausalLM.from_pretrained(path, dtype=dtype))
         tokenizer = AutoTokenizer.from_pretrained(path)
-    common = {"train_dataset": load_rows(recipe, tokenizer), "peft_config": get_peft_config(model_arguments)}
+    common = {"train_dataset": load_rows(recipe, training, tokenizer), "peft_config": get_peft_config(model_arguments)}
     if diffusion:
         trainer: Any = DiffusionSFTTrainer(denoiser, training, **common)
     else:

@@ -6,7 +6,7 @@ every space that does not open a word apart: numbers are spelled digit by digit 
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lockstitch.rewards.problem import Problem
@@ -88,6 +88,25 @@ def tokenize_rows(rows: Iterable[dict[str, str]], tokenizer: Any) -> Iterator[di
         for prompt, completion in zip(prompts, completions, strict=True):
             answer = [*completion, tokenizer.eos_token_id]
             yield {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+
+def batch_by_length(
+    rows: Sequence[dict[str, list[int]]], batch_size: int, seed: int, window: int = 32
+) -> list[dict[str, list[int]]]:
+    """The rows in an order whose successive batches hold rows of about one length, batches in random order.
+
+    Rows are sorted within windows of `window` batches. Unlike the trainer's `group_by_length`, which runs from the longest
+    rows of a window to its shortest again and again, no two neighbouring batches have to do with one another. Left-over
+    rows that fill no batch are dropped.
+    """
+    rng = random.Random(f"batches {seed}")
+    ordered = []
+    for start in range(0, len(rows), window * batch_size):
+        part = sorted(rows[start : start + window * batch_size], key=lambda row: len(row["input_ids"]))
+        batches = [part[i : i + batch_size] for i in range(0, len(part) - batch_size + 1, batch_size)]
+        rng.shuffle(batches)
+        ordered += [row for batch in batches for row in batch]
+    return ordered
 
 
 def tokenizer_texts(count: int = 3000, seed: int = 0) -> Iterator[str]:

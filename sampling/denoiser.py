@@ -50,13 +50,22 @@ def family_of(model_type: str) -> Family:
     return _BY_MODEL_TYPE[model_type]
 
 
-def make_bidirectional(model: PreTrainedModel) -> PreTrainedModel:
-    """Lets every position of a Llama, Qwen2 or Qwen3 model attend to every other; saved with its config."""
-    model.config.is_causal = False
+def _set_causal(model: PreTrainedModel, causal: bool) -> PreTrainedModel:
+    model.config.is_causal = causal
     for module in model.modules():
         if hasattr(module, "is_causal"):
-            module.is_causal = False
+            module.is_causal = causal
     return model
+
+
+def make_bidirectional(model: PreTrainedModel) -> PreTrainedModel:
+    """Lets every position of a Llama, Qwen2 or Qwen3 model attend to every other; saved with its config."""
+    return _set_causal(model, False)
+
+
+def make_causal(model: PreTrainedModel) -> PreTrainedModel:
+    """Undoes `make_bidirectional`: every position attends to those before it."""
+    return _set_causal(model, True)
 
 
 class Denoiser:

@@ -2,7 +2,7 @@
 
     python scripts/evaluate_embedded.py [--n 500] [--output runs/evaluation.json]
     LOCKSTITCH_DATA=DIR python scripts/evaluate_embedded.py      # d1's sudoku and countdown test rows as well
-    python scripts/evaluate_embedded.py --curve runs/tiny --n 200   # every checkpoint of a training, with pictures
+    python scripts/evaluate_embedded.py --curve runs/tiny --n 200   # the checkpoints of a training, with pictures
 
 Intervals are Wilson's at 95 %. The pictures need matplotlib.
 """
@@ -27,6 +27,11 @@ from lockstitch.stitching.statistics import wilson
 from lockstitch import embedded_model
 
 SEED = 7
+EVIDENCE = (
+    ("complete evidence, scored by a checker", "complete", True),
+    ("complete evidence, scores that err", "complete", False),
+    ("no evidence", "none", True),
+)
 
 
 def problem_sets(name, n):
@@ -85,17 +90,23 @@ def evaluate(n, tasks):
         solver = load_solver(str(embedded_model("solver")), task)
         problems = [given.problem for given in generate_problems(task, n, SEED)]
         problems = [problem for problem in problems if problem.solution is not None]
-        for kind in ("complete", "none"):
+        for label, kind, exact in EVIDENCE:
             rng = random.Random(SEED)
-            evidences = [evidence_text(name, problem, kind, rng) for problem in problems]
+            evidences = [evidence_text(name, problem, kind, exact, rng) for problem in problems]
             texts = [answered.text for answered in solver([problem.question for problem in problems], evidences)]
-            key = f"solver on {name}: {kind} evidence"
+            key = f"solver on {name}: {label}"
             table[key] = show(key, count_right(task, problems, texts), len(problems))
     return table
 
 
+def spread(checkpoints, most=12):
+    """At most so many of the checkpoints, evenly spaced, the last one always among them."""
+    stride = -(-len(checkpoints) // most)
+    return checkpoints[::-1][::stride][::-1]
+
+
 def curve(root, n, images, tasks):
-    """Accuracy of every checkpoint beside the training loss, as JSON and as a picture per task."""
+    """Accuracy of up to twelve checkpoints beside the training loss, as JSON and as a picture per task."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -109,7 +120,7 @@ def curve(root, n, images, tasks):
         history = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"]
         loss = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
         points = {label: [] for label in sets}
-        for path in checkpoints:
+        for path in spread(checkpoints):
             denoiser = Denoiser.from_pretrained(str(path))
             step = int(path.name.split("-")[1])
             for label, problems in sets.items():
@@ -131,10 +142,10 @@ def curve(root, n, images, tasks):
 def main():
     """Evaluates the embedded models, or the checkpoints of a training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["countdown", "sudoku"])
+    parser.add_argument("--tasks", nargs="+", default=["arithmetic", "countdown", "sudoku"])
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation.json"))
-    parser.add_argument("--curve", type=Path, help="evaluate every checkpoint below this directory instead")
+    parser.add_argument("--curve", type=Path, help="evaluate the checkpoints below this directory instead")
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     arguments = parser.parse_args()
     if arguments.curve is not None:

@@ -3,18 +3,27 @@
 import itertools
 import json
 import math
+import random
 import subprocess
 import sys
 
 import pytest
 import torch
 from lockstitch.recipes.evidence import evidence_rows
-from lockstitch.recipes.sft import RecipeArguments
-from lockstitch.recipes.tiny import build_tokenizer, prompt_completion_rows, tokenize_rows, tokenizer_texts
+from lockstitch.recipes.sft import RecipeArguments, train
+from lockstitch.recipes.tiny import (
+    batch_by_length,
+    build_tokenizer,
+    prompt_completion_rows,
+    tokenize_rows,
+    tokenizer_texts,
+)
 from lockstitch.rewards.tasks import TASKS, get_task
 from lockstitch.rl.masking import mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.sft import CanvasCollator, DiffusionSFTConfig, masked_diffusion_loss
+from lockstitch.sampling.denoiser import make_causal
 from models import random_denoiser, tokenizer
+from trl import ModelConfig, SFTConfig
 
 
 def test_noise_depends_on_its_key_alone():
@@ -132,6 +141,19 @@ def test_evidence_rows_end_in_the_answer():
         assert task.extract("####" + row["completion"]) == row["completion"].strip()
 
 
+def test_batches_by_length_are_alike_inside_and_in_random_order():
+    rng = random.Random(0)
+    rows = [{"input_ids": [i] * rng.randint(1, 300)} for i in range(1027)]
+    ordered = batch_by_length(rows, 8, seed=0, window=16)
+    assert ordered == batch_by_length(rows, 8, seed=0, window=16) != batch_by_length(rows, 8, seed=1, window=16)
+    assert len({row["input_ids"][0] for row in ordered}) == len(ordered) == 1024
+    lengths = [[len(row["input_ids"]) for row in ordered[i : i + 8]] for i in range(0, 1024, 8)]
+    padding = sum(8 * max(batch) - sum(batch) for batch in lengths) / sum(map(sum, lengths))
+    assert padding < 0.1  # in the rows' own order it is .8
+    falls = sum(sum(a) > sum(b) for a, b in itertools.pairwise(lengths))
+    assert 40 < falls < 87  # sorted windows would fall, or rise, nearly always
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -150,6 +172,26 @@ def test_bad_recipes_are_refused():
         RecipeArguments()
     with pytest.raises(ValueError, match="objective='gan'"):
         RecipeArguments(objective="gan", generate="sudoku")
+
+
+def test_ordered_rows_that_would_be_shuffled_are_refused(tmp_path):
+    recipe = RecipeArguments(objective="autoregressive", generate="evidence", batch_by_length=True)
+    training = SFTConfig(output_dir=str(tmp_path), bf16=False)
+    with pytest.raises(ValueError, match=r"train_sampling_strategy='sequential', not .*train_sampling_strategy='random'"):
+        train(recipe, training, ModelConfig(model_name_or_path="absent"))
+
+
+def test_attention_is_made_causal_again():
+    model = random_denoiser().model
+    ids = torch.arange(10, 20)[None]
+    changed = torch.cat([ids[:, :-1], ids[:, -1:] + 1], dim=1)
+
+    def moved():
+        return (model(input_ids=ids).logits - model(input_ids=changed).logits)[:, 0].abs().max() > 1e-6
+
+    assert moved()
+    make_causal(model)
+    assert not moved()
 
 
 def launch(config, output, *more):
