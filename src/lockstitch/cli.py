@@ -24,6 +24,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "stitch": Command("lockstitch.stitching.cli", "sample trajectories, stitch their best steps, answer and report"),
+    "rewards": Command("lockstitch.rewards.rewards_cli", "list the installed rewards, ours and plug-ins"),
 }
 
 

@@ -1,0 +1,212 @@
+"""Puzzles: countdown, 4x4 Sudoku and arithmetic chains, judged by their rules and not by comparison with one answer.
+
+Questions are columns of the data set, in the tasks' own notation or in those of public files; a row whose question cannot
+be read gets None. Answers are read from the last `\\boxed{...}`, `####` line or `<answer>...</answer>`, or, where there is
+no such mark, in the tasks' own forms: worked steps or a grid. Expressions go through the exact rational grammar of
+`countdown.py`; nothing is evaluated as code, and nothing that a completion says makes a reward None.
+
+Differences from d1's functions: arithmetic is exact; a grid is right if it is valid, also where the puzzle has other
+solutions than the one in the file; and an altered clue counts as a wrong cell.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from lockstitch.rewards import countdown, sudoku
+from lockstitch.rewards.contract import Completion, LogMetric, Value, completion_texts, report_none, rows_of
+from lockstitch.rewards.marks import last_answer_block, last_boxed, last_hash, without_special_tokens
+from lockstitch.rewards.problem import Problem
+from lockstitch.rewards.tasks import get_task
+
+Row = Mapping[str, Any]
+Question = TypeVar("Question")
+
+_SPELLINGS = tuple(
+    (re.compile(pattern), spelling)
+    for pattern, spelling in (
+        (r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"(\1/\2)"),
+        (r"\\(?:times|cdot|ast)(?![a-z])|[×·]", "*"),
+        (r"\\div(?![a-z])|÷", "/"),
+        (r"[−–]", "-"),
+        (r"\\(?:left|right)(?![a-z])|\\[()\[\],!; ]|[$\s]", ""),
+    )
+)
+_LONGEST_ANSWER, _MOST_STEPS, _DEEPEST = 1000, 20, 50
+_GRID = re.compile(r"(?<![0-9])(?:[0-9]\s{0,9}){15}[0-9](?![0-9])")
+_ALMOST = 0.1
+
+
+def _marked(text: str) -> str | None:
+    readers = (last_boxed, last_hash, last_answer_block)
+    return next((found for read in readers if (found := read(text)) is not None), None)
+
+
+def _score(
+    name: str, completions: Sequence[Completion], columns: Row, names: Sequence[str], log_metric: LogMetric | None,
+    read: Callable[[Row], Question], judge: Callable[[Question, str], Value],
+) -> list[Value]:  # fmt: skip
+    """`judge(read(row), text)` for each completion; None where the row holds no question of this kind (`ValueError`)."""
+    texts = completion_texts(completions)
+    rows = rows_of(columns, len(texts))
+    if rows and rows[0].keys().isdisjoint(names):
+        raise ValueError(f"{name} needs one of the columns {', '.join(names)}; given: {sorted(rows[0])}")
+    values: list[Value] = []
+    reasons = set()
+    for row, text in zip(rows, texts, strict=True):
+        try:
+            question = read({key: value for key, value in row.items() if value is not None})
+        except ValueError as error:
+            values.append(None)
+            reasons.add(str(error))
+        else:
+            values.append(judge(question, without_special_tokens(text)))
+    report_none(name, values, log_metric, "; ".join(sorted(reasons)[:3]))
+    return values
+
+
+# --- countdown -------------------------------------------------------------------------------------------------------
+
+
+def countdown_question(row: Row) -> str:
+    """The question `30,100,93=23` of a row; `ValueError` if it has none."""
+    if "nums" in row and "numbers" not in row:
+        row = {**row, "numbers": row["nums"]}
+    return get_task("countdown").read_row(row).question
+
+
+def read_expression(text: str) -> str | None:
+    """The expression that a completion answers with, in the grammar's spelling; None if it gives no answer."""
+    marked = _marked(text)
+    answer = (text if marked is None else marked)[:_LONGEST_ANSWER]
+    steps = [line for line in answer.split("\n") if line.strip()]
+    if marked is None or len(steps) > 1:
+        try:
+            expression = countdown.conclude(steps[: _MOST_STEPS + 1])
+        except ValueError:  # int() refuses numbers of thousands of digits
+            expression = None
+        if expression is not None or marked is None:
+            return expression
+    for pattern, spelling in _SPELLINGS:
+        answer = pattern.sub(spelling, answer)
+    return answer or None
+
+
+def judge_countdown(question: str, text: str) -> float:
+    """1.0 if the expression uses every number once and gives the target, 0.1 for another answer, 0.0 for none."""
+    expression = read_expression(text)
+    if expression is None:
+        return 0.0
+    left, equal, right = expression.partition("=")
+    if equal and right != str(countdown.parse_question(question)[1]):
+        return _ALMOST
+    return 1.0 if left.count("(") <= _DEEPEST and countdown.is_solution(question, left) else _ALMOST
+
+
+def countdown_reward(
+    prompts: Sequence[Any], completions: Sequence[Completion], log_metric: LogMetric | None = None, **columns: Any
+) -> list[Value]:
+    """1.0 for an expression that uses every number exactly once and equals the target, 0.1 for another, 0.0 for none.
+
+    Columns: question (`30,100,93=23`), or numbers (or nums) and target, or input and output as in d1's file.
+    """
+    names = ("question", "numbers", "nums", "input")
+    return _score(
+        "countdown_reward", completions, columns, names, log_metric, countdown_question, judge_countdown
+    )
+
+
+# --- sudoku ----------------------------------------------------------------------------------------------------------
+
+
+def sudoku_question(row: Row) -> str:
+    """The 16 digits of a row's puzzle; `ValueError` if it has none."""
+    if "puzzle" in row and "Puzzle" not in row:
+        row = {**row, "Puzzle": row["puzzle"]}
+    return get_task("sudoku").read_row(row).question
+
+
+def read_grid(text: str) -> str | None:
+    """The digits of the grid that a completion answers with, however many; None if it gives no answer."""
+    whole = get_task("sudoku").extract(text)
+    if whole is not None:
+        return whole
+    marked = _marked(text)
+    if marked is None:
+        grids = _GRID.findall(text)
+        marked = grids[-1] if grids else ""
+    return re.sub(r"[^0-9]", "", marked[:_LONGEST_ANSWER]) or None
+
+
+def judge_sudoku(question: str, text: str) -> float:
+    """1.0 for a valid grid that keeps the clues, else 0.0."""
+    cells = read_grid(text)
+    return float(cells is not None and sudoku.is_solution(question, cells))
+
+
+@lru_cache(maxsize=4096)
+def _solutions(question: str) -> tuple[str, ...]:
+    return tuple(grid for grid in sudoku.all_grids() if sudoku.is_solution(question, grid))
+
+
+def judge_sudoku_cells(question: str, text: str) -> Value:
+    """The share of empty cells that agree with the nearest solution; None if the puzzle has none.
+
+    An altered clue counts as one more cell, which is wrong.
+    """
+    solutions = _solutions(question)
+    if not solutions:
+        return None
+    cells = (read_grid(text) or "").ljust(16, "0")
+    if len(cells) > 16:
+        return 0.0
+    altered = sum(clue not in ("0", cell) for clue, cell in zip(question, cells, strict=True))
+    empty = [i for i, clue in enumerate(question) if clue == "0"]
+    right = max(sum(grid[i] == cells[i] for i in empty) for grid in solutions)
+    return right / (len(empty) + altered) if empty else float(not altered)
+
+
+def sudoku_reward(
+    prompts: Sequence[Any], completions: Sequence[Completion], log_metric: LogMetric | None = None, **columns: Any
+) -> list[Value]:
+    """1.0 for a valid 4x4 Sudoku grid that keeps every clue, whatever other solutions there are; else 0.0.
+
+    Columns: question (16 digits, 0 for an empty cell), or puzzle (or Puzzle) as in d1's files.
+    """
+    names = ("question", "puzzle", "Puzzle")
+    return _score("sudoku_reward", completions, columns, names, log_metric, sudoku_question, judge_sudoku)
+
+
+def sudoku_cells_reward(
+    prompts: Sequence[Any], completions: Sequence[Completion], log_metric: LogMetric | None = None, **columns: Any
+) -> list[Value]:
+    """The share of a 4x4 Sudoku's empty cells that are right; 1.0 exactly where `sudoku_reward` is.
+
+    Columns: question (16 digits, 0 for an empty cell), or puzzle (or Puzzle) as in d1's files.
+    """
+    names = ("question", "puzzle", "Puzzle")
+    return _score("sudoku_cells_reward", completions, columns, names, log_metric, sudoku_question, judge_sudoku_cells)
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def judge_arithmetic(problem: Problem, text: str) -> Value:
+    """1.0 for the value of the chain (or the gold answer of a story), 0.0 for another or none; None if it is unknown."""
+    task = get_task("arithmetic")
+    right = task.is_correct(problem.question, problem.answer, task.extract(text) or "none")
+    return None if right is None else float(right)
+
+
+def arithmetic_reward(
+    prompts: Sequence[Any], completions: Sequence[Completion], log_metric: LogMetric | None = None, **columns: Any
+) -> list[Value]:
+    """1.0 for the value of an arithmetic chain behind `####` or another answer mark, else 0.0.
+
+    Columns: question (a chain `12, +7, -5`, or a story with answer).
+    """
+    names = ("question", "problem")
+    return _score(
+        "arithmetic_reward", completions, columns, names, log_metric, get_task("arithmetic").read_row, judge_arithmetic
+    )

@@ -1,0 +1,227 @@
+"""Puzzle rewards: gold by enumeration, everything else by brute force, and whatever a completion may say."""
+
+import csv
+import itertools
+import json
+import random
+import re
+
+import pytest
+from lockstitch.rewards import countdown, sudoku
+from lockstitch.rewards.puzzle_rewards import (
+    arithmetic_reward,
+    countdown_reward,
+    read_expression,
+    read_grid,
+    sudoku_cells_reward,
+    sudoku_reward,
+)
+from lockstitch.rewards.tasks import get_task
+
+QUESTION = "30,100,93=23"
+PUZZLE, GRID = "3102200002100320", "3142243142131324"
+
+
+def score(reward, completion, **row):
+    (value,) = reward(["p"], [completion], **{name: [value] for name, value in row.items()})
+    return value
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def value_in_floats(expression):
+    """The value by Python itself, for expressions that the test made."""
+    try:
+        return eval(expression, {"__builtins__": {}}, {})
+    except ZeroDivisionError:
+        return None
+
+
+# --- countdown -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("completion", "value"),
+    [
+        (r"<answer>\boxed{(93+30)-100}</answer>", 1.0), ("<answer>93 + 30 - 100</answer>", 1.0), ("#### 30-(100-93)", 1.0),
+        (" 93+ 30=123\n123-100= 23", 1.0), ("<answer>\n 93+ 30=123\n123-100= 23\n</answer>", 1.0),
+        (r"\boxed{93 + 30 - 100 = 23}", 1.0), (r"\boxed{\left(93+30\right) − 100}<|eot_id|>", 1.0),
+        (r"<answer>$30 - (100 - 93)$</answer>", 1.0),
+        # An answer, and wrong: other numbers, not all of them, one twice, another value, a false equation, no expression.
+        (r"\boxed{93+30-100+0}", 0.1), (r"\boxed{93+30}", 0.1), (r"\boxed{93+30-100+30-30}", 0.1),
+        (r"\boxed{93-30+100}", 0.1),
+        (r"\boxed{93+30-100=24}", 0.1), (r"\boxed{23}", 0.1), (r"\boxed{__import__('os').abort()}", 0.1),
+        (r"\boxed{93+30-100.0}", 0.1), (r"\boxed{93+30-1e2}", 0.1), (r"\boxed{93+30-100/(1-1)}", 0.1),
+        (r"\boxed{23+0*30*93*100}", 0.1),
+        ("<answer>hello</answer>", 0.1), ("<answer>" + "(" * 400 + "</answer>", 0.1), (" 93+ 30=123\n123-101= 22", 0.1),
+        # No answer.
+        ("93+30-100 it is", 0.0), ("", 0.0), (r"\boxed{93+30-100", 0.0), ("<answer></answer>", 0.0),
+        ("9" * 5000 + "+1=2", 0.0),
+    ],
+)  # fmt: skip
+def test_countdown_values(completion, value):
+    assert score(countdown_reward, completion, question=QUESTION) == value
+
+
+def test_countdown_is_right_exactly_where_brute_force_is():
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(2000):
+        numbers = [rng.randint(1, 12) for _ in range(3)]
+        used = rng.sample(numbers, 3) if rng.random() < 0.7 else [rng.choice(numbers) for _ in range(rng.randint(2, 4))]
+        expression = str(used[0])
+        for number in used[1:]:
+            expression = f"({expression})" if rng.random() < 0.5 else expression
+            left, right = rng.choice([(expression, str(number)), (str(number), f"({expression})")])
+            expression = f"{left} {rng.choice('+-*/')} {right}"
+        target = rng.randint(1, 30)
+        value = value_in_floats(expression)
+        if value is not None and rng.random() < 0.5:
+            target = max(1, round(value))
+        right = value is not None and abs(value - target) < 1e-9 and sorted(used) == sorted(numbers)
+        question = f"{','.join(map(str, numbers))}={target}"
+        assert score(countdown_reward, f"<answer>{expression}</answer>", question=question) == (1.0 if right else 0.1)
+        seen.add(right)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": QUESTION}, {"question": "Numbers: [30, 100, 93]\nTarget: 23"}, {"numbers": [30, 100, 93], "target": 23},
+        {"nums": [30, 100, 93], "target": 23}, {"input": "30,100,93", "output": "23"},
+        {"question": None, "nums": [30, 100, 93], "target": 23},
+    ],
+)  # fmt: skip
+def test_countdown_questions_in_every_notation(row):
+    assert score(countdown_reward, "#### 93+30-100", **row) == 1.0
+    assert score(countdown_reward, "#### 93+30-101", **row) == 0.1
+
+
+def test_countdown_gold_by_enumeration_and_perturbed(data_dir):
+    rows = rows_of(data_dir / "countdown/countdown_cd3_test.jsonl")
+    assert len(rows) == 128
+    for row in rows:
+        numbers, target = countdown.parse_question(get_task("countdown").read_row(row).question)
+        expressions = [
+            form.format(a=a, b=b, c=c, x=x, y=y)
+            for a, b, c in itertools.permutations(numbers)
+            for x, y in itertools.product("+-*/", repeat=2)
+            for form in ("({a}{x}{b}){y}{c}", "{a}{x}({b}{y}{c})")
+        ]
+        values = [value_in_floats(expression) for expression in expressions]
+        right = [value is not None and abs(value - target) < 1e-9 for value in values]
+        columns = {name: [value] * len(expressions) for name, value in row.items()}
+        boxed = [rf"\boxed{{{expression}}}" for expression in expressions]
+        assert any(right)  # every row is solvable
+        assert countdown_reward(boxed, boxed, **columns) == [1.0 if r else 0.1 for r in right]
+        gold = next(expression for expression, r in zip(expressions, right, strict=True) if r)
+        digits = [match.start() for match in re.finditer(r"\d", gold)]
+        swapped = [gold[:i] + str((int(gold[i]) + 1) % 10) + gold[i + 1 :] for i in digits]
+        assert all(score(countdown_reward, f"#### {other}", **row) == 0.1 for other in swapped)
+
+
+# --- sudoku ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        GRID, "\n".join(sudoku.rows(GRID).split("\n")), f"<answer>\n{GRID}\n</answer>", rf"\boxed{{{GRID}}}", f"#### {GRID}",
+        f"<answer>{' '.join(GRID)}</answer>", f"The grid is\n{sudoku.rows(GRID)}\nas said.",
+        f"<answer>{GRID}</answer><|eot_id|>", f"puzzle {PUZZLE} solved {GRID}.",
+        "<answer>3|1|4|2\n2|4|3|1\n4|2|1|3\n1|3|2|4</answer>",
+    ],
+)  # fmt: skip
+def test_sudoku_grids_are_read_in_every_form(completion):
+    assert score(sudoku_reward, completion, question=PUZZLE) == 1.0
+    assert score(sudoku_cells_reward, completion, puzzle=PUZZLE, solution=GRID) == 1.0
+
+
+@pytest.mark.parametrize("completion", ["", PUZZLE, GRID[:-1], GRID + "1", f"<answer>{GRID}{GRID}</answer>", "1234" * 4])
+def test_sudoku_wrong_grids(completion):
+    assert score(sudoku_reward, completion, question=PUZZLE) == 0.0
+    assert score(sudoku_cells_reward, completion, question=PUZZLE) < 1.0
+
+
+def test_sudoku_against_brute_force():
+    """Random puzzles and grids: right is what solves the puzzle; cells are compared with every solution in turn."""
+    rng = random.Random(0)
+    grids = sudoku.all_grids()
+    for _ in range(150):
+        clues = set(rng.sample(range(16), rng.randint(3, 12)))
+        gold = rng.choice(grids)
+        puzzle = "".join(cell if i in clues else "0" for i, cell in enumerate(gold))
+        grid = list(rng.choice([gold, rng.choice(grids)]))
+        for i in rng.sample(range(16), rng.choice([0, 0, 1, 3])):
+            grid[i] = rng.choice("01234")
+        cells = "".join(grid)
+        solutions = [g for g in grids if all(g[i] == puzzle[i] for i in clues)]
+        altered = sum(cells[i] != puzzle[i] for i in clues)
+        nearest = max(sum(g[i] == cells[i] for i in range(16) if i not in clues) for g in solutions)
+        assert score(sudoku_reward, f"<answer>{cells}</answer>", question=puzzle) == (cells in solutions)
+        value = score(sudoku_cells_reward, f"<answer>{cells}</answer>", question=puzzle)
+        assert value == pytest.approx(nearest / (16 - len(clues) + altered))
+        assert (value == 1.0) == (cells in solutions)
+        # A grid that breaks off: what is missing is wrong.
+        cut = rng.randrange(16)
+        short = score(sudoku_cells_reward, f"<answer>{cells[:cut]}</answer>", question=puzzle)
+        padded = score(sudoku_cells_reward, f"<answer>{cells[:cut].ljust(16, '0')}</answer>", question=puzzle)
+        assert short == padded
+
+
+def test_sudoku_gold_and_perturbed(data_dir):
+    with (data_dir / "sudoku/4x4_test_sudoku.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 250
+    columns = {"Puzzle": [row["Puzzle"] for row in rows]}
+    golds = [row["Solution"] for row in rows]
+    assert sudoku_reward(golds, golds, **columns) == sudoku_cells_reward(golds, golds, **columns) == [1.0] * 250
+    for row, gold in zip(rows, golds, strict=True):
+        changed = [gold[:i] + str(int(gold[i]) % 4 + 1) + gold[i + 1 :] for i in range(16)]
+        given = {"Puzzle": [row["Puzzle"]] * 16}
+        assert sudoku_reward(changed, changed, **given) == [0.0] * 16
+        assert all(value < 1.0 for value in sudoku_cells_reward(changed, changed, **given))
+
+
+# --- arithmetic, and what all have in common -------------------------------------------------------------------------
+
+
+def test_arithmetic_gold_and_perturbed():
+    rng, task = random.Random(0), get_task("arithmetic")
+    for _ in range(200):
+        problem = task.generate(rng, False)
+        row = {"question": problem.question, "answer": problem.solution}
+        off = str(int(problem.answer) + rng.choice([-10, -1, 1, 10]))
+        for form in ("{}", "so\n#### {}", r"\boxed{{{}}}", "<answer>{}</answer>"):
+            gold, wrong = (problem.solution, problem.solution.replace(f"#### {problem.answer}", f"#### {off}"))
+            if form != "{}":
+                gold, wrong = form.format(problem.answer), form.format(off)
+            assert score(arithmetic_reward, gold, **row) == 1.0
+            assert score(arithmetic_reward, wrong, **row) == 0.0
+    assert score(arithmetic_reward, "none", question="12, +7") == 0.0
+    assert score(arithmetic_reward, "#### 19", question="12, +7") == 1.0
+    assert score(arithmetic_reward, "#### 19", question="Ann has 12 apples and buys 7.") is None
+
+
+@pytest.mark.parametrize("reward", [countdown_reward, sudoku_reward, sudoku_cells_reward, arithmetic_reward])
+def test_rows_of_other_tasks_are_not_scored(reward):
+    metrics = {}
+    values = reward(["p"] * 3, ["#### 1"] * 3, question=[None, "", "What is love?"], log_metric=metrics.__setitem__)
+    assert values == [None] * 3
+    assert metrics == {f"rewards/{reward.__name__}/none": 1.0}
+    with pytest.raises(ValueError, match=r"needs one of the columns question, .*; given: \['quest'\]"):
+        reward(["p"], ["#### 1"], quest=["1"])
+    assert reward([], []) == []
+
+
+def test_a_puzzle_without_solution_has_no_cells_to_compare():
+    assert score(sudoku_cells_reward, GRID, question="11" + "0" * 14) is None
+    assert score(sudoku_cells_reward, GRID, question=GRID) == 1.0
+    assert score(sudoku_cells_reward, PUZZLE, question=GRID) == 0.0
+
+
+def test_nothing_is_read_out_of_nothing():
+    assert read_expression("") is read_expression("words\nof\nno use") is read_grid("") is read_grid("123 412") is None
