@@ -1,7 +1,9 @@
 """One problem of a task, and the split that keeps generated training problems away from generated held-out ones."""
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,3 +22,12 @@ class Problem:
 def is_held_out(question: str) -> bool:
     """One question in sixteen, by checksum: generators reject one side or the other, so the two never meet."""
     return zlib.crc32(question.encode()) % 16 == 0
+
+
+def text_of(row: Mapping[str, Any], *names: str) -> str:
+    """The text of the first of these columns that has one; `ValueError` names them."""
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+    raise ValueError(f"no {' or '.join(repr(name) for name in names)}: a non-empty text is needed")

@@ -13,7 +13,7 @@ from typing import Any
 from lockstitch.rewards import arithmetic, countdown, sudoku
 from lockstitch.rewards.equations import EquationChecker
 from lockstitch.rewards.extract import last_marked, last_number, same_number
-from lockstitch.rewards.problem import Problem
+from lockstitch.rewards.problem import Problem, text_of
 from lockstitch.rewards.steps import ArithmeticChecker, CountdownChecker, StepChecker, SudokuChecker
 
 Row = Mapping[str, Any]
@@ -52,14 +52,6 @@ class Task:
     generate: Callable[[random.Random, bool], Problem] | None = None
 
 
-def _text(row: Row, *names: str) -> str:
-    for name in names:
-        value = row.get(name)
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-    raise ValueError(f"no {' or '.join(repr(name) for name in names)}: a non-empty text is needed")
-
-
 def _optional_answer(row: Row) -> str | None:
     answer = row.get("answer")
     return None if answer is None or answer == "" else str(answer)
@@ -77,7 +69,7 @@ def _generate_arithmetic(rng: random.Random, held_out: bool) -> Problem:
 def _read_number_row(row: Row) -> Problem:
     answer = _optional_answer(row)
     gold = None if answer is None else last_marked(answer) or last_number(answer)
-    return Problem(_text(row, "question", "problem"), gold, answer)
+    return Problem(text_of(row, "question", "problem"), gold, answer)
 
 
 def _number_is_correct(question: str, gold: str | None, answer: str) -> bool | None:
@@ -102,7 +94,7 @@ def _read_countdown_row(row: Row) -> Problem:
     elif "numbers" in row and "target" in row:
         question = f"{','.join(str(number) for number in row['numbers'])}={row['target']}"
     else:
-        question = _text(row, "question")
+        question = text_of(row, "question")
         words = re.fullmatch(r"Numbers:\s*\[(.*)\]\s*Target:\s*(\d+)", question)
         question = f"{words[1]}={words[2]}" if words else question
     numbers, target = countdown.parse_question(question)
@@ -122,7 +114,7 @@ def _extract_expression(completion: str) -> str | None:
 def _read_sudoku_row(row: Row) -> Problem:
     if "Puzzle" in row:  # d1's file
         return Problem(sudoku.parse_question(str(row["Puzzle"])), str(row.get("Solution") or "") or None)
-    question = _text(row, "question")
+    question = text_of(row, "question")
     digits = re.search(r"([0-4]{16})\s*$", question)
     return Problem(sudoku.parse_question(digits[1] if digits else question), _optional_answer(row))
 
@@ -167,3 +159,11 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"task {name!r} is not one of {', '.join(TASKS)}")
     return TASKS[name]
+
+
+def held_out_problems(task: Task, count: int, seed: int) -> list[Problem]:
+    """New problems, none of which any training run of this project can have seen; the same ones for the same seed."""
+    if task.generate is None:
+        raise ValueError(f"task {task.name!r} has a fixed set of problems: give them with --input FILE")
+    rng = random.Random(f"{task.name} held-out {seed}")
+    return [task.generate(rng, True) for _ in range(count)]

@@ -12,13 +12,14 @@ import argparse
 import json
 from pathlib import Path
 
+from lockstitch.rewards.files import finished_rows, write_whole
 from lockstitch.rewards.tasks import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.stitching.inputs import generate_problems
 from lockstitch.stitching.methods import METHODS, Compare, StitchSettings
-from lockstitch.stitching.pipeline import Sample, finished_rows, result_row, summarise, write_whole
+from lockstitch.stitching.pipeline import Sample, result_row, summarise
 from lockstitch.stitching.refine import load_solver
 from lockstitch.stitching.score import load_scorer
 from tqdm import tqdm

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from lockstitch.recipes.evidence import evidence_text
 from lockstitch.rewards import arithmetic
+from lockstitch.rewards.files import write_whole
+from lockstitch.rewards.statistics import wilson
 from lockstitch.rewards.tasks import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.stitching.inputs import generate_problems, read_problems
-from lockstitch.stitching.pipeline import write_whole
 from lockstitch.stitching.refine import load_solver
-from lockstitch.stitching.statistics import wilson
 
 from lockstitch import embedded_model
 

@@ -147,6 +147,7 @@ def stitch(config: StitchConfig) -> int:
     if config.trajectories is not None:
         n = max(len(one.completions or ()) for one in given)
 
+    from lockstitch.rewards import files
     from lockstitch.stitching import pipeline
     from lockstitch.stitching.methods import Compare, StitchSettings
     from lockstitch.stitching.report import write_report
@@ -161,7 +162,7 @@ def stitch(config: StitchConfig) -> int:
         source = config.input or config.trajectories
         if source is not None:
             remembered["sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-        pipeline.claim_directory(directory, {**remembered, "num_trajectories": n})
+        files.claim_directory(directory, {**remembered, "num_trajectories": n})
     denoiser, sampler_config = _load_denoiser(config, task, embedded)
     scorer, solver = _load_readers(config, task)
     settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds), config.round_temperature)
@@ -179,7 +180,7 @@ def stitch(config: StitchConfig) -> int:
     )
     close()
     summary = pipeline.summarise(task, rows, compare.absent(), {**remembered, "num_trajectories": n})
-    pipeline.write_whole(directory / pipeline.SUMMARY, pipeline.to_json(summary))
+    files.write_whole(directory / files.SUMMARY, files.to_json(summary))
     write_report(directory / pipeline.REPORT, rows, summary)
     if config.question is not None:
         print(render_problem(rows[0], width=_width(), color=color))

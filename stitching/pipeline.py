@@ -5,13 +5,13 @@ them in one process. A results file grows by whole rows; a run that was interrup
 directory that was made with another configuration is refused.
 """
 
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lockstitch.rewards.files import RESULTS, append_chunks, finished_rows
+from lockstitch.rewards.statistics import paired_difference, wilson
 from lockstitch.rewards.tasks import Task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
@@ -22,10 +22,9 @@ from lockstitch.stitching.inputs import Given
 from lockstitch.stitching.methods import METHODS, Compare, Compared
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.score import Scorer
-from lockstitch.stitching.statistics import paired_difference, wilson
 from lockstitch.stitching.steps import Clue
 
-RESULTS, SUMMARY, REPORT, CONFIG = "results.jsonl", "summary.json", "report.html", "config.json"
+REPORT = "report.html"
 _COSTS = tuple(asdict(Ledger()))
 
 
@@ -139,51 +138,6 @@ def summarise(
     }
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def to_json(value: Mapping[str, Any]) -> str:
-    """Readable JSON with a last newline."""
-    return json.dumps(dict(value), indent=2, ensure_ascii=False) + "\n"
-
-
-def claim_directory(directory: Path, config: Mapping[str, Any]) -> None:
-    """Makes an output directory this configuration's own; `ValueError` names what differs from its earlier one.
-
-    A directory without results yet is anybody's.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / CONFIG
-    started = (directory / RESULTS).exists()
-    if started and not path.exists():
-        raise ValueError(f"{directory} holds {RESULTS} without {CONFIG}; choose another output")
-    if started:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        names = sorted(set(earlier) | set(config))
-        changed = [name for name in names if earlier.get(name) != config.get(name)]
-        if changed:
-            shown = ", ".join(f"{name}: {earlier.get(name)!r} then, {config.get(name)!r} now" for name in changed)
-            raise ValueError(f"{directory} holds results of another configuration ({shown}); choose another output")
-    else:
-        write_whole(path, to_json(config))
-
-
-def finished_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a results file; a last line that was cut off is removed from the file."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-
-
 def _work(
     given: Sequence[Given], first: int, task: Task, sampler: Sample, compare: Compare, seed: int
 ) -> list[dict[str, Any]]:
@@ -220,12 +174,7 @@ def run(
     assert [row["index"] for row in done] == list(range(len(done)))
     progress(len(done))
     yield from done
-    with path.open("ab") as file:
-        for start in range(len(done), len(given), chunk):
-            part = given[start : start + chunk]
-            rows = _work(part, start, task, sampler, compare, seed)
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-            progress(len(rows))
-            yield from rows
+    starts = range(len(done), len(given), chunk)
+    for rows in append_chunks(path, (_work(given[i : i + chunk], i, task, sampler, compare, seed) for i in starts)):
+        progress(len(rows))
+        yield from rows

@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
+from lockstitch.rewards import files
 from lockstitch.rewards.tasks import get_task
-from lockstitch.stitching import pipeline
 from lockstitch.stitching.cli import StitchConfig, main, stitch
 from lockstitch.stitching.inputs import generate_problems, read_problems
 
@@ -75,11 +75,11 @@ def test_a_block_longer_than_the_canvas_is_refused(capsys):
 
 
 def test_a_directory_without_results_can_be_claimed_again(tmp_path):
-    pipeline.claim_directory(tmp_path, {"seed": 0})
-    pipeline.claim_directory(tmp_path, {"seed": 1})
+    files.claim_directory(tmp_path, {"seed": 0})
+    files.claim_directory(tmp_path, {"seed": 1})
     (tmp_path / "results.jsonl").touch()
     with pytest.raises(ValueError, match="seed: 1 then, 2 now"):
-        pipeline.claim_directory(tmp_path, {"seed": 2})
+        files.claim_directory(tmp_path, {"seed": 2})
 
 
 def test_a_scorer_of_ones_own(tmp_path, monkeypatch):
@@ -177,14 +177,14 @@ def test_what_cannot_run_is_said():
 def test_a_cut_off_line_is_dropped_and_a_whole_one_kept(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"index": 0}\n{"index": 1}\n{"ind')
-    assert pipeline.finished_rows(path) == [{"index": 0}, {"index": 1}]
+    assert files.finished_rows(path) == [{"index": 0}, {"index": 1}]
     assert path.read_text() == '{"index": 0}\n{"index": 1}\n'
 
 
 def test_results_without_a_configuration_are_not_overwritten(tmp_path):
     (tmp_path / "results.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"without config\.json"):
-        pipeline.claim_directory(tmp_path, {"seed": 0})
+        files.claim_directory(tmp_path, {"seed": 0})
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(tmp_path):
         time.sleep(ready + rng.random() * working / 6)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        rows = pipeline.finished_rows(out / "results.jsonl")
+        rows = files.finished_rows(out / "results.jsonl")
         interrupted += 0 < len(rows) < 400
         assert without_time(rows) == expected[: len(rows)]
     assert interrupted >= 5

@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+from lockstitch.rewards.statistics import paired_difference, wilson
 from lockstitch.rewards.steps import check_steps
 from lockstitch.rewards.tasks import get_task
 from lockstitch.sampling.config import SamplerConfig
@@ -16,7 +17,6 @@ from lockstitch.stitching.pipeline import Sample
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.rounds import stands, stitch_rounds
 from lockstitch.stitching.score import load_scorer
-from lockstitch.stitching.statistics import paired_difference, wilson
 from lockstitch.stitching.steps import Clue, Step
 from lockstitch.stitching.stitch import FLOOR, best_path, best_trajectory, geometric_mean, paper_rule, public_rule
 from lockstitch.stitching.vote import best_of_n, majority_vote, weighted_vote
