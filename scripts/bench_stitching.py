@@ -12,7 +12,6 @@ import argparse
 import json
 from pathlib import Path
 
-from lockstitch.rewards.files import finished_rows, write_whole
 from lockstitch.rewards.tasks import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
@@ -25,6 +24,7 @@ from lockstitch.stitching.score import load_scorer
 from tqdm import tqdm
 
 from lockstitch import embedded_model
+from lockstitch.files import finished_rows, write_whole
 
 TRAJECTORIES = (4, 8, 16)
 RIVALS = ("majority_vote", "best_of_n", "best_of_n_refine", "remask_loop")

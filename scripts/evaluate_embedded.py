@@ -15,7 +15,6 @@ from pathlib import Path
 
 from lockstitch.recipes.evidence import evidence_text
 from lockstitch.rewards import arithmetic
-from lockstitch.rewards.files import write_whole
 from lockstitch.rewards.statistics import wilson
 from lockstitch.rewards.tasks import get_task
 from lockstitch.sampling.config import SamplerConfig
@@ -25,6 +24,7 @@ from lockstitch.stitching.inputs import generate_problems, read_problems
 from lockstitch.stitching.refine import load_solver
 
 from lockstitch import embedded_model
+from lockstitch.files import write_whole
 
 SEED = 7
 EVIDENCE = (

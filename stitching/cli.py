@@ -147,11 +147,12 @@ def stitch(config: StitchConfig) -> int:
     if config.trajectories is not None:
         n = max(len(one.completions or ()) for one in given)
 
-    from lockstitch.rewards import files
     from lockstitch.stitching import pipeline
     from lockstitch.stitching.methods import Compare, StitchSettings
     from lockstitch.stitching.report import write_report
     from lockstitch.stitching.terminal import render_problem, render_summary
+
+    from lockstitch import files
 
     embedded = config.trajectories is None and config.model is None
     directory = Path(config.output) if config.output is not None else None

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.files import read_rows
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.tasks import Task, held_out_problems
+
+from lockstitch.files import read_rows
 
 
 @dataclass(frozen=True)

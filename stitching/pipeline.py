@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.files import RESULTS, append_chunks, finished_rows
 from lockstitch.rewards.statistics import paired_difference, wilson
 from lockstitch.rewards.tasks import Task
 from lockstitch.sampling.config import SamplerConfig
@@ -23,6 +22,8 @@ from lockstitch.stitching.methods import METHODS, Compare, Compared
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Clue
+
+from lockstitch.files import RESULTS, append_chunks, finished_rows
 
 REPORT = "report.html"
 _COSTS = tuple(asdict(Ledger()))

@@ -9,10 +9,11 @@ import sys
 import time
 
 import pytest
-from lockstitch.rewards import files
 from lockstitch.rewards.tasks import get_task
 from lockstitch.stitching.cli import StitchConfig, main, stitch
 from lockstitch.stitching.inputs import generate_problems, read_problems
+
+from lockstitch import files
 
 SUDOKU = ["--task", "sudoku", "--solver", "none", "--num_trajectories", "2", "--steps", "5"]
 PUZZLES = ["3102200002100320", "0140432014020000", "4310010000303420", "2004001203201003"]
