@@ -4,7 +4,7 @@ One loop runs every combination of the axes (see `SamplerConfig`). Rows are left
 same columns everywhere; a forward pass holds only the rows whose block still has masks, and asks for the logits of that
 block alone. Follows LLaDA's semi-autoregressive sampler (2502.09992, Sec. 2.4) and Fast-dLLM's threshold (2505.22618).
 
-Axes: B rows in a batch, L columns (padding, prompt, canvas), G canvas positions.
+Axes: B rows in a batch, A of them active, L columns (padding, prompt, canvas), G canvas positions, N bans.
 """
 
 import time
@@ -21,6 +21,7 @@ from lockstitch.sampling.trajectory import Ledger, Trajectory
 
 Prompt = str | Sequence[int]
 Canvas = Sequence[int | None]
+Bans = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class _Row:
     prompt_ids: list[int]
     seed: int
     canvas: Canvas
+    bans: Bans
 
 
 @torch.inference_mode()
@@ -39,12 +41,13 @@ def sample(
     n: int = 1,
     seed: int | Sequence[int] = 0,
     canvases: Sequence[Canvas] | None = None,
+    bans: Sequence[Bans] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Trajectory]:
     """Draws `n` trajectories of each prompt.
 
-    Trajectory k of a prompt has the seed `derive_seed(seed, k)`, and its tokens depend on that seed, its prompt, its canvas
-    and the settings only: not on `n`, on the other prompts, or on `batch_size` (up to the rounding of
+    Trajectory k of a prompt has the seed `derive_seed(seed, k)`, and its tokens depend on that seed, its prompt, its canvas,
+    its bans and the settings only: not on `n`, on the other prompts, or on `batch_size` (up to the rounding of
     the model's own arithmetic).
 
     Args:
@@ -55,12 +58,13 @@ def sample(
         seed: any integer, or one for each prompt.
         canvases: one initial canvas per prompt, `canvas_length` entries each: a token id where the position is pinned,
             None where it is to be denoised. None starts from an empty canvas.
+        bans: per prompt, pairs of a canvas position and a token id that must not be committed there.
         progress: called with the number of trajectories that were just finished.
 
     Returns:
         Trajectories ordered by prompt, then by k.
 
-    Raises `ValueError` for an empty prompt, `n` below 1, or a canvas of the wrong length.
+    Raises `ValueError` for an empty prompt, `n` below 1, a canvas of the wrong length, or a ban outside the canvas.
     """
     if n < 1:
         raise ValueError(f"n={n} trajectories per prompt: at least 1")
@@ -76,11 +80,20 @@ def sample(
             raise ValueError(f"prompt {i} is empty")
         if len(canvas) != config.canvas_length:
             raise ValueError(f"canvas {i} has {len(canvas)} positions; canvas_length={config.canvas_length}")
+    if bans is None:
+        bans = [()] * len(ids)
+    if len(bans) != len(ids):
+        raise ValueError(f"{len(bans)} lists of bans for {len(ids)} prompts: one each")
+    for i, pairs in enumerate(bans):
+        for position, token in pairs:
+            if not 0 <= position < config.canvas_length or token < 0:
+                raise ValueError(f"ban {(position, token)} of prompt {i}: a position below "
+                                 f"canvas_length={config.canvas_length} and a token id")
     seeds = [seed] * len(ids) if isinstance(seed, int) else seed
     if len(seeds) != len(ids):
         raise ValueError(f"{len(seeds)} seeds for {len(ids)} prompts: one each, or a single one")
     rows = [
-        _Row(i, prompt_ids, derive_seed(seeds[i], k), canvas)
+        _Row(i, prompt_ids, derive_seed(seeds[i], k), canvas, bans[i])
         for i, (prompt_ids, canvas) in enumerate(zip(ids, canvases, strict=True))
         for k in range(n)
     ]
@@ -125,6 +138,8 @@ class _Canvases:
         self.commit_step_BG = torch.where(pinned_BG, 0, -1)
         self.confidence_BG = pinned_BG.float()
         self.entropy_BG = torch.zeros(B, length, device=device)
+        pairs = [(b, position, token) for b, row in enumerate(rows) for position, token in row.bans]
+        self.bans_N3 = torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 3)
         self.seeds_B = torch.tensor([row.seed for row in rows], device=device)
         self.running_B = torch.ones(B, dtype=torch.bool, device=device)
         self.nfe_B = torch.zeros(B, dtype=torch.long, device=device)
@@ -134,6 +149,14 @@ class _Canvases:
     def canvas_BG(self) -> torch.Tensor:
         """A view of the canvas columns."""
         return self.ids_BL[:, self.width :]
+
+    def ban(self, logits_ALV: torch.Tensor, active_A: torch.Tensor, start: int, stop: int) -> None:
+        """Sets the logits of what the active rows must not commit in columns `start:stop` of the canvas."""
+        row_N, position_N, token_N = self.bans_N3.unbind(1)
+        slot_B = torch.full((len(self.ids_BL),), -1, device=active_A.device)
+        slot_B[active_A] = torch.arange(len(active_A), device=active_A.device)
+        here_N = (slot_B[row_N] >= 0) & (position_N >= start) & (position_N < stop)
+        logits_ALV[slot_B[row_N[here_N]], position_N[here_N] - start, token_N[here_N]] = -torch.inf
 
 
 def _first_eos(canvas_BG: torch.Tensor, masked_BG: torch.Tensor, eos_ids: list[int]) -> torch.Tensor:
@@ -171,6 +194,7 @@ def _denoise(denoiser: Denoiser, rows: list[_Row], config: SamplerConfig) -> lis
             logits = denoiser.canvas_logits(
                 state.ids_BL[active_A], state.attention_BL[active_A], state.width + start, state.width + stop
             )
+            state.ban(logits, active_A, start, stop)
             noise = None
             if config.temperature > 0:
                 noise = uniform(state.seeds_B[active_A], block, step, column_G[start:stop])

@@ -21,9 +21,9 @@ def denoiser():
     return random_denoiser()
 
 
-def run(denoiser, prompts=PROMPTS, n=1, seed=0, canvases=None, **settings):
+def run(denoiser, prompts=PROMPTS, n=1, seed=0, canvases=None, bans=None, **settings):
     settings = {"canvas_length": G, "stop_at_eos": False, **settings}
-    return sample(denoiser, prompts, SamplerConfig(**settings), n=n, seed=seed, canvases=canvases)
+    return sample(denoiser, prompts, SamplerConfig(**settings), n=n, seed=seed, canvases=canvases, bans=bans)
 
 
 def tokens(trajectories):
@@ -57,6 +57,41 @@ def test_quota_is_the_published_loop(kind, block, steps):
     with torch.no_grad():
         expected = [reference_quota(denoiser, prompt, block, steps) for prompt in PROMPTS]
     assert tokens(run(denoiser, block_length=block, steps=steps)) == expected
+
+
+def reference_banned(denoiser, prompt, bans):
+    """One token a step, greedy, the banned tokens taken out of a copy of the logits."""
+    ids = denoiser.encode([prompt])[0] + [denoiser.mask_id] * G
+    start = len(ids) - G
+    for _ in range(G):
+        p = denoiser.model(input_ids=torch.tensor([ids])).logits[0].clone()
+        p[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
+        for position, token in bans:
+            p[start + position, token] = -torch.inf
+        confidence, token = p.softmax(-1).max(-1)
+        open_ = [place for place in range(start, start + G) if ids[place] == denoiser.mask_id]
+        best = max(open_, key=lambda place: float(confidence[place]))
+        ids[best] = int(token[best])
+    return tuple(ids[start:])
+
+
+def test_bans_hold_at_their_position_for_their_prompt_alone(denoiser):
+    free = tokens(run(denoiser, block_length=12))
+    bans = [[(position, row[position]) for position in (0, 5, 11)] if i != 1 else [] for i, row in enumerate(free)]
+    bans[0] += [(0, token) for token in range(5)]
+    banned = tokens(run(denoiser, block_length=12, bans=bans))
+    with torch.no_grad():
+        assert banned == [reference_banned(denoiser, prompt, pairs) for prompt, pairs in zip(PROMPTS, bans, strict=True)]
+    assert banned[1] == free[1]
+    assert tokens(run(denoiser, block_length=4, batch_size=1, bans=bans)) == tokens(
+        run(denoiser, block_length=4, bans=bans)
+    )
+
+
+@pytest.mark.parametrize("bad", [[[]], [[(12, 3)], [], [], []], [[(-1, 3)], [], [], []], [[], [], [], [(0, -1)]]])
+def test_bans_outside_the_canvas_are_refused(denoiser, bad):
+    with pytest.raises(ValueError, match="ban"):
+        run(denoiser, bans=bad)
 
 
 @pytest.mark.parametrize("block", [12, 4])
