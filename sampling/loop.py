@@ -138,6 +138,7 @@ class _Canvases:
         self.commit_step_BG = torch.where(pinned_BG, 0, -1)
         self.confidence_BG = pinned_BG.float()
         self.entropy_BG = torch.zeros(B, length, device=device)
+        self.block_BG = torch.full((B, length), -1, device=device)
         pairs = [(b, position, token) for b, row in enumerate(rows) for position, token in row.bans]
         self.bans_N3 = torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 3)
         self.seeds_B = torch.tensor([row.seed for row in rows], device=device)
@@ -214,6 +215,7 @@ def _denoise(denoiser: Denoiser, rows: list[_Row], config: SamplerConfig) -> lis
             state.commit_step_BG[at] = state.nfe_B[at[0]]
             state.confidence_BG[at] = confidence[row, position]
             state.entropy_BG[at] = entropy[row, position]
+            state.block_BG[at] = block
             state.seconds_B[active_A] += (time.perf_counter() - began) / len(active_A)
             stop_finished()
             step += 1
@@ -225,6 +227,7 @@ def _records(denoiser: Denoiser, rows: list[_Row], state: _Canvases) -> list[Tra
     end_B = _first_eos(state.canvas_BG, state.masked_BG, denoiser.eos_ids).tolist()
     canvas, steps = state.canvas_BG.tolist(), state.commit_step_BG.tolist()
     confidence, entropy = state.confidence_BG.tolist(), state.entropy_BG.tolist()
+    blocks = state.block_BG.tolist()
     nfe, seconds = state.nfe_B.tolist(), state.seconds_B.tolist()
     texts = denoiser.decode([ids[:end] for ids, end in zip(canvas, end_B, strict=True)])
     return [
@@ -239,6 +242,8 @@ def _records(denoiser: Denoiser, rows: list[_Row], state: _Canvases) -> list[Tra
             commit_step=tuple(steps[b]),
             confidence=tuple(confidence[b]),
             entropy=tuple(entropy[b]),
+            block=tuple(blocks[b]),
+            edits=(),
             ledger=Ledger(
                 nfe=nfe[b],
                 tokens_forwarded=nfe[b] * (len(row.prompt_ids) + G),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,25 @@ class Ledger:
         return dataclasses.replace(total, sequential_steps=longest)
 
 
+class Edit(NamedTuple):
+    """A token taken back: its position held it from `commit_step` until `step`, when it was reopened or replaced."""
+
+    step: int
+    position: int
+    token: int
+    commit_step: int
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """One denoised completion of one prompt, with its trace and its ledger.
 
     The trace has one entry per canvas position. `commit_step` is the denoising step (from 1) at which the position
-    received its token, 0 where it was given (pinned), -1 where the row stopped before it was reached; `confidence` is the
-    snapshot confidence, the probability of the token at that moment under the un-noised softmax; `entropy` is the entropy
-    of that softmax in nats.
+    received the token that it ended with, 0 where it was given (pinned), -1 where the row stopped before it was reached;
+    `confidence` is the snapshot confidence, the probability of the token at that moment under the un-noised softmax;
+    `entropy` is the entropy of that softmax in nats; `block` is the block whose denoising committed it, -1 where
+    `commit_step` is not positive. `edits` lists what was taken back on the way, in the order of steps, so that the
+    trace replays every canvas of the run (`canvas_at`).
 
     Attributes:
         prompt: index of its prompt in the call.
@@ -56,7 +67,7 @@ class Trajectory:
         length: tokens of the completion, up to and with its first EOS.
         text: the completion without special tokens.
         finished: whether it ended in EOS.
-        commit_step, confidence, entropy: the trace.
+        commit_step, confidence, entropy, block, edits: the trace.
         ledger: the cost.
     """
 
@@ -70,12 +81,30 @@ class Trajectory:
     commit_step: tuple[int, ...]
     confidence: tuple[float, ...]
     entropy: tuple[float, ...]
+    block: tuple[int, ...]
+    edits: tuple[Edit, ...]
     ledger: Ledger
 
     @property
     def completion_ids(self) -> tuple[int, ...]:
         """The tokens up to and with the first EOS."""
         return self.canvas_ids[: self.length]
+
+    @property
+    def last_step(self) -> int:
+        """The last denoising step that changed the canvas."""
+        return max(0, *self.commit_step, *(edit.step for edit in self.edits))
+
+    def canvas_at(self, step: int) -> list[int | None]:
+        """The canvas after a denoising step, 0 being its start: a token id, or None where the position was masked."""
+        canvas = [
+            token if 0 <= since <= step else None
+            for token, since in zip(self.canvas_ids, self.commit_step, strict=True)
+        ]
+        for edit in self.edits:
+            if edit.commit_step <= step < edit.step:
+                canvas[edit.position] = edit.token
+        return canvas
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping from which `from_dict` restores the same record."""
@@ -87,5 +116,6 @@ class Trajectory:
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
+        fields["edits"] = tuple(Edit(*edit) for edit in fields["edits"])
         fields["ledger"] = Ledger(**fields["ledger"])
         return cls(**fields)

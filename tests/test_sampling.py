@@ -9,7 +9,7 @@ from lockstitch.sampling.denoiser import Denoiser, family_of
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.tokens import draw
-from lockstitch.sampling.trajectory import Ledger, Trajectory
+from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
 from models import dream_like, llada_like, random_denoiser
 
 PROMPTS = ["12, +27, -15\n", "3102\n2000\n0210\n0320\n", "Ann has 12 apples. How many?\n", " 30 100  93 =  23\n"]
@@ -185,7 +185,20 @@ def test_trace_replays_to_the_same_tokens(denoiser):
                 entropy = torch.distributions.Categorical(p[place]).entropy().item()
                 assert entropy == pytest.approx(t.entropy[place], rel=1e-3)
                 ids[0, len(t.prompt_ids) + place] = t.canvas_ids[place]
+            held = [None if token == denoiser.mask_id else token for token in ids[0, -G:].tolist()]
+            assert t.canvas_at(step) == held
         assert tuple(ids[0, -G:].tolist()) == t.canvas_ids
+
+
+def test_canvas_at_follows_what_was_taken_back():
+    # Position 0 is written at step 1, replaced at 3; position 1 is written at 2, reopened at 3, written again at 5.
+    edits = (Edit(3, 0, 10, 1), Edit(3, 1, 20, 2))
+    t = Trajectory(0, 0, (1,), (11, 21, 30), 3, "", False, (3, 5, 0), (0.5,) * 3, (0.0,) * 3, (0, 0, -1), edits, Ledger())
+    assert [t.canvas_at(step) for step in range(6)] == [
+        [None, None, 30], [10, None, 30], [10, 20, 30], [11, None, 30], [11, None, 30], [11, 21, 30]
+    ]  # fmt: skip
+    assert t.last_step == 5
+    assert Trajectory.from_dict(json.loads(json.dumps(t.to_dict()))) == t
 
 
 def test_pinned_positions_stay_and_cost_nothing(denoiser):

@@ -20,7 +20,7 @@ STEPS_KN = [steps_of(text, "sentence", k) for k, text in enumerate(TEXTS)]
 
 def trajectory(confidence: tuple[float, ...]) -> Trajectory:
     n = len(confidence)
-    return Trajectory(0, 0, (1,), (1,) * n, n, "", True, (1,) * n, confidence, (0.0,) * n, Ledger())
+    return Trajectory(0, 0, (1,), (1,) * n, n, "", True, (1,) * n, confidence, (0.0,) * n, (0,) * n, (), Ledger())
 
 
 def step(tokens: tuple[int, int] | None) -> Step:
