@@ -65,6 +65,10 @@ class StitchConfig:
         default=None, metadata={"help": "Denoise again around the evidence (default: yes, with the rule path and a "
                                         "diffusion model)."}
     )  # fmt: skip
+    round_width: int | None = field(
+        default=None, metadata={"help": "Canvases denoised side by side in a round (default 1: each learns from all before "
+                                        "it; more wait less for one another)."}
+    )  # fmt: skip
     round_temperature: float | None = field(
         default=None, metadata={"help": "Of the canvases that are denoised again (default: as temperature)."}
     )
@@ -88,7 +92,7 @@ class StitchConfig:
             raise ValueError(f"rule={self.rule!r} is not one of {', '.join(RULES)}")
         if not self.delta >= 0:
             raise ValueError(f"delta={self.delta} must be at least 0 (above 1 keeps the anchor alone)")
-        for name in ("generate", "limit", "num_trajectories", "batch_size", "chunk"):
+        for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
@@ -98,7 +102,7 @@ class StitchConfig:
             raise ValueError("--output DIR is needed (only --question can do without)")
         if self.trajectories is not None:
             sampling = ("model", "family", "device", "num_trajectories", "canvas_length", "block_length", "policy", "steps",
-                        "threshold", "temperature", "rounds", "round_temperature")  # fmt: skip
+                        "threshold", "temperature", "rounds", "round_width", "round_temperature")  # fmt: skip
             ignored = [name for name in sampling if getattr(self, name) is not None]
             if self.trust_remote_code and not self.scorer.startswith("prm:"):
                 ignored.append("trust_remote_code")
@@ -111,6 +115,8 @@ class StitchConfig:
             self.rounds = self.rule == "path"
         elif self.rounds and self.rule != "path":
             raise ValueError(f"rounds stitch by the rule path; rule={self.rule!r} takes --rounds false")
+        if self.round_width is not None and not self.rounds:
+            raise ValueError(f"round_width={self.round_width} would be ignored without rounds")
         if self.question is not None and self.limit is not None:
             raise ValueError(f"limit={self.limit} would be ignored with --question")
 
@@ -166,7 +172,8 @@ def stitch(config: StitchConfig) -> int:
         files.claim_directory(directory, {**remembered, "num_trajectories": n})
     denoiser, sampler_config = _load_denoiser(config, task, embedded)
     scorer, solver = _load_readers(config, task)
-    settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds), config.round_temperature)
+    settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds), config.round_width or 1,
+                              config.round_temperature)  # fmt: skip
     sampler = pipeline.Sample(task, scorer, n, denoiser, sampler_config)
     compare = Compare(task, scorer, settings, solver, denoiser, sampler_config)
     color = _use_color(config.color)

@@ -64,6 +64,8 @@ class StitchSettings:
         rule: `path`, `paper` or `public` (see `lockstitch.stitching.stitch`).
         delta: steps that score at least this are kept.
         rounds: whether to denoise again around the evidence (needs the diffusion model and the rule `path`).
+        round_width: trajectories drawn first, and canvases denoised side by side in every round: at 1 each learns from all
+            before it, more wait less for one another.
         round_temperature: of every canvas that is denoised again, by whatever method; None is the sampler's own.
     """
 
@@ -71,13 +73,8 @@ class StitchSettings:
     rule: str
     delta: float
     rounds: bool
+    round_width: int = 1
     round_temperature: float | None = None
-
-
-def round_widths(n: int) -> tuple[int, list[int]]:
-    """How many of N trajectories to draw first, and how many canvases each later round holds."""
-    first = max(1, n // 2)
-    return first, [max(1, n // 4)]
 
 
 def _same(answers: Sequence[str | None]) -> list[object]:
@@ -136,10 +133,13 @@ def evidence_vote(task: Task, pool: Pool, evidence: Evidence) -> str | None:
     return None if chosen is None else answers[chosen]
 
 
-def evidence_answer(task: Task, pool: Pool, evidence: Evidence) -> str | None:
-    """The answer that the evidence amounts to without a solver: its chain's, or else `evidence_vote`'s."""
-    answer = task.conclude([clue.step.text for clue in evidence.chain]) if evidence.chain else None
-    return evidence_vote(task, pool, evidence) if answer is None else answer
+def evidence_answer(task: Task, pool: Pool, evidence: Evidence, delta: float) -> str | None:
+    """The answer that the evidence amounts to without a solver: its chain's if that stands, or else `evidence_vote`'s."""
+    if stands(task, pool.question, evidence.chain, delta):
+        answer = task.conclude([clue.step.text for clue in evidence.chain])
+        if answer is not None:
+            return answer
+    return evidence_vote(task, pool, evidence)
 
 
 def solve(
@@ -203,12 +203,11 @@ class Compare:
                 for outcome, one in zip(outcomes, found, strict=True):
                     outcome[name] = one
         if self.denoiser is not None and self.settings.rounds:
-            first, widths = round_widths(n)
-            stitched_pools = [pool.head(first) for pool in pools]
+            stitched_pools = [pool.head(min(n, self.settings.round_width)) for pool in pools]
             assert self.round_config is not None
             results = stitch_rounds(
                 self.denoiser, self.task, stitched_pools, self.scorer, self.round_config,
-                budgets=[pool.ledger.nfe for pool in pools], widths=widths, delta=self.settings.delta,
+                budgets=[pool.ledger.nfe for pool in pools], width=self.settings.round_width, delta=self.settings.delta,
                 seeds=[derive_seed(seed, 1) for seed in seeds],
             )  # fmt: skip
             evidences = [result.evidence for result in results]
@@ -256,11 +255,11 @@ class Compare:
         loops = [pool.head(1) for pool in pools]
         results = stitch_rounds(
             self.denoiser, task, loops, self.scorer, self.round_config, budgets=[pool.ledger.nfe for pool in pools],
-            widths=[1], delta=delta, seeds=[derive_seed(seed, 3) for seed in seeds], memory=False,
+            width=1, delta=delta, seeds=[derive_seed(seed, 3) for seed in seeds], memory=False, tabu=0,
         )  # fmt: skip
         found["remask_loop"] = [
             Outcome(
-                evidence_answer(task, loop, result.evidence) if result.complete else task.extract(result.text),
+                evidence_answer(task, loop, result.evidence, delta) if result.complete else task.extract(result.text),
                 result.text,
                 loop.ledger,
             )
@@ -279,7 +278,9 @@ class Compare:
         task, solver = self.task, self.solver
         for i, (pool, evidence) in enumerate(zip(stitched_pools, evidences, strict=True)):
             text = "\n".join(clue.step.text for clue in evidence.chain)
-            outcomes[i]["stitched"] = Outcome(evidence_answer(task, pool, evidence), text, pool.ledger)
+            outcomes[i]["stitched"] = Outcome(
+                evidence_answer(task, pool, evidence, self.settings.delta), text, pool.ledger
+            )
         if solver is None:
             return
         everything = [

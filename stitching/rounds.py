@@ -1,13 +1,18 @@
 """Stitching in rounds, and the verify-and-remask loop that it must be measured against.
 
 Both spend a budget of forward passes on one problem. A round denoises a number of canvases side by side; the steps that
-stand are pinned and the next round denoises only what is open. The loop runs one canvas a round and looks at its own
-last attempt alone; stitching runs several and looks at every step that any of them wrote. With one canvas a round and no
-memory the two are the same thing, which is why the loop is the control.
+stand are pinned and the next round denoises only what is open. The loop looks at its own last attempt alone. Stitching
+remembers: every step that any trajectory wrote, and what failed. Without that memory and with one canvas a round the two
+are the same thing, which is why the loop is the control.
 
 A step can be sound and lead nowhere. So every canvas pins what was pinned least often so far, and of those the most:
 first the best chain, then other trajectories' sound steps, then either with their last steps released. The loop
 backtracks in the same way, from its last attempt.
+
+A model asked again around the same pins mostly repeats its mistake. So of every attempt the first step that does not
+stand is remembered by the token of which the model was least sure (the lowest snapshot confidence), and the next attempts
+around the same pins must not put that token there: a tabu list (Glover, 1986) of the last few, short enough that a right
+token that was blamed comes back.
 
 Problems are independent: all problems that still run share each call of the sampler.
 """
@@ -22,7 +27,7 @@ from lockstitch.rewards.steps import check_steps
 from lockstitch.rewards.tasks import Task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.loop import Canvas, sample
+from lockstitch.sampling.loop import Bans, Canvas, sample
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.canvas import pin_chain
@@ -30,6 +35,8 @@ from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Clue, Evidence
 from lockstitch.stitching.stitch import best_path
+
+TABU = 3  # bans remembered for one set of pins; 1 and 6 were within two points of it on all embedded tasks
 
 _Key = tuple[tuple[int, str], ...]  # the pinned steps: place in the chain, text
 
@@ -69,10 +76,11 @@ def stitch_rounds(
     config: SamplerConfig,
     *,
     budgets: Sequence[int],
-    widths: Sequence[int],
+    width: int,
     delta: float,
     seeds: Sequence[int],
     memory: bool = True,
+    tabu: int = TABU,
     progress: Callable[[int], None] | None = None,
 ) -> list[RoundsResult]:
     """Runs rounds on every problem until its chain stands or its budget is spent. The pools grow as they go.
@@ -81,10 +89,11 @@ def stitch_rounds(
         pools: one per problem, each with at least one trajectory, which counts against the budget.
         budgets: forward passes (NFE) per problem. A round is narrowed to what its budget still pays for; its first
             canvas always runs, so a problem overspends by at most one partial canvas.
-        widths: canvases per round; the last width repeats.
+        width: canvases per round. They cannot learn from one another; fewer rounds wait for one another.
         delta: steps that score at least this are pinned.
         seeds: noise of each problem's rounds.
         memory: stitch over everything written so far; False looks at the newest trajectory alone (the loop).
+        tabu: how many of the latest failures around the same pins are banned; 0 bans nothing (the loop).
         progress: called with the number of problems just finished.
 
     Returns:
@@ -93,8 +102,8 @@ def stitch_rounds(
     assert all(pool.trajectories for pool in pools)
     results: dict[int, RoundsResult] = {}
     tries: list[Counter[_Key]] = [Counter() for _ in pools]
+    failures: list[dict[_Key, list[tuple[int, int]]]] = [{} for _ in pools]
     for round_index in itertools.count():
-        width = widths[min(round_index, len(widths) - 1)]
         requests: list[_Request] = []
         for i, pool in enumerate(pools):
             if i in results:
@@ -118,7 +127,9 @@ def stitch_rounds(
                 if k > 0 and left < 0:
                     break
                 tries[i][key] += 1
-                requests.append(_Request(i, canvas, derive_seed(seeds[i], round_index, k)))
+                latest = failures[i].get(key, [])[-tabu:] if tabu else []
+                bans = [(place, token) for place, token in latest if canvas[place] is None]
+                requests.append(_Request(i, key, canvas, bans, derive_seed(seeds[i], round_index, k)))
         if not requests:
             return [results[i] for i in range(len(pools))]
         drawn = sample(
@@ -127,12 +138,18 @@ def stitch_rounds(
             config,
             seed=[request.seed for request in requests],
             canvases=[request.canvas for request in requests],
+            bans=[request.bans for request in requests],
         )
-        new: dict[int, list[Trajectory]] = {}
+        new: dict[int, list[tuple[_Key, Trajectory]]] = {}
         for request, trajectory in zip(requests, drawn, strict=True):
-            new.setdefault(request.problem, []).append(trajectory)
-        for i, trajectories in new.items():
-            pools[i].draw(denoiser, task, scorer, trajectories)
+            new.setdefault(request.problem, []).append((request.key, trajectory))
+        for i, attempts in new.items():
+            first = len(pools[i].texts_K)
+            pools[i].draw(denoiser, task, scorer, [trajectory for _, trajectory in attempts])
+            for k, (key, trajectory) in enumerate(attempts, start=first):
+                blamed = _blame(own_chain(task, pools[i], k), trajectory, delta)
+                if blamed is not None:
+                    failures[i].setdefault(key, []).append(blamed)
     raise AssertionError("unreachable")
 
 
@@ -149,8 +166,22 @@ def _candidates(chains: Sequence[tuple[Clue, ...]], delta: float) -> dict[_Key, 
 @dataclass(frozen=True)
 class _Request:
     problem: int
+    key: _Key
     canvas: Canvas
+    bans: Bans
     seed: int
+
+
+def _blame(chain: Sequence[Clue], trajectory: Trajectory, delta: float) -> tuple[int, int] | None:
+    """Position and token of the least certain token in the first step that does not stand; None if it was all given."""
+    for clue in chain:
+        if clue.score < delta and clue.step.tokens is not None:
+            written = [i for i in range(*clue.step.tokens) if trajectory.commit_step[i] > 0]
+            if not written:
+                return None
+            place = min(written, key=trajectory.confidence.__getitem__)
+            return place, trajectory.canvas_ids[place]
+    return None
 
 
 def _look(task: Task, pool: Pool, delta: float, memory: bool) -> Evidence:

@@ -11,11 +11,12 @@ from lockstitch.rewards.tasks import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
+from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.canvas import pin_chain
 from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample
 from lockstitch.stitching.pool import Pool
-from lockstitch.stitching.rounds import stands, stitch_rounds
+from lockstitch.stitching.rounds import _blame, stands, stitch_rounds
 from lockstitch.stitching.score import load_scorer
 from lockstitch.stitching.steps import Clue, Step
 from lockstitch.stitching.stitch import FLOOR, best_path, best_trajectory, geometric_mean, paper_rule, public_rule
@@ -228,7 +229,7 @@ def test_rounds_keep_to_their_budget_and_only_improve(sudoku):
     full = pools_of(sudoku, asked, 8, CONFIG)
     pools = [pool.head(4) for pool in full]
     before = [best_path(p.question, task.checker, p.steps_KN, p.score_KN, 0.9).chain for p in pools]
-    results = stitch_rounds(denoiser, task, pools, scorer, CONFIG, budgets=[p.ledger.nfe for p in full], widths=[2],
+    results = stitch_rounds(denoiser, task, pools, scorer, CONFIG, budgets=[p.ledger.nfe for p in full], width=2,
                             delta=0.9, seeds=list(range(12)))  # fmt: skip
     for start, result, pool, whole in zip(before, results, pools, full, strict=True):
         assert geometric_mean([c.score for c in result.evidence.chain]) >= geometric_mean([c.score for c in start])
@@ -245,28 +246,28 @@ def test_rounds_do_not_depend_on_the_problems_beside(sudoku):
     scorer = load_scorer("calculator", task)
     asked = questions(6)
 
-    def texts(chosen, memory):
+    def texts(chosen, memory, width):
         pools = pools_of(sudoku, [asked[i] for i in chosen], 2, CONFIG)
         for pool, i in zip(pools, chosen, strict=True):
             # The noise of the first trajectories is the caller's; draw it the same whoever is beside.
             fresh = pools_of(sudoku, [asked[i]], 2, CONFIG, seed=i)[0]
             pool.__dict__.update(fresh.__dict__)
-        stitch_rounds(denoiser, task, pools, scorer, CONFIG, budgets=[24] * len(pools), widths=[2, 1], delta=0.9,
+        stitch_rounds(denoiser, task, pools, scorer, CONFIG, budgets=[24] * len(pools), width=width, delta=0.9,
                       seeds=[100 + i for i in chosen], memory=memory)  # fmt: skip
         return {i: pool.texts_K for i, pool in zip(chosen, pools, strict=True)}
 
-    for memory in (True, False):
-        together = texts(range(6), memory)
+    for memory, width in ((True, 2), (True, 1), (False, 1)):
+        together = texts(range(6), memory, width)
         for i in (0, 3, 5):
-            assert texts([i], memory)[i] == together[i]
+            assert texts([i], memory, width)[i] == together[i]
 
 
 def test_the_loop_is_one_canvas_a_round(sudoku):
     task, denoiser = sudoku
     scorer = load_scorer("calculator", task)
     pools = [pool.head(1) for pool in pools_of(sudoku, questions(6), 8, CONFIG)]
-    stitch_rounds(denoiser, task, pools, scorer, CONFIG, budgets=[20] * 6, widths=[1], delta=0.9, seeds=[0] * 6,
-                  memory=False)  # fmt: skip
+    stitch_rounds(denoiser, task, pools, scorer, CONFIG, budgets=[20] * 6, width=1, delta=0.9, seeds=[0] * 6,
+                  memory=False, tabu=0)  # fmt: skip
     for pool in pools:
         assert pool.ledger.sequential_steps == pool.ledger.nfe
         assert pool.ledger.nfe <= 20 + CONFIG.total_steps
@@ -293,3 +294,36 @@ def test_head_costs_what_its_trajectories_cost(sudoku):
     assert pool.head(4).ledger.nfe == pool.ledger.nfe == sum(t.ledger.nfe for t in pool.trajectories)
     assert pool.head(1).ledger.nfe == pool.trajectories[0].ledger.nfe
     assert isinstance(pool.head(2), Pool)
+
+
+def test_the_least_certain_token_of_the_first_failing_step_is_blamed():
+    rows = ["3142", "2431", "4213", "1324"]
+    scores = [1.0, 0.0, 1.0, 0.0]
+    chain = [Clue(Step(0, i, row, (0, 4), (5 * i, 5 * i + 4)), score, ())
+             for i, (row, score) in enumerate(zip(rows, scores, strict=True))]  # fmt: skip
+    # Row 1 stands at positions 5 to 8; position 6 was given, 8 is the least certain that was written, 16 more so elsewhere.
+    confidence = [0.9] * 20
+    confidence[6], confidence[8], confidence[16] = 0.1, 0.4, 0.2
+    commit_step = [1] * 20
+    commit_step[6] = 0
+    t = Trajectory(0, 0, (1,), tuple(range(100, 120)), 20, "", True, tuple(commit_step), tuple(confidence), (0.0,) * 20,
+                   (0,) * 20, (), Ledger())  # fmt: skip
+    assert _blame(chain, t, 0.9) == (8, 108)
+    assert _blame(chain[:1], t, 0.9) is None
+
+
+def test_what_failed_is_not_written_again(sudoku):
+    # Without noise a canvas around the same pins comes out the same for ever, unless its failure is banned.
+    task, denoiser = sudoku
+    scorer = load_scorer("calculator", task)
+    still = SamplerConfig(canvas_length=20, steps=4)
+
+    def attempts(tabu):
+        pools = pools_of(sudoku, questions(8), 1, still)
+        stitch_rounds(denoiser, task, pools, scorer, still, budgets=[24] * 8, width=1, delta=0.9, seeds=[0] * 8,
+                      memory=False, tabu=tabu)  # fmt: skip
+        return [pool.texts_K for pool in pools]
+
+    assert any(len(set(texts)) < len(texts) for texts in attempts(0))
+    varied = attempts(3)
+    assert sum(len(set(texts)) for texts in varied) > sum(len(set(texts)) for texts in attempts(0))
