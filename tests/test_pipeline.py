@@ -155,6 +155,8 @@ def test_benchmark_csv_is_read(tmp_path):
         ({"generate": 2}, "--output DIR is needed"),
         ({"question": "1", "rule": "best"}, "rule='best' is not one of paper, public, path"),
         ({"trajectories": "x", "output": "o", "steps": 4}, "would be ignored"),
+        ({"question": "x", "rounds": False, "round_width": 2}, "round_width=2 would be ignored without rounds"),
+        ({"question": "x", "round_width": 0}, "round_width=0 must be"),
         ({"trajectories": "x", "output": "o", "scorer": "confidence"}, "the sampler's trace"),
         ({"trajectories": "x", "output": "o", "trust_remote_code": True}, "trust_remote_code would be ignored"),
         ({"question": "1", "rule": "paper", "rounds": True}, "rounds false"),
