@@ -87,9 +87,11 @@ def canvas_lines(row: Sequence[Cell], ink: Ink, width: int) -> list[Line]:
 
 def _column(trajectories: Sequence[Trajectory], ink: Ink, width: int) -> int:
     """The width in which each trajectory is drawn, the same at every step."""
+    if len(trajectories) == 1:
+        return width
     texts = ("".join(ink.token(token) for token in t.canvas_ids) for t in trajectories)
     longest = max(cells(line) for text in texts for line in text.split("\n"))
-    return min(width, max(_NARROWEST, min(longest, _WIDEST if len(trajectories) > 1 else width)))
+    return min(width, max(_NARROWEST, min(longest, _WIDEST)))
 
 
 def frame(trajectories: Sequence[Trajectory], step: int, ink: Ink, width: int) -> list[Line]:
