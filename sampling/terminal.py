@@ -56,6 +56,8 @@ class Ink:
         if cell.state is State.PINNED:
             return self.paint(text, underline=True)
         code = None if cell.confidence is None else ramp_code(cell.confidence)
+        if cell.token == self.tokenizer.eos_token_id and cell.state is State.COMMITTED:
+            code = GREY  # what is behind the end is not the text
         return self.paint(text, code, bold=cell.state is State.NOW, reverse=cell.state is State.NOW)
 
 
