@@ -143,20 +143,26 @@ def draw(
     for config, group in groups.items():
         portion = [requests[i] for i in group]
         empty = (None,) * config.canvas_length
+        pinned = any(request.canvas for request in portion)
         trajectories = sample(
             denoiser,
             [request.prompt_ids for request in portion],
             config,
             n=n,
             seed=[derive_seed(seed, first + i) for i in group],
-            canvases=[request.canvas or empty for request in portion],
-            bans=[blanks.bans(request.canvas or (), denoiser.eos_ids) if request.spans else () for request in portion],
+            canvases=[request.canvas or empty for request in portion] if pinned else None,
+            bans=[_bans(request, denoiser) for request in portion] if pinned else None,
             progress=progress,
         )
         for k, trajectory in enumerate(trajectories):
             i = group[k // n]
             drawn.setdefault(i, []).append(replace(trajectory, prompt=first + i))
     return [drawn[i] for i in range(len(requests))]
+
+
+def _bans(request: Request, denoiser: Denoiser) -> Sequence[tuple[int, int]]:
+    """What may not be committed where: in blanks, the end of the completion before pinned text."""
+    return blanks.bans(request.canvas or (), denoiser.eos_ids) if request.spans else ()
 
 
 def result_row(request: Request, trajectories: Sequence[Trajectory], decode: Decode) -> dict[str, Any]:
