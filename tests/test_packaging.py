@@ -120,7 +120,7 @@ def test_unknown_command_exits_2_with_the_known_ones(argv: list[str], capsys: py
         main(argv)
     assert caught.value.code == 2
     complaint = capsys.readouterr().err
-    assert "known: stitch" in complaint
+    assert f"known: {', '.join(COMMANDS)}" in complaint
     assert not argv or repr(argv[0]) in complaint
 
 
