@@ -176,8 +176,8 @@ def _rows(
         model, family=options.family, mask_id=options.mask_id, trust_remote_code=options.trust_remote_code,
         device=options.device,
     )  # fmt: skip
-    # Frames and texts on the terminal are progress enough.
-    hidden = True if options.watch or directory is None else None
+    # Frames, and texts on the same terminal, are progress enough; otherwise a bar, if a terminal reads it.
+    hidden = True if options.watch or (directory is None and sys.stdout.isatty()) else None
     bar = tqdm(total=len(requests), initial=len(done), unit="prompt", disable=hidden)
     finished = len(done) * options.n  # trajectories
 

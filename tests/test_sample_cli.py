@@ -28,7 +28,8 @@ from traces import simulate
 from lockstitch import embedded_model, files
 
 PUZZLES = ["3102\n2000\n0210\n0320\n", "0140\n4320\n1402\n0000\n", "4310\n0100\n0030\n3420\n", "2004\n0012\n0320\n1003\n"]
-SUDOKU = ["--model", "embedded:sudoku", "--canvas_length", "20", "--steps", "5", "--temperature", "0.8"]
+SUDOKU = ["--model", "embedded:sudoku", "--canvas_length", "20", "--steps", "5", "--temperature", "0.8",
+          "--device", "cpu"]  # fmt: skip
 CLOZE = "21*4=  \n  +8=  \n       \n       \n       \n21*4=[[a:2]]\n84+8=[[b:2]]\n####[[:6]]"
 
 
@@ -175,7 +176,8 @@ def test_a_canvas_of_ones_own(sudoku, tmp_path):
     canvas = [None] * 5 + row + [None] * 10
     source, out = tmp_path / "in.jsonl", tmp_path / "out"
     source.write_text(json.dumps({"prompt": PUZZLES[0], "canvas": canvas}) + "\n")
-    assert main(["--model", "embedded:sudoku", "--input", str(source), "--output", str(out)]) == 0
+    command = ["--model", "embedded:sudoku", "--device", "cpu", "--input", str(source), "--output", str(out)]
+    assert main(command) == 0
     (expected,) = sample(sudoku, [PUZZLES[0]], SamplerConfig(canvas_length=20), seed=derive_seed(0, 0), canvases=[canvas])
     assert written(out) == timeless([expected])
 
