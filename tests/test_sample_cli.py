@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -262,12 +263,14 @@ def test_every_setting_of_the_sampler_is_an_option_that_says_what_it_does():
 
 def test_help_answers_within_a_second():
     script = Path(sysconfig.get_path("scripts")) / "lockstitch"
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        shown = subprocess.run([script, "sample", "--help"], capture_output=True, text=True, check=True).stdout
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 1.0
+
+    def spent():  # by child processes, in seconds of their own, which a busy machine does not stretch
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    began = spent()
+    shown = subprocess.run([script, "sample", "--help"], capture_output=True, text=True, check=True).stdout
+    assert spent() - began < 1.0
     assert all(f"--{one.name}" in shown for one in (*fields(SampleOptions), *fields(SamplerConfig)))
 
 
