@@ -84,6 +84,8 @@ class StitchConfig:
     def __post_init__(self) -> None:
         from lockstitch.stitching.stitch import RULES
 
+        from lockstitch.terminal import WHEN
+
         sources = ("input", "question", "generate", "trajectories")
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
@@ -96,8 +98,8 @@ class StitchConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if self.color not in ("auto", "always", "never"):
-            raise ValueError(f"color={self.color!r} is not one of auto, always, never")
+        if self.color not in WHEN:
+            raise ValueError(f"color={self.color!r} is not one of {', '.join(WHEN)}")
         if self.output is None and self.question is None:
             raise ValueError("--output DIR is needed (only --question can do without)")
         if self.trajectories is not None:
@@ -128,10 +130,6 @@ def _progress(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
     return lambda count: (bar.update(count), None)[1], bar.close
 
 
-def _use_color(choice: str) -> bool:
-    return choice == "always" or (choice == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-
-
 def stitch(config: StitchConfig) -> int:
     """Runs the pipeline; returns the process's exit status. Raises `ValueError` before any long work."""
     from lockstitch.rewards.tasks import get_task
@@ -158,7 +156,7 @@ def stitch(config: StitchConfig) -> int:
     from lockstitch.stitching.report import write_report
     from lockstitch.stitching.terminal import render_problem, render_summary
 
-    from lockstitch import files
+    from lockstitch import files, terminal
 
     embedded = config.trajectories is None and config.model is None
     directory = Path(config.output) if config.output is not None else None
@@ -176,7 +174,7 @@ def stitch(config: StitchConfig) -> int:
                               config.round_temperature)  # fmt: skip
     sampler = pipeline.Sample(task, scorer, n, denoiser, sampler_config)
     compare = Compare(task, scorer, settings, solver, denoiser, sampler_config)
-    color = _use_color(config.color)
+    color = terminal.use_color(config.color)
     if directory is None:
         rows = pipeline.run_in_memory(given, task, sampler, compare, seed=config.seed)
         print(render_problem(rows[0], width=_width(), color=color))

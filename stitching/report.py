@@ -7,28 +7,16 @@ any drawing, which the page does in the browser, 20 problems at a time, so that 
 Rows and summary are the records of `results.jsonl` and `summary.json`.
 """
 
-import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-_MARK = "@@DATA@@"
-
-
-def embed(value: object) -> str:
-    """JSON that may stand inside a script element: pure ASCII, and no character that markup could begin with.
-
-    Raises:
-        ValueError: a number is not finite, which JSON cannot say.
-    """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+from lockstitch.pages import embed, write_page
 
 
 def write_report(path: Path, rows: Iterable[dict[str, Any]], summary: dict[str, Any]) -> None:
-    """Writes the page whole or not at all: to a temporary file beside `path`, which then takes its place.
+    """Writes the page whole or not at all.
 
     Args:
         path: where the page goes; an older one is replaced.
@@ -38,16 +26,11 @@ def write_report(path: Path, rows: Iterable[dict[str, Any]], summary: dict[str, 
     Raises:
         ValueError: a number in a row or the summary is not finite.
     """
-    page = resources.files("lockstitch.stitching").joinpath("report.html").read_text(encoding="utf-8")
-    before, mark, after = page.partition(_MARK)
-    assert mark, "report.html has no place for the data"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(f'{before}{{"summary":{embed(summary)},"rows":[')
-            for i, row in enumerate(rows):
-                file.write(("," if i else "") + "\n" + embed(row))
-            file.write(f"\n]}}{after}")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def data() -> Iterator[str]:
+        yield f'{{"summary":{embed(summary)},"rows":['
+        for i, row in enumerate(rows):
+            yield ("," if i else "") + "\n" + embed(row)
+        yield "\n]}"
+
+    write_page(path, resources.files("lockstitch.stitching").joinpath("report.html").read_text(encoding="utf-8"), data())

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lockstitch.stitching.report import embed, write_report
+from lockstitch.stitching.report import write_report
 from lockstitch.stitching.terminal import render_problem, render_summary
+
+from lockstitch.pages import embed
 
 HOSTILE = "</script><script>alert(1)</script> <!-- \u2028 \x1b[31m \U0001f9f5 漢字"
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")

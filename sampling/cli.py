@@ -1,0 +1,231 @@
+"""`lockstitch sample`: prompts in, trajectories out, to keep, to read or to look at.
+
+    lockstitch sample --model embedded:sudoku --prompt $'3102\n2000\n0210\n0320\n' --canvas_length 20 --watch
+    lockstitch sample --model embedded:arithmetic --prompt '2*3=[[:1]]' --n 4 --temperature 1
+    lockstitch sample --model DIR --input prompts.jsonl --canvas_length 256 --n 8 --output runs/sample --html trace.html
+
+Options stand on the command line or in a YAML file (`--config`), as in TRL. Beside those of this file there is one for each
+field of `SamplerConfig`.
+"""
+
+import argparse
+import hashlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from inspect import getdoc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from lockstitch.sampling.config import SamplerConfig
+
+if TYPE_CHECKING:
+    from lockstitch.sampling.prompts import Request
+    from lockstitch.sampling.terminal import Ink
+    from lockstitch.sampling.trajectory import Trajectory
+
+EMBEDDED = "embedded:"
+CHUNK = 25
+
+
+@dataclass
+class SampleOptions:
+    """What `lockstitch sample` can be told beside the settings of the sampler."""
+
+    model: str = field(metadata={"help": "A directory, a hub name, or embedded:NAME for one that comes with the package."})
+    prompt: str | None = field(
+        default=None, metadata={"help": "One prompt. [[NAME:WIDTH]] in it is a blank of so many tokens to fill in; the name "
+                                        "may be empty."}
+    )  # fmt: skip
+    input: str | None = field(
+        default=None, metadata={"help": "Prompts: JSON Lines with 'prompt' and, if not all is open, 'canvas': token ids, "
+                                        "null where a position is to be denoised."}
+    )  # fmt: skip
+    n: int = field(default=1, metadata={"help": "Trajectories per prompt. Default: 1."})
+    seed: int = field(default=0, metadata={"help": "Seed of all noise. Default: 0."})
+    output: str | None = field(
+        default=None, metadata={"help": "Directory for results.jsonl and config.json. Without it the texts are printed."}
+    )
+    watch: bool = field(default=False, metadata={"help": "Replay how each prompt's canvases were denoised."})
+    html: str | None = field(default=None, metadata={"help": "Write a page with all traces to this file."})
+    family: str | None = field(default=None, metadata={"help": "Calling convention, if it cannot be told from the model."})
+    mask_id: int | None = field(default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that a checkpoint brings along."})
+    device: str | None = field(default=None, metadata={"help": "Default: the accelerator, if there is one."})
+    chunk: int | None = field(
+        default=None, metadata={"help": "Prompts worked on together; results are saved after each chunk. Default: 25, or 1 "
+                                        "with --watch."}
+    )  # fmt: skip
+    color: str = field(default="auto", metadata={"help": "auto (default), always or never."})
+
+    def __post_init__(self) -> None:
+        from lockstitch.terminal import WHEN
+
+        if (self.prompt is None) == (self.input is None):
+            given = "both" if self.prompt is not None else "neither"
+            raise ValueError(f"say what to sample from, once: --prompt or --input (given: {given})")
+        for name in ("n", "chunk"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.mask_id is not None and (type(self.mask_id) is not int or self.mask_id < 0):
+            raise ValueError(f"mask_id={self.mask_id!r} must be a token id")
+        if type(self.seed) is not int:
+            raise ValueError(f"seed={self.seed!r} must be a whole number")
+        if self.color not in WHEN:
+            raise ValueError(f"color={self.color!r} is not one of {', '.join(WHEN)}")
+        if self.html is not None and (Path(self.html).is_dir() or not Path(self.html).parent.is_dir()):
+            raise ValueError(f"html={self.html!r} must be a file in a directory that exists")
+
+
+def field_help(record: type) -> dict[str, str]:
+    """What a dataclass's docstring says of each field under `Attributes:`."""
+    _, _, section = (getdoc(record) or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n     .*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+
+
+def sampler_options() -> type:
+    """A dataclass with an option for each field of `SamplerConfig`: None where it is not said."""
+    types, said = get_type_hints(SamplerConfig), field_help(SamplerConfig)
+    options = []
+    for one in fields(SamplerConfig):
+        default = "" if one.default in (MISSING, None) else f" Default: {one.default}."
+        text = (said.get(one.name, "") + default).replace("%", "%%")
+        text = text[:1].upper() + text[1:]
+        options.append((one.name, types[one.name] | None, field(default=None, metadata={"help": text})))
+    return make_dataclass("SamplerOptions", options)
+
+
+def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
+    """Runs the command; returns the process's exit status.
+
+    Args:
+        options: what to sample, and where to.
+        settings: values of `SamplerConfig`, those alone that were said.
+
+    Raises `ValueError` before any model is loaded.
+    """
+    from lockstitch.sampling.denoiser import FAMILIES
+    from lockstitch.sampling.page import write_trace
+    from lockstitch.sampling.prompts import Reader, read_result_row
+    from lockstitch.sampling.terminal import Ink
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    from lockstitch import embedded_model, files, terminal
+
+    logging.disable_progress_bar()  # of loading weights; the prompts have a bar of their own
+    if options.family is not None and options.family not in FAMILIES:
+        raise ValueError(f"family={options.family!r} is not one of {', '.join(FAMILIES)}")
+    embedded = options.model.startswith(EMBEDDED)
+    model = str(embedded_model(options.model.removeprefix(EMBEDDED))) if embedded else options.model
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=options.trust_remote_code)
+    reader = Reader(tokenizer, settings)
+    requests = [reader.request(options.prompt)] if options.input is None else reader.read(Path(options.input))
+    remembered = _remembered(options, settings, asdict(requests[0].config))
+    directory = None if options.output is None else Path(options.output)
+    if directory is not None:
+        files.claim_directory(directory, remembered)
+    ink = Ink(tokenizer, terminal.use_color(options.color))
+    kept, costs = [], []
+    for row in _rows(options, model, requests, directory):
+        if options.html is not None:
+            kept.append(row)
+        if options.watch or directory is None:
+            _show(options, row["prompt"], read_result_row(row), ink)
+        costs += [(one["ledger"]["nfe"], one["finished"]) for one in row["trajectories"]]
+    if options.html is not None:
+        write_trace(Path(options.html), kept, remembered, tokenizer)
+    if directory is not None:
+        nfe, finished = (sum(column) / len(costs) for column in zip(*costs, strict=True))
+        print(f"{len(requests)} prompts, {len(costs)} trajectories in {directory / files.RESULTS}: {nfe:.1f} forward passes "
+              f"each, {100 * finished:.0f}% finished")
+    if options.html is not None:
+        print(f"Look at {options.html}")
+    return 0
+
+
+def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not differ between a run and the one that resumes it: all that can change a result."""
+    free = ("output", "html", "watch", "device", "chunk", "color", "batch_size")
+    remembered = {**asdict(options), **config, "canvas_length": settings.get("canvas_length")}
+    if options.input is not None:
+        remembered["sha256"] = hashlib.sha256(Path(options.input).read_bytes()).hexdigest()
+    return {name: value for name, value in remembered.items() if name not in free}
+
+
+def _rows(
+    options: SampleOptions, model: str, requests: "Sequence[Request]", directory: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Every request's result in order: those of an earlier run first, then new ones, each on the disk when it comes."""
+    from lockstitch.sampling.denoiser import Denoiser
+    from lockstitch.sampling.prompts import draw, result_row
+    from tqdm import tqdm
+
+    from lockstitch import files
+
+    done = [] if directory is None else files.finished_rows(directory / files.RESULTS)
+    assert [row["index"] for row in done] == list(range(len(done)))
+    yield from done
+    if len(done) == len(requests):
+        return
+    denoiser = Denoiser.from_pretrained(
+        model, family=options.family, mask_id=options.mask_id, trust_remote_code=options.trust_remote_code,
+        device=options.device,
+    )  # fmt: skip
+    # Frames, and texts on the same terminal, are progress enough; otherwise a bar, if a terminal reads it.
+    hidden = True if options.watch or (directory is None and sys.stdout.isatty()) else None
+    bar = tqdm(total=len(requests), initial=len(done), unit="prompt", disable=hidden)
+    finished = len(done) * options.n  # trajectories
+
+    def progress(count: int) -> None:
+        nonlocal finished
+        finished += count
+        bar.update(finished // options.n - bar.n)
+
+    size = options.chunk or (1 if options.watch else CHUNK)
+
+    def chunks() -> Iterator[list[dict[str, Any]]]:
+        for first in range(len(done), len(requests), size):
+            portion = requests[first : first + size]
+            drawn = draw(denoiser, portion, first, options.n, options.seed, progress)
+            yield [result_row(*pair, denoiser.decode) for pair in zip(portion, drawn, strict=True)]
+
+    with bar:
+        for rows in chunks() if directory is None else files.append_chunks(directory / files.RESULTS, chunks()):
+            yield from rows
+
+
+def _show(options: SampleOptions, prompt: str, trajectories: "Sequence[Trajectory]", ink: "Ink") -> None:
+    from lockstitch.sampling.terminal import render, title_of, watch
+
+    size = shutil.get_terminal_size((120, 40))
+    title = title_of(trajectories[0].prompt, prompt, size.columns)
+    if options.watch:
+        watch(trajectories, title, ink, size.columns, size.lines if sys.stdout.isatty() else None)
+    print(render(trajectories, title, ink, size.columns), end="\n\n", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `lockstitch sample`."""
+    from trl import TrlParser
+
+    parser = TrlParser((SampleOptions, sampler_options()), prog="lockstitch sample",
+                       formatter_class=argparse.HelpFormatter)  # the help says the defaults that there are
+    try:
+        options, sampler = parser.parse_args_and_config(argv)
+        return sample(options, {name: value for name, value in asdict(sampler).items() if value is not None})
+    except (ValueError, OSError) as error:  # OSError: a model or a file that cannot be read
+        print(f"lockstitch sample: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlockstitch sample: interrupted; with --output, the same command goes on where this one stopped",
+              file=sys.stderr)  # fmt: skip
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

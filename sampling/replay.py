@@ -1,0 +1,80 @@
+"""A trajectory's trace, replayed: what every canvas position shows at every denoising step.
+
+The pictures (`terminal.py`, `page.py`) are drawn from this. Nothing of the model is needed, only the record: a
+trajectory that was written to a file years ago replays as it did.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from lockstitch.sampling.trajectory import Trajectory
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+class State(StrEnum):
+    """What a position went through at a denoising step."""
+
+    PINNED = "pinned"
+    """Its token was given."""
+    COMMITTED = "committed"
+    """It received its token at an earlier step."""
+    NOW = "now"
+    """It received its token at this step."""
+    REOPENED = "reopened"
+    """Its token was taken back at this step."""
+    MASKED = "masked"
+    """It has no token."""
+
+
+class Cell(NamedTuple):
+    """A canvas position at a denoising step.
+
+    `token` is None where there is none. `confidence` is the snapshot confidence where the trace knows it: not of tokens
+    that were taken back later.
+    """
+
+    state: State
+    token: int | None
+    confidence: float | None
+
+
+def cells_at(trajectory: Trajectory, step: int) -> list[Cell]:
+    """The canvas after a denoising step, 0 being its start; as in `Trajectory.canvas_at`, with the states."""
+    before, after = trajectory.canvas_at(step - 1), trajectory.canvas_at(step)
+    since = [commit if 0 <= commit <= step else None for commit in trajectory.commit_step]
+    final = [commit is not None for commit in since]
+    for edit in trajectory.edits:
+        if edit.commit_step <= step < edit.step:
+            since[edit.position] = edit.commit_step
+    cells = []
+    for position, token in enumerate(after):
+        if token is None:
+            reopened = step > 0 and before[position] is not None
+            cells.append(Cell(State.REOPENED if reopened else State.MASKED, None, None))
+            continue
+        commit = since[position]
+        state = State.PINNED if commit == 0 else State.NOW if commit == step else State.COMMITTED
+        cells.append(Cell(state, token, trajectory.confidence[position] if final[position] else None))
+    return cells
+
+
+def last_step(trajectories: Sequence[Trajectory]) -> int:
+    """The last denoising step that changed any of the canvases."""
+    return max(trajectory.last_step for trajectory in trajectories)
+
+
+def token_ids(trajectory: Trajectory) -> set[int]:
+    """Every token that stood on the canvas at any time, the mask token where a position was never reached included."""
+    return {*trajectory.canvas_ids, *(edit.token for edit in trajectory.edits)}
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """What a token adds to a text: its own characters, with the space that some tokenizers imply before it.
+
+    A token that is a part of a character alone gives U+FFFD.
+    """
+    # Twice and less once: alone, SentencePiece tokenizers would drop the space that the token brings along.
+    once, twice = (tokenizer.decode([token] * n, clean_up_tokenization_spaces=False) for n in (1, 2))
+    text: str = twice[len(once) :] if twice.startswith(once) else once
+    return text

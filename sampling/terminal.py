@@ -1,0 +1,202 @@
+"""Trajectories in the terminal: completions coloured by confidence, and the canvas as it is denoised.
+
+A frame shows the trajectories of one prompt after a denoising step, side by side as far as they fit. Masked positions
+are `░`, those reopened at this step `▒`; a token committed at this step is inverted, a pinned one underlined, and every
+token has the colour of its snapshot confidence. Without colours the tokens committed now stand in `⟨⟩`, and nothing but
+characters is written. An end-of-sequence token is drawn as `∎`.
+
+`watch` replays a trace that is complete; drawing while the model denoises is left out.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from lockstitch.sampling.replay import Cell, State, cells_at, last_step, token_text
+from lockstitch.sampling.trajectory import Trajectory
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lockstitch.terminal import GREY, RED, Paint, break_word, cells, clean, painter, ramp_code
+
+MASKED, REOPENED, END, BREAK = "░", "▒", "∎", "↵"
+_NARROWEST, _WIDEST, _GAP = 20, 60, 3  # cells: of a column, between columns
+_SECONDS, _LONGEST = 0.15, 8.0  # a frame stays so long; all frames of a prompt together at most so long
+
+_CLEAR = "\033[J"
+_HIDE_CURSOR, _SHOW_CURSOR = "\033[?25l", "\033[?25h"
+
+
+class Ink:
+    """How tokens are written: their texts, and the colours if there are any."""
+
+    def __init__(self, tokenizer: Tokenizer, color: bool) -> None:
+        self.tokenizer, self.color, self.paint = tokenizer, color, painter(color)
+        self._texts: dict[int, str] = {tokenizer.eos_token_id: END}
+
+    def token(self, i: int) -> str:
+        """A token as it is shown."""
+        if i not in self._texts:
+            self._texts[i] = clean(token_text(self.tokenizer, i))
+        return self._texts[i]
+
+    def text(self, cell: Cell) -> str:
+        """What a cell shows, unpainted; may hold line breaks."""
+        if cell.token is None:
+            return REOPENED if cell.state is State.REOPENED else MASKED
+        text = self.token(cell.token)
+        if cell.state is State.NOW:
+            text = text.replace("\n", BREAK + "\n")  # else a line break that was committed would not be seen
+            return text if self.color else f"⟨{text[:-1]}⟩\n" if text.endswith("\n") else f"⟨{text}⟩"
+        return text
+
+    def style(self, cell: Cell, text: str) -> str:
+        """A piece of a cell's text, painted."""
+        if cell.token is None:
+            return self.paint(text, RED, bold=True) if cell.state is State.REOPENED else self.paint(text, GREY)
+        if cell.state is State.PINNED:
+            return self.paint(text, underline=True)
+        code = None if cell.confidence is None else ramp_code(cell.confidence)
+        if cell.token == self.tokenizer.eos_token_id and cell.state is State.COMMITTED:
+            code = GREY  # what is behind the end is not the text
+        return self.paint(text, code, bold=cell.state is State.NOW, reverse=cell.state is State.NOW)
+
+
+class Line:
+    """A line as it grows: what it shows, how many cells that takes, and whether something was committed on it."""
+
+    def __init__(self) -> None:
+        self.shown, self.width, self.active = "", 0, False
+
+
+def canvas_lines(row: Sequence[Cell], ink: Ink, width: int) -> list[Line]:
+    """A canvas as lines of at most `width` cells, broken where the text breaks and where a line is full."""
+    lines = [Line()]
+    for cell in row:
+        for i, piece in enumerate(ink.text(cell).split("\n")):
+            if i:
+                lines.append(Line())
+            for part in break_word(piece, width):
+                if lines[-1].width + cells(part) > width:
+                    lines.append(Line())
+                line = lines[-1]
+                line.shown += ink.style(cell, part)
+                line.width += cells(part)
+                line.active |= bool(part) and cell.state in (State.NOW, State.REOPENED)
+    if len(lines) > 1 and not lines[-1].shown:
+        lines.pop()
+    return lines
+
+
+def _column(trajectories: Sequence[Trajectory], ink: Ink, width: int) -> int:
+    """The width in which each trajectory is drawn, the same at every step."""
+    if len(trajectories) == 1:
+        return width
+    texts = ("".join(ink.token(token) for token in t.canvas_ids) for t in trajectories)
+    longest = max(cells(line) for text in texts for line in text.split("\n"))
+    return min(width, max(_NARROWEST, min(longest, _WIDEST)))
+
+
+def frame(trajectories: Sequence[Trajectory], step: int, ink: Ink, width: int) -> list[Line]:
+    """The trajectories of one prompt after a denoising step; no line is longer than `width` cells."""
+    column = _column(trajectories, ink, width)
+    abreast = max(1, (width + _GAP) // (column + _GAP))
+    lines: list[Line] = []
+    for first in range(0, len(trajectories), abreast):
+        blocks = []
+        for k, trajectory in enumerate(trajectories[first : first + abreast], first):
+            row = cells_at(trajectory, step)
+            head = Line()
+            done = sum(cell.token is not None for cell in row)
+            name, count = f"T{k}", f"  {done} of {len(row)}"
+            head.shown, head.width = ink.paint(name, bold=True) + ink.paint(count, GREY), len(name + count)
+            blocks.append([head, *canvas_lines(row, ink, column)])
+        for height in range(max(map(len, blocks))):
+            whole = Line()
+            for i, block in enumerate(blocks):
+                part = block[height] if height < len(block) else Line()
+                gap = " " * (i * (column + _GAP) - whole.width)
+                whole.shown += gap + part.shown
+                whole.width += len(gap) + part.width
+                whole.active |= part.active
+            whole.shown = whole.shown.rstrip(" ")
+            lines.append(whole)
+        lines.append(Line())
+    return lines[:-1]
+
+
+def frames(trajectories: Sequence[Trajectory], title: str, ink: Ink, width: int) -> Iterator[list[Line]]:
+    """A frame for every denoising step of a prompt's trajectories, from the empty canvas on, each with its heading."""
+    last = last_step(trajectories)
+    for step in range(last + 1):
+        head = Line()
+        text = f"{title}  step {step} of {last}"
+        head.shown, head.width = ink.paint(text, bold=True), cells(text)
+        yield [head, *frame(trajectories, step, ink, width)]
+
+
+def _window(lines: list[Line], height: int) -> list[Line]:
+    """As many of the lines as fit, about the last one on which something was committed; the heading always."""
+    if len(lines) <= height:
+        return lines
+    head, *body = lines
+    focus = max((i for i, line in enumerate(body) if line.active), default=0)
+    top = max(0, min(focus - height // 2, len(body) - height + 1))
+    return [head, *body[top : top + height - 1]]
+
+
+def watch(trajectories: Sequence[Trajectory], title: str, ink: Ink, width: int, height: int | None = None) -> None:
+    """Replays the trajectories of one prompt.
+
+    Args:
+        trajectories: those of the prompt.
+        title: stands over every frame.
+        ink: texts and colours.
+        width: cells of the terminal.
+        height: lines of the terminal, on which the frames are drawn over one another at a readable pace and wiped away at
+            the end; None writes them one below the other, at once.
+    """
+    if height is None:
+        for lines in frames(trajectories, title, ink, width):
+            print("\n".join(line.shown for line in lines), end="\n\n")
+        return
+    pause = min(_SECONDS, _LONGEST / (1 + last_step(trajectories)))
+    drawn = 0
+    sys.stdout.write(_HIDE_CURSOR)
+    try:
+        for lines in frames(trajectories, title, ink, width):
+            shown = _window(lines, height - 1)
+            sys.stdout.write(_back(drawn) + "".join(line.shown + "\n" for line in shown))
+            sys.stdout.flush()
+            drawn = len(shown)
+            time.sleep(pause)
+        sys.stdout.write(_back(drawn))
+    finally:
+        sys.stdout.write(_SHOW_CURSOR)
+        sys.stdout.flush()
+
+
+def _back(lines: int) -> str:
+    """What wipes so many lines above the cursor away."""
+    return (f"\033[{lines}F" if lines else "") + _CLEAR
+
+
+def render(trajectories: Sequence[Trajectory], title: str, ink: Ink, width: int) -> str:
+    """The completions of one prompt, each under a line of what it cost, coloured by snapshot confidence."""
+    paint: Paint = ink.paint
+    lines = [paint(title, bold=True)]
+    for k, trajectory in enumerate(trajectories):
+        ended = "finished" if trajectory.finished else "not finished"
+        cost = f"  {trajectory.length} tokens, {ended}, {trajectory.ledger.nfe} forward passes"
+        row = cells_at(trajectory, trajectory.last_step + 1)[: trajectory.length - trajectory.finished]
+        lines += ["", paint(f"T{k}", bold=True) + paint(cost, GREY)]
+        lines += [line.shown for line in canvas_lines(row, ink, width)]
+    return "\n".join(lines)
+
+
+def title_of(index: int, prompt: str, width: int) -> str:
+    """A prompt's number and as much of its beginning as leaves room for a step count on the line."""
+    number = f"#{index} "
+    words = " ".join(clean(prompt).split())
+    room = max(1, width - len(number) - 24)
+    first = break_word(words, room)[0]
+    return number + first + ("…" if first != words else "")

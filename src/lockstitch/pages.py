@@ -1,0 +1,43 @@
+"""Pages that people look at: one HTML file each, which needs nothing else.
+
+A page is a template whose style and script are inline, and data as JSON inside it; what to draw is the template's own
+affair, in the browser. Data is written as it comes, so a page of many rows is never in memory at once.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_MARK = "@@DATA@@"
+
+
+def embed(value: object) -> str:
+    """JSON that may stand inside a script element: pure ASCII, and no character that markup could begin with.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot say.
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def write_page(path: Path, template: str, data: Iterable[str]) -> None:
+    """Writes a page whole or not at all: to a temporary file beside `path`, which then takes its place.
+
+    Args:
+        path: where the page goes; an older one is replaced.
+        template: the page, with `@@DATA@@` where the data goes.
+        data: pieces of one JSON text, each made by `embed` or free of markup otherwise.
+    """
+    before, mark, after = template.partition(_MARK)
+    assert mark, "the template has no place for the data"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(before)
+            file.writelines(data)
+            file.write(after)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
