@@ -175,7 +175,8 @@ class DiffusionGemmaDenoiser:
         """
         embedding = self.model.model.decoder.embed_tokens
         weight_VD: torch.Tensor = embedding.weight
-        return (p_BCV.to(weight_VD.dtype) @ weight_VD) * embedding.embed_scale.to(weight_VD.dtype)
+        scale: torch.Tensor = embedding.embed_scale
+        return (p_BCV.to(weight_VD.dtype) @ weight_VD) * scale.to(weight_VD.dtype)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ positions, V vocabulary.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser, Prefix
@@ -27,6 +28,7 @@ from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
 Prompt = str | Sequence[int]
 
 SLICE = 2**24  # most logits held at a time (64 MB of float32), unless one row alone has more
+_SCHEDULE = ("max_denoising_steps", "t_max", "t_min", "stability_threshold", "confidence_threshold")
 CHUNK = 256  # tokens whose probabilities are summed first when a distribution is inverted
 
 
@@ -88,6 +90,14 @@ class UniformConfig:
         if confidence is not None and not confidence > 0:
             raise ValueError(f"confidence_threshold={confidence} must be a number above 0")
 
+    @classmethod
+    def of_checkpoint(cls, generation_config: Any, canvas_length: int, **settings: Any) -> "UniformConfig":
+        """The schedule of a checkpoint's own `generation_config`; `settings` go before it, defaults behind it."""
+        known = {name: getattr(generation_config, name) for name in _SCHEDULE}
+        if generation_config.sampler_config is not None:
+            known["entropy_bound"] = generation_config.sampler_config.entropy_bound
+        return cls(canvas_length, **{name: value for name, value in known.items() if value is not None} | settings)
+
     def blocks(self, block_length: int) -> int:
         """Number of blocks of this length; `ValueError` where it does not divide the canvas."""
         if self.canvas_length % block_length:
@@ -113,7 +123,8 @@ def invert_cdf(p_PV: torch.Tensor, u_P: torch.Tensor) -> torch.Tensor:
     Sums of chunks first, then within the one chunk: the vocabulary is read once and its cumulative sum, in float64,
     is never formed.
     """
-    p_PKC = torch.nn.functional.pad(p_PV, (0, -p_PV.shape[1] % CHUNK)).unflatten(1, (-1, CHUNK))
+    chunks = -(-p_PV.shape[1] // CHUNK)
+    p_PKC = torch.nn.functional.pad(p_PV, (0, chunks * CHUNK - p_PV.shape[1])).view(-1, chunks, CHUNK)
     chunks_PK = p_PKC.sum(2, dtype=torch.double).cumsum(1)
     target_P = u_P.to(chunks_PK) * chunks_PK[:, -1]
     chunk_P = _passed(chunks_PK, target_P)
