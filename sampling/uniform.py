@@ -322,7 +322,7 @@ def _denoise_block(
             logits_RCV -= peak_RC[..., None]  # so that entropies near 0 are exact
             p_RCV = logits_RCV.softmax(-1)
             # -Σ p log p, where log p = logits + log p_top, since the top's logit is now 0.
-            entropy_RC = -p_RCV.gather(-1, top_RC[..., None])[..., 0].log() - torch.linalg.vecdot(p_RCV, logits_RCV)
+            entropy_RC = -p_RCV.gather(-1, top_RC[..., None])[..., 0].log() - torch.einsum("rcv,rcv->rc", p_RCV, logits_RCV)
 
             stable_A[part] = torch.where((top_RC == likely_AC[part]).all(1), stable_A[part] + 1, 0)
             likely_AC[part] = top_RC
@@ -372,7 +372,7 @@ def _snapshot(
     at = (rows_R[row_P], position_P + start)
     logp_PV = logits_PV.log_softmax(-1)
     state.confidence_BG[at] = logp_PV.gather(-1, token_RC[new_RC][:, None])[:, 0].exp()
-    state.entropy_BG[at] = -torch.linalg.vecdot(logp_PV.exp(), logp_PV)
+    state.entropy_BG[at] = -torch.einsum("pv,pv->p", logp_PV.exp(), logp_PV)
 
 
 def _records(denoiser: DiffusionGemmaDenoiser, rows: list[_Row], state: _State, eos: torch.Tensor) -> list[Trajectory]:

@@ -70,8 +70,7 @@ def test_the_random_model_takes_every_path(denoiser):
     """What the tests above and below rest on: blocks of rows end at different steps, tokens are held and taken back."""
     drawn = run(denoiser, n=2)
     steps = [denoising_steps(t) for t in drawn]
-    assert len(set(steps)) > 1
-    assert all(G // BLOCK < count < G // BLOCK * STEPS for count in steps)
+    assert G // BLOCK < min(steps) < max(steps) <= G // BLOCK * STEPS
     assert all(t.edits for t in drawn)
     assert all(len(set(t.commit_step)) > G // BLOCK for t in drawn)
     assert max(len(t.prompt_ids) for t in drawn) > 8  # the window of one layer
