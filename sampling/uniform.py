@@ -17,97 +17,18 @@ positions, V vocabulary.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser, Prefix
 from lockstitch.sampling.noise import derive_seed, uniform
-from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
+from lockstitch.sampling.trajectory import Trajectory
+from lockstitch.sampling.uniform_config import UniformConfig
+from lockstitch.sampling.uniform_trace import Row, State, records
 
 Prompt = str | Sequence[int]
 
 SLICE = 2**24  # most logits held at a time (64 MB of float32), unless one row alone has more
-_SCHEDULE = ("max_denoising_steps", "t_max", "t_min", "stability_threshold", "confidence_threshold")
 CHUNK = 256  # tokens whose probabilities are summed first when a distribution is inverted
-
-
-@dataclass(frozen=True)
-class UniformConfig:
-    """Settings of `sample_uniform`; the schedule's names and defaults are those of transformers' generation config.
-
-    Attributes:
-        canvas_length: tokens of the whole canvas, G.
-        block_length: positions denoised together before the next ones; None is the model's own number, which it was
-            trained with. Must divide G.
-        max_denoising_steps: most denoising steps of a block.
-        entropy_bound: in nats. Positions are accepted in the order of their entropies, as long as the entropies of those
-            before come to no more than this; so at least one is. 0 accepts one (and any of no entropy).
-        t_max, t_min: the temperature falls linearly from `t_max` at a block's first step to just above `t_min` at its
-            last one; entropies are those of the distribution at that temperature.
-        stability_threshold: for how many steps in a row the most likely tokens must have stayed the same before a block
-            may end early.
-        confidence_threshold: in nats, what the block's mean entropy must then be below. Both None: no early end.
-        stop_at_eos: a row ends with the block that holds its first EOS.
-        batch_size: most rows in one forward pass. Changes speed and memory, never results.
-
-    Raises `ValueError` for values out of range and for options that would be ignored.
-    """
-
-    canvas_length: int
-    block_length: int | None = None
-    max_denoising_steps: int = 48
-    entropy_bound: float = 0.1
-    t_max: float = 0.8
-    t_min: float = 0.4
-    stability_threshold: int | None = 1
-    confidence_threshold: float | None = 0.005
-    stop_at_eos: bool = True
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("canvas_length", "block_length", "max_denoising_steps", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if self.block_length is not None:
-            self.blocks(self.block_length)
-        if not self.entropy_bound >= 0:
-            raise ValueError(f"entropy_bound={self.entropy_bound} must be a number of at least 0")
-        if not (0 <= self.t_min <= self.t_max and 0 < self.t_max < float("inf")):
-            raise ValueError(f"t_min={self.t_min} and t_max={self.t_max}: 0 <= t_min <= t_max, and t_max above 0, "
-                             "since positions are drawn")
-        stability, confidence = self.stability_threshold, self.confidence_threshold
-        if (stability is None) != (confidence is None):
-            given = "stability_threshold" if confidence is None else "confidence_threshold"
-            raise ValueError(f"{given}={getattr(self, given)} would be ignored: a block ends early by both, or by neither "
-                             "(both None)")
-        if stability is not None and (not isinstance(stability, int) or stability < 0):
-            raise ValueError(f"stability_threshold={stability!r} must be a whole number of at least 0")
-        if stability is not None and stability >= self.max_denoising_steps:
-            raise ValueError(f"stability_threshold={stability} would be ignored: it is not reached within "
-                             f"max_denoising_steps={self.max_denoising_steps}; None is no early end")
-        if confidence is not None and not confidence > 0:
-            raise ValueError(f"confidence_threshold={confidence} must be a number above 0")
-
-    @classmethod
-    def of_checkpoint(cls, generation_config: Any, canvas_length: int, **settings: Any) -> "UniformConfig":
-        """The schedule of a checkpoint's own `generation_config`; `settings` go before it, defaults behind it."""
-        known = {name: getattr(generation_config, name) for name in _SCHEDULE}
-        if generation_config.sampler_config is not None:
-            known["entropy_bound"] = generation_config.sampler_config.entropy_bound
-        return cls(canvas_length, **{name: value for name, value in known.items() if value is not None} | settings)
-
-    def blocks(self, block_length: int) -> int:
-        """Number of blocks of this length; `ValueError` where it does not divide the canvas."""
-        if self.canvas_length % block_length:
-            raise ValueError(f"block_length={block_length} does not divide canvas_length={self.canvas_length}")
-        return self.canvas_length // block_length
-
-    def temperature(self, step: int) -> float:
-        """The temperature of a block's denoising step, from 1."""
-        left = (self.max_denoising_steps - step + 1) / self.max_denoising_steps
-        return self.t_min + (self.t_max - self.t_min) * left
 
 
 def entropy_bound(entropy_RC: torch.Tensor, bound: float) -> torch.Tensor:
@@ -138,13 +59,6 @@ def _passed(cumulative_PK: torch.Tensor, target_P: torch.Tensor) -> torch.Tensor
     total_P1 = cumulative_PK[:, -1:]
     target_P1 = target_P[:, None].minimum(total_P1.nextafter(torch.zeros_like(total_P1)))
     return torch.searchsorted(cumulative_PK, target_P1, right=True)[:, 0]
-
-
-@dataclass(frozen=True)
-class _Row:
-    prompt: int
-    prompt_ids: list[int]
-    seed: int
 
 
 @torch.inference_mode()
@@ -196,7 +110,7 @@ def sample_uniform(
     seeds = [seed] * len(ids) if isinstance(seed, int) else seed
     if len(seeds) != len(ids):
         raise ValueError(f"{len(seeds)} seeds for {len(ids)} prompts: one each, or a single one")
-    rows = [_Row(i, prompt_ids, derive_seed(seeds[i], k)) for i, prompt_ids in enumerate(ids) for k in range(n)]
+    rows = [Row(i, prompt_ids, derive_seed(seeds[i], k)) for i, prompt_ids in enumerate(ids) for k in range(n)]
     shortest_first = sorted(range(len(rows)), key=lambda b: (len(rows[b].prompt_ids), b))  # little is padded
     results: dict[int, Trajectory] = {}
     for start in range(0, len(rows), config.batch_size):
@@ -212,58 +126,15 @@ def noise(seeds_B: torch.Tensor, block: int, step: int, positions_C: torch.Tenso
     return (uniform(seeds_B, block, step, positions_C) * vocabulary).long()
 
 
-class _State:
-    """Tokens, trace and cost of a batch: all `(B, ...)` on the model's device."""
-
-    def __init__(self, denoiser: DiffusionGemmaDenoiser, rows: list[_Row], length: int) -> None:
-        shape, device = (len(rows), length), denoiser.device
-        self.tokens_BG = torch.full(shape, denoiser.pad_id, device=device)
-        self.held_BG = torch.zeros(shape, dtype=torch.bool, device=device)  # accepted, and not taken back since
-        self.commit_step_BG = torch.full(shape, -1, device=device)
-        self.confidence_BG = torch.zeros(shape, device=device)
-        self.entropy_BG = torch.zeros(shape, device=device)
-        self.block_BG = torch.full(shape, -1, device=device)
-        self.edits: list[torch.Tensor] = []  # each (P, 5): row, step, position, token, commit_step
-        self.seeds_B = torch.tensor([row.seed for row in rows], device=device)
-        self.steps_B, self.passes_B, self.forwarded_B, self.shared_B = torch.zeros(4, len(rows), dtype=torch.long,
-                                                                                   device=device)  # fmt: skip
-        self.seconds_B = torch.zeros(len(rows), dtype=torch.double, device=device)
-
-    def commit(self, rows_R: torch.Tensor, start: int, block: int, accepted_RC: torch.Tensor,
-               token_RC: torch.Tensor) -> torch.Tensor:  # fmt: skip
-        """Writes the accepted tokens of a step and takes back what they do not confirm.
-
-        Returns a bool `(R, C)`: the positions whose token is new, whose snapshot is to be taken.
-        """
-        span = slice(start, start + accepted_RC.shape[1])
-        held_RC, old_RC = self.held_BG[rows_R, span], self.tokens_BG[rows_R, span]
-        confirmed_RC = held_RC & accepted_RC & (old_RC == token_RC)
-        taken_back = (held_RC & ~confirmed_RC).nonzero(as_tuple=True)
-        new_RC = accepted_RC & ~confirmed_RC
-        row_P, position_P = rows_R[taken_back[0]], taken_back[1] + start
-        self.edits.append(torch.stack([row_P, self.steps_B[row_P], position_P, old_RC[taken_back],
-                                       self.commit_step_BG[row_P, position_P]], dim=1))  # fmt: skip
-        row_P, position_P = new_RC.nonzero(as_tuple=True)
-        at = (rows_R[row_P], position_P + start)
-        self.commit_step_BG[at] = self.steps_B[at[0]]
-        self.block_BG[at] = block
-        self.tokens_BG[rows_R, span] = torch.where(accepted_RC, token_RC, old_RC)
-        self.held_BG[rows_R, span] = accepted_RC
-        return new_RC
-
-
 def _sample(
-    denoiser: DiffusionGemmaDenoiser, rows: list[_Row], config: UniformConfig, block_length: int
+    denoiser: DiffusionGemmaDenoiser, rows: list[Row], config: UniformConfig, block_length: int
 ) -> list[Trajectory]:
-    state = _State(denoiser, rows, config.canvas_length)
+    state = State(denoiser, rows, config.canvas_length)
     eos = torch.tensor(denoiser.eos_ids, device=denoiser.device)
     running_B = torch.arange(len(rows), device=denoiser.device)
-    began = time.perf_counter()
     prefix = _read(denoiser, rows, state)
-    state.seconds_B += (time.perf_counter() - began) / len(rows)
     for block in range(config.blocks(block_length)):
         if block:
-            began = time.perf_counter()
             last_BC = state.tokens_BG[running_B, (block - 1) * block_length : block * block_length]
             if config.stop_at_eos:
                 open_B = (~torch.isin(last_BC, eos).any(1)).nonzero()[:, 0]
@@ -271,38 +142,41 @@ def _sample(
                     break
                 if len(open_B) < len(running_B):
                     running_B, last_BC, prefix = running_B[open_B], last_BC[open_B], prefix.select(open_B)
+            began = time.perf_counter()
             prefix = denoiser.extend(prefix, last_BC)
-            state.passes_B[running_B] += 1
-            state.forwarded_B[running_B] += block_length
-            state.seconds_B[running_B] += (time.perf_counter() - began) / len(running_B)
+            state.charge(running_B, block_length, time.perf_counter() - began)
         _denoise_block(denoiser, prefix, state, running_B, block, block_length, config)
-    return _records(denoiser, rows, state, eos)
+    return records(denoiser, rows, state)
 
 
-def _read(denoiser: DiffusionGemmaDenoiser, rows: list[_Row], state: _State) -> Prefix:
+def _read(denoiser: DiffusionGemmaDenoiser, rows: list[Row], state: State) -> Prefix:
     """A prefix with one row for each of a batch, in which every prompt is encoded once."""
-    first: dict[int, int] = {}
+    began = time.perf_counter()
+    payer: dict[int, int] = {}  # prompt -> its first row
     for b, row in enumerate(rows):
-        first.setdefault(row.prompt, b)
-    place = {prompt: i for i, prompt in enumerate(first)}
-    prefix = denoiser.read([rows[b].prompt_ids for b in first.values()])
-    payers = torch.tensor(list(first.values()), device=denoiser.device)
-    state.passes_B[payers] += 1
-    state.forwarded_B[payers] += prefix.lengths_B
+        payer.setdefault(row.prompt, b)
+    prefix = denoiser.read([rows[b].prompt_ids for b in payer.values()])
     state.shared_B += 1
-    state.shared_B[payers] = 0
-    if len(first) == len(rows):
-        return prefix
-    return prefix.select(torch.tensor([place[row.prompt] for row in rows], device=denoiser.device))
+    for b in payer.values():
+        state.passes_B[b], state.forwarded_B[b], state.shared_B[b] = 1, len(rows[b].prompt_ids), 0
+    if len(payer) < len(rows):
+        place = {prompt: i for i, prompt in enumerate(payer)}
+        prefix = prefix.select(torch.tensor([place[row.prompt] for row in rows], device=denoiser.device))
+    state.seconds_B += (time.perf_counter() - began) / len(rows)
+    return prefix
 
 
 def _denoise_block(
-    denoiser: DiffusionGemmaDenoiser, prefix: Prefix, state: _State, active_A: torch.Tensor, block: int,
-    length: int, config: UniformConfig,
-) -> None:  # fmt: skip
+    denoiser: DiffusionGemmaDenoiser,
+    prefix: Prefix,
+    state: State,
+    active_A: torch.Tensor,
+    block: int,
+    length: int,
+    config: UniformConfig,
+) -> None:
     """Denoises one block of the given rows (those of the prefix) to its end."""
-    start = block * length
-    position_C = torch.arange(start, start + length, device=denoiser.device)
+    position_C = torch.arange(block * length, (block + 1) * length, device=denoiser.device)
     arguments = denoiser.decoder_arguments(prefix, length)
     canvas_AC = noise(state.seeds_B[active_A], block, 0, position_C, denoiser.vocabulary)
     likely_AC = torch.full_like(canvas_AC, -1)
@@ -334,14 +208,11 @@ def _denoise_block(
             token_RC = top_RC.clone()
             token_RC[drawn_RC] = invert_cdf(p_RCV[drawn_RC], u_AC[part][drawn_RC])
             accepted_RC = drawn_RC | ended_A[part, None]
-            new_RC = state.commit(active_A[part], start, block, accepted_RC, token_RC)
-            _snapshot(state, active_A[part], start, new_RC, token_RC, logits_RCV[new_RC] * temperature)
+            state.commit(active_A[part], block, accepted_RC, token_RC, logits_RCV, temperature)
             canvas_AC[part] = torch.where(accepted_RC, token_RC, (u_AC[part] * denoiser.vocabulary).long())
             if not ended_A[part].all():
                 soft_ACD[part] = denoiser.soft_embeddings(p_RCV)
-        state.passes_B[active_A] += 1
-        state.forwarded_B[active_A] += length
-        state.seconds_B[active_A] += (time.perf_counter() - began) / len(active_A)
+        state.charge(active_A, length, time.perf_counter() - began)
         if ended_A.any():
             go_on = (~ended_A).nonzero()[:, 0]
             if not len(go_on):
@@ -361,52 +232,3 @@ def _settled(stable_R: torch.Tensor, entropy_RC: torch.Tensor, config: UniformCo
     if config.stability_threshold is None or config.confidence_threshold is None:
         return torch.zeros_like(stable_R, dtype=torch.bool)
     return (stable_R >= config.stability_threshold) & (entropy_RC.mean(1) < config.confidence_threshold)
-
-
-def _snapshot(
-    state: _State, rows_R: torch.Tensor, start: int, new_RC: torch.Tensor, token_RC: torch.Tensor,
-    logits_PV: torch.Tensor,
-) -> None:  # fmt: skip
-    """Notes confidence and entropy, at temperature 1, of the positions that have just received their token."""
-    row_P, position_P = new_RC.nonzero(as_tuple=True)
-    at = (rows_R[row_P], position_P + start)
-    logp_PV = logits_PV.log_softmax(-1)
-    state.confidence_BG[at] = logp_PV.gather(-1, token_RC[new_RC][:, None])[:, 0].exp()
-    state.entropy_BG[at] = -torch.einsum("pv,pv->p", logp_PV.exp(), logp_PV)
-
-
-def _records(denoiser: DiffusionGemmaDenoiser, rows: list[_Row], state: _State, eos: torch.Tensor) -> list[Trajectory]:
-    canvas_BG, reached_BG = state.tokens_BG, state.held_BG
-    eos_BG = torch.isin(canvas_BG, eos) & reached_BG
-    end_B = torch.where(eos_BG.any(1), eos_BG.long().argmax(1), canvas_BG.shape[1]).tolist()
-    edits: list[list[Edit]] = [[] for _ in rows]
-    for b, step, position, token, commit_step in torch.cat(state.edits).tolist():
-        edits[b].append(Edit(step, position, token, commit_step))
-    canvas, steps, blocks = canvas_BG.tolist(), state.commit_step_BG.tolist(), state.block_BG.tolist()
-    confidence, entropy = state.confidence_BG.tolist(), state.entropy_BG.tolist()
-    passes, forwarded, shared = state.passes_B.tolist(), state.forwarded_B.tolist(), state.shared_B.tolist()
-    seconds = state.seconds_B.tolist()
-    texts = denoiser.decode([ids[:end] for ids, end in zip(canvas, end_B, strict=True)])
-    return [
-        Trajectory(
-            prompt=row.prompt,
-            seed=row.seed,
-            prompt_ids=tuple(row.prompt_ids),
-            canvas_ids=tuple(canvas[b]),
-            length=min(end_B[b] + 1, len(canvas[b])),
-            text=texts[b],
-            finished=end_B[b] < len(canvas[b]),
-            commit_step=tuple(steps[b]),
-            confidence=tuple(confidence[b]),
-            entropy=tuple(entropy[b]),
-            block=tuple(blocks[b]),
-            edits=tuple(edits[b]),
-            ledger=Ledger(
-                nfe=passes[b],
-                tokens_forwarded=forwarded[b],
-                sequential_steps=passes[b] + shared[b],
-                seconds=seconds[b],
-            ),
-        )
-        for b, row in enumerate(rows)
-    ]

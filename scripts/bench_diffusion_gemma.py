@@ -4,8 +4,8 @@
 
 A random model of a few million parameters denoises with the same schedule and number of steps on both sides. The sides of a
 comparison take turns; each repetition gives one ratio, and what is printed is the median ratio with its quartiles. Before
-anything is timed, canvases are checked to be those of `generate` under the same noise. With one thread the times are those of
-the processor, which other work on the machine disturbs less; with more they are of the wall clock.
+anything is timed, canvases are checked to be those of `generate` under the same noise. With one thread the times are those
+of the processor, which other work on the machine disturbs less; with more they are of the wall clock.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from lockstitch.sampling.uniform import UniformConfig, sample_uniform
+from lockstitch.sampling.uniform import sample_uniform
+from lockstitch.sampling.uniform_config import UniformConfig
 from tqdm import trange
 
 from lockstitch.files import to_json, write_whole
@@ -33,7 +34,7 @@ MIXED = (17, 24, 31, 40, 48, 64, 77, 90)
 
 
 def bench_model():
-    """3.2M parameters: four layers of width 128, one of them with full attention, a vocabulary of 16,384 and blocks of 32."""
+    """3.2M parameters: four layers of width 128, one with full attention; a vocabulary of 16,384, blocks of 32."""
     denoiser = random_diffusion_gemma(
         vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256, num_hidden_layers=4, head_dim=32,
         global_head_dim=32, layer_types=["sliding_attention"] * 3 + ["full_attention"], sliding_window=128,
@@ -72,7 +73,8 @@ def compare(name, slow, fast, repetitions, conditions):
     ratios = [a / b for a, b in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     seconds = [statistics.median(side) for side in zip(*pairs, strict=True)]
-    print(f"{name}: {middle:.2f}x (quartiles {low:.2f} to {high:.2f}; {seconds[0]:.3f} s against {seconds[1]:.3f} s)", flush=True)
+    spread = f"quartiles {low:.2f} to {high:.2f}; {seconds[0]:.3f} s against {seconds[1]:.3f} s"
+    print(f"{name}: {middle:.2f}x ({spread})", flush=True)
     return {"ratio": middle, "quartiles": [low, high], "ratios": ratios, "seconds": seconds, "conditions": conditions}
 
 
@@ -127,8 +129,13 @@ def main():
             "N = 8 of one 512-token prompt against 8 runs of one; a block of 32, 8 steps",
         ),
     }  # fmt: skip
-    machine = {"threads": arguments.threads, "torch": torch.__version__, "transformers": transformers.__version__,
-               "processor": platform.machine(), "parameters": sum(p.numel() for p in denoiser.model.parameters())}  # fmt: skip
+    machine = {
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": platform.machine(),
+        "parameters": sum(weight.numel() for weight in denoiser.model.parameters()),
+    }
     print(json.dumps(machine))
     if arguments.json:
         write_whole(arguments.json, to_json({**results, "machine": machine}))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
 from lockstitch.sampling.trajectory import Trajectory
-from lockstitch.sampling.uniform import UniformConfig, entropy_bound, invert_cdf, noise, sample_uniform
+from lockstitch.sampling.uniform import entropy_bound, invert_cdf, noise, sample_uniform
+from lockstitch.sampling.uniform_config import UniformConfig
 from models import random_denoiser, random_diffusion_gemma
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     DiffusionGemmaGenerationConfig,
