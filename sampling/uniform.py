@@ -27,7 +27,7 @@ from lockstitch.sampling.uniform_trace import Row, State, records
 
 Prompt = str | Sequence[int]
 
-SLICE = 2**24  # most logits held at a time (64 MB of float32), unless one row alone has more
+SLICE = 2**24  # most logits held at a time (64 MB of float32, their probabilities the same), unless one row alone has more
 CHUNK = 256  # tokens whose probabilities are summed first when a distribution is inverted
 
 
@@ -184,20 +184,14 @@ def _denoise_block(
     soft_ACD: torch.Tensor | None = None
     for step in range(1, config.max_denoising_steps + 1):
         began = time.perf_counter()
+        temperature = config.temperature(step)
         hidden_ACD = denoiser.hidden(canvas_AC, soft_ACD, arguments)
         state.steps_B[active_A] += 1
         u_AC = uniform(state.seeds_B[active_A], block, step, position_C)
-        ended_A = torch.ones_like(active_A, dtype=torch.bool)
+        ended_A = torch.ones_like(active_A, dtype=torch.bool)  # so it is at the last step
         soft_ACD = torch.empty_like(hidden_ACD)
         for part in _slices(len(active_A), max(1, SLICE // (length * denoiser.vocabulary))):
-            temperature = config.temperature(step)
-            logits_RCV = denoiser.scaled_logits(hidden_ACD[part], temperature)
-            peak_RC, top_RC = logits_RCV.max(-1)
-            logits_RCV -= peak_RC[..., None]  # so that entropies near 0 are exact
-            p_RCV = logits_RCV.softmax(-1)
-            # -Σ p log p, where log p = logits + log p_top, since the top's logit is now 0.
-            entropy_RC = -p_RCV.gather(-1, top_RC[..., None])[..., 0].log() - torch.einsum("rcv,rcv->rc", p_RCV, logits_RCV)
-
+            logits_RCV, p_RCV, top_RC, entropy_RC = _predict(denoiser, hidden_ACD[part], temperature)
             stable_A[part] = torch.where((top_RC == likely_AC[part]).all(1), stable_A[part] + 1, 0)
             likely_AC[part] = top_RC
             if step < config.max_denoising_steps:
@@ -221,6 +215,19 @@ def _denoise_block(
             arguments = denoiser.decoder_arguments(prefix, length)
             active_A, canvas_AC, soft_ACD = active_A[go_on], canvas_AC[go_on], soft_ACD[go_on]
             likely_AC, stable_A = likely_AC[go_on], stable_A[go_on]
+
+
+def _predict(
+    denoiser: DiffusionGemmaDenoiser, hidden_RCD: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A step's prediction: logits (the largest is 0) and probabilities `(R, C, V)`, top token and entropy `(R, C)`."""
+    logits_RCV = denoiser.scaled_logits(hidden_RCD, temperature)
+    peak_RC, top_RC = logits_RCV.max(-1)
+    logits_RCV -= peak_RC[..., None]  # so that entropies near 0 are exact
+    p_RCV = logits_RCV.softmax(-1)
+    # -Σ p log p, where log p = logits + log p_top, since the top's logit is 0.
+    log_top_RC = p_RCV.gather(-1, top_RC[..., None])[..., 0].log()
+    return logits_RCV, p_RCV, top_RC, -torch.einsum("rcv,rcv->rc", p_RCV, logits_RCV) - log_top_RC
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
