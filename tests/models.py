@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import torch
 from lockstitch.sampling.denoiser import DREAM, LLADA, Denoiser, make_bidirectional
+from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
 from transformers import (
     AutoTokenizer,
+    DiffusionGemmaConfig,
+    DiffusionGemmaForBlockDiffusion,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -78,3 +81,33 @@ def llada_like(denoiser: Denoiser) -> Denoiser:
 def dream_like(denoiser: Denoiser) -> Denoiser:
     """The same weights behind Dream's convention."""
     return Denoiser(Shifted(denoiser.model), denoiser.tokenizer, DREAM)
+
+
+def random_diffusion_gemma(
+    seed: int = 0, sharpness: float = 4.0, gain: float = 0.5, echo: float = 0.3, **shape
+) -> DiffusionGemmaDenoiser:
+    """A random DiffusionGemma over the embedded tokenizer: blocks of 8, a window of 8 tokens in one layer, four experts.
+
+    `sharpness` scales the tied embeddings, so that confidences spread over (0, 1); `gain` what the layers add to them, and
+    `echo` the self-conditioning. With these defaults each block settles after another number of steps; with larger ones
+    it hardly does, and rounding grows from step to step until it decides tokens. `shape` overrides the text config.
+    """
+    tok = tokenizer()
+    text = {"vocab_size": len(tok), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 8,
+            "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
+            "eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id, "bos_token_id": None} | shape  # fmt: skip
+    vision = {"model_type": "gemma4_vision", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16}  # fmt: skip
+    config = DiffusionGemmaConfig(text_config=text, vision_config=vision, canvas_length=8, initializer_range=0.25)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DiffusionGemmaForBlockDiffusion(config).eval()
+        torch.nn.init.normal_(model.lm_head.weight, std=sharpness / text["hidden_size"] ** 0.5)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
+                weight *= gain
+        model.model.decoder.self_conditioning.down_proj.weight *= echo
+    return DiffusionGemmaDenoiser(model, tok)
