@@ -6,7 +6,7 @@ files' own notations. `generate` exists for tasks whose problems can be made up 
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,16 @@ def get_task(name: str) -> Task:
 
 def held_out_problems(task: Task, count: int, seed: int) -> list[Problem]:
     """New problems, none of which any training run of this project can have seen; the same ones for the same seed."""
+    return list(_generate(task, count, f"{task.name} held-out {seed}", held_out=True))
+
+
+def training_problems(task: Task, count: int, seed: int) -> Iterator[Problem]:
+    """New problems from the training side of the task's split; the same ones for the same seed."""
+    return _generate(task, count, f"{task.name} {seed}", held_out=False)
+
+
+def _generate(task: Task, count: int, seed: str, *, held_out: bool) -> Iterator[Problem]:
     if task.generate is None:
         raise ValueError(f"task {task.name!r} has a fixed set of problems: give them with --input FILE")
-    rng = random.Random(f"{task.name} held-out {seed}")
-    return [task.generate(rng, True) for _ in range(count)]
+    rng = random.Random(seed)
+    return (task.generate(rng, held_out) for _ in range(count))
