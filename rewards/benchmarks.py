@@ -8,7 +8,8 @@ Forms: `tags` is d1's (arXiv 2504.12216), `<reasoning>` and `<answer>` blocks, i
 `\\boxed{}`, `fenced` for a Markdown code block; `plain` is the bare question, as base models and the embedded ones read it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -16,17 +17,15 @@ from typing import Any
 from lockstitch.rewards.marks import without_special_tokens
 from lockstitch.rewards.math_rewards import read_answer
 from lockstitch.rewards.notations import (
-    read_arithmetic_row,
-    read_countdown_row,
     read_humaneval_row,
     read_math_row,
     read_mbpp_row,
-    read_sudoku_row,
     read_svamp_row,
 )
 from lockstitch.rewards.plugins import nearest
-from lockstitch.rewards.puzzle_rewards import read_expression, read_grid
-from lockstitch.rewards.tasks import get_task, held_out_problems, training_problems
+from lockstitch.rewards.problem import Problem
+from lockstitch.rewards.puzzle_rewards import countdown_question, read_expression, read_grid, sudoku_question
+from lockstitch.rewards.tasks import Task, get_task, held_out_problems, training_problems
 
 Row = Mapping[str, Any]
 Weighted = tuple[str, float]
@@ -129,7 +128,7 @@ def get_benchmark(name: str) -> Benchmark:
 
 _TAGS = "{job} Answer in exactly this form:\n<reasoning>\nyour reasoning\n</reasoning>\n<answer>\n{answer}\n</answer>"
 D1_TAG_REWARDS = (("xml_count", 0.5), ("soft_format", 0.5), ("strict_format", 0.5))  # d1 weighs the answer twice as much
-_CHAIN = "Begin with the first number and apply the operations one by one, from left to right."
+_CHAIN = "Solve this. In a chain such as `12, +7, -5` the operations apply one by one, from left to right."
 _COUNTDOWN = (
     "Find an expression whose value is the target. It uses each of the numbers exactly once, with + - * / and parentheses."
 )
@@ -147,23 +146,28 @@ def instructions(job: str, what: str, *, box: bool = False) -> dict[str, str]:
     }
 
 
-def _program(job: str) -> dict[str, str]:
-    return {
-        "tags": _TAGS.format(job=job, answer="```python\nthe program\n```"),
-        "fenced": f"{job} Answer with the whole program in one Markdown code block that begins with ```python.",
-    }
-
-
 def _countdown_words(question: str) -> str:
     numbers, _, target = question.partition("=")
     return f"Numbers: [{numbers.replace(',', ', ')}]\nTarget: {target}"
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
+# --- the list --------------------------------------------------------------------------------------------------------
 
 
-def _cleanly(read: Callable[[str], str | None]) -> Callable[[str], str | None]:
-    return lambda text: read(without_special_tokens(text))
+def _math(
+    name: str, sources: Mapping[str, Source], read: Callable[[Row], dict[str, Any]] = read_math_row,
+    tag_rewards: tuple[Weighted, ...] = (("boxed_answer", 0.25),),
+) -> Benchmark:  # fmt: skip
+    words = instructions("Solve this problem.", "the final answer", box=True)
+    return Benchmark(name, sources, read, words, (("math", 1.0),), read_answer, tag_rewards)
+
+
+def _code(name: str, sources: Mapping[str, Source], read: Callable[[Row], dict[str, Any]], job: str) -> Benchmark:
+    words = {
+        "tags": _TAGS.format(job=job, answer="```python\nthe program\n```"),
+        "fenced": f"{job} Answer with the whole program in one Markdown code block that begins with ```python.",
+    }
+    return Benchmark(name, sources, read, words, (("code", 1.0),), _read_program, D1_TAG_REWARDS)
 
 
 def _read_program(text: str) -> str | None:
@@ -171,25 +175,22 @@ def _read_program(text: str) -> str | None:
     return program.strip("\n") or None
 
 
-# --- the list --------------------------------------------------------------------------------------------------------
-
-
-def _generated(name: str) -> dict[str, Source]:
-    """Problems without end, of which the held-out ones never occur in training."""
+def _puzzle(
+    name: str, public: Mapping[str, Source], question: Callable[[Row], str], words: Mapping[str, str],
+    rewards: tuple[Weighted, ...], read: Callable[[str], str | None], ask: Callable[[str], str] = str,
+) -> Benchmark:  # fmt: skip
+    """A task whose problems can be made up: besides the public ones there are `held_out` and `train`, which never meet."""
     task = get_task(name)
 
-    def rows(make: Callable[..., Any]) -> Callable[[int, int], list[dict[str, Any]]]:
-        return lambda count, seed: [
-            {"question": problem.question, "answer": problem.answer} for problem in make(task, count, seed)
-        ]
+    def rows(make: Callable[[Task, int, int], Iterable[Problem]], count: int, seed: int) -> list[dict[str, Any]]:
+        return [{"question": problem.question, "answer": problem.answer} for problem in make(task, count, seed)]
 
-    return {"held_out": Source(generate=rows(held_out_problems)), "train": Source(generate=rows(training_problems))}
-
-
-def _math(name: str, sources: Mapping[str, Source], read: Callable[[Row], dict[str, Any]] = read_math_row,
-          tag_rewards: tuple[Weighted, ...] = (("boxed_answer", 0.25),)) -> Benchmark:  # fmt: skip
-    words = instructions("Solve this problem.", "the final answer", box=True)
-    return Benchmark(name, sources, read, words, (("math", 1.0),), read_answer, tag_rewards)
+    made = {"held_out": held_out_problems, "train": training_problems}
+    generated = {split: Source(generate=functools.partial(rows, make)) for split, make in made.items()}
+    return Benchmark(
+        name, {**public, **generated}, lambda row: {**row, "question": question(row)}, words, rewards,
+        lambda text: read(without_special_tokens(text)), D1_TAG_REWARDS, ask, task.prompt,
+    )  # fmt: skip
 
 
 def _benchmarks() -> Iterator[Benchmark]:
@@ -218,36 +219,34 @@ def _benchmarks() -> Iterator[Benchmark]:
         },
         read_svamp_row,
     )
-    yield Benchmark(
+    yield _code(
         "humaneval",
         {"test": Source(164, "openai/openai_humaneval", "openai_humaneval", "test", "humaneval/HumanEval.jsonl")},
-        read_humaneval_row, _program("Complete this Python function."), (("code", 1.0),), _read_program, D1_TAG_REWARDS,
-    )  # fmt: skip
-    yield Benchmark(
+        read_humaneval_row,
+        "Complete this Python function.",
+    )
+    yield _code(
         "mbpp",
         {
             "test": Source(500, "google-research-datasets/mbpp", "full", "test", "mbpp/mbpp.jsonl"),
             "train": Source(374, "google-research-datasets/mbpp", "full", "train"),
             "sanitized": Source(257, "google-research-datasets/mbpp", "sanitized", "test", "mbpp/sanitized-mbpp.json"),
         },
-        read_mbpp_row, _program("Write this Python program."), (("code", 1.0),), _read_program, D1_TAG_REWARDS,
+        read_mbpp_row,
+        "Write this Python program.",
+    )
+    yield _puzzle(
+        "countdown", {"d1": Source(256, file="countdown/countdown_cd3_test.jsonl")}, countdown_question,
+        instructions(_COUNTDOWN, "the expression alone", box=True), (("countdown", 1.0),), read_expression, _countdown_words,
     )  # fmt: skip
-    yield Benchmark(
-        "countdown",
-        {"d1": Source(256, file="countdown/countdown_cd3_test.jsonl"), **_generated("countdown")},
-        read_countdown_row, instructions(_COUNTDOWN, "the expression alone", box=True), (("countdown", 1.0),),
-        _cleanly(read_expression), D1_TAG_REWARDS, _countdown_words, get_task("countdown").prompt,
+    yield _puzzle(
+        "sudoku", {"d1": Source(500, file="sudoku/4x4_test_sudoku.csv")}, sudoku_question,
+        instructions(_SUDOKU, "the 16 digits of the solved grid"), (("sudoku", 1.0), ("sudoku_cells", 1.0)), read_grid,
     )  # fmt: skip
-    yield Benchmark(
-        "sudoku",
-        {"d1": Source(500, file="sudoku/4x4_test_sudoku.csv"), **_generated("sudoku")},
-        read_sudoku_row, instructions(_SUDOKU, "the 16 digits of the solved grid"),
-        (("sudoku", 1.0), ("sudoku_cells", 1.0)), _cleanly(read_grid), D1_TAG_REWARDS, plain=get_task("sudoku").prompt,
-    )  # fmt: skip
-    yield Benchmark(
-        "arithmetic", _generated("arithmetic"), read_arithmetic_row, instructions(_CHAIN, "the result"),
-        (("arithmetic", 1.0),), _cleanly(get_task("arithmetic").extract), D1_TAG_REWARDS,
-        plain=get_task("arithmetic").prompt,
+    arithmetic = get_task("arithmetic")
+    yield _puzzle(
+        "arithmetic", {}, lambda row: arithmetic.read_row(row).question,
+        instructions(_CHAIN, "the result"), (("arithmetic", 1.0),), arithmetic.extract,
     )  # fmt: skip
 
 

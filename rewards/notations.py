@@ -2,15 +2,13 @@
 
 Each reader takes a row of a file or of the hub's data set and returns its columns with `question` added; `ValueError` says
 what is missing. Columns that a reader does not know stay. `prompt`, TRL's word for what a model is given, is renamed where a
-benchmark means something else by it.
+benchmark means something else by it. Puzzles are read by `tasks.py` and `puzzle_rewards.py`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from lockstitch.rewards.problem import text_of
-from lockstitch.rewards.puzzle_rewards import countdown_question, sudoku_question
-from lockstitch.rewards.tasks import get_task
 
 Row = Mapping[str, Any]
 
@@ -37,21 +35,6 @@ def read_svamp_row(row: Row) -> dict[str, Any]:
     if body and body[-1] not in ".?!,;":
         body += "."  # the authors' files leave it out
     return {**row, "question": f"{body} {text_of(row, 'Question')}".strip(), "answer": row["Answer"]}
-
-
-def read_arithmetic_row(row: Row) -> dict[str, Any]:
-    """A chain or a story in `question` (or `problem`)."""
-    return {**row, "question": get_task("arithmetic").read_row(row).question}
-
-
-def read_countdown_row(row: Row) -> dict[str, Any]:
-    """`question`, or `numbers` (or `nums`) and `target`, or `input` and `output`."""
-    return {**row, "question": countdown_question(row)}
-
-
-def read_sudoku_row(row: Row) -> dict[str, Any]:
-    """`question`, or `puzzle` (or `Puzzle`): 16 digits."""
-    return {**row, "question": sudoku_question(row)}
 
 
 def read_humaneval_row(row: Row) -> dict[str, Any]:

@@ -9,9 +9,9 @@ Left out: the library's curricula and composite data sets.
 """
 
 import functools
-import importlib.util
 import random
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from lockstitch.rewards.benchmarks import D1_TAG_REWARDS, GYM, Benchmark, Source, instructions
@@ -30,7 +30,7 @@ def gym_benchmark(name: str) -> Benchmark:
     """The benchmark of one generator.
 
     Raises:
-        ValueError: the library is not installed (with the extra that brings it), or has no such generator (with the nearest).
+        ValueError: the library is not installed (with the extra that has it), or has no such generator (with the nearest).
     """
     _need_library()
     from reasoning_gym.factory import DATASETS
@@ -48,7 +48,7 @@ def gym_benchmark(name: str) -> Benchmark:
 
 
 def _need_library() -> None:
-    if importlib.util.find_spec("reasoning_gym") is None:
+    if find_spec("reasoning_gym") is None:
         raise ValueError("Reasoning Gym is not installed: pip install 'lockstitch[gym]', or pip install reasoning-gym")
 
 
@@ -69,7 +69,7 @@ def make_rows(name: str, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _literal(value: Any) -> Any:
-    """The value in Python's own types, whose `repr` is a literal: what is derived from them (named tuples) loses its name."""
+    """The value in Python's own types, whose `repr` is a literal: what is derived from them loses its name."""
     match value:
         case dict():
             return {_literal(key): _literal(content) for key, content in value.items()}
@@ -77,8 +77,10 @@ def _literal(value: Any) -> Any:
             return type(value)(map(_literal, value))
         case tuple():
             return tuple(map(_literal, value))
-        case str() | bool():
+        case bool():
             return value
+        case str():
+            return str(value)  # NumPy's texts are derived from it
         case int():
             return int(value)
         case float():
@@ -108,7 +110,6 @@ def read_gym_answer(text: str) -> str | None:
 
 @functools.cache
 def _pool() -> KillablePool:
-    _need_library()
     return KillablePool()
 
 
@@ -140,6 +141,7 @@ def grade_gym(
     A scorer that breaks on an answer is asked about the gold answer: if it knows that one, the answer was at fault, and is
     wrong (0.0); else the row is (None).
     """
+    _need_library()
     from lockstitch.rewards.gym_worker import score
 
     values: list[Value] = [0.0] * len(rows)
