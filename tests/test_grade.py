@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -284,12 +285,18 @@ def test_weights():
 
 
 def test_help_is_quick():
+    """Within a second of the process's own time, whatever else the machine is busy with."""
+
+    def used():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     command = [sys.executable, "-m", "lockstitch.cli", "grade", "--help"]
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = used()
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        seconds.append(time.perf_counter() - began)
+        seconds.append(used() - began)
     assert min(seconds) < 1.0
     assert "humaneval" in said
 
