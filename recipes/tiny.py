@@ -9,8 +9,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lockstitch.rewards.problem import Problem
-from lockstitch.rewards.tasks import TASKS, Task
+from lockstitch.rewards.tasks import TASKS, Task, training_problems
 
 VOCABULARY = 448
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<mask>")
@@ -58,15 +57,6 @@ def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: int) -
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     return make_bidirectional(model) if bidirectional else model
-
-
-def training_problems(task: Task, count: int, seed: int) -> Iterator[Problem]:
-    """`count` generated problems from the training side of the task's split."""
-    if task.generate is None:
-        raise ValueError(f"task {task.name!r} has a fixed set of problems; none can be generated")
-    rng = random.Random(f"{task.name} {seed}")
-    for _ in range(count):
-        yield task.generate(rng, False)
 
 
 def prompt_completion_rows(task: Task, count: int, seed: int) -> Iterator[dict[str, str]]:

@@ -86,7 +86,8 @@ def _source(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else UNKNOWN
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` with the known words that are like this one; empty if none is."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
@@ -99,7 +100,7 @@ def _unknown(spec: str) -> str:
             "install it again, or name a function as package.module:function"
         )
     return (
-        f"reward {spec!r} is neither package.module:function nor one of {', '.join(known)}{_nearest(spec, known)}"
+        f"reward {spec!r} is neither package.module:function nor one of {', '.join(known)}{nearest(spec, known)}"
     )
 
 
@@ -121,7 +122,7 @@ def _callable(spec: str, module_name: str, path: str) -> Callable[..., Any]:
             found = getattr(found, name)
         except AttributeError as error:
             offered = [key for key in dir(found) if not key.startswith("_")]
-            raise ValueError(f"reward {spec!r}: {module_name} has no {path!r}{_nearest(name, offered)}") from error
+            raise ValueError(f"reward {spec!r}: {module_name} has no {path!r}{nearest(name, offered)}") from error
     if not callable(found):
         raise ValueError(f"reward {spec!r} is {found!r}, which cannot be called")
     reward: Callable[..., Any] = found

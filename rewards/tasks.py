@@ -6,13 +6,15 @@ files' own notations. `generate` exists for tasks whose problems can be made up 
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lockstitch.rewards import arithmetic, countdown, sudoku
 from lockstitch.rewards.equations import EquationChecker
 from lockstitch.rewards.extract import last_marked, last_number, same_number
+from lockstitch.rewards.math_rewards import grade_math, read_answer, read_gold
+from lockstitch.rewards.notations import read_math_row, read_svamp_row
 from lockstitch.rewards.problem import Problem, text_of
 from lockstitch.rewards.steps import ArithmeticChecker, CountdownChecker, StepChecker, SudokuChecker
 
@@ -92,6 +94,8 @@ def _read_countdown_row(row: Row) -> Problem:
     if "input" in row and "output" in row:  # d1's file
         question = f"{row['input']}={row['output']}".replace(" ", "")
     elif "numbers" in row and "target" in row:
+        if not isinstance(row["numbers"], list | tuple):
+            raise ValueError(f"numbers {row['numbers']!r}: a list of them is needed")
         question = f"{','.join(str(number) for number in row['numbers'])}={row['target']}"
     else:
         question = text_of(row, "question")
@@ -124,6 +128,30 @@ def _extract_grid(completion: str) -> str | None:
     return cells if re.fullmatch(r"[1-4]{16}", cells) else None
 
 
+# --- math ------------------------------------------------------------------------------------------------------------
+
+
+def _read_math_problem(read: Callable[[Row], Row]) -> Callable[[Row], Problem]:
+    def problem(row: Row) -> Problem:
+        columns = read({"answer": None, **row})  # stitching does without a gold answer
+        gold = columns["answer"]
+        return Problem(columns["question"], read_gold(gold), None if gold is None else str(gold))
+
+    return problem
+
+
+def _math_is_correct(question: str, gold: str | None, answer: str) -> bool | None:
+    value = grade_math([rf"\boxed{{{answer}}}"], [gold])[0].value
+    return None if value is None else bool(value)
+
+
+def _math_task(name: str, read: Callable[[Row], Row] = read_math_row) -> Task:
+    return Task(
+        name, lambda question: question + "\n", str.strip, read_answer, _math_is_correct, _read_math_problem(read),
+        unit="sentence", checker=EquationChecker(), conclude=lambda steps: None,
+    )  # fmt: skip
+
+
 # --- the list --------------------------------------------------------------------------------------------------------
 
 TASKS = {
@@ -150,6 +178,8 @@ TASKS = {
             "gsm8k", lambda question: question + "\n", str.strip, lambda text: last_marked(text) or last_number(text),
             _number_is_correct, _read_number_row, unit="sentence", checker=EquationChecker(), conclude=lambda steps: None,
         ),
+        *map(_math_task, ("math500", "aime", "amc")),
+        _math_task("svamp", read_svamp_row),
     )
 }
 
@@ -163,7 +193,16 @@ def get_task(name: str) -> Task:
 
 def held_out_problems(task: Task, count: int, seed: int) -> list[Problem]:
     """New problems, none of which any training run of this project can have seen; the same ones for the same seed."""
+    return list(_generate(task, count, f"{task.name} held-out {seed}", held_out=True))
+
+
+def training_problems(task: Task, count: int, seed: int) -> Iterator[Problem]:
+    """New problems from the training side of the task's split; the same ones for the same seed."""
+    return _generate(task, count, f"{task.name} {seed}", held_out=False)
+
+
+def _generate(task: Task, count: int, seed: str, *, held_out: bool) -> Iterator[Problem]:
     if task.generate is None:
         raise ValueError(f"task {task.name!r} has a fixed set of problems: give them with --input FILE")
-    rng = random.Random(f"{task.name} held-out {seed}")
-    return [task.generate(rng, True) for _ in range(count)]
+    rng = random.Random(seed)
+    return (task.generate(rng, held_out) for _ in range(count))

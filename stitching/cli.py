@@ -24,7 +24,7 @@ NONE = "none"
 class StitchConfig:
     """Everything that `lockstitch stitch` can be told."""
 
-    task: str = field(metadata={"help": "arithmetic, countdown, sudoku or gsm8k."})
+    task: str = field(metadata={"help": "arithmetic, countdown, sudoku, gsm8k, math500, aime, amc or svamp."})
     input: str | None = field(
         default=None, metadata={"help": "Problems: JSON Lines with 'question' and, where known, 'answer'; or a "
                                         "benchmark file in its own notation."}

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lockstitch.rewards import countdown, extract, format_rewards, marks, math_rewards, puzzle_rewards
+from lockstitch.rewards import (
+    countdown,
+    extract,
+    format_rewards,
+    marks,
+    math_rewards,
+    puzzle_rewards,
+    reasoning_gym_task,
+)
 from lockstitch.rewards.equations import EquationChecker
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.tasks import TASKS
@@ -40,6 +48,7 @@ READERS = {
         (math_rewards, ("read_answer", "read_gold")),
         (puzzle_rewards, ("read_expression", "read_grid")),
         (extract, ("last_marked", "last_number")),
+        (reasoning_gym_task, ("read_gym_answer",)),
     )
     for name in names
 } | {f"{name} task": task.extract for name, task in TASKS.items() if name != "countdown"}  # fmt: skip
@@ -181,7 +190,8 @@ def test_two_hundred_thousand_characters_of_one_kind(piece, form):
     check(form.format(piece * (200_000 // len(piece))))
 
 
-MODULES = ["marks", "math_rewards", "puzzle_rewards", "format_rewards", "contract", "extract", "countdown", "sudoku"]
+MODULES = ["marks", "math_rewards", "puzzle_rewards", "format_rewards", "contract", "extract", "countdown", "sudoku",
+           "notations", "benchmarks", "grade", "reasoning_gym_task"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODULES)

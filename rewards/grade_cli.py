@@ -1,0 +1,89 @@
+"""`lockstitch grade`: how many completions of a task are right, and what each of them earns.
+
+    lockstitch grade --task gsm8k --completions completions.jsonl --output runs/gsm8k
+    lockstitch grade --task countdown --completions c.jsonl --form tags --reward my_rewards:brevity=0.1 --output runs/c
+
+The rows of the file are those of the benchmark in its own notation, each with a `completion`. A run that was interrupted
+goes on when it is started again; a directory with results of another configuration is refused.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lockstitch.rewards.benchmarks import BENCHMARKS, GYM
+from lockstitch.rewards.grade import GradeConfig, Progress, grade
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lockstitch grade",
+        description="Score completions of a task: results row by row, and accuracy with its interval.",
+        epilog="The file holds one JSON object a line: the columns of the benchmark's own file (or of the hub's data set), "
+        "and 'completion', a text or a list of messages. `lockstitch rewards` lists the rewards.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--task", required=True, help=f"{', '.join(BENCHMARKS)}, or {GYM}NAME (extra 'gym')")
+    parser.add_argument("--completions", type=Path, required=True, metavar="FILE", help="JSON Lines with 'completion'")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for results.jsonl and summary.json")
+    parser.add_argument(
+        "--form", default="plain",
+        help="form of the prompts: tags (adds the rewards for tags), boxed, fenced or plain (default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reward", action="append", default=[], metavar="NAME[=WEIGHT]",
+        help="a further reward, by name or as module:function; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--chunk", type=int, default=64, help="rows scored together and saved together (default 64)")
+    return parser
+
+
+def _bar(total: int) -> Progress:
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, unit="row", disable=None)
+
+    def update(count: int) -> None:
+        bar.update(count)
+        if bar.n >= total:
+            bar.close()
+
+    return update
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary for the terminal."""
+    judged = summary["n"] - summary["none"]
+    lines = [f"{summary['task']}: {summary['right']} of {judged} right"]
+    if summary["accuracy"] is not None:
+        low, high = summary["ci95"]
+        lines[0] += f", {summary['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})"
+    lines[0] += f"; {summary['none']} without a verdict; {summary['seconds']:.1f} s"
+    width = max(len("reward"), *map(len, summary["rewards"]))
+    lines += ["", f"{'reward':<{width}}  weight    mean  none"]
+    for name, of in summary["rewards"].items():
+        lines.append(f"{name:<{width}}  {of['weight']:>6g}  {_number(of['mean'])}  {of['none']:>4}")
+    return "\n".join([*lines, f"{'sum':<{width}}  {'':>6}  {_number(summary['reward'])}"])
+
+
+def _number(value: float | None) -> str:
+    return f"{'-' if value is None else format(value, '.4f'):>6}"
+
+
+def main(argv: list[str]) -> int:
+    """Entry point of `lockstitch grade`: 0, or 2 with the reason on the error stream."""
+    options = _parser().parse_args(argv)
+    try:
+        config = GradeConfig(
+            options.task, options.completions, options.output, options.form, tuple(options.reward), options.chunk
+        )
+        summary = grade(config, _bar)
+    except ValueError as error:
+        print(f"lockstitch grade: {error}", file=sys.stderr)
+        return 2
+    print(table(summary))
+    if summary["note"] is not None:
+        print(f"\nNote: {summary['note']}.")
+    return 0
