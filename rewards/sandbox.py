@@ -89,8 +89,14 @@ class Launcher(Protocol):
 @functools.cache
 def worker_source() -> str:
     """The program that runs inside, in one text."""
-    here = Path(__file__).parent
-    return "\n".join((here / name).read_text(encoding="utf-8") for name in ("tagged.py", "sandbox_worker.py"))
+    here, future = Path(__file__).parent, "from __future__ import annotations\n"
+    parts = [(here / name).read_text(encoding="utf-8").replace(future, "") for name in ("tagged.py", "sandbox_worker.py")]
+    return "\n".join((future, *parts))
+
+
+def literal(message: dict[str, Any]) -> bytes:
+    """An order as a Python literal; it consists of what JSON knows."""
+    return repr(message).encode(errors="surrogatepass")
 
 
 class Process:
@@ -111,8 +117,8 @@ class Process:
         os.set_blocking(requests, False)
 
     def send(self, message: dict[str, Any] | bytes) -> None:
-        """Writes a frame: a message, or what `receive` returned elsewhere."""
-        data = message if isinstance(message, bytes) else json.dumps(message).encode()
+        """Writes a frame: an order, or what `receive` returned elsewhere."""
+        data = message if isinstance(message, bytes) else literal(message)
         data = b"%08x" % len(data) + data
         while data:
             self._wait(self.requests, select.POLLOUT)

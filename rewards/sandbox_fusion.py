@@ -31,7 +31,8 @@ _PATIENCE_SECONDS = 60.0  # for a server that has a queue
 _LONGEST_REPLY = 2**24
 _HEADER = 8
 # It takes its orders from the standard input and answers on the standard output; the limits are the server's.
-_ON_STREAMS = "import sys\nsys.argv[1:] = ['0', '1', '0', '0', '0', '0']\n"
+_ON_STREAMS = "\nimport sys\n\nsys.argv[1:] = ['0', '1', '0', '0', '0', '0']\n"
+_BEGIN = '\nif __name__ == "__main__":\n'
 
 
 class ServerFailed(RuntimeError):  # noqa: N818
@@ -66,7 +67,8 @@ class FusionExaminer:
     def _call(self, exam: Exam, cases: Sequence[Case], variants: Sequence[str], limits: Limits) -> Iterator[str]:
         job = {"kind": "functions", "variants": list(variants), "before": exam.before, "after": exam.after}
         orders: list[dict[str, Any]] = [job, *({"eval": case.call} for case in cases)]
-        result = self._run(_ON_STREAMS + worker_source(), "".join(map(_frame, orders)), limits)
+        program = worker_source().replace(_BEGIN, _ON_STREAMS + _BEGIN)
+        result = self._run(program, "".join(map(_frame, orders)), limits)
         answers = _Frames(str(result.get("stdout") or ""))
         try:
             answers.next(_LONGEST_REPLY)  # that it is ready
@@ -112,7 +114,7 @@ class FusionExaminer:
 
 
 def _frame(message: dict[str, Any]) -> str:
-    data = json.dumps(message)
+    data = ascii(message)  # a Python literal that survives any encoding on the way
     return f"{len(data):08x}{data}"
 
 

@@ -35,7 +35,9 @@ def test_humaneval_solutions_are_right(data_dir):
     assert not_right(CodeReward(fraction=True)([""] * len(rows), whole, **columns)) == []
 
 
-@pytest.mark.parametrize(("file", "count", "more"), [("mbpp.jsonl", 474, "test_setup_code"), ("sanitized-mbpp.json", 170, "test_imports")])
+@pytest.mark.parametrize(
+    ("file", "count", "more"), [("mbpp.jsonl", 474, "test_setup_code"), ("sanitized-mbpp.json", 170, "test_imports")]
+)
 def test_mbpp_solutions_are_right(data_dir, file, count, more):
     rows = rows_of(data_dir / "mbpp" / file)
     values = CodeReward()([""] * len(rows), [row["code"] for row in rows], **columns_of(rows, "test_list", more))
