@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 
 from lockstitch.rewards.marks import last_answer_block, without_special_tokens
 
-_FENCE = re.compile(r"[ \t]{0,60}(`{3,60}|~{3,60})[ \t]{0,60}([\w+#.-]{0,40})[^\n]*")
+_FENCE = re.compile(r"[ \t]{0,60}(`{3,60}|~{3,60})[ \t]{0,60}([\w+#.-]{0,40})[^\n`]*")
 _PYTHON = frozenset({"python", "python3", "py", "py3"})
 _SOURCE_BEGINS = re.compile(r"^(?:from |import |def |class |@|async def )", re.MULTILINE)
 
@@ -56,7 +56,7 @@ def _blocks(text: str) -> Iterator[tuple[str, str]]:
 def defines(source: str, name: str) -> bool:
     """Whether a line of the source begins to define a function or class, or a variable, of that name."""
     word = re.escape(name)
-    return bool(re.search(rf"^[ \t]*(?:(?:async )?def|class)[ \t]+{word}\b|^{word}[ \t]*=", source, re.MULTILINE))
+    return bool(re.search(rf"^[ \t]*(?:(?:async )?def|class)[ \t]+{word}\b|^{word}[ \t]*=(?!=)", source, re.MULTILINE))
 
 
 def header_in(prompt: str, entry_point: str) -> str | None:
@@ -80,7 +80,8 @@ def variants(code: str, header: str | None = None, entry_point: str | None = Non
     if header is None:
         ways = [code, plain]
     elif entry_point is not None and defines(code, entry_point):
-        ways = [f"{header}\n\n{code}", f"{header}\n\n{plain}", code, plain]
+        # Without its indentation first: with it, it may compile as a part of the function in the header.
+        ways = [f"{header}\n\n{plain}", f"{header}\n\n{code}", plain, code]
     else:
         # A body. Its first line often comes without its indentation, or all lines do.
         joint = "" if header.endswith("\n") else "\n"

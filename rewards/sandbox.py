@@ -211,6 +211,8 @@ class Process:
             poll.register(self.first[1], select.POLLIN)
             poll.poll()
             os.close(self.first[1])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.child.wait(1.0)  # bubblewrap takes leave of it, and ends
         self.child.kill()
         self.child.wait()
         for stream in (self.child.stdout, self.child.stderr):
@@ -313,9 +315,11 @@ def _process(command: Any, inherited: list[int], limits: Limits, stdin: int | No
             env={"PYTHONHASHSEED": "0"},
             cwd=folder,
         )
-    except BaseException:
+    except BaseException as error:
         os.close(requests)
         os.close(answers)
+        if isinstance(error, OSError):  # no memory, no processes left
+            raise StartFailed(str(error)) from None
         raise
     finally:
         os.close(their_requests)

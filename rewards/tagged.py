@@ -54,7 +54,8 @@ def encode(value: Any, depth: int = DEEPEST) -> Any:
         real = float.__float__(value)
         return real if -_INFINITY < real < _INFINITY else {"float": repr(real)}
     if issubclass(kind, complex):
-        return {"complex": [encode(complex.__add__(value, 0j).real), encode(complex.__add__(value, 0j).imag)]}
+        plain = complex.__pos__(value)
+        return {"complex": [encode(plain.real), encode(plain.imag)]}
     if issubclass(kind, bytes):
         return {"bytes": bytes.hex(value)}
     if kind is type and value in vars(builtins).values():

@@ -14,7 +14,7 @@ from lockstitch.rewards.sandbox_watch import processes_of
 
 pytestmark = pytest.mark.usefixtures("bubblewrap")
 
-TIMEOUT = 1.5
+TIMEOUT = 1.0
 
 
 class Machine:

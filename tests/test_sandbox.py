@@ -12,13 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from lockstitch.rewards import bubblewrap, seccomp
+from lockstitch.rewards import bubblewrap, sandbox, seccomp
 from lockstitch.rewards.bubblewrap import SandboxUnavailable
 from lockstitch.rewards.code_rewards import CodeReward, code_reward, examiner_of
 from lockstitch.rewards.sandbox import Bubblewrap, Limits, StartFailed, Stopped, Unsafe, input_file
 from lockstitch.rewards.sandbox_watch import processes_of
-
-GOOD = {"kind": "functions", "variants": ["def f(x):\n    return x\n"], "before": "", "after": ""}
 
 
 def told(launcher, source, *expressions, limits=None):
@@ -36,21 +34,19 @@ def told(launcher, source, *expressions, limits=None):
 @pytest.mark.usefixtures("bubblewrap")
 def test_what_there_is_inside():
     source = """
-import os, socket, sys
+import os, sys
 def names(path):
     return sorted(os.listdir(path))
-def interfaces():
-    return [name for _, name in socket.if_nameindex()]
 def writable():
     return [path for path, _, _ in os.walk('/') if os.access(path, os.W_OK)]
 """
     answers = told(
-        Bubblewrap(), source, "names('/dev')", "sorted(os.environ)", "interfaces()", "writable()", "os.getpid() <= 3",
+        Bubblewrap(), source, "names('/dev')", "sorted(os.environ)", "writable()", "os.getpid() <= 3",
         "[p for p in sys.path if 'site-packages' in p or p in ('', '/tmp')]", "os.getuid() == 0", "names('/tmp')",
         "[os.path.exists(p) for p in ('/proc', '/etc', '/bin/sh', '/usr/bin', '/sys', '/var', '/run')]", "sys.stdin.read()",
     )  # fmt: skip
     assert [answer["value"] for answer in answers] == [
-        ["null"], ["HOME", "LC_CTYPE", "PWD", "PYTHONHASHSEED"], ["lo"], ["/tmp"], True, [], False, [],
+        ["null"], ["HOME", "LC_CTYPE", "PWD", "PYTHONHASHSEED"], ["/tmp"], True, [], False, [],
         [False] * 7, "",
     ]  # fmt: skip
 
@@ -109,7 +105,8 @@ def test_a_script_reads_and_prints(launcher):
     text = "x" * 200_000 + "\n" + "\u00e4\U0001f600"
     descriptor = input_file(text)
     with launcher().start(Limits(), descriptor) as process:
-        process.send({"kind": "program", "variants": ["import sys\nprint(__name__, sys.stdin.read()[::-1], end='')\nraise SystemExit(3)"]})
+        source = "import sys\nprint(__name__, sys.stdin.read()[::-1], end='')\nraise SystemExit(3)"
+        process.send({"kind": "program", "variants": [source]})
         assert process.output(2**20) == (f"__main__ {text[::-1]}".encode(), 3)
     os.close(descriptor)
     with pytest.raises(ValueError, match="seconds=0"):
@@ -187,8 +184,12 @@ def test_an_unknown_backend_is_refused(backend, said):
         CodeReward(workers=0)
 
 
-def test_a_launch_that_fails_is_a_failed_start(tmp_path):
-    with pytest.raises(StartFailed), Unsafe().start(Limits(memory_mb=1)):
+def test_a_launch_that_fails_is_a_failed_start(monkeypatch):
+    monkeypatch.setattr(sandbox, "interpreter", lambda: "/absent")
+    with pytest.raises(StartFailed, match="absent"), Unsafe().start(Limits()):
+        pass
+    monkeypatch.setattr(sandbox, "interpreter", lambda: shutil.which("true"))
+    with pytest.raises(StartFailed, match="ended"), Unsafe().start(Limits()):
         pass
 
 
@@ -203,7 +204,8 @@ def run_filter(machine, number, *arguments, architecture=None):
     accumulator, at = 0, 0
     while True:
         code = int.from_bytes(program[8 * at : 8 * at + 2], "little")
-        yes, no, operand = program[8 * at + 2], program[8 * at + 3], int.from_bytes(program[8 * at + 4 : 8 * at + 8], "little")
+        yes, no = program[8 * at + 2], program[8 * at + 3]
+        operand = int.from_bytes(program[8 * at + 4 : 8 * at + 8], "little")
         at += 1
         if code == 0x20:
             accumulator = words[operand]
@@ -218,7 +220,8 @@ ALLOWED, REFUSED, UNKNOWN, NO_FAMILY, KILLED = 0x7FFF0000, 0x50001, 0x50026, 0x5
 
 
 @pytest.mark.parametrize(
-    ("machine", "read", "mount", "clone", "clone3", "socket"), [("x86_64", 0, 165, 56, 435, 41), ("aarch64", 63, 40, 220, 435, 198)]
+    ("machine", "read", "mount", "clone", "clone3", "socket"),
+    [("x86_64", 0, 165, 56, 435, 41), ("aarch64", 63, 40, 220, 435, 198)],
 )
 def test_the_filter(machine, read, mount, clone, clone3, socket):
     assert run_filter(machine, read) == ALLOWED
