@@ -4,7 +4,8 @@
 
 The naive scorers are what public harnesses do: run the program and its tests in one process and take its exit status for the
 verdict; or a mark that is printed when all tests have run; or what the tests raise, next to the program. They run
-inside the sandbox, too: it is the judging that is compared here, not the walls, so the attacks on what is outside are left out.
+inside the sandbox, too: it is the judging that is compared here, not the walls, so the attacks on what is outside are
+left out.
 """
 
 import sys
@@ -75,10 +76,10 @@ def by_zip(attack: Attack) -> bool:
         with LAUNCHER.start(Limits(seconds=SECONDS), input_file(text)) as process:
             process.send({"kind": "program", "variants": [attack.source]})
             try:
-                lines = process.output(2**20)[0].decode(errors="replace").split("\n")
+                lines = process.output(2**20)[0].decode(errors="replace").strip().split("\n")
             except Stopped:
                 return False
-        if not all(line == other for line, other in zip(lines, expected.split("\n"), strict=False)):
+        if not all(line == other for line, other in zip(lines, expected.strip().split("\n"), strict=False)):
             return False
     return True
 

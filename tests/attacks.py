@@ -14,7 +14,7 @@ ANSWERS = {2: 7919, 3: 7927, 4: 7933, 5: "parsec", 6: {1, 2}}
 TESTS = [
     "assert f(2) == 7919\nassert f(3) == 7927",
     "values = {4: 7933, 5: 'parsec'}\nassert all(map(lambda x: f(x) == values[x], values))",
-    "assert f(6) == {1, 2}",
+    "expected = {1, 2}\nassert f(6) == expected",
 ]
 GOOD = "def f(x):\n    return {2: 7919, 3: 7927, 4: 7933, 5: 'parsec', 6: {1, 2}}[x]\n"
 
@@ -490,8 +490,10 @@ def f(x):
     while frame:
         found = [*frame.f_code.co_consts, *frame.f_locals.values(), *frame.f_globals.values()]
         for value in found:
-            if type(value) is dict and value.get(4) == KEPT[0] + 933:
+            if type(value) is dict and value.get(4) == KEPT[0] + 933 and x in value:
                 return value[x]
+            if type(value) is set and x == 6:
+                return value
             if type(value) is int and value == KEPT[0] + {2: 919, 3: 927}.get(x, 0):
                 return value
         frame = frame.f_back
@@ -503,8 +505,10 @@ KEPT = [7000]
 
 def f(x):
     for thing in gc.get_objects():
-        if type(thing) is dict and thing.get(4) == KEPT[0] + 933:
+        if type(thing) is dict and thing.get(4) == KEPT[0] + 933 and x in thing:
             return thing[x]
+        if type(thing) is set and x == 6 and len(thing) == 2 and 1 in thing:
+            return thing
         if type(thing) in (list, tuple) and KEPT[0] + {2: 919, 3: 927}.get(x, 0) in thing:
             return KEPT[0] + {2: 919, 3: 927}[x]
     return 0
