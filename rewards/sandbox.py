@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import marshal
 import os
 import select
 import shutil
@@ -92,6 +93,13 @@ def worker_source() -> str:
     here, future = Path(__file__).parent, "from __future__ import annotations\n"
     parts = [(here / name).read_text(encoding="utf-8").replace(future, "") for name in ("tagged.py", "sandbox_worker.py")]
     return "\n".join((future, *parts))
+
+
+@functools.cache
+def _compiled_worker() -> str:
+    """`worker_source` as a line of Python that this interpreter need not compile again for each program."""
+    code = marshal.dumps(compile(worker_source(), "sandbox_worker", "exec"))
+    return f"import marshal; exec(marshal.loads(bytes.fromhex({code.hex()!r})))"
 
 
 def literal(message: dict[str, Any]) -> bytes:
@@ -223,12 +231,12 @@ class Process:
 
 
 def _arguments(requests: int, answers: int, limits: Limits, processes: int) -> list[str]:
-    """The interpreter on `worker_source`: no site packages, no bytecode files, nothing from the working directory."""
+    """The interpreter on the worker: no site packages, no bytecode files, nothing from the working directory."""
     numbers = (
         requests, answers, limits.memory_mb * _MIB, limits.disk_mb * _MIB, processes, int(limits.seconds) + 1,
     )  # fmt: skip
     options = ["-S", "-s", "-P", "-B", "-X", "utf8"]
-    return [interpreter(), *options, "-c", worker_source(), *(str(number) for number in numbers)]
+    return [interpreter(), *options, "-c", _compiled_worker(), *(str(number) for number in numbers)]
 
 
 class Bubblewrap:

@@ -55,8 +55,9 @@ def compare(name: str, repeats: int, target: str, one: Callable[[], object], oth
     pairs = [(seconds(one), seconds(other)) for _ in range(repeats)]
     ratios = sorted(a / b for a, b in pairs)
     low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
-    times = [1000 * statistics.median(column) for column in zip(*pairs, strict=True)]
-    print(f"| {name} | {times[0]:.1f} ms | {times[1]:.1f} ms | {statistics.median(ratios):.2f} | {low:.2f} - {high:.2f} | {target} |")
+    mine, theirs = (1000 * statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(ratios)
+    print(f"| {name} | {mine:.1f} ms | {theirs:.1f} ms | {ratio:.2f} | {low:.2f} - {high:.2f} | {target} |")
 
 
 def main() -> None:
