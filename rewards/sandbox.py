@@ -203,6 +203,12 @@ class Process:
         if files_of(pid) > _MOST_FILES:
             raise Stopped(f"more than {_MOST_FILES} files")
 
+    def complaint(self) -> str:
+        """What was said on the standard error before the program ran, so far."""
+        assert self.child.stderr is not None
+        os.set_blocking(self.child.stderr.fileno(), False)
+        return (self.child.stderr.read(2000) or b"").decode(errors="replace").strip()
+
     def begin(self) -> None:
         """Waits for its first word; from then on its time counts."""
         self.receive(_LONGEST_WORD)
@@ -271,10 +277,7 @@ class Bubblewrap:
                     pid = json.loads(os.read(info_read, 4096))["child-pid"]
                     process.first = pid, os.pidfd_open(pid)
                 except (Stopped, OSError, ValueError) as error:
-                    process.child.kill()
-                    assert process.child.stderr is not None
-                    said = process.child.stderr.read(2000).decode(errors="replace").strip()
-                    raise StartFailed(said or str(error)) from None
+                    raise StartFailed(process.complaint() or str(error)) from None
                 yield process
         finally:
             for descriptor in (info_read, info_write, filter_read):

@@ -9,7 +9,12 @@ import pytest
 from lockstitch.rewards.code_rewards import CodeReward
 from lockstitch.rewards.sandbox import Bubblewrap, Limits, Stopped, input_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("bubblewrap")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("bubblewrap"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of escapes in the benchmarks' regular expressions
+]
+EVERY = 4  # of MBPP's solutions off by one; with 1 it holds as well, and takes minutes
 
 
 def rows_of(path):
@@ -76,7 +81,7 @@ def mutants(source):
 def fails(launcher, source):
     """Whether a plain script of program and tests ends in an error, within its time."""
     stdin = input_file("")
-    with launcher.start(Limits(seconds=3.0), stdin) as process:
+    with launcher.start(Limits(seconds=1.0), stdin) as process:
         process.send({"kind": "program", "variants": [source]})
         try:
             return process.output(2**20)[1] != 0
@@ -89,8 +94,8 @@ def wrong_programs(sources, tests):
     launcher = Bubblewrap()
 
     def first(source, test):
-        few = list(mutants(source))
-        return next((mutant for mutant in [*few[:3], few[-1]] if fails(launcher, f"{mutant}\n\n{test}")), None)
+        *few, last = mutants(source)
+        return next((mutant for mutant in [*few[:2], last] if fails(launcher, f"{mutant}\n\n{test}")), None)
 
     with ThreadPoolExecutor(2) as executor:
         return list(executor.map(first, sources, tests))
@@ -108,12 +113,12 @@ def test_humaneval_solutions_off_by_one_are_wrong(data_dir):
 
 
 def test_mbpp_solutions_off_by_one_are_wrong(data_dir):
-    rows = rows_of(data_dir / "mbpp/mbpp.jsonl")[::3]
+    rows = rows_of(data_dir / "mbpp/mbpp.jsonl")[::EVERY]
     found = wrong_programs(
         [row["code"] for row in rows],
         ["\n".join([row["test_setup_code"], *row["test_list"]]) for row in rows],
     )
     rows, wrong = zip(*[(row, mutant) for row, mutant in zip(rows, found, strict=True) if mutant], strict=True)
     values = CodeReward()([""] * len(rows), wrong, **columns_of(rows, "test_list", "test_setup_code"))
-    assert len(rows) >= 150
+    assert len(rows) >= 460 // EVERY
     assert [(row["task_id"], value) for row, value in zip(rows, values, strict=True) if value != 0.0] == []
