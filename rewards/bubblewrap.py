@@ -126,6 +126,9 @@ def _command(inside: list[str], disk_bytes: int, info: int, seccomp: int) -> Ite
     if _has_option(bwrap, "--disable-userns"):
         yield "--disable-userns"
     yield from ("--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "HOME", "/tmp", "--hostname", "sandbox")
+    if sysconfig.get_config_var("Py_ENABLE_SHARED") and str(home) != "/usr":
+        # There is no /etc/ld.so.cache inside, which may be what leads to the interpreter's own library.
+        yield from ("--setenv", "LD_LIBRARY_PATH", str(home / "lib"))
     yield from ("--info-fd", str(info), "--seccomp", str(seccomp))
     yield from _view(prefix)
     yield from ("--dev-bind", "/dev/null", "/dev/null", "--size", str(disk_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp")

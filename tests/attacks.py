@@ -239,7 +239,7 @@ OUTSIDE = [
     _any("reads /etc", "open('/etc/passwd').read()", "open('/etc/shadow').read()", "os.listdir('/etc')"),
     _any("reads a home", "os.listdir('/home')", "[name for name in os.listdir('/root') if name != '.pyenv']",
          "os.listdir(os.path.expanduser('~'))"),
-    _any("reads the environment", "set(os.environ) - {'HOME', 'LC_CTYPE', 'PWD', 'PYTHONHASHSEED'}",
+    _any("reads the environment", "set(os.environ) - {'HOME', 'LC_CTYPE', 'LD_LIBRARY_PATH', 'PWD', 'PYTHONHASHSEED'}",
          "open('/proc/1/environ', 'rb').read()", "open('/proc/HOST_PID/environ', 'rb').read()"),
     _any("looks for other programs", "os.listdir('/proc')", "os.kill(HOST_PID, 0) is None",
          "[pid for pid in range(3, 1000) if pid != os.getpid() and not os.kill(pid, 0)]"),

@@ -37,12 +37,14 @@ def test_what_there_is_inside():
 import glob, os, sys
 def names(path):
     return sorted(os.listdir(path))
+def environment():
+    return sorted(set(os.environ) - {'LD_LIBRARY_PATH'})  # which some interpreters need
 def writable():
     paths = {'/', os.__file__, *glob.glob('/*'), *glob.glob('/*/*'), *sys.path}
     return sorted(path for path in paths if os.access(path, os.W_OK))
 """
     answers = told(
-        Bubblewrap(), source, "names('/dev')", "sorted(os.environ)", "writable()", "os.getpid() <= 3",
+        Bubblewrap(), source, "names('/dev')", "environment()", "writable()", "os.getpid() <= 3",
         "[p for p in sys.path if 'site-packages' in p or p in ('', '/tmp')]", "os.getuid() == 0", "names('/tmp')",
         "[os.path.exists(p) for p in ('/proc', '/etc', '/bin/sh', '/usr/bin', '/sys', '/var', '/run')]", "sys.stdin.read()",
     )  # fmt: skip
