@@ -1,6 +1,7 @@
 # Sourced by the scripts beside it: makes the repository's own virtual environment, .venv, and keeps it up to date.
 #
-#   prepare base|dev    makes or refreshes .venv, `dev` with the test tools; sets PYTHON to its interpreter
+#   prepare base|dev    makes or refreshes .venv; sets PYTHON to its interpreter. `dev` has the test tools, and installs
+#                       bubblewrap if it may
 #   stage TEXT          says what comes next, after the seconds since the script began
 #
 # .venv/lockstitch.stamp holds a checksum of what was installed; nothing is reinstalled while it still holds.
@@ -56,6 +57,7 @@ prepare() {
         dev) target=".[dev]" ;;
         *) fail "prepare: unknown kind '$kind' (base, dev)" ;;
     esac
+    if [[ "$kind" == dev ]]; then install_bubblewrap; fi
     # The folder counts too: the scripts and the editable install inside .venv name it.
     sum="$({ printf '%s\n' "$ROOT" && cat "$ROOT/constraints.txt" "$ROOT/pyproject.toml"; } | cksum)"
     if [[ -f "$stamp" ]] && "$PYTHON" -c '' 2>/dev/null; then
@@ -77,4 +79,17 @@ prepare() {
     (cd "$ROOT" && "$PYTHON" -m pip install -qq -c constraints.txt -e "$target")
     printf '%s %s\n' "$sum" "$kind" >"$stamp"
     stage ".venv is ready"
+}
+
+# Bubblewrap is what code rewards run programs in. Nothing else needs it, so its absence fails nobody but those tests.
+install_bubblewrap() {
+    if command -v bwrap >/dev/null; then return; fi
+    if [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; then
+        stage "installing bubblewrap, the sandbox of code rewards"
+        export DEBIAN_FRONTEND=noninteractive
+        if (apt-get install -y -qq bubblewrap || { apt-get update -qq && apt-get install -y -qq bubblewrap; }) &>/dev/null; then
+            return
+        fi
+    fi
+    stage "no bubblewrap: tests of code rewards will be skipped (Debian, Ubuntu: apt-get install bubblewrap)"
 }

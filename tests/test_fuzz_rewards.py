@@ -190,8 +190,11 @@ def test_two_hundred_thousand_characters_of_one_kind(piece, form):
     check(form.format(piece * (200_000 // len(piece))))
 
 
-MODULES = ["marks", "math_rewards", "puzzle_rewards", "format_rewards", "contract", "extract", "countdown", "sudoku",
-           "notations", "benchmarks", "grade", "reasoning_gym_task"]  # fmt: skip
+MODULES = [
+    "marks", "math_rewards", "puzzle_rewards", "format_rewards", "contract", "extract", "countdown", "sudoku",
+    "notations", "benchmarks", "grade", "reasoning_gym_task",
+    "code_extract", "code_rewards", "code_tests", "judge", "sandbox_fusion", "tagged",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,0 +1,219 @@
+"""Rewards for programs that pass their tests, in a sandbox, judged from outside.
+
+`code_reward` pays 1.0 for a program that passes all of them, `code_fraction_reward` the share that it passes. The tests are
+read from whichever columns the data set has: HumanEval's (`test`, `entry_point`), MBPP's (`test_list`, `test_setup_code`,
+`test_imports`), plain ones (`tests`, `setup`), or texts in and out (`inputs`, `outputs`).
+
+Where programs run is said by the environment variable LOCKSTITCH_SANDBOX, or by `CodeReward(backend=...)`: `bwrap` (the
+default), the address of a SandboxFusion server, or `unsafe`. Without a sandbox nothing runs: `SandboxUnavailable`.
+"""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lockstitch.rewards.code_extract import extract_code, header_in, variants
+from lockstitch.rewards.code_tests import (
+    BadTest,
+    Dialogue,
+    Test,
+    called_names,
+    names_of_setup,
+    parse_check,
+    parse_tests,
+)
+from lockstitch.rewards.contract import Completion, LogExtra, LogMetric, Value, completion_texts, report_none, rows_of
+from lockstitch.rewards.judge import Exam, Examiner, LocalExaminer, Marks
+from lockstitch.rewards.sandbox import Bubblewrap, Limits, Unsafe
+from lockstitch.rewards.sandbox_fusion import FusionExaminer
+
+BACKEND_VARIABLE = "LOCKSTITCH_SANDBOX"
+_MOST_WORKERS = 64
+
+
+@functools.cache
+def examiner_of(backend: str) -> Examiner:
+    """Who examines: `bwrap`, `unsafe`, or the address of a SandboxFusion server.
+
+    Raises:
+        ValueError: it is none of these.
+        SandboxUnavailable: there is no sandbox on this machine.
+    """
+    if backend == "bwrap":
+        return LocalExaminer(Bubblewrap())
+    if backend == "unsafe":
+        return LocalExaminer(Unsafe())
+    if backend.startswith(("http://", "https://")):
+        return FusionExaminer(backend)
+    raise ValueError(f"backend {backend!r} is neither 'bwrap', 'unsafe', nor the address of a SandboxFusion server (http://...)")
+
+
+class CodeReward:
+    """A reward for programs, with settings of its own.
+
+    Args:
+        backend: `bwrap`, `unsafe`, or the address of a SandboxFusion server; by default what LOCKSTITCH_SANDBOX says at
+            the time of the call, and `bwrap` where it says nothing.
+        fraction: pay for the share of the tests that are passed, instead of for all or none.
+        timeout: seconds that a program may take for all its calls, or for one input.
+        memory_mb: MiB that it may use.
+        workers: how many run at once; by default one for each core that this process may use.
+        name: what it is called in metrics.
+
+    Raises:
+        ValueError: a setting that cannot be meant.
+    """
+
+    __name__: str
+
+    def __init__(
+        self, *, backend: str | None = None, fraction: bool = False, timeout: float = 10.0, memory_mb: int = 512,
+        workers: int | None = None, name: str | None = None,
+    ) -> None:  # fmt: skip
+        if backend is not None and backend not in ("bwrap", "unsafe"):
+            examiner_of(backend)  # for its refusal; a server is not asked yet
+        if workers is not None and not 1 <= workers <= _MOST_WORKERS:
+            raise ValueError(f"{workers} workers; from 1 to {_MOST_WORKERS} are possible")
+        self.backend, self.fraction, self.workers = backend, fraction, workers
+        self.limits = Limits(seconds=timeout, memory_mb=memory_mb)
+        self.__name__ = name or ("code_fraction_reward" if fraction else "code_reward")
+
+    def __repr__(self) -> str:
+        return f"CodeReward(backend={self.backend!r}, fraction={self.fraction}, limits={self.limits})"
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Completion], log_extra: LogExtra | None = None,
+        log_metric: LogMetric | None = None, **columns: Any,
+    ) -> list[Value]:  # fmt: skip
+        """One value for each completion; None where the row has no tests, or its program could not be examined.
+
+        Raises:
+            SandboxUnavailable: there is no sandbox on this machine.
+            ValueError: a row has another number of inputs than of outputs.
+        """
+        texts, asked = completion_texts(completions), completion_texts(prompts)
+        rows = rows_of(columns, len(texts))
+        marks = self.examine(asked, texts, rows)
+        values = [self._value(mark) for mark in marks]
+        if log_extra is not None:
+            log_extra("code_result", [_said(mark) for mark in marks])
+        reasons = sorted({mark.reason for mark in marks if mark.passed is None})
+        report_none(self.__name__, values, log_metric, "; ".join(reasons[:5]))
+        return values
+
+    def examine(self, prompts: Sequence[str], texts: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Marks]:
+        """What each completion's program achieved."""
+        exams = [_read(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        if not any(isinstance(exam, _Ready) for exam in exams):
+            return [exam for exam in exams if isinstance(exam, Marks)]
+        examiner = examiner_of(self.backend or os.environ.get(BACKEND_VARIABLE) or "bwrap")
+
+        def one(text: str, exam: "_Ready | Marks") -> Marks:
+            if isinstance(exam, Marks):
+                return exam
+            code = extract_code(text, called_names(exam.exam.tests))
+            programs = variants(code, exam.header, exam.entry_point)
+            return examiner.examine(exam.exam, programs, self.limits, until_failure=not self.fraction)
+
+        executor = ThreadPoolExecutor(self.workers or min(_MOST_WORKERS, len(os.sched_getaffinity(0))))
+        try:
+            return list(executor.map(one, texts, exams))
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def _value(self, marks: Marks) -> Value:
+        if marks.passed is None:
+            return None
+        return sum(marks.passed) / len(marks.passed) if self.fraction else float(all(marks.passed))
+
+
+def _said(marks: Marks) -> str:
+    if marks.passed is None:
+        return f"[not scored: {marks.reason}]"
+    return "passed" if all(marks.passed) else marks.reason
+
+
+class _Ready:
+    """A row's tests, and how its programs are to be read."""
+
+    def __init__(self, exam: Exam, header: str | None = None, entry_point: str | None = None) -> None:
+        self.exam, self.header, self.entry_point = exam, header, entry_point
+
+
+def _read(row: Mapping[str, Any], prompt: str) -> _Ready | Marks:
+    """The tests of a row; marks without a result if it has none, or none that can be read."""
+    try:
+        ready = _by_columns(row, prompt)
+    except BadTest as error:
+        return Marks(None, str(error))
+    return ready if ready is not None and ready.exam.tests else Marks(None, "no tests in the row")
+
+
+def _by_columns(row: Mapping[str, Any], prompt: str) -> _Ready | None:
+    if row.get("inputs") is not None and row.get("outputs") is not None:
+        return _Ready(Exam(_dialogues(row["inputs"], row["outputs"])))
+    if row.get("test") and row.get("entry_point"):
+        return _humaneval(row["test"], row["entry_point"], row.get("code_prompt") or header_in(prompt, row["entry_point"]))
+    if row.get("test_list") is not None:
+        imports = "\n".join(row.get("test_imports") or [])
+        # MBPP's set-up may use what the program defines, so it comes after it.
+        return _asserts(row["test_list"], after=f"{imports}\n{row.get('test_setup_code') or ''}")
+    if row.get("tests") is not None:
+        tests = [row["tests"]] if isinstance(row["tests"], str) else row["tests"]
+        return _asserts(tests, before=row.get("setup") or "")
+    return None
+
+
+def _dialogues(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[Test, ...]:
+    if isinstance(inputs, str) or isinstance(outputs, str) or len(inputs) != len(outputs):
+        raise ValueError(
+            f"inputs and outputs must be lists of texts of one length; given: {type(inputs).__name__} of {len(inputs)}, "
+            f"{type(outputs).__name__} of {len(outputs)}"
+        )
+    return tuple(Dialogue(text, expected) for text, expected in zip(inputs, outputs, strict=True))
+
+
+def _asserts(sources: Sequence[str], before: str = "", after: str = "") -> _Ready:
+    known = names_of_setup(f"{before}\n{after}")
+    tests = parse_tests(sources, known or ())
+    return _Ready(Exam(tests, before, after, trusted=() if known is None else (before, after)))
+
+
+def _humaneval(source: str, entry_point: str, header: str | None) -> _Ready:
+    known = names_of_setup(header) if header is not None else None
+    tests, others = parse_check(source, entry_point, known or ())
+    trusted = (others,) if header is None or known is None else (header, others)
+    return _Ready(Exam(tests, trusted=trusted), header, entry_point)
+
+
+_code, _code_fraction = CodeReward(), CodeReward(fraction=True)
+
+
+def code_reward(
+    prompts: Sequence[Any], completions: Sequence[Completion], log_extra: LogExtra | None = None,
+    log_metric: LogMetric | None = None, **columns: Any,
+) -> list[Value]:  # fmt: skip
+    """1.0 for a program that passes all its tests, in a sandbox, else 0.0; None without tests or without a run.
+
+    Columns: test, entry_point, [code_prompt]; or test_list, [test_setup_code]; or tests, [setup]; or inputs, outputs.
+
+    Raises:
+        SandboxUnavailable: there is no sandbox on this machine, and LOCKSTITCH_SANDBOX names no other place.
+    """
+    return _code(prompts, completions, log_extra=log_extra, log_metric=log_metric, **columns)
+
+
+def code_fraction_reward(
+    prompts: Sequence[Any], completions: Sequence[Completion], log_extra: LogExtra | None = None,
+    log_metric: LogMetric | None = None, **columns: Any,
+) -> list[Value]:  # fmt: skip
+    """The share of its tests that a program passes, in a sandbox; None without tests or without a run.
+
+    Columns: test, entry_point, [code_prompt]; or test_list, [test_setup_code]; or tests, [setup]; or inputs, outputs.
+
+    Raises:
+        SandboxUnavailable: there is no sandbox on this machine, and LOCKSTITCH_SANDBOX names no other place.
+    """
+    return _code_fraction(prompts, completions, log_extra=log_extra, log_metric=log_metric, **columns)

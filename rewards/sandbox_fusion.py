@@ -1,0 +1,137 @@
+"""Examining programs on a SandboxFusion server (github.com/bytedance/SandboxFusion), for machines without a sandbox.
+
+Each program is one request to `POST /run_code`. For calls, the source of `sandbox_worker` is sent with the job and all calls
+as its input, and the answers come back as its output; the comparison is made here, as ever. What a test calls in
+the course of a script cannot be asked for over such a connection: programs with tests of that kind are not scored.
+
+A server that cannot be reached, answers with an error, or says `SandboxError` leaves a program unscored. How well a program
+is locked in is the server's affair.
+"""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lockstitch.rewards.code_tests import Case, Dialogue
+from lockstitch.rewards.judge import (
+    Exam,
+    Marks,
+    error_text,
+    longest_answer,
+    marks,
+    read_answer,
+    same_output,
+    verdict_on,
+)
+from lockstitch.rewards.sandbox import Limits, Stopped, worker_source
+
+_PATIENCE_SECONDS = 60.0  # for a server that has a queue
+_LONGEST_REPLY = 2**24
+_HEADER = 8
+# It takes its orders from the standard input and answers on the standard output; the limits are the server's.
+_ON_STREAMS = "\nimport sys\n\nsys.argv[1:] = ['0', '1', '0', '0', '0', '0']\n"
+_BEGIN = '\nif __name__ == "__main__":\n'
+
+
+class ServerFailed(RuntimeError):  # noqa: N818
+    """The server did not run the program."""
+
+
+class FusionExaminer:
+    """Examines programs on a server.
+
+    Args:
+        url: where it is, `http://HOST:PORT`.
+        patience: seconds to wait for an answer, besides those that the program has.
+    """
+
+    def __init__(self, url: str, patience: float = _PATIENCE_SECONDS) -> None:
+        self.url, self.patience = f"{url.rstrip('/')}/run_code", patience
+
+    def examine(self, exam: Exam, variants: Sequence[str], limits: Limits, *, until_failure: bool = False) -> Marks:
+        """See `judge.Examiner`."""
+        cases = [test for test in exam.tests if isinstance(test, Case)]
+        dialogues = [test for test in exam.tests if isinstance(test, Dialogue)]
+        try:
+            if len(dialogues) == len(exam.tests):
+                failures = (self._converse(test, variants[0], limits) for test in dialogues)
+                return marks(len(dialogues), failures, until_failure)
+            if len(cases) == len(exam.tests):
+                return marks(len(cases), self._call(exam, cases, variants, limits), until_failure)
+        except ServerFailed as error:
+            return Marks(None, str(error))
+        return Marks(None, "a test that is no 'assert call == value', which a SandboxFusion server cannot be asked")
+
+    def _call(self, exam: Exam, cases: Sequence[Case], variants: Sequence[str], limits: Limits) -> Iterator[str]:
+        job = {"kind": "functions", "variants": list(variants), "before": exam.before, "after": exam.after}
+        orders: list[dict[str, Any]] = [job, *({"eval": case.call} for case in cases)]
+        program = worker_source().replace(_BEGIN, _ON_STREAMS + _BEGIN)
+        result = self._run(program, "".join(map(_frame, orders)), limits)
+        answers = _Frames(str(result.get("stdout") or ""))
+        try:
+            answers.next(_LONGEST_REPLY)  # that it is ready
+            loaded = read_answer(answers.next(_LONGEST_REPLY))
+            if "raised" in loaded:
+                raise Stopped(error_text(loaded))
+        except Stopped as error:
+            yield from [str(error)] * len(cases)
+            return
+        for case in cases:
+            try:
+                yield verdict_on(case, read_answer(answers.next(longest_answer(case.expected))))
+            except Stopped as error:
+                yield str(error)
+
+    def _converse(self, test: Dialogue, source: str, limits: Limits) -> str:
+        result = self._run(source, test.stdin, limits)
+        if result.get("status") != "Finished":
+            return "out of time"
+        if result.get("return_code") != 0:
+            return f"exit status {result.get('return_code')}"
+        found = str(result.get("stdout") or "")
+        return "" if same_output(test.stdout, found) else f"prints {found[:100]!r}"
+
+    def _run(self, code: str, stdin: str, limits: Limits) -> dict[str, Any]:
+        """`run_result` of a program: `status` (Finished, TimeLimitExceeded), `return_code`, `stdout`."""
+        body = {
+            "language": "python", "code": code, "stdin": stdin, "run_timeout": limits.seconds,
+            "memory_limit_MB": limits.memory_mb,
+        }  # fmt: skip
+        request = urllib.request.Request(
+            self.url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=limits.seconds + self.patience) as response:
+                reply = json.loads(response.read(_LONGEST_REPLY))
+        except (OSError, ValueError, RecursionError) as error:  # no connection, an error's status, no JSON
+            raise ServerFailed(f"{self.url}: {error}") from None
+        result = reply.get("run_result") if isinstance(reply, dict) else None
+        if not isinstance(result, dict) or reply.get("status") == "SandboxError":
+            raise ServerFailed(f"{self.url}: {str(reply)[:200]}")
+        return result
+
+
+def _frame(message: dict[str, Any]) -> str:
+    data = ascii(message)  # a Python literal that survives any encoding on the way
+    return f"{len(data):08x}{data}"
+
+
+class _Frames:
+    """The frames in a text."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.place = text, 0
+
+    def next(self, longest: int) -> bytes:
+        """The next frame; `Stopped` if there is none."""
+        start = self.place + _HEADER
+        try:
+            length = int(self.text[self.place : start], 16)
+        except ValueError:
+            raise Stopped("it ended") from None
+        if not 0 <= length <= longest or start + length > len(self.text):
+            raise Stopped(f"an answer of {length} bytes, or less of it")
+        self.place = start + length
+        return self.text[start : self.place].encode(errors="replace")

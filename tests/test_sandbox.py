@@ -1,0 +1,260 @@
+"""The sandbox itself: what is in it, how it starts, ends and refuses."""
+
+import ctypes
+import json
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lockstitch.rewards import bubblewrap, sandbox, seccomp
+from lockstitch.rewards.bubblewrap import SandboxUnavailable
+from lockstitch.rewards.code_rewards import CodeReward, code_reward, examiner_of
+from lockstitch.rewards.sandbox import Bubblewrap, Limits, StartFailed, Stopped, Unsafe, input_file
+from lockstitch.rewards.sandbox_watch import processes_of
+
+
+def told(launcher, source, *expressions, limits=None):
+    """What a program answers to some expressions."""
+    with launcher.start(limits or Limits()) as process:
+        process.send({"kind": "functions", "variants": [source], "before": "", "after": ""})
+        assert json.loads(process.receive(4096)) == {"done": True}
+        answers = []
+        for expression in expressions:
+            process.send({"eval": expression})
+            answers.append(json.loads(process.receive(2**20)))
+        return answers
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_what_there_is_inside():
+    source = """
+import glob, os, sys
+def names(path):
+    return sorted(os.listdir(path))
+def environment():
+    return sorted(set(os.environ) - {'LD_LIBRARY_PATH'})  # which some interpreters need
+def writable():
+    paths = {'/', os.__file__, *glob.glob('/*'), *glob.glob('/*/*'), *sys.path}
+    return sorted(path for path in paths if os.access(path, os.W_OK))
+"""
+    answers = told(
+        Bubblewrap(), source, "names('/dev')", "environment()", "writable()", "os.getpid() <= 3",
+        "[p for p in sys.path if 'site-packages' in p or p in ('', '/tmp')]", "os.getuid() == 0", "names('/tmp')",
+        "[os.path.exists(p) for p in ('/proc', '/etc', '/bin/sh', '/usr/bin', '/sys', '/var', '/run')]", "sys.stdin.read()",
+    )  # fmt: skip
+    assert [answer["value"] for answer in answers] == [
+        ["null"], ["HOME", "LC_CTYPE", "PWD", "PYTHONHASHSEED"], ["/dev/null", "/tmp"], True, [], False, [],
+        [False] * 7, "",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_the_same_program_answers_the_same():
+    """Also where it depends on the order of a set of texts."""
+    source = "def f():\n    return list({chr(i) * 3 for i in range(65, 90)})"
+    assert told(Bubblewrap(), source, "f()") == told(Bubblewrap(), source, "f()")
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_an_end_is_the_end_of_all_its_processes():
+    source = "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(600)\n"
+    before = processes_of(os.getpid())
+    with Bubblewrap().start(Limits()) as process:
+        process.send({"kind": "functions", "variants": [source], "before": "", "after": ""})
+        assert json.loads(process.receive(4096)) == {"done": True}
+        assert len(processes_of(process.child.pid)) >= 7
+        inside = set(processes_of(process.child.pid))
+    assert processes_of(os.getpid()) == before
+    assert not [pid for pid in inside if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_it_ends_with_whoever_started_it():
+    code = (
+        "import sys, time\nfrom lockstitch.rewards.sandbox import Bubblewrap, Limits\n"
+        "with Bubblewrap().start(Limits()) as process:\n    print(process.first[0], flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        parent.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the sandbox outlives the process that started it")
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_limits_hold_for_the_sum_and_the_one():
+    with pytest.raises(Stopped, match="out of time"):
+        told(Bubblewrap(), "", "1 + [i for i in iter(int, 1)]", limits=Limits(seconds=0.3))
+    (answer,) = told(Bubblewrap(), "", "len(bytearray(200 * 2**20))", limits=Limits(memory_mb=128))
+    assert answer["raised"][0] == "MemoryError"
+    source = "def f(n):\n    with open('/tmp/x', 'wb') as file:\n        return file.write(bytes(n))"
+    small, large = told(Bubblewrap(), source, "f(2**20)", "f(5 * 2**20)", limits=Limits(disk_mb=2))
+    assert (small["value"], large["raised"][0]) == (2**20, "OSError")
+
+
+@pytest.mark.parametrize("launcher", [Bubblewrap, Unsafe])
+@pytest.mark.usefixtures("bubblewrap")
+def test_a_script_reads_and_prints(launcher):
+    text = "x" * 200_000 + "\n" + "\u00e4\U0001f600"
+    descriptor = input_file(text)
+    with launcher().start(Limits(), descriptor) as process:
+        source = "import sys\nprint(__name__, sys.stdin.read()[::-1], end='')\nraise SystemExit(3)"
+        process.send({"kind": "program", "variants": [source]})
+        assert process.output(2**20) == (f"__main__ {text[::-1]}".encode(), 3)
+    os.close(descriptor)
+    with pytest.raises(ValueError, match="seconds=0"):
+        Limits(seconds=0)
+
+
+def test_unsafe_leaves_no_folder_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (answer,) = told(Unsafe(), "open('left', 'w').close()\nimport os", "os.listdir('.')")
+    assert answer == {"value": ["left"]}
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def refused(monkeypatch, **columns):
+    examiner_of.cache_clear()
+    monkeypatch.delenv("LOCKSTITCH_SANDBOX", raising=False)
+    try:
+        with pytest.raises(SandboxUnavailable) as caught:
+            code_reward([""], ["def f(x):\n    return x"], tests=[["assert f(1) == 1"]], **columns)
+    finally:
+        examiner_of.cache_clear()
+    return str(caught.value)
+
+
+def test_without_bubblewrap_nothing_runs(monkeypatch, tmp_path):
+    marker = tmp_path / "ran"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = refused(monkeypatch)
+    assert "bwrap is not on the PATH" in said
+    for cure in ("apt-get install bubblewrap", "LOCKSTITCH_SANDBOX=http://", "LOCKSTITCH_SANDBOX=unsafe"):
+        assert cure in said
+    with pytest.raises(SandboxUnavailable):
+        CodeReward()([""], [f"open({str(marker)!r}, 'w')"], tests=[["assert f(1) == 1"]])
+    assert not marker.exists()
+    # It says so only where there is something to run, and an explicit choice is respected.
+    assert code_reward([""], ["x"], answer=["5"]) == [None]
+    monkeypatch.setenv("LOCKSTITCH_SANDBOX", "unsafe")
+    assert code_reward([""], ["def f(x):\n    return x"], tests=[["assert f(1) == 1"]]) == [1.0]
+
+
+def test_where_namespaces_are_forbidden_it_says_so(monkeypatch, tmp_path):
+    """Such as in many containers: bubblewrap is there, and cannot work."""
+    for name in ("setpriv", "unshare", "mount", "sh"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    for path in (fake, tmp_path, *list(tmp_path.parents)[:2]):
+        path.chmod(path.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = refused(monkeypatch)
+    assert "bubblewrap does not start here" in said
+    assert "LOCKSTITCH_SANDBOX=unsafe" in said
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_a_sandbox_that_fails_later_leaves_programs_unscored(monkeypatch, caplog):
+    examiner_of("bwrap")
+    real = bubblewrap.command
+    monkeypatch.setattr(bubblewrap, "command", lambda *a: [*real(*a)[:-20], "/absent"])
+    metrics = {}
+    values = code_reward([""], ["x"], tests=[["assert f(1) == 1"]], log_metric=metrics.__setitem__)
+    assert values == [None]
+    assert metrics == {"rewards/code_reward/none": 1.0}
+    assert "did not start" in caplog.text
+
+
+@pytest.mark.parametrize(("backend", "said"), [("docker", "neither"), ("ftp://x", "neither"), ("", "neither")])
+def test_an_unknown_backend_is_refused(backend, said):
+    with pytest.raises(ValueError, match=said):
+        CodeReward(backend=backend)
+    with pytest.raises(ValueError, match="0 workers"):
+        CodeReward(workers=0)
+
+
+def test_a_launch_that_fails_is_a_failed_start(monkeypatch):
+    monkeypatch.setattr(sandbox, "interpreter", lambda: "/absent")
+    with pytest.raises(StartFailed, match="absent"), Unsafe().start(Limits()):
+        pass
+    monkeypatch.setattr(sandbox, "interpreter", lambda: shutil.which("true"))
+    with pytest.raises(StartFailed, match="ended"), Unsafe().start(Limits()):
+        pass
+
+
+# --- the filter ------------------------------------------------------------------------------------------------------
+
+
+def run_filter(machine, number, *arguments, architecture=None):
+    """A small interpreter of classic BPF: what the filter returns for a call."""
+    program = seccomp.program(machine)
+    words = {0: number, 4: architecture or {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[machine]}
+    words |= {16 + 8 * i: argument for i, argument in enumerate(arguments)}
+    accumulator, at = 0, 0
+    while True:
+        code = int.from_bytes(program[8 * at : 8 * at + 2], "little")
+        yes, no = program[8 * at + 2], program[8 * at + 3]
+        operand = int.from_bytes(program[8 * at + 4 : 8 * at + 8], "little")
+        at += 1
+        if code == 0x20:
+            accumulator = words[operand]
+        elif code == 0x06:
+            return operand
+        else:
+            jumps = {0x15: accumulator == operand, 0x35: accumulator >= operand, 0x45: bool(accumulator & operand)}
+            at += yes if jumps[code] else no
+
+
+ALLOWED, REFUSED, UNKNOWN, NO_FAMILY, KILLED = 0x7FFF0000, 0x50001, 0x50026, 0x50061, 0x80000000
+
+
+@pytest.mark.parametrize(
+    ("machine", "read", "mount", "clone", "clone3", "socket"),
+    [("x86_64", 0, 165, 56, 435, 41), ("aarch64", 63, 40, 220, 435, 198)],
+)
+def test_the_filter(machine, read, mount, clone, clone3, socket):
+    assert run_filter(machine, read) == ALLOWED
+    assert run_filter(machine, mount) == REFUSED
+    assert run_filter(machine, clone, 17) == ALLOWED
+    for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+        assert run_filter(machine, clone, flag | 17) == REFUSED
+    assert run_filter(machine, clone3) == UNKNOWN
+    assert [run_filter(machine, socket, family) for family in (1, 2, 10)] == [ALLOWED] * 3
+    assert {run_filter(machine, socket, family) for family in (0, 3, 16, 17, 38, 40)} == {NO_FAMILY}
+    assert run_filter(machine, read, architecture=0x40000003) == KILLED
+    if machine == "x86_64":
+        assert run_filter(machine, 0x40000000 + read) == UNKNOWN
+    assert not seccomp.is_known("riscv64")
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64")
+def test_the_kernel_applies_it():
+    """Every refused call is refused inside, and not for the reason that its arguments are wrong."""
+    numbers = {name: pair[0] for name, pair in seccomp._REFUSED.items()}
+    source = f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def allowed():
+    found = []
+    for name, number in {numbers!r}.items():
+        if not (libc.syscall(number, 0, 0, 0, 0, 0, 0) == -1 and ctypes.get_errno() == 1):
+            found.append(name)
+    return found
+"""
+    assert ctypes.sizeof(ctypes.c_void_p) == 8
+    assert told(Bubblewrap(), source, "allowed()") == [{"value": []}]
