@@ -11,9 +11,9 @@ Forms: `tags` is d1's (arXiv 2504.12216), `<reasoning>` and `<answer>` blocks, i
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
+from lockstitch.rewards.code_extract import extract_code
 from lockstitch.rewards.marks import without_special_tokens
 from lockstitch.rewards.math_rewards import read_answer
 from lockstitch.rewards.notations import (
@@ -171,8 +171,7 @@ def _code(name: str, sources: Mapping[str, Source], read: Callable[[Row], dict[s
 
 
 def _read_program(text: str) -> str | None:
-    program: str = import_module("lockstitch.rewards.code_extract").extract_code(text)
-    return program.strip("\n") or None
+    return extract_code(text).strip("\n") or None
 
 
 def _puzzle(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.benchmarks import BENCHMARKS, GYM
+from lockstitch.rewards.bubblewrap import SandboxUnavailable
 from lockstitch.rewards.grade import GradeConfig, Progress, grade
 
 
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
             options.task, options.completions, options.output, options.form, tuple(options.reward), options.chunk
         )
         summary = grade(config, _bar)
-    except ValueError as error:
+    except (ValueError, SandboxUnavailable) as error:
         print(f"lockstitch grade: {error}", file=sys.stderr)
         return 2
     print(table(summary))

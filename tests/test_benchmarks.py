@@ -15,7 +15,6 @@ FILES = {
     "sudoku": ("d1", 250), "humaneval": ("test", 82), "mbpp": ("test", 474),
 }  # fmt: skip
 HUMANEVAL = {"prompt": "\ndef one():\n", "entry_point": "one", "test": "def check(f):\n    assert f() == 1\n"}
-CODE = {"code"}  # the plug-in names of rewards that need the sandbox
 
 
 def read(name, row):
@@ -53,12 +52,12 @@ def test_the_hub_is_asked_by_the_documented_names():
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_reward_is_a_plug_in(name):
     benchmark = get_benchmark(name)
-    offered = {info.name for info in available_rewards()} | CODE
+    offered = {info.name for info in available_rewards()}
     for form in benchmark.forms:
         names = [reward for reward, weight in benchmark.rewards_for(form) if weight > 0]
         assert set(names) <= offered
         assert len(names) == len(set(names)) == len(benchmark.rewards_for(form))
-        assert all(callable(load_reward(reward)) for reward in names if reward not in CODE)
+        assert all(callable(load_reward(reward)) for reward in names)
 
 
 @pytest.mark.parametrize("name", sorted(set(BENCHMARKS) & set(TASKS)))

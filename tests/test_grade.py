@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 
 import pytest
 from lockstitch.rewards.benchmark_rows import load_rows
@@ -21,10 +20,6 @@ from lockstitch.rewards.grade import GradeConfig, grade, number_note, parse_rewa
 from lockstitch.rewards.grade_cli import main
 from lockstitch.rewards.statistics import wilson
 from test_math_rewards import TAKEN_FOR_THE_SAME, perturbed, rows_of
-
-needs_code = pytest.mark.skipif(
-    find_spec("lockstitch.rewards.code_rewards") is None, reason="there is no lockstitch.rewards.code_rewards"
-)
 
 
 def write(path, rows):
@@ -120,16 +115,17 @@ def check_gold(folder, data, name, count):
 
 
 CODE_TASKS = ("humaneval", "mbpp", "mbpp sanitized")
-NAMES = [pytest.param(name, marks=needs_code if name in CODE_TASKS else ()) for name in GOLD]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.values[0] != "math500"])  # which takes seconds
-def test_gold_is_right_and_changed_gold_is_wrong(name, tmp_path, data_dir):
+@pytest.mark.parametrize("name", [name for name in GOLD if name != "math500"])  # which takes seconds
+def test_gold_is_right_and_changed_gold_is_wrong(name, tmp_path, data_dir, request):
+    if name in CODE_TASKS:
+        request.getfixturevalue("bubblewrap")
     check_gold(tmp_path, data_dir, name, 4 if name in CODE_TASKS else 25)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in GOLD if name not in CODE_TASKS])  # their rows: `test_code_gold`
 def test_all_gold_is_right_and_changed_gold_is_wrong(name, tmp_path, data_dir):
     check_gold(tmp_path, data_dir, name, None)
 
