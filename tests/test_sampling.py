@@ -284,7 +284,7 @@ def test_ledgers_add():
         ({"threshold": 0.9}, "would be ignored by policy='quota'"),
         ({"policy": "threshold"}, "threshold=None"),
         ({"policy": "threshold", "threshold": 0.9, "steps": 4}, "steps=4 would be ignored"),
-        ({"policy": "margin"}, "not one of quota, threshold"),
+        ({"policy": "margin"}, "not one of quota, random, threshold"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"canvas_length": 2.5}, "canvas_length=2.5"),
     ],
