@@ -237,7 +237,7 @@ def test_drawn_tokens_follow_the_softmax():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 9.0])
     draws, temperature = 40_000, 0.7
     u = uniform(torch.tensor([derive_seed(3, k) for k in range(draws)]), 0, 0, torch.arange(1))
-    token, confidence, _ = draw(logits.expand(draws, 1, 6).clone(), u, temperature, [5])
+    token, confidence, *_ = draw(logits.expand(draws, 1, 6).clone(), u, temperature, [5])
     expected = (logits[:5] / temperature).softmax(-1) * draws
     observed = torch.bincount(token[:, 0], minlength=6)
     assert observed[5] == 0
