@@ -11,8 +11,8 @@ Keys are kept in place, by column: a pass over some columns replaces theirs and 
 finished block is written by the same pass that opens the next one, and costs none of its own. Under `block`, trajectories
 of one prompt share one pass over it. Follows Fast-dLLM (2505.22618) for prefix and dual.
 
-Axes: R rows of the store (one per trajectory, a second one for guidance), A active rows, L columns (padding, prompt, canvas),
-Q columns of a pass, C columns whose logits are asked for, V vocabulary.
+Axes: R rows of the store (one per trajectory, a second one for guidance), B rows of the batch, A active ones, L columns
+(padding, prompt, canvas), Q columns of a pass, K columns it sees, C columns whose logits are asked for, V vocabulary.
 """
 
 from typing import Any
@@ -95,7 +95,7 @@ class Reader:
         self.opened = False
 
     def begin_stage(self, edges: list[int], lead: int) -> None:
-        """Prepares for a walk over the canvas in blocks that begin at positions `edges`, the first `lead` columns earlier."""
+        """Prepares for a walk over blocks that begin at canvas positions `edges`, the first one `lead` columns earlier."""
         width = self.canvases.width
         self.base = width - lead
         columns = self.canvases.ids_BL.shape[1]
@@ -150,8 +150,9 @@ class Reader:
         ids_AQ = self.canvases.ids_BL[rows_A, first:last]
         attention_AK = self.canvases.attention_BL[rows_A, :seen]
         if self.scale:
-            blank_AQ = ids_AQ.clone()
-            blank_AQ[:, : max(0, self.canvases.width - first)] = self.denoiser.mask_id
+            prompt_AQ = attention_AK[:, first:last].bool()
+            prompt_AQ[:, max(0, self.canvases.width - first) :] = False
+            blank_AQ = ids_AQ.masked_fill(prompt_AQ, self.denoiser.mask_id)
             ids_AQ, attention_AK = torch.cat([ids_AQ, blank_AQ]), attention_AK.repeat(2, 1)
             rows_A = torch.cat([rows_A, rows_A + len(self.nfe_B)])
         arguments: dict[str, Any] = {"input_ids": ids_AQ}

@@ -43,9 +43,18 @@ def is_exact(cache: str, family: Family) -> bool:
     return EXACT[family.layout][cache]
 
 
+def alignment(config: SamplerConfig, family: Family) -> int:
+    """Blocks are counted from the prompt's first token where this is above 1, and rows share a batch if their prompts'
+    lengths leave the same remainder by it: then blocks lie in the same columns."""
+    return config.block if family.layout == "block_causal" and config.blocks > 1 else 1
+
+
 def blocks(length: int, block: int, lead: int = 0) -> Iterator[tuple[int, int]]:
-    """Start and stop of each block of a canvas; the first one is shorter by the `lead` prompt tokens that it holds."""
-    start, stop = 0, block - lead % block
+    """Start and stop of each block of a canvas; the first one is shorter by the `lead` prompt tokens that it holds too.
+
+    A block as long as the canvas is all of it, whatever the lead.
+    """
+    start, stop = 0, block - lead % block if block < length else length
     while start < length:
         yield start, min(stop, length)
         start, stop = stop, stop + block
