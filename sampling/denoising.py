@@ -225,8 +225,10 @@ class Denoising:
         canvases, config = self.canvases, self.config
         assert config.revise_fraction is not None
         held_BG = canvases.commit_step_BG > 0
-        place = corrections.least_confident(canvases.confidence_BG, held_BG, config.revise_fraction).nonzero(as_tuple=True)
-        canvases.take_back(place, canvases.step_B[place[0]] + 1)  # the draft itself was seen until the next step
+        chosen_BG = corrections.least_confident(canvases.confidence_BG, held_BG, config.revise_fraction)
+        canvases.step_B += chosen_BG.any(1)  # a step without a pass, so that the trace shows the draft as well
+        row, position = chosen_BG.nonzero(as_tuple=True)
+        canvases.take_back((row, position), canvases.step_B[row])
         canvases.running_B[:] = True
         if config.stop_at_eos:
             canvases.stop_finished()
