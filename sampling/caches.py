@@ -120,7 +120,8 @@ class Reader:
         self.tokens_B[rows_A] += self.copies * self.canvases.attention_BL[rows_A, first:last].sum(1)
         if not self.scale:
             return logits
-        return guided(*logits.chunk(2), scale=self.scale)
+        conditional, unconditional = logits.chunk(2)
+        return guided(conditional, unconditional, self.scale)
 
     def _span(self, rows_A: torch.Tensor, lowest: int, highest: int) -> tuple[int, int, int]:
         """Columns `first:last` that a pass recomputes, and how many it sees, to answer in `lowest..highest`."""
