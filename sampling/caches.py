@@ -67,7 +67,7 @@ class _Columns(CacheLayerMixin):  # type: ignore[misc]
         return self.size[1]
 
 
-class Reader:
+class Passes:
     """Answers with the logits of canvas positions, and keeps the bill.
 
     Attributes:

@@ -144,7 +144,7 @@ class Canvases:
     def trajectories(
         self, denoiser: Denoiser, rows: list[Row], nfe_B: torch.Tensor, tokens_B: torch.Tensor, waits_B: torch.Tensor
     ) -> list[Trajectory]:
-        """The finished records, with the bill of the passes (see `Reader`)."""
+        """The finished records, with the bill of the passes (see `Passes`)."""
         lengths = self.length_B.tolist()
         ends = torch.minimum(first_eos(self.canvas_BG, self.masked_BG, self.eos_ids), self.length_B).tolist()
         canvas, steps, blocks = self.canvas_BG.tolist(), self.commit_step_BG.tolist(), self.block_BG.tolist()

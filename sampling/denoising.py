@@ -1,7 +1,7 @@
 """The denoising loop of one batch: canvases of masks in, trajectories out.
 
 One loop runs every combination of the axes (see `SamplerConfig`): stage by stage (a draft and its revisions), block by
-block, step by step; a step reads the canvas (`Reader`), draws candidates, lets the policy choose what commits and the
+block, step by step; a step reads the canvas (`Passes`), draws candidates, lets the policy choose what commits and the
 correction what is taken back. A pass holds only the rows whose block still changes, and asks for the logits of what may
 change. Follows LLaDA's semi-autoregressive sampler (2502.09992, Sec. 2.4); each axis names its own paper.
 
@@ -15,7 +15,7 @@ from itertools import count
 
 import torch
 from lockstitch.sampling import corrections, lengths, policies
-from lockstitch.sampling.caches import Reader
+from lockstitch.sampling.caches import Passes
 from lockstitch.sampling.canvases import Canvases, Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
@@ -43,13 +43,13 @@ class Denoising:
 
     Attributes:
         canvases: its state.
-        reader: what answers with logits.
+        passes: what answers with logits.
     """
 
     def __init__(self, denoiser: Denoiser, rows: list[Row], config: SamplerConfig) -> None:
         self.denoiser, self.rows, self.config = denoiser, rows, config
         self.canvases = Canvases(denoiser, rows, config.canvas_length, config.max_length or config.canvas_length)
-        self.reader = Reader(denoiser, self.canvases, config)
+        self.passes = Passes(denoiser, self.canvases, config)
         self.forbidden = [denoiser.mask_id]
         if denoiser.pad_id not in denoiser.eos_ids and denoiser.pad_id != denoiser.mask_id:
             self.forbidden.append(denoiser.pad_id)
@@ -61,7 +61,7 @@ class Denoising:
 
     def run(self) -> list[Trajectory]:
         """Denoises the batch."""
-        config, canvases, reader = self.config, self.canvases, self.reader
+        config, canvases, passes = self.config, self.canvases, self.passes
         if config.stop_at_eos:
             canvases.stop_finished()  # a pinned canvas may hold its EOS already
         if config.length == "dynamic":
@@ -71,17 +71,17 @@ class Denoising:
             if stage:
                 self._reopen_least_confident()
             cuts = list(blocks(len(self.position_G), length, self.lead))
-            reader.begin_stage([start for start, _ in cuts], self.lead)
+            passes.begin_stage([start for start, _ in cuts], self.lead)
             for start, stop in cuts:
                 if start < int(canvases.length_B.max()):  # which may grow on the way
                     self._denoise_block(start, stop, number)
                 number += 1
-        return canvases.trajectories(self.denoiser, self.rows, reader.nfe_B, reader.tokens_B, reader.waits_B)
+        return canvases.trajectories(self.denoiser, self.rows, passes.nfe_B, passes.tokens_B, passes.waits_B)
 
     def _denoise_block(self, start: int, stop: int, number: int) -> None:
         """Denoises canvas positions `start:stop`, the `number`-th block of the run."""
         config, canvases = self.config, self.canvases
-        self.reader.open_block(start, stop)
+        self.passes.open_block(start, stop)
         step = 0
         if self.denoiser.family.layout == "context_causal":
             # A causal pass over what is written ends in the block's first token, which commits as it would
@@ -161,7 +161,7 @@ class Denoising:
     def _read(self, rows_A: torch.Tensor, positions_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits `(A, C, V)` without what is banned; under a dynamic length also how sure the end is, `(A,)`."""
         if self.config.length == "fixed":
-            logits_ACV = self.reader.logits(rows_A, positions_C)
+            logits_ACV = self.passes.logits(rows_A, positions_C)
             self.canvases.ban(logits_ACV, rows_A, positions_C)
             return logits_ACV, None
         end_A, logits_ATV, positions_T = self._end(rows_A, positions_C)
@@ -243,7 +243,7 @@ class Denoising:
         asked_G = ((distance_AG > 0) & (distance_AG <= lengths.TAIL)).any(0)
         asked_G[positions_C] = True
         positions_T = asked_G.nonzero()[:, 0]
-        logits_ATV = self.reader.logits(rows_A, positions_T)
+        logits_ATV = self.passes.logits(rows_A, positions_T)
         p_eos_AT = logits_ATV.float().softmax(-1)[..., canvases.eos_ids].sum(-1)
         is_eos_AT = torch.isin(logits_ATV.argmax(-1), canvases.eos_ids)
         return lengths.end_confidence(p_eos_AT, is_eos_AT, positions_T, length_A), logits_ATV, positions_T

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from lockstitch.sampling.caches import Reader
+from lockstitch.sampling.caches import Passes
 from lockstitch.sampling.canvases import Canvases
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
@@ -43,12 +43,12 @@ class Drift:
     plain_tokens_forwarded: float
 
 
-class _Meter(Reader):
-    """A reader that asks a plain one the same, and adds up how far apart the answers are."""
+class _Meter(Passes):
+    """Passes with a cache that are asked again without one, and how far apart the answers are, added up."""
 
     def __init__(self, denoiser: Denoiser, canvases: Canvases, config: SamplerConfig) -> None:
         super().__init__(denoiser, canvases, config)
-        self.plain = Reader(denoiser, canvases, dataclasses.replace(config, cache="none"))
+        self.plain = Passes(denoiser, canvases, dataclasses.replace(config, cache="none"))
         self.kl, self.asked = 0.0, 0
 
     def begin_stage(self, edges: list[int], lead: int) -> None:
@@ -88,7 +88,7 @@ def measure_drift(
     kl, asked = 0.0, 0
     for batch in batches(rows, denoiser, config):
         run = Denoising(denoiser, [rows[i] for i in batch], config)
-        run.reader = meter = _Meter(denoiser, run.canvases, config)
+        run.passes = meter = _Meter(denoiser, run.canvases, config)
         cached.update(zip(batch, run.run(), strict=True))
         kl, asked = kl + meter.kl, asked + meter.asked
     plain = sample(denoiser, prompts, dataclasses.replace(config, cache="none"), n, seed)
