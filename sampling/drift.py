@@ -8,7 +8,7 @@ Axes: A active rows, C canvas positions, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,8 +61,9 @@ class _Meter(Passes):
 
     def logits(self, rows_A: torch.Tensor, positions_C: torch.Tensor) -> torch.Tensor:
         logits_ACV = super().logits(rows_A, positions_C)
-        logp_ACV = logits_ACV.float().log_softmax(-1)
-        plain_ACV = self.plain.logits(rows_A, positions_C).float().log_softmax(-1)
+        least = torch.finfo(torch.float32).min  # so that 0 log 0 is 0
+        logp_ACV = logits_ACV.float().log_softmax(-1).clamp_(min=least)
+        plain_ACV = self.plain.logits(rows_A, positions_C).float().log_softmax(-1).clamp_(min=least)
         kl_AC = (plain_ACV.exp() * (plain_ACV - logp_ACV)).sum(-1)
         masked_AC = self.canvases.masked_BG[rows_A][:, positions_C]
         self.kl += float(kl_AC[masked_AC].double().sum())
@@ -72,11 +73,17 @@ class _Meter(Passes):
 
 @torch.inference_mode()
 def measure_drift(
-    denoiser: Denoiser, prompts: Sequence[Prompt], config: SamplerConfig, n: int = 1, seed: int = 0
+    denoiser: Denoiser,
+    prompts: Sequence[Prompt],
+    config: SamplerConfig,
+    n: int = 1,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> Drift:
     """Draws `n` trajectories of each prompt with `config`'s cache and without, and says what the cache changed.
 
-    Costs about three times what `sample` without a cache does. Raises `ValueError` for `cache='none'`, where there is
+    Costs up to three times what `sample` without a cache does. `progress` is called with the number of trajectories that
+    were just finished; each is drawn twice. Raises `ValueError` for `cache='none'`, where there is
     nothing to measure, for no prompts, and for whatever `sample` refuses.
     """
     if config.cache == "none":
@@ -91,7 +98,9 @@ def measure_drift(
         run.passes = meter = _Meter(denoiser, run.canvases, config)
         cached.update(zip(batch, run.run(), strict=True))
         kl, asked = kl + meter.kl, asked + meter.asked
-    plain = sample(denoiser, prompts, dataclasses.replace(config, cache="none"), n, seed)
+        if progress is not None:
+            progress(len(batch))
+    plain = sample(denoiser, prompts, dataclasses.replace(config, cache="none"), n, seed, progress=progress)
     pairs = [(cached[i], t) for i, t in enumerate(plain)]
     same = [a == b for with_, without in pairs for a, b in zip(with_.canvas_ids, without.canvas_ids, strict=True)]
     return Drift(

@@ -42,14 +42,14 @@ def draw(
     """
     logits = logits.float()
     logits[..., forbidden] = -torch.inf
-    logp = logits.log_softmax(-1)
+    logp = logits.log_softmax(-1).clamp_(min=torch.finfo(logits.dtype).min)  # so that 0 log 0 is 0
     p = logp.exp()
-    entropy = -(p * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)  # 0 log 0 = 0
+    entropy = -(p * logp).sum(-1)
     if temperature == 0:
         token = logp.argmax(-1)
     else:
         assert uniform is not None
-        cumulative = (keep_likely(logp / temperature, top_k, top_p)).softmax(-1).double().cumsum(-1)
+        cumulative = keep_likely(logp / temperature, top_k, top_p).softmax(-1).double().cumsum(-1)
         target = uniform.to(cumulative)[..., None] * cumulative[..., -1:]
         token = torch.searchsorted(cumulative, target, right=True)[..., 0]
     confidence = p.gather(-1, token[..., None])[..., 0]

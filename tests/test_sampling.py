@@ -9,7 +9,6 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser, family_of
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed, uniform
-from lockstitch.sampling.tokens import draw
 from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
 from models import dream_like, llada_like, random_denoiser
 
@@ -232,19 +231,6 @@ def test_a_row_stops_at_its_own_eos(denoiser):
     assert ended.canvas_ids[4:] == (denoiser.mask_id,) * (G - 4)
     if eos not in through[0].canvas_ids:
         assert free.canvas_ids == through[0].canvas_ids
-
-
-def test_drawn_tokens_follow_the_softmax():
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 9.0])
-    draws, temperature = 40_000, 0.7
-    u = uniform(torch.tensor([derive_seed(3, k) for k in range(draws)]), 0, 0, torch.arange(1))
-    token, confidence, *_ = draw(logits.expand(draws, 1, 6).clone(), u, temperature, [5])
-    expected = (logits[:5] / temperature).softmax(-1) * draws
-    observed = torch.bincount(token[:, 0], minlength=6)
-    assert observed[5] == 0
-    chi_square = ((observed[:5] - expected) ** 2 / expected).sum().item()
-    assert chi_square < 18.47  # the 0.1 % point with 4 degrees of freedom
-    assert torch.allclose(confidence[:, 0], logits[:5].softmax(-1)[token[:, 0]])
 
 
 def test_noise_is_uniform_and_independent_of_its_neighbours():
