@@ -1,12 +1,47 @@
 """How to sample: four orthogonal choices (policy, cache, length, correction) as one flat, validated record.
 
-The layout is the model's own and comes with the `Denoiser`. Present so far: policies `quota` and `threshold`, no cache,
-fixed length with EOS stop, no correction.
+The layout is the model's own and comes with the `Denoiser`; `check_layout` in `layouts.py` says which choices fit which
+layout. Named combinations are in `presets.py`.
 """
 
 from dataclasses import dataclass
 
-POLICIES = ("quota", "threshold")
+POLICIES = ("quota", "random", "threshold", "factor", "entropy_bound", "deferred")
+CERTAINTIES = ("probability", "margin", "entropy")
+CACHES = ("none", "prefix", "dual", "block")
+LENGTHS = ("fixed", "dynamic")
+CORRECTIONS = ("none", "remdm", "edit", "revise")
+SIGMAS = ("cap", "rescale", "confidence")
+
+_CHOICES = {
+    "policy": POLICIES,
+    "certainty": (*CERTAINTIES, None),
+    "cache": CACHES,
+    "length": LENGTHS,
+    "correction": CORRECTIONS,
+    "sigma": (*SIGMAS, None),
+}
+# An option belongs to some values of an axis: there it may be said (and must be, if it is needed), elsewhere it is refused.
+_BELONGS = {
+    "steps": ("policy", ("quota", "random")),
+    "threshold": ("policy", ("threshold", "deferred")),
+    "factor": ("policy", ("factor",)),
+    "entropy_bound": ("policy", ("entropy_bound",)),
+    "window": ("policy", ("deferred",)),
+    "window_limit": ("policy", ("deferred",)),
+    "certainty": ("policy", ("quota", "threshold", "factor", "deferred")),
+    "max_length": ("length", ("dynamic",)),
+    "sigma": ("correction", ("remdm",)),
+    "eta": ("correction", ("remdm",)),
+    "edit_threshold": ("correction", ("edit",)),
+    "revise_fraction": ("correction", ("revise",)),
+    "revise_blocks": ("correction", ("revise",)),
+}
+_NEEDED = ("threshold", "factor", "entropy_bound", "max_length", "sigma", "edit_threshold", "revise_fraction")
+_WHOLE = ("canvas_length", "block_length", "steps", "window", "window_limit", "max_length", "batch_size", "top_k")
+_AT_LEAST_ZERO = ("threshold", "factor", "entropy_bound", "edit_threshold", "cfg_scale", "temperature")
+_SHARES = ("eta", "revise_fraction")
+_ETA = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0}
 
 
 @dataclass(frozen=True)
@@ -14,18 +49,45 @@ class SamplerConfig:
     """Settings of `sample`.
 
     Attributes:
-        canvas_length: tokens of the canvas, G.
+        canvas_length: tokens of the canvas, G; under `length=dynamic` what it starts from.
         block_length: positions denoised together before the next ones; None is the whole canvas. Must divide G.
-        policy: `quota` commits a fixed number of positions a step (LLaDA, 2502.09992), `threshold` every position whose
-            confidence reaches `threshold`, and at least one (Fast-dLLM, 2505.22618).
-        steps: denoising steps of the whole canvas under `quota`; None is one token a step. A multiple of the number of
-            blocks.
-        threshold: confidence in [0, 1] under `threshold`; above 1 means one token a step.
+        policy: which masked positions commit at a step. `quota`: a fixed number of them, the most certain first (LLaDA,
+            2502.09992); `random`: as many, drawn at random; `threshold`: all that are at least so certain, and always
+            one (Fast-dLLM, 2505.22618); `factor`: the largest k whose k-th certainty reaches 1 - factor / (k + 1)
+            (Fast-dLLM); `entropy_bound`: the lowest entropies while they add up to little (2505.24857); `deferred`: a
+            threshold inside a window that slides over the block (DCD, 2601.02076).
+        steps: denoising steps of the whole canvas under `quota` and `random`; None is one token a step. A multiple of the
+            number of blocks.
+        threshold: certainty that commits under `threshold` and `deferred`; above 1 means one token a step.
+        factor: how generous `factor` is; 0 means one token a step.
+        entropy_bound: nats that the committed entropies but the largest may add up to; 0 means one token a step.
+        window: masks that the window of `deferred` may hold; None is 16.
+        window_limit: positions that the window of `deferred` may span; None is 128.
+        certainty: what a policy ranks by: `probability` of the drawn token, `margin` between the two most likely ones,
+            or `entropy` (exp of minus it, in (0, 1]); None is `probability`.
         temperature: tokens are drawn from softmax(logits / temperature); 0 takes the most likely one.
+        top_k: draw among the k most likely tokens alone; None is all. Needs a temperature.
+        top_p: draw among the fewest most likely tokens whose probabilities reach p; None is all. Needs a temperature.
+        cfg_scale: classifier-free guidance away from the masked prompt, at twice the passes; 0 is none.
+        cache: keys and values kept between steps. `none`; `prefix` and `dual` recompute from the block on, or the block
+            alone (Fast-dLLM; approximate under full attention); `block` keeps finished blocks (exact, for block-causal and
+            context-causal models).
+        length: `fixed`, or `dynamic`: the canvas grows where the model needs more room (DAEDAL, 2508.00819).
+        max_length: most tokens of a canvas under `length=dynamic`.
+        correction: which committed positions are taken back. `none`; `remdm` reopens at random (2503.00307); `edit`
+            overwrites what the model no longer believes (LLaDA2.1); `revise` reopens the least confident of a finished
+            draft (Diffusion in Diffusion, 2601.13599).
+        sigma: the share that `remdm` reopens: at most eta (`cap`), eta of what can be (`rescale`), or that by how unsure
+            each position was (`confidence`).
+        eta: see `sigma`, in [0, 1]; None is 0.008, 0.015 and 1 in turn.
+        edit_threshold: `edit` overwrites a token when another has more than this probability; from 1 on it never does.
+        revise_fraction: share of the written canvas that each stage of `revise` reopens, in [0, 1].
+        revise_blocks: block length of each stage of `revise`, such as `32,128`, with `canvas` for all of it; None is one
+            stage over the whole canvas.
         stop_at_eos: a row ends once everything before its first EOS is committed.
         batch_size: most rows in one forward pass. Changes speed and memory, never results.
 
-    Raises `ValueError` for values out of range and for options that the chosen policy would ignore.
+    Raises `ValueError` for values out of range and for options that the other choices would ignore.
     """
 
     canvas_length: int
@@ -33,34 +95,85 @@ class SamplerConfig:
     policy: str = "quota"
     steps: int | None = None
     threshold: float | None = None
+    factor: float | None = None
+    entropy_bound: float | None = None
+    window: int | None = None
+    window_limit: int | None = None
+    certainty: str | None = None
     temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    cfg_scale: float = 0.0
+    cache: str = "none"
+    length: str = "fixed"
+    max_length: int | None = None
+    correction: str = "none"
+    sigma: str | None = None
+    eta: float | None = None
+    edit_threshold: float | None = None
+    revise_fraction: float | None = None
+    revise_blocks: str | None = None
     stop_at_eos: bool = True
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("canvas_length", "block_length", "steps", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if self.policy not in POLICIES:
-            raise ValueError(f"policy={self.policy!r} is not one of {', '.join(POLICIES)}")
+        self._check_values()
+        for name, (axis, values) in _BELONGS.items():
+            value, chosen = getattr(self, name), getattr(self, axis)
+            if value is not None and chosen not in values:
+                raise ValueError(f"{name}={value!r} would be ignored by {axis}={chosen!r}; it is for {', '.join(values)}")
+            if value is None and chosen in values and name in _NEEDED:
+                raise ValueError(f"{name}=None: {axis}={chosen!r} needs a number" if name != "sigma" else
+                                 f"sigma=None: correction='remdm' needs one of {', '.join(SIGMAS)}")  # fmt: skip
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            raise ValueError(f"top_k={self.top_k}, top_p={self.top_p} would be ignored at temperature=0")
         if self.canvas_length % self.block:
             raise ValueError(f"block_length={self.block} does not divide canvas_length={self.canvas_length}")
-        if self.policy == "quota":
-            if self.threshold is not None:
-                raise ValueError(f"threshold={self.threshold} would be ignored by policy='quota'")
-            if not self.blocks <= self.total_steps <= self.canvas_length or self.total_steps % self.blocks:
-                raise ValueError(
-                    f"steps={self.total_steps} must be a multiple of the {self.blocks} blocks and at most "
-                    f"canvas_length={self.canvas_length}"
-                )
-        else:
-            if self.steps is not None:
-                raise ValueError(f"steps={self.steps} would be ignored by policy='threshold'")
-            if self.threshold is None or self.threshold < 0:
-                raise ValueError(f"threshold={self.threshold} must be a number of at least 0 with policy='threshold'")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature={self.temperature} must be at least 0")
+        if self.policy in ("quota", "random") and (
+            not self.blocks <= self.total_steps <= self.canvas_length or self.total_steps % self.blocks
+        ):
+            raise ValueError(
+                f"steps={self.total_steps} must be a multiple of the {self.blocks} blocks and at most "
+                f"canvas_length={self.canvas_length}"
+            )
+        self._check_combinations()
+        self.stage_blocks  # noqa: B018  (refuses what it cannot read)
+
+    def _check_values(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                said = ", ".join(choice for choice in choices if choice)
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {said}")
+        for name in _WHOLE:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        for name in _AT_LEAST_ZERO:
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name}={value} must be a number of at least 0")
+        for name in _SHARES:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must be in [0, 1]")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
+
+    def _check_combinations(self) -> None:
+        if self.correction == "remdm" and self.policy not in ("quota", "random"):
+            raise ValueError(f"correction='remdm' needs a schedule of steps: policy={self.policy!r} has none; "
+                             "quota and random have")  # fmt: skip
+        if self.length == "dynamic":
+            assert self.max_length is not None
+            if self.max_length < self.canvas_length:
+                raise ValueError(f"max_length={self.max_length} is below canvas_length={self.canvas_length}")
+            for name, needed in (("cache", "none"), ("correction", "none"), ("cfg_scale", 0.0), ("stop_at_eos", True)):
+                if getattr(self, name) != needed:
+                    raise ValueError(f"{name}={getattr(self, name)!r} does not go with length='dynamic', whose canvas "
+                                     f"moves: {needed!r} does")  # fmt: skip
+            if self.policy in ("quota", "random"):
+                raise ValueError(f"policy={self.policy!r} counts steps of a fixed canvas; length='dynamic' takes "
+                                 "threshold, factor, entropy_bound and deferred")  # fmt: skip
 
     @property
     def block(self) -> int:
@@ -74,5 +187,25 @@ class SamplerConfig:
 
     @property
     def total_steps(self) -> int:
-        """Denoising steps of the whole canvas under `quota`."""
+        """Denoising steps of the whole canvas under `quota` and `random`."""
         return self.steps or self.canvas_length
+
+    @property
+    def share_reopened(self) -> float:
+        """`eta`, or what the paper sets it to for this `sigma`."""
+        assert self.sigma is not None
+        return _ETA[self.sigma] if self.eta is None else self.eta
+
+    @property
+    def stage_blocks(self) -> tuple[int, ...]:
+        """The block length of each stage: the draft's, then those of `revise`."""
+        if self.correction != "revise":
+            return (self.block,)
+        lengths = [self.block]
+        for part in (self.revise_blocks or "canvas").split(","):
+            length = str(self.canvas_length) if part.strip() == "canvas" else part.strip()
+            if not length.isdecimal() or int(length) < 1 or self.canvas_length % int(length):
+                raise ValueError(f"revise_blocks={self.revise_blocks!r}: {part.strip()!r} is neither 'canvas' nor a length "
+                                 f"that divides canvas_length={self.canvas_length}")  # fmt: skip
+            lengths.append(int(length))
+        return tuple(lengths)

@@ -1,8 +1,7 @@
 """The face of a diffusion language model: one way to ask any family for the logits of a canvas.
 
-Families here attend fully and use mask noise: `bidirectional` (Llama, Qwen2, Qwen3 classes of transformers with
-`is_causal=False`), `llada` and `dream` (the checkpoints' own remote code; Dream's logits are shifted by one). Leaves out
-block-causal and context-causal layouts and uniform noise.
+A family is a layout with a calling convention. Those that run code of their checkpoint (`llada`, `dream`, `llada2`) were
+exercised on stand-ins with the same convention, not on their weights. Leaves out uniform noise.
 
 Axes: B rows, L positions, V vocabulary.
 """
@@ -25,20 +24,34 @@ class Family:
         honours_mask: whether an attention mask hides padding; if not, rows of one length are batched together.
         shifted: whether the logits at i predict the token at i + 1.
         keeps_columns: whether the head can be asked for some columns alone (`logits_to_keep`).
+        layout: `full` (every position sees every other), `block_causal` (its own block and the ones before) or
+            `context_causal` (a causal prefix, and a block that sees itself and the prefix).
+        keeps_keys: whether it takes a transformers `Cache`, so that keys and values can be kept between steps.
     """
 
     name: str
     honours_mask: bool
     shifted: bool
     keeps_columns: bool
+    layout: str = "full"
+    keeps_keys: bool = False
 
 
-BIDIRECTIONAL = Family("bidirectional", honours_mask=True, shifted=False, keeps_columns=True)
+BIDIRECTIONAL = Family("bidirectional", honours_mask=True, shifted=False, keeps_columns=True, keeps_keys=True)
 LLADA = Family("llada", honours_mask=False, shifted=False, keeps_columns=False)
 DREAM = Family("dream", honours_mask=True, shifted=True, keeps_columns=False)
-FAMILIES = {family.name: family for family in (BIDIRECTIONAL, LLADA, DREAM)}
+BLOCK_CAUSAL = Family("block_causal", honours_mask=True, shifted=False, keeps_columns=True, layout="block_causal",
+                      keeps_keys=True)  # fmt: skip
+BLOCK_CAUSAL_SHIFTED = Family("block_causal_shifted", honours_mask=True, shifted=True, keeps_columns=True,
+                              layout="block_causal", keeps_keys=True)  # fmt: skip
+LLADA2 = Family("llada2", honours_mask=True, shifted=False, keeps_columns=False, layout="block_causal", keeps_keys=True)
+CONTEXT_CAUSAL = Family("context_causal", honours_mask=True, shifted=True, keeps_columns=True, layout="context_causal",
+                        keeps_keys=True)  # fmt: skip
+FAMILIES = {family.name: family for family in (BIDIRECTIONAL, LLADA, DREAM, BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, LLADA2,
+                                               CONTEXT_CAUSAL)}  # fmt: skip
 _BY_MODEL_TYPE = {"llama": BIDIRECTIONAL, "qwen2": BIDIRECTIONAL, "qwen3": BIDIRECTIONAL, "llada": LLADA,
-                  "Dream": DREAM}
+                  "Dream": DREAM, "sdar": BLOCK_CAUSAL, "Fast_dLLM_Qwen": BLOCK_CAUSAL_SHIFTED,
+                  "llada2_moe": LLADA2}  # fmt: skip
 
 
 def family_of(model_type: str) -> Family:
@@ -155,9 +168,12 @@ class Denoiser:
     ) -> torch.Tensor:
         """Logits in which position i predicts token i, `(B, L, V)`, or `(B, C, V)` of the given columns alone.
 
-        `model` is `self.model` or a wrapper of it (DDP, PEFT). Padding may be on either side: positions count from each
-        row's first real token. Raises `ValueError` for padded rows where the family ignores attention masks.
+        For the full layout: a whole pass in which every position sees every other. `model` is `self.model` or a wrapper
+        of it (DDP, PEFT). Padding may be on either side: positions count from each row's first real token. Raises
+        `ValueError` for padded rows where the family ignores attention masks, and for other layouts.
         """
+        if self.family.layout != "full":
+            raise ValueError(f"{self.family.name} models do not attend fully: their passes depend on the block")
         arguments: dict[str, Any] = {"input_ids": input_ids_BL}
         if not bool(attention_mask_BL.all()):
             if not self.family.honours_mask:
@@ -169,15 +185,16 @@ class Denoiser:
             if columns is None:
                 columns = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
             columns = (columns - 1).clamp(min=0)
+        return self.raw_logits(model, arguments, columns)
+
+    def raw_logits(
+        self, model: torch.nn.Module, arguments: dict[str, Any], columns: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What `model(**arguments)` says in the given columns of its input, unshifted: `(B, C, V)`."""
+        if self.family.keeps_keys and "past_key_values" not in arguments:
+            arguments = {**arguments, "use_cache": False}  # or the pass copies every key into a cache that nobody reads
         if columns is not None and self.family.keeps_columns:
-            arguments["logits_to_keep"] = columns
+            arguments = {**arguments, "logits_to_keep": columns}
             columns = None
         logits: torch.Tensor = model(**arguments).logits
         return logits if columns is None else logits[:, columns]
-
-    def canvas_logits(
-        self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor, start: int, stop: int
-    ) -> torch.Tensor:
-        """Logits `(B, stop - start, V)` of the tokens in columns `start:stop`."""
-        columns = torch.arange(start, stop, device=input_ids_BL.device)
-        return self.forward_logits(self.model, input_ids_BL, attention_mask_BL, columns)

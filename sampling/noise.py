@@ -32,9 +32,12 @@ def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts keep the sign
 
 
-def uniform(seeds_B: torch.Tensor, block: int, step: int, positions_L: torch.Tensor) -> torch.Tensor:
-    """Uniform draws in [0, 1), `(B, L)` float64, one for each row's seed (int64) and each canvas position (int64)."""
-    place = _signed(_mix_int(block * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + 1))
+def uniform(seeds_B: torch.Tensor, block: int, step: int, positions_L: torch.Tensor, stream: int = 0) -> torch.Tensor:
+    """Uniform draws in [0, 1), `(B, L)` float64, one for each row's seed (int64) and each canvas position (int64).
+
+    Streams are independent: 0 draws tokens, the others whatever else is drawn at a step.
+    """
+    place = _signed(_mix_int(block * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + stream * 0xA0761D6478BD642F + 1))
     x = (seeds_B ^ place)[:, None] + positions_L[None, :] * _signed(0x9E3779B97F4A7C15)
     for _ in range(2):  # twice: one round leaves neighbouring positions visibly related
         x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)

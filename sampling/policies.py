@@ -1,4 +1,7 @@
-"""Which masked positions commit at a step: pure functions from confidences to a choice.
+"""Which masked positions commit at a step: pure functions from certainties to a choice.
+
+Each takes `(B, L)` tensors and returns a bool `(B, L)`; each commits at least one masked position of a row that has any.
+`certainty` is what `tokens.draw` calls so: probability, margin or exp(-entropy).
 
 Axes: B rows, L positions of the block.
 """
@@ -6,21 +9,56 @@ Axes: B rows, L positions of the block.
 import torch
 
 
-def quota(confidence_BL: torch.Tensor, masked_BL: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
-    """The `count_B` most confident masked positions of each row, ties to the left, as a bool `(B, L)`."""
-    ranked_BL = confidence_BL.masked_fill(~masked_BL, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank_BL = torch.empty_like(ranked_BL).scatter_(
+def _ranks(score_BL: torch.Tensor, masked_BL: torch.Tensor) -> torch.Tensor:
+    """The rank of each masked position by falling score, from 0, ties to the left; the others come last."""
+    ranked_BL = score_BL.masked_fill(~masked_BL, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return torch.empty_like(ranked_BL).scatter_(
         1, ranked_BL, torch.arange(ranked_BL.shape[1], device=ranked_BL.device).expand_as(ranked_BL)
     )
+
+
+def quota(certainty_BL: torch.Tensor, masked_BL: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
+    """The `count_B` most certain masked positions of each row, ties to the left (LLaDA, 2502.09992)."""
+    return (_ranks(certainty_BL, masked_BL) < count_B[:, None]) & masked_BL
+
+
+def quota_total(masks_B: torch.Tensor, step: int, steps_B: torch.Tensor) -> torch.Tensor:
+    """How many of a block's initial `masks_B` are committed after `step` (from 0) of `steps_B`.
+
+    As equal a number each step as can be, the remainder first: `masks // steps + (step < masks % steps)`.
+    """
+    return (step + 1) * (masks_B // steps_B) + (masks_B % steps_B).clamp(max=step + 1)
+
+
+def threshold(certainty_BL: torch.Tensor, masked_BL: torch.Tensor, least: float) -> torch.Tensor:
+    """Every masked position with a certainty of at least `least`, and always the most certain one (2505.22618)."""
+    return (masked_BL & (certainty_BL >= least)) | (_ranks(certainty_BL, masked_BL) == 0) & masked_BL
+
+
+def factor(certainty_BL: torch.Tensor, masked_BL: torch.Tensor, allowance: float) -> torch.Tensor:
+    """The k most certain masked positions, k the largest whose k-th certainty reaches 1 - allowance / (k + 1).
+
+    Fast-dLLM (2505.22618), Theorem 1 turned into a rule: the more commit together, the surer each has to be.
+    """
+    rank_BL = _ranks(certainty_BL, masked_BL)
+    reaches_BL = masked_BL & (certainty_BL >= 1 - allowance / (rank_BL + 2))
+    count_B = torch.where(reaches_BL, rank_BL + 1, 1).max(1).values
     return (rank_BL < count_B[:, None]) & masked_BL
 
 
-def quota_count(masks_B: torch.Tensor, step: int, steps_B: torch.Tensor) -> torch.Tensor:
-    """How many of a block's initial `masks_B` commit at `step` (from 0) of `steps_B`: the remainder goes first."""
-    return masks_B // steps_B + (step < masks_B % steps_B).long()
+def entropy_bound(entropy_BL: torch.Tensor, masked_BL: torch.Tensor, bound: float) -> torch.Tensor:
+    """The masked positions of lowest entropy, as long as those before the last add up to at most `bound` nats.
+
+    EB-Sampler (2505.24857): what joint commitment may lose is bounded by the sum of the entropies less the largest.
+    """
+    rank_BL = _ranks(-entropy_BL, masked_BL)
+    ascending_BL = torch.zeros_like(entropy_BL).scatter_(1, rank_BL, entropy_BL.masked_fill(~masked_BL, 0))
+    before_BL = (ascending_BL.cumsum(1) - ascending_BL).gather(1, rank_BL)
+    return masked_BL & ((before_BL <= bound) | (rank_BL == 0))
 
 
-def threshold(confidence_BL: torch.Tensor, masked_BL: torch.Tensor, least: float) -> torch.Tensor:
-    """Every masked position with confidence of at least `least`, and always the most confident one."""
-    one_B = torch.ones(len(masked_BL), dtype=torch.long, device=masked_BL.device)
-    return (masked_BL & (confidence_BL >= least)) | quota(confidence_BL, masked_BL, one_B)
+def window(masked_BL: torch.Tensor, masks: int, span: int) -> torch.Tensor:
+    """The first `masks` masked positions of each row, within `span` positions from its leftmost one (DCD, 2601.02076)."""
+    position_L = torch.arange(masked_BL.shape[1], device=masked_BL.device)
+    first_B1 = masked_BL.long().argmax(1, keepdim=True)
+    return masked_BL & (masked_BL.cumsum(1) <= masks) & (position_L < first_B1 + span)

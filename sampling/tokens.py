@@ -1,34 +1,81 @@
-"""From logits to candidate tokens, their confidence and their entropy.
+"""From logits to candidate tokens, with how sure the model is of each.
 
-Axes: B rows, L positions, V vocabulary.
+Axes: `...` positions in any arrangement, V vocabulary.
 """
+
+from typing import NamedTuple
 
 import torch
 
 
-def draw(
-    logits_BLV: torch.Tensor, uniform_BL: torch.Tensor | None, temperature: float, forbidden: list[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Candidate tokens of each position.
+class Drawn(NamedTuple):
+    """Candidates of some positions, each field of shape `(...)`.
 
-    A token is drawn from softmax(logits / temperature) by inverting its cumulative distribution at `uniform_BL` (in
-    [0, 1)), or is the most likely one at temperature 0, where `uniform_BL` is None. Forbidden ids have probability 0.
-
-    Returns:
-        token `(B, L)`, confidence `(B, L)` (the token's probability at temperature 1) and entropy `(B, L)` in nats (of
-        the distribution at temperature 1). float32 throughout; the cumulative sum is float64.
+    Attributes:
+        token: the candidate.
+        confidence: its probability at temperature 1, whatever it was drawn from.
+        entropy: of the distribution at temperature 1, in nats.
+        certainty: what a policy ranks by: the confidence, the margin, or exp(-entropy).
     """
-    logits_BLV = logits_BLV.float()
-    logits_BLV[..., forbidden] = -torch.inf
-    logp_BLV = logits_BLV.log_softmax(-1)
-    p_BLV = logp_BLV.exp()
-    entropy_BL = -(p_BLV * logp_BLV.masked_fill(p_BLV == 0, 0)).sum(-1)
+
+    token: torch.Tensor
+    confidence: torch.Tensor
+    entropy: torch.Tensor
+    certainty: torch.Tensor
+
+
+def draw(
+    logits: torch.Tensor,
+    uniform: torch.Tensor | None,
+    temperature: float,
+    forbidden: list[int],
+    top_k: int | None = None,
+    top_p: float | None = None,
+    certainty: str | None = None,
+) -> Drawn:
+    """A candidate for each position of `logits` `(..., V)`, which it overwrites.
+
+    A token is drawn from softmax(logits / temperature) by inverting its cumulative distribution at `uniform` (`(...)`, in
+    [0, 1)), or is the most likely one at temperature 0, where `uniform` is None. Forbidden ids have probability 0; `top_k`
+    and then `top_p` cut the tail of what is drawn from (see `keep_likely`). float32 throughout; the cumulative sum is
+    float64.
+    """
+    logits = logits.float()
+    logits[..., forbidden] = -torch.inf
+    logp = logits.log_softmax(-1).clamp_(min=torch.finfo(logits.dtype).min)  # so that 0 log 0 is 0
+    p = logp.exp()
+    entropy = -(p * logp).sum(-1)
     if temperature == 0:
-        token_BL = logp_BLV.argmax(-1)
+        token = logp.argmax(-1)
     else:
-        assert uniform_BL is not None
-        cumulative_BLV = (logp_BLV / temperature).softmax(-1).double().cumsum(-1)
-        target_BL1 = uniform_BL.to(cumulative_BLV)[..., None] * cumulative_BLV[..., -1:]
-        token_BL = torch.searchsorted(cumulative_BLV, target_BL1, right=True)[..., 0]
-    confidence_BL = p_BLV.gather(-1, token_BL[..., None])[..., 0]
-    return token_BL, confidence_BL, entropy_BL
+        assert uniform is not None
+        cumulative = keep_likely(logp / temperature, top_k, top_p).softmax(-1).double().cumsum(-1)
+        target = uniform.to(cumulative)[..., None] * cumulative[..., -1:]
+        token = torch.searchsorted(cumulative, target, right=True)[..., 0]
+    confidence = p.gather(-1, token[..., None])[..., 0]
+    if certainty == "margin":
+        best = p.topk(2, dim=-1).values
+        return Drawn(token, confidence, entropy, best[..., 0] - best[..., 1])
+    return Drawn(token, confidence, entropy, torch.exp(-entropy) if certainty == "entropy" else confidence)
+
+
+def keep_likely(logits: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    """Logits `(..., V)` with all but the likely tokens at -inf.
+
+    Those are the `top_k` most likely ones, and of them the fewest whose share of the probability reaches `top_p`; ties go
+    to the lower id.
+    """
+    if top_k is None and top_p is None:
+        return logits
+    ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ranked[..., top_k:] = -torch.inf
+    if top_p is not None:
+        p = ranked.softmax(-1)
+        ranked = ranked.masked_fill(p.double().cumsum(-1) - p >= top_p, -torch.inf)
+    return torch.empty_like(logits).scatter_(-1, order, ranked)
+
+
+def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance: log-odds pushed away from those without the prompt (LLaDA, 2502.09992)."""
+    return unconditional + (scale + 1) * (conditional - unconditional)

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 
 from lockstitch.rewards.steps import check_steps
 from lockstitch.rewards.tasks import Task
+from lockstitch.sampling.canvases import Bans, Canvas
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.loop import Bans, Canvas, sample
+from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.canvas import pin_chain

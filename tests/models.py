@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import torch
-from lockstitch.sampling.denoiser import DREAM, LLADA, Denoiser, make_bidirectional
+from lockstitch.sampling.denoiser import BIDIRECTIONAL, DREAM, LLADA, Denoiser, Family, make_bidirectional
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
 from transformers import (
     AutoTokenizer,
@@ -33,8 +33,10 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(embedded_model("sudoku"))
 
 
-def random_denoiser(kind: str = "llama", seed: int = 0, sharpness: float = 5.0) -> Denoiser:
-    """A random bidirectional model; `sharpness` scales the head so that confidences spread over (0, 1)."""
+def random_denoiser(
+    kind: str = "llama", seed: int = 0, sharpness: float = 5.0, family: Family = BIDIRECTIONAL
+) -> Denoiser:
+    """A random model of a family; `sharpness` scales the head so that confidences spread over (0, 1)."""
     tok = tokenizer()
     config_class, model_class = _CLASSES[kind]
     shape = dict(_SHAPE)
@@ -47,7 +49,9 @@ def random_denoiser(kind: str = "llama", seed: int = 0, sharpness: float = 5.0) 
         torch.manual_seed(seed)
         model = model_class(config).eval()
         torch.nn.init.normal_(model.lm_head.weight, std=sharpness / 32**0.5)
-    return Denoiser(make_bidirectional(model), tok)
+    if family is BIDIRECTIONAL:
+        make_bidirectional(model)
+    return Denoiser(model, tok, family)
 
 
 class WithoutMask(torch.nn.Module):

@@ -1,0 +1,174 @@
+"""The state of a batch: tokens, what is masked, and the trace that becomes the trajectories.
+
+Rows are left-padded, so that the canvas stands in the same columns everywhere.
+
+Axes: B rows, G canvas positions, L columns (padding, prompt, canvas), M changed places, N bans.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.lengths import first_eos
+from lockstitch.sampling.tokens import Drawn
+from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
+
+Canvas = Sequence[int | None]
+Bans = Sequence[tuple[int, int]]
+Place = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trajectory to be drawn: index and tokens of its prompt, the seed of its noise, its canvas and bans."""
+
+    prompt: int
+    prompt_ids: list[int]
+    seed: int
+    canvas: Canvas
+    bans: Bans
+
+
+class Canvases:
+    """The canvases of a batch, all tensors `(B, ...)` on the model's device.
+
+    Attributes:
+        width: columns before the canvas.
+        ids_BL, attention_BL: tokens, and 1 where a column is neither padding nor beyond its row's canvas.
+        masked_BG: what is still to be committed.
+        length_B: positions of each row's canvas.
+        running_B: rows that are not finished.
+        step_B: denoising steps so far.
+        commit_step_BG, confidence_BG, entropy_BG, block_BG, edits: the trace, as in `Trajectory`.
+    """
+
+    def __init__(self, denoiser: Denoiser, rows: list[Row], length: int, room: int) -> None:
+        """Canvases of `length` positions, with room to grow to `room`."""
+        self.device, B = denoiser.device, len(rows)
+        self.mask_id = denoiser.mask_id
+        self.prompts = [tuple(row.prompt_ids) for row in rows]
+        self.width = max(len(ids) for ids in self.prompts)
+        ids_BL = torch.full((B, self.width + room), denoiser.pad_id)
+        attention_BL = torch.ones_like(ids_BL)
+        attention_BL[:, self.width + length :] = 0
+        for b, row in enumerate(rows):
+            pad = self.width - len(row.prompt_ids)
+            attention_BL[b, :pad] = 0
+            ids_BL[b, pad : self.width] = torch.tensor(row.prompt_ids)
+        canvas = [[self.mask_id if token is None else token for token in row.canvas] for row in rows]
+        ids_BL[:, self.width : self.width + length] = torch.tensor(canvas)
+        self.ids_BL, self.attention_BL = ids_BL.to(self.device), attention_BL.to(self.device)
+        self.pinned_BG = torch.zeros(B, room, dtype=torch.bool)
+        self.pinned_BG[:, :length] = torch.tensor([[token is not None for token in row.canvas] for row in rows])
+        self.pinned_BG = self.pinned_BG.to(self.device)
+        self.masked_BG = ~self.pinned_BG & self.attention_BL[:, self.width :].bool()
+        self.commit_step_BG = torch.where(self.pinned_BG, 0, -1)
+        self.confidence_BG = self.pinned_BG.float()
+        self.entropy_BG = torch.zeros(B, room, device=self.device)
+        self.block_BG = torch.full((B, room), -1, device=self.device)
+        self.edits: list[list[Edit]] = [[] for _ in rows]
+        pairs = [(b, position, token) for b, row in enumerate(rows) for position, token in row.bans]
+        self.bans_N3 = torch.tensor(pairs, dtype=torch.long, device=self.device).view(-1, 3)
+        self.seeds_B = torch.tensor([row.seed for row in rows], device=self.device)
+        self.eos_ids = torch.tensor(denoiser.eos_ids, device=self.device)
+        self.length_B = torch.full((B,), length, device=self.device)
+        self.running_B = torch.ones(B, dtype=torch.bool, device=self.device)
+        self.step_B = torch.zeros(B, dtype=torch.long, device=self.device)
+        self.seconds_B = torch.zeros(B, dtype=torch.double, device=self.device)
+
+    @property
+    def canvas_BG(self) -> torch.Tensor:
+        """A view of the canvas columns."""
+        return self.ids_BL[:, self.width :]
+
+    def ban(self, logits_ACV: torch.Tensor, rows_A: torch.Tensor, positions_C: torch.Tensor) -> None:
+        """Sets the logits of what the given rows must not commit at the given positions."""
+        if not len(self.bans_N3):
+            return
+        row_N, position_N, token_N = self.bans_N3.unbind(1)
+        slot_B = torch.full((len(self.ids_BL),), -1, device=self.device)
+        slot_B[rows_A] = torch.arange(len(rows_A), device=self.device)
+        slot_G = torch.full((self.masked_BG.shape[1],), -1, device=self.device)
+        slot_G[positions_C] = torch.arange(len(positions_C), device=self.device)
+        here_N = (slot_B[row_N] >= 0) & (slot_G[position_N] >= 0)
+        logits_ACV[slot_B[row_N[here_N]], slot_G[position_N[here_N]], token_N[here_N]] = -torch.inf
+
+    def before_end_BG(self) -> torch.Tensor:
+        """Positions up to each row's first EOS (which may be given), all where there is none."""
+        end_B = first_eos(self.canvas_BG, self.masked_BG, self.eos_ids)
+        return torch.arange(self.masked_BG.shape[1], device=self.device) < end_B[:, None]
+
+    def stop_finished(self) -> None:
+        """Ends the rows in which everything before the first EOS is committed."""
+        before_BG = self.before_end_BG()
+        self.running_B &= (self.masked_BG & before_BG).any(1) | before_BG.all(1)
+
+    def commit(self, at: Place, drawn: Drawn, block: int) -> None:
+        """Writes M candidates at places (rows, positions), at the rows' current step."""
+        self.canvas_BG[at] = drawn.token
+        self.masked_BG[at] = False
+        self.commit_step_BG[at] = self.step_B[at[0]]
+        self.confidence_BG[at] = drawn.confidence
+        self.entropy_BG[at] = drawn.entropy
+        self.block_BG[at] = block
+
+    def take_back(self, at: Place, steps_M: torch.Tensor) -> None:
+        """Reopens committed places at the given steps, and notes in the trace what stood there."""
+        noted = zip(at[0].tolist(), steps_M.tolist(), at[1].tolist(), self.canvas_BG[at].tolist(),
+                    self.commit_step_BG[at].tolist(), strict=True)  # fmt: skip
+        for b, step, position, token, since in noted:
+            self.edits[b].append(Edit(step, position, token, since))
+        self.canvas_BG[at] = self.mask_id
+        self.masked_BG[at] = True
+        self.commit_step_BG[at] = -1
+        self.confidence_BG[at] = 0
+        self.entropy_BG[at] = 0
+        self.block_BG[at] = -1
+
+    def grow(self, row: int, position: int, count: int) -> None:
+        """Makes room for `count` more masks at `position` of a row, moving on what stands from there.
+
+        The trace moves along, so that it speaks of the positions of the final canvas.
+        """
+        length = int(self.length_B[row])
+        blank = {"commit_step_BG": -1, "confidence_BG": 0, "entropy_BG": 0, "block_BG": -1, "masked_BG": True}
+        for values_G, fill in [(self.canvas_BG[row], self.mask_id)] + [
+            (getattr(self, name)[row], fill) for name, fill in blank.items()
+        ]:
+            values_G[position + count : length + count] = values_G[position:length].clone()
+            values_G[position : position + count] = fill
+        self.length_B[row] += count
+        self.attention_BL[row, self.width + length : self.width + length + count] = 1
+
+    def trajectories(
+        self, denoiser: Denoiser, rows: list[Row], nfe_B: torch.Tensor, tokens_B: torch.Tensor, waits_B: torch.Tensor
+    ) -> list[Trajectory]:
+        """The finished records, with the bill of the passes (see `Passes`)."""
+        lengths = self.length_B.tolist()
+        ends = torch.minimum(first_eos(self.canvas_BG, self.masked_BG, self.eos_ids), self.length_B).tolist()
+        canvas, steps, blocks = self.canvas_BG.tolist(), self.commit_step_BG.tolist(), self.block_BG.tolist()
+        confidence, entropy = self.confidence_BG.tolist(), self.entropy_BG.tolist()
+        nfe, tokens, waits = nfe_B.tolist(), tokens_B.tolist(), waits_B.tolist()
+        seconds = self.seconds_B.tolist()
+        texts = denoiser.decode([ids[:end] for ids, end in zip(canvas, ends, strict=True)])
+        return [
+            Trajectory(
+                prompt=row.prompt,
+                seed=row.seed,
+                prompt_ids=tuple(row.prompt_ids),
+                canvas_ids=tuple(canvas[b][: lengths[b]]),
+                length=min(ends[b] + 1, lengths[b]),
+                text=texts[b],
+                finished=ends[b] < lengths[b],
+                commit_step=tuple(steps[b][: lengths[b]]),
+                confidence=tuple(confidence[b][: lengths[b]]),
+                entropy=tuple(entropy[b][: lengths[b]]),
+                block=tuple(blocks[b][: lengths[b]]),
+                edits=tuple(self.edits[b]),
+                ledger=Ledger(
+                    nfe=nfe[b], tokens_forwarded=tokens[b], sequential_steps=waits[b], seconds=seconds[b]
+                ),
+            )
+            for b, row in enumerate(rows)
+        ]

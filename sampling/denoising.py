@@ -1,0 +1,273 @@
+"""The denoising loop of one batch: canvases of masks in, trajectories out.
+
+One loop runs every combination of the axes (see `SamplerConfig`): stage by stage (a draft and its revisions), block by
+block, step by step; a step reads the canvas (`Passes`), draws candidates, lets the policy choose what commits and the
+correction what is taken back. A pass holds only the rows whose block still changes, and asks for the logits of what may
+change. Follows LLaDA's semi-autoregressive sampler (2502.09992, Sec. 2.4); each axis names its own paper.
+
+Axes: B rows in a batch, A of them active, G canvas positions, W positions of the block, C of them that are asked for, T
+those and the canvas's tail, M places (a row and a position), V vocabulary.
+"""
+
+import time
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from lockstitch.sampling import corrections, lengths, policies
+from lockstitch.sampling.caches import Passes
+from lockstitch.sampling.canvases import Canvases, Row
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.layouts import alignment, blocks
+from lockstitch.sampling.noise import uniform
+from lockstitch.sampling.tokens import Drawn, draw
+from lockstitch.sampling.trajectory import Trajectory
+
+_ORDER, _REOPEN = 1, 2  # streams of noise beside that of the tokens
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Canvas positions `start:stop`, the `number`-th block of the run, with its masks at the outset and their schedule."""
+
+    start: int
+    stop: int
+    number: int
+    initial_B: torch.Tensor
+    steps_B: torch.Tensor
+
+
+class Denoising:
+    """One batch on its way from masks to trajectories.
+
+    Attributes:
+        canvases: its state.
+        passes: what answers with logits.
+    """
+
+    def __init__(self, denoiser: Denoiser, rows: list[Row], config: SamplerConfig) -> None:
+        self.denoiser, self.rows, self.config = denoiser, rows, config
+        self.canvases = Canvases(denoiser, rows, config.canvas_length, config.max_length or config.canvas_length)
+        self.passes = Passes(denoiser, self.canvases, config)
+        self.forbidden = [denoiser.mask_id]
+        if denoiser.pad_id not in denoiser.eos_ids and denoiser.pad_id != denoiser.mask_id:
+            self.forbidden.append(denoiser.pad_id)
+        self.position_G = torch.arange(self.canvases.masked_BG.shape[1], device=denoiser.device)
+        # What a block's end may still take back must not end a row before that.
+        self.stops_midway = config.stop_at_eos and config.correction not in ("remdm", "edit")
+        # The prompt's last tokens, which stand in the canvas's first block; as many in every row of a batch.
+        self.lead = len(rows[0].prompt_ids) % alignment(config, denoiser.family)
+
+    def run(self) -> list[Trajectory]:
+        """Denoises the batch."""
+        config, canvases, passes = self.config, self.canvases, self.passes
+        if config.stop_at_eos:
+            canvases.stop_finished()  # a pinned canvas may hold its EOS already
+        if config.length == "dynamic":
+            self._find_length()
+        number = 0
+        for stage, length in enumerate(config.stage_blocks):
+            if stage:
+                self._reopen_least_confident()
+            cuts = list(blocks(len(self.position_G), length, self.lead))
+            passes.begin_stage([start for start, _ in cuts], self.lead)
+            for start, stop in cuts:
+                if start < int(canvases.length_B.max()):  # which may grow on the way
+                    self._denoise_block(start, stop, number)
+                number += 1
+        return canvases.trajectories(self.denoiser, self.rows, passes.nfe_B, passes.tokens_B, passes.waits_B)
+
+    def _denoise_block(self, start: int, stop: int, number: int) -> None:
+        """Denoises canvas positions `start:stop`, the `number`-th block of the run."""
+        config, canvases = self.config, self.canvases
+        self.passes.open_block(start, stop)
+        step = 0
+        if self.denoiser.family.layout == "context_causal":
+            # A causal pass over what is written ends in the block's first token, which commits as it would
+            # autoregressively; the rest of the block is denoised after it.
+            active_A = (canvases.running_B & canvases.masked_BG[:, start]).nonzero()[:, 0]
+            if len(active_A):
+                one_B = torch.ones_like(canvases.step_B)
+                self._step(active_A, _Block(start, start + 1, number, one_B, one_B), step, 0)
+            start, step = start + 1, 1
+        masked_BW = canvases.masked_BG[:, start:stop]
+        initial_B = masked_BW.sum(1)
+        # Pinned positions shorten the block's schedule in proportion, so that tokens per step stay what was asked for.
+        steps_B = (initial_B * (config.total_steps // config.blocks) + config.block - 1) // config.block
+        block = _Block(start, stop, number, initial_B, steps_B)
+        edits_left_B = torch.zeros_like(initial_B)  # steps in which a row whose masks are gone may still edit
+        for turn in count():
+            masks_B = masked_BW.any(1)
+            active_A = (canvases.running_B & (masks_B | (edits_left_B > 0))).nonzero()[:, 0]
+            if not len(active_A):
+                break
+            changed_A = self._step(active_A, block, step + turn, turn)
+            if config.correction == "edit":
+                left_A = torch.where(masks_B[active_A], corrections.EDIT_STEPS, edits_left_B[active_A] - 1)
+                edits_left_B[active_A] = left_A * changed_A
+        if config.stop_at_eos:
+            canvases.stop_finished()
+
+    def _step(self, rows_A: torch.Tensor, block: _Block, step: int, turn: int) -> torch.Tensor:
+        """One denoising step of the given rows; returns which of them it changed, bool `(A,)`.
+
+        `step` keys the noise, `turn` counts in the block's schedule.
+        """
+        began = time.perf_counter()
+        config, canvases = self.config, self.canvases
+        position_W = self.position_G[block.start : block.stop]
+        masked_AW = canvases.masked_BG[rows_A, block.start : block.stop]
+        held_AW = canvases.commit_step_BG[rows_A, block.start : block.stop] > 0
+        committed_A = block.initial_B[rows_A] - masked_AW.sum(1)
+        if config.policy == "deferred" and self.stops_midway:
+            # What follows the end can wait, for ever.
+            masked_AW = masked_AW & canvases.before_end_BG()[rows_A, block.start : block.stop]
+
+        asked_AW = masked_AW | held_AW if config.correction == "edit" else masked_AW
+        asked_W = asked_AW.any(0)
+        logits_ACV, end_A = self._read(rows_A, position_W[asked_W])
+        asked_AC = asked_AW[:, asked_W]
+        logits_MV = logits_ACV.flatten(0, 1) if bool(asked_AC.all()) else logits_ACV[asked_AC]
+        drawn_M = self._draw(logits_MV, rows_A, block, step, asked_AW, held_AW)
+        drawn = Drawn(*(torch.zeros_like(asked_AW, dtype=v.dtype).masked_scatter_(asked_AW, v) for v in drawn_M))
+
+        canvases.step_B[rows_A] += 1
+        target_A = policies.quota_total(block.initial_B[rows_A], turn, block.steps_B[rows_A])
+        taken_AW = torch.zeros_like(held_AW)
+        if config.correction == "remdm":
+            taken_AW = self._reopened(rows_A, block, step, held_AW, committed_A, target_A)
+        count_A = target_A - committed_A + taken_AW.sum(1)
+        commit_AW = self._choose(drawn, masked_AW, count_A, rows_A, block, step)
+        if config.correction == "edit":
+            assert config.edit_threshold is not None
+            written_AW = canvases.canvas_BG[rows_A, block.start : block.stop]
+            taken_AW = corrections.edits(written_AW, drawn.token, drawn.confidence, held_AW, config.edit_threshold)
+            commit_AW = commit_AW | taken_AW
+        changed_A = (commit_AW | taken_AW).any(1)
+
+        row, position = taken_AW.nonzero(as_tuple=True)
+        canvases.take_back((rows_A[row], position + block.start), canvases.step_B[rows_A[row]])
+        row, position = commit_AW.nonzero(as_tuple=True)
+        chosen = Drawn(*(values_AW[row, position] for values_AW in drawn))
+        canvases.commit((rows_A[row], position + block.start), chosen, block.number)
+        if end_A is not None:
+            self._make_room(rows_A, block, drawn.confidence, masked_AW & ~commit_AW, end_A)
+        canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
+        if self.stops_midway:
+            canvases.stop_finished()
+        return changed_A
+
+    def _read(self, rows_A: torch.Tensor, positions_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits `(A, C, V)` without what is banned; under a dynamic length also how sure the end is, `(A,)`."""
+        if self.config.length == "fixed":
+            logits_ACV = self.passes.logits(rows_A, positions_C)
+            self.canvases.ban(logits_ACV, rows_A, positions_C)
+            return logits_ACV, None
+        end_A, logits_ATV, positions_T = self._end(rows_A, positions_C)
+        return logits_ATV[:, torch.isin(positions_T, positions_C)], end_A
+
+    def _draw(
+        self, logits_MV: torch.Tensor, rows_A: torch.Tensor, block: _Block, step: int, asked_AW: torch.Tensor,
+        held_AW: torch.Tensor,
+    ) -> Drawn:  # fmt: skip
+        """Candidates of the M asked positions; where one is held, the most likely token whatever the temperature."""
+        config, noise_M = self.config, None
+        settings = (self.forbidden, config.top_k, config.top_p, config.certainty)
+        if config.temperature > 0:
+            position_W = self.position_G[block.start : block.stop]
+            noise_M = uniform(self.canvases.seeds_B[rows_A], block.number, step, position_W)[asked_AW]
+        drawn = draw(logits_MV, noise_M, config.temperature, *settings)
+        if config.correction == "edit" and config.temperature > 0:
+            held_M, likely = held_AW[asked_AW], draw(logits_MV, None, 0.0, *settings)
+            drawn = Drawn(*(torch.where(held_M, a, b) for a, b in zip(likely, drawn, strict=True)))
+        return drawn
+
+    def _choose(
+        self, drawn: Drawn, masked_AW: torch.Tensor, count_A: torch.Tensor, rows_A: torch.Tensor, block: _Block, step: int
+    ) -> torch.Tensor:
+        """What the policy commits, bool `(A, W)`."""
+        config, certainty_AW = self.config, drawn.certainty
+        if config.policy == "quota":
+            return policies.quota(certainty_AW, masked_AW, count_A)
+        if config.policy == "random":
+            position_W = self.position_G[block.start : block.stop]
+            order_AW = uniform(self.canvases.seeds_B[rows_A], block.number, step, position_W, _ORDER)
+            return policies.quota(order_AW, masked_AW, count_A)
+        if config.policy == "factor":
+            assert config.factor is not None
+            return policies.factor(certainty_AW, masked_AW, config.factor)
+        if config.policy == "entropy_bound":
+            assert config.entropy_bound is not None
+            return policies.entropy_bound(drawn.entropy, masked_AW, config.entropy_bound)
+        assert config.threshold is not None
+        if config.policy == "deferred":
+            masked_AW = policies.window(masked_AW, config.window or 16, config.window_limit or 128)
+        return policies.threshold(certainty_AW, masked_AW, config.threshold)
+
+    def _reopened(
+        self, rows_A: torch.Tensor, block: _Block, step: int, held_AW: torch.Tensor, committed_A: torch.Tensor,
+        target_A: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """What ReMDM takes back at a step after which `target_A` positions of the block should be committed."""
+        config, canvases = self.config, self.canvases
+        assert config.sigma is not None
+        total_A = block.initial_B[rows_A].float()
+        confidence_AW = canvases.confidence_BG[rows_A, block.start : block.stop]
+        share_AW = corrections.remdm_share(
+            config.sigma, config.share_reopened, committed_A / total_A, target_A / total_A, confidence_AW, held_AW
+        )
+        position_W = self.position_G[block.start : block.stop]
+        return uniform(canvases.seeds_B[rows_A], block.number, step, position_W, _REOPEN) < share_AW
+
+    def _reopen_least_confident(self) -> None:
+        """Begins a stage of `revise`: what was least sure when it was committed is denoised again, in every row."""
+        canvases, config = self.canvases, self.config
+        assert config.revise_fraction is not None
+        held_BG = canvases.commit_step_BG > 0
+        chosen_BG = corrections.least_confident(canvases.confidence_BG, held_BG, config.revise_fraction)
+        canvases.step_B += chosen_BG.any(1)  # a step without a pass, so that the trace shows the draft as well
+        row, position = chosen_BG.nonzero(as_tuple=True)
+        canvases.take_back((row, position), canvases.step_B[row])
+        canvases.running_B[:] = True
+        if config.stop_at_eos:
+            canvases.stop_finished()
+
+    def _end(
+        self, rows_A: torch.Tensor, positions_C: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """How sure the model is that each row ends within its canvas, `(A,)`; and the logits it read, with positions."""
+        canvases = self.canvases
+        length_A = canvases.length_B[rows_A]
+        distance_AG = length_A[:, None] - self.position_G
+        asked_G = ((distance_AG > 0) & (distance_AG <= lengths.TAIL)).any(0)
+        asked_G[positions_C] = True
+        positions_T = asked_G.nonzero()[:, 0]
+        logits_ATV = self.passes.logits(rows_A, positions_T)
+        p_eos_AT = logits_ATV.float().softmax(-1)[..., canvases.eos_ids].sum(-1)
+        is_eos_AT = torch.isin(logits_ATV.argmax(-1), canvases.eos_ids)
+        return lengths.end_confidence(p_eos_AT, is_eos_AT, positions_T, length_A), logits_ATV, positions_T
+
+    def _find_length(self) -> None:
+        """Lets the empty canvas grow until the model is fairly sure to end within it."""
+        canvases, room = self.canvases, len(self.position_G)
+        rows_A = (canvases.length_B < room).nonzero()[:, 0]
+        while len(rows_A):
+            began = time.perf_counter()
+            end_A, _, _ = self._end(rows_A, self.position_G[:0])
+            canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
+            enough_A = end_A >= lengths.ENOUGH_TO_START
+            for row, enough in zip(rows_A.tolist(), enough_A.tolist(), strict=True):
+                length = int(canvases.length_B[row])
+                canvases.grow(row, length, min(lengths.MARGIN if enough else lengths.GROW, room - length))
+            rows_A = rows_A[~enough_A & (canvases.length_B[rows_A] < room)]
+
+    def _make_room(
+        self, rows_A: torch.Tensor, block: _Block, confidence_AW: torch.Tensor, masked_AW: torch.Tensor, end_A: torch.Tensor
+    ) -> None:
+        """Puts eight masks in the place of the least sure one, in rows that do not see their end yet."""
+        canvases, room = self.canvases, len(self.position_G)
+        position_A = lengths.needs_room(confidence_AW, masked_AW)
+        for a in ((position_A >= 0) & (end_A < lengths.ENOUGH_TO_GO_ON)).nonzero()[:, 0].tolist():
+            row = int(rows_A[a])
+            canvases.grow(row, block.start + int(position_A[a]), min(lengths.GROW - 1, room - int(canvases.length_B[row])))

@@ -1,0 +1,76 @@
+"""How a family attends: which position sees which, where the blocks are, and which settings fit.
+
+- full: every position sees every other (LLaDA, Dream).
+- block_causal: a position sees its own block and the blocks before (SDAR, LLaDA2.x, Fast-dLLM v2). Blocks are counted from
+  the first token of the prompt, as in training, so the first block of a canvas holds the last tokens of the prompt too.
+- context_causal: what is written is seen causally, the block being denoised sees itself and all of that (NBDiff,
+  2512.06776). Its logits are shifted, so a causal pass over what is written gives the block's first token.
+
+Axes: L columns (padding, prompt, canvas), Q columns that ask, K columns that are seen.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Family
+
+EXACT = {
+    "full": {"none": True, "prefix": False, "dual": False},
+    "block_causal": {"none": True, "block": True},
+    "context_causal": {"none": True, "block": True},
+}
+
+
+def check_layout(config: SamplerConfig, family: Family) -> None:
+    """Raises `ValueError` if the settings do not fit the family, naming those that do."""
+    if config.cache not in EXACT[family.layout]:
+        accepted = ", ".join(EXACT[family.layout])
+        why = "whose finished blocks still see later ones" if family.layout == "full" else "where `block` is exact"
+        raise ValueError(f"cache={config.cache!r} is not for {family.name} models, {why}: {accepted}")
+    if config.cache != "none" and not family.keeps_keys:
+        raise ValueError(f"cache={config.cache!r}: the code of {family.name} checkpoints cannot keep and replace keys; "
+                         "cache='none'")  # fmt: skip
+    if config.length == "dynamic" and family.layout != "full":
+        raise ValueError(f"length='dynamic' asks how sure the model is of an end that {family.name} models do not see "
+                         "from the block; length='fixed'")  # fmt: skip
+    if family.layout == "context_causal" and not family.shifted:
+        raise ValueError(f"{family.name}: a context-causal family must predict the next token")
+
+
+def is_exact(cache: str, family: Family) -> bool:
+    """Whether a cache changes nothing but the cost, for this family."""
+    return EXACT[family.layout][cache]
+
+
+def alignment(config: SamplerConfig, family: Family) -> int:
+    """Blocks are counted from the prompt's first token where this is above 1, and rows share a batch if their prompts'
+    lengths leave the same remainder by it: then blocks lie in the same columns."""
+    return config.block if family.layout == "block_causal" and config.blocks > 1 else 1
+
+
+def blocks(length: int, block: int, lead: int = 0) -> Iterator[tuple[int, int]]:
+    """Start and stop of each block of a canvas; the first one is shorter by the `lead` prompt tokens that it holds too.
+
+    A block as long as the canvas is all of it, whatever the lead.
+    """
+    start, stop = 0, block - lead % block if block < length else length
+    while start < length:
+        yield start, min(stop, length)
+        start, stop = stop, stop + block
+
+
+def block_numbers(columns: int, low: int, edges: list[int], block: int) -> torch.Tensor:
+    """The block of each column, `(L,)`: 0 from column `low` on, one more from each of `edges`, negative in the prompt."""
+    column_L = torch.arange(columns)
+    number_L = torch.bucketize(column_L, torch.tensor(edges), right=True)
+    return torch.where(column_L < low, (column_L - low) // block, number_L)
+
+
+def visible(layout: str, query_Q: torch.Tensor, key_K: torch.Tensor, number_L: torch.Tensor, low: int) -> torch.Tensor:
+    """Which key column each query column sees, bool `(Q, K)`, padding aside; `low` is where the block begins."""
+    if layout == "full":
+        return torch.ones(len(query_Q), len(key_K), dtype=torch.bool, device=query_Q.device)
+    if layout == "block_causal":
+        return number_L[key_K] <= number_L[query_Q][:, None]
+    return (key_K <= query_Q[:, None]) | (query_Q >= low)[:, None]

@@ -1,0 +1,40 @@
+"""Named settings: what papers and checkpoints decode with, as values of `SamplerConfig`.
+
+A preset hides nothing: `preset("fast", canvas_length=256)` is a `SamplerConfig`, and whatever is said beside its name goes
+before what it says. One that does not fit a model's layout is refused by `sample`, with the reason.
+"""
+
+from typing import Any
+
+from lockstitch.sampling.config import SamplerConfig
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # LLaDA-Instruct (2502.09992): one token a step in blocks of 32, the most probable first.
+    "llada": {"block_length": 32, "policy": "quota"},
+    # Fast-dLLM (2505.22618) on full attention: a threshold, and only the block is recomputed. Approximate.
+    "fast": {"block_length": 32, "policy": "threshold", "threshold": 0.9, "cache": "dual"},
+    # Dream (2508.15487): no blocks, the position of lowest entropy first.
+    "dream": {"policy": "quota", "certainty": "entropy", "temperature": 0.2, "top_p": 0.95},
+    # SDAR, LLaDA2.x and NBDiff: a threshold in each block, finished blocks kept. Exact.
+    "block": {"block_length": 32, "policy": "threshold", "threshold": 0.9, "cache": "block"},
+    # Deferred commitment (2601.02076): no blocks, a window that slides.
+    "dcd": {"policy": "deferred", "threshold": 0.9, "window": 16, "window_limit": 128},
+    # Diffusion in Diffusion (2601.13599): a draft in blocks of 4, then the least sure quarter again, seeing everything.
+    "draft_revise": {"block_length": 4, "policy": "quota", "correction": "revise", "revise_fraction": 0.25},
+    # ReMDM (2503.00307): a random order that takes back a little at each step.
+    "remdm": {"policy": "random", "temperature": 1.0, "top_p": 0.9, "correction": "remdm", "sigma": "cap", "eta": 0.008},
+    # DAEDAL (2508.00819): starts at 64 there, and grows to at most 2048.
+    "daedal": {"block_length": 32, "policy": "threshold", "threshold": 0.9, "length": "dynamic", "max_length": 2048},
+}
+
+
+def preset(name: str, canvas_length: int, **settings: Any) -> SamplerConfig:
+    """The settings of that name for a canvas of `canvas_length` tokens; `settings` replace its own.
+
+    `None` among them takes a setting back to its default. Raises `ValueError` for an unknown name, and whatever
+    `SamplerConfig` raises: a canvas that the preset's blocks do not divide, for one.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
+    chosen = {**PRESETS[name], **settings}
+    return SamplerConfig(canvas_length=canvas_length, **{key: value for key, value in chosen.items() if value is not None})

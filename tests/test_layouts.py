@@ -1,0 +1,266 @@
+"""Layouts and caches: what is called exact is exact, against plain references that know nothing of either."""
+
+import pytest
+import torch
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import (
+    BLOCK_CAUSAL,
+    BLOCK_CAUSAL_SHIFTED,
+    CONTEXT_CAUSAL,
+    FAMILIES,
+    LLADA2,
+    family_of,
+)
+from lockstitch.sampling.layouts import EXACT, blocks, is_exact
+from lockstitch.sampling.loop import sample
+from models import dream_like, llada_like, random_denoiser
+
+# Lengths 13, 20, 29 and 17, so that a block of 4 begins inside the prompt at every remainder.
+PROMPTS = ["12, +27, -15\n", "3102\n2000\n0210\n0320\n", "Ann has 12 apples. How many?\n", " 30 100  93 =  23\n"]
+G = 12
+CAUSAL = [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, LLADA2, CONTEXT_CAUSAL]
+
+
+def run(denoiser, prompts=PROMPTS, n=1, seed=0, canvases=None, **settings):
+    settings = {"canvas_length": G, "stop_at_eos": False, **settings}
+    return sample(denoiser, prompts, SamplerConfig(**settings), n=n, seed=seed, canvases=canvases)
+
+
+def tokens(trajectories):
+    return [t.canvas_ids for t in trajectories]
+
+
+def counted(denoiser, **arguments):
+    """Trajectories, and how many rows and real tokens the model was called with."""
+    rows, cells = [], []
+
+    def count(module, args, kwargs):
+        rows.append(kwargs["input_ids"].shape[0])
+        cells.append(int((kwargs["input_ids"] != denoiser.pad_id).sum()))
+
+    handle = denoiser.model.register_forward_pre_hook(count, with_kwargs=True)
+    drawn = run(denoiser, **arguments)
+    handle.remove()
+    return drawn, sum(rows), sum(cells)
+
+
+def additive(seen):
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+
+
+def greedy_rows(denoiser, ids, seen, shifted):
+    """Most likely token and its probability at each position, of one unpadded row under an explicit mask."""
+    logits = denoiser.model(input_ids=torch.tensor([ids]), attention_mask=additive(seen)).logits[0]
+    logits[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
+    confidence, token = logits.softmax(-1).max(-1)
+    return (token.roll(1), confidence.roll(1)) if shifted else (token, confidence)
+
+
+def reference_block_causal(denoiser, prompt, block):
+    """One token a step in blocks that are counted from the prompt's first token; no cache, no batch."""
+    ids = denoiser.encode([prompt])[0]
+    start, ids = len(ids), ids + [denoiser.mask_id] * G
+    number = torch.arange(len(ids)) // block
+    for now in range(start // block, int(number[-1]) + 1):
+        while True:
+            open_ = [i for i in range(start, len(ids)) if number[i] == now and ids[i] == denoiser.mask_id]
+            if not open_:
+                break
+            token, confidence = greedy_rows(denoiser, ids, number[None] <= number[:, None], denoiser.family.shifted)
+            best = max(open_, key=lambda i: float(confidence[i]))
+            ids[best] = int(token[best])
+    return tuple(ids[start:])
+
+
+@pytest.mark.parametrize("family", [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_block_causal_is_the_plain_loop(family, kind):
+    denoiser = random_denoiser(kind, family=family)
+    assert tokens(run(denoiser, block_length=4)) == [reference_block_causal(denoiser, p, 4) for p in PROMPTS]
+
+
+@torch.no_grad()
+def test_context_causal_is_the_plain_loop():
+    """A block is its causal first token, then the others one by one, seeing the block and the causal prefix."""
+    denoiser, expected = random_denoiser("qwen3", family=CONTEXT_CAUSAL), []
+    for prompt in PROMPTS:
+        ids = denoiser.encode([prompt])[0]
+        written = len(ids)
+        for low in range(written, written + G, 4):
+            causal = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+            token, _ = greedy_rows(denoiser, ids, causal, shifted=False)
+            ids = [*ids, int(token[-1]), *[denoiser.mask_id] * 3]
+            seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+            seen[low:] = True
+            while denoiser.mask_id in ids:
+                token, confidence = greedy_rows(denoiser, ids, seen, shifted=True)
+                best = max((i for i in range(low, low + 4) if ids[i] == denoiser.mask_id), key=lambda i: confidence[i])
+                ids[best] = int(token[best])
+        expected.append(tuple(ids[written:]))
+    assert tokens(run(denoiser, block_length=4)) == expected
+
+
+@pytest.mark.parametrize("cache", ["none", "block"])
+def test_context_causal_at_block_one_is_greedy_generation(cache):
+    denoiser = random_denoiser("qwen2", family=CONTEXT_CAUSAL)
+    drawn = run(denoiser, block_length=1, cache=cache)
+    for prompt, t in zip(PROMPTS, drawn, strict=True):
+        ids = torch.tensor(denoiser.encode([prompt]))
+        written = denoiser.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=G, eos_token_id=None,
+            pad_token_id=denoiser.pad_id, suppress_tokens=[denoiser.mask_id, denoiser.pad_id],
+        )  # fmt: skip
+        assert t.canvas_ids == tuple(written[0, ids.shape[1] :].tolist())
+        assert t.commit_step == tuple(range(1, G + 1))
+        assert t.ledger.nfe == G
+
+
+SETTINGS = [
+    {},
+    {"steps": 6, "temperature": 1.0},
+    {"policy": "threshold", "threshold": 0.5, "temperature": 0.7},
+    {"correction": "revise", "revise_fraction": 0.5, "revise_blocks": "6,canvas"},
+    {"correction": "edit", "edit_threshold": 0.5, "steps": 6},
+    {"correction": "remdm", "sigma": "rescale", "eta": 0.5, "policy": "random"},
+    {"cfg_scale": 1.0, "steps": 6},
+]
+FAST = ((CONTEXT_CAUSAL, 0), (BLOCK_CAUSAL_SHIFTED, 1))  # the rest is slow
+
+
+CASES = [
+    pytest.param(family, settings, id=f"{family.name}-{'-'.join(settings) or 'plain'}",
+                 marks=() if settings is SETTINGS[2] or (family, i % 2) in FAST else pytest.mark.slow)
+    for family in CAUSAL for i, settings in enumerate(SETTINGS)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "settings"), CASES)
+def test_the_block_cache_changes_nothing_but_the_cost(family, settings):
+    denoiser = random_denoiser("qwen3", family=family)
+    canvases = [None, None, [None] * 5 + [7] * 4 + [None] * 3, [7] * 4 + [None] * 4 + [7, None, 7, None]]
+    canvases = [canvas or [None] * G for canvas in canvases]
+    settings = {"block_length": 4, "canvases": canvases, **settings}
+    for n in (1, 2):
+        plain, rows, cells = counted(denoiser, n=n, **settings)
+        cached, cached_rows, cached_cells = counted(denoiser, n=n, cache="block", **settings)
+        assert tokens(cached) == tokens(plain)
+        assert [t.commit_step for t in cached] == [t.commit_step for t in plain]
+        assert [t.edits for t in cached] == [t.edits for t in plain]
+        for drawn, r, c in ((plain, rows, cells), (cached, cached_rows, cached_cells)):
+            assert sum(t.ledger.nfe for t in drawn) == r
+            assert sum(t.ledger.tokens_forwarded for t in drawn) == c
+        assert cached_cells < cells / 2
+        if n == 1:
+            assert [t.ledger.nfe for t in cached] == [t.ledger.nfe for t in plain]
+
+
+def test_trajectories_of_one_prompt_share_the_pass_over_it():
+    denoiser, prompt = random_denoiser(family=BLOCK_CAUSAL), PROMPTS[1]
+    one, _, cells = counted(denoiser, prompts=[prompt], cache="block", block_length=4, temperature=1.0)
+    several, _, several_cells = counted(denoiser, prompts=[prompt], n=8, cache="block", block_length=4, temperature=1.0)
+    alone = run(denoiser, [prompt], n=8, block_length=4, temperature=1.0)
+    assert tokens(several) == tokens(alone)
+    length = len(denoiser.encode([prompt])[0])
+    assert length % 4 == 0
+    assert several_cells == length + 8 * (cells - length)
+    assert [t.ledger.nfe for t in several] == [one[0].ledger.nfe + 1] + [one[0].ledger.nfe] * 7
+
+
+@pytest.mark.parametrize("family", [BLOCK_CAUSAL, CONTEXT_CAUSAL], ids=lambda family: family.name)
+def test_batching_order_and_n_do_not_matter(family):
+    denoiser = random_denoiser("qwen3", family=family)
+    settings = {"block_length": 4, "cache": "block", "policy": "threshold", "threshold": 0.5, "temperature": 1.0}
+    together = tokens(run(denoiser, n=3, **settings))
+    assert together == [ids for prompt in PROMPTS for ids in tokens(run(denoiser, [prompt], n=3, **settings))]
+    assert tokens(run(denoiser, n=1, **settings)) == together[::3]
+    backwards = tokens(run(denoiser, PROMPTS[::-1], n=3, batch_size=5, **settings))
+    assert [ids for i in (3, 2, 1, 0) for ids in backwards[3 * i : 3 * i + 3]] == together
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_approximate_caches_are_exact_on_the_first_step_of_each_block(cache):
+    denoiser = random_denoiser("qwen3")
+    for settings in ({"policy": "threshold", "threshold": 0.0, "block_length": 4}, {"block_length": 1}):
+        assert tokens(run(denoiser, cache=cache, **settings)) == tokens(run(denoiser, **settings))
+    plain, cached = run(denoiser, block_length=4), run(denoiser, block_length=4, cache=cache)
+    # From the second step on they are not, or this would show nothing.
+    assert tokens(cached) != tokens(plain)
+    for a, b in zip(plain, cached, strict=True):
+        first = [i for i in range(4) if a.commit_step[i] == 1]
+        assert [a.canvas_ids[i] for i in first] == [b.canvas_ids[i] for i in first]
+        assert [a.confidence[i] for i in first] == pytest.approx([b.confidence[i] for i in first], abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_approximate_caches_are_the_plain_loop(cache):
+    """Against keys that are kept as lists of hidden columns: the model run with stale tokens where the cache is stale."""
+    denoiser, prompt = random_denoiser("llama"), PROMPTS[0]
+    model, (ids,) = denoiser.model, denoiser.encode([prompt])
+    start, ids = len(ids), ids + [denoiser.mask_id] * G
+    length = len(ids)
+    for low in range(start, length, 4):
+        high, past = low + 4, None
+        for step in range(4):
+            if step == 0:
+                out = model(input_ids=torch.tensor([ids]), use_cache=True)
+                past = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+                logits = out.logits[0]
+            else:
+                last = length if cache == "prefix" else high
+                stale = torch.ones(length, dtype=torch.bool)
+                stale[low:last] = False
+                kept = type(out.past_key_values)(config=model.config)
+                for i, (keys, values) in enumerate(past):
+                    kept.update(keys[:, :, stale], values[:, :, stale], i)
+                part = model(
+                    input_ids=torch.tensor([ids[low:last]]), past_key_values=kept, use_cache=True,
+                    position_ids=torch.arange(low, last)[None],
+                    attention_mask=torch.zeros(1, 1, last - low, length),
+                ).logits[0]  # fmt: skip
+                logits = torch.zeros(length, part.shape[-1])
+                logits[low:last] = part
+            logits[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
+            confidence, token = logits.softmax(-1).max(-1)
+            best = max((i for i in range(low, high) if ids[i] == denoiser.mask_id), key=lambda i: float(confidence[i]))
+            ids[best] = int(token[best])
+    # Beside rows of other lengths, so that padding is there too.
+    assert run(denoiser, block_length=4, cache=cache)[0].canvas_ids == tuple(ids[start:])
+
+
+def test_logits_are_formed_for_what_may_commit_alone():
+    denoiser, shapes = random_denoiser(), []
+    handle = denoiser.model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape[:2])))
+    run(denoiser, PROMPTS[:1], block_length=4)
+    handle.remove()
+    assert shapes == [(1, 4), (1, 3), (1, 2), (1, 1)] * (G // 4)
+
+
+def test_blocks_tile_the_canvas():
+    assert list(blocks(12, 4)) == [(0, 4), (4, 8), (8, 12)]
+    assert list(blocks(12, 4, lead=3)) == [(0, 1), (1, 5), (5, 9), (9, 12)]
+    assert list(blocks(12, 12, lead=3)) == [(0, 12)]
+
+
+def test_what_does_not_fit_a_layout_is_refused():
+    full, causal = random_denoiser(), random_denoiser(family=CONTEXT_CAUSAL)
+    with pytest.raises(ValueError, match=r"cache='block' is not for bidirectional models.*none, prefix, dual"):
+        run(full, cache="block")
+    with pytest.raises(ValueError, match=r"cache='dual' is not for context_causal models.*none, block"):
+        run(causal, cache="dual")
+    for disguise in (llada_like, dream_like):
+        with pytest.raises(ValueError, match=r"cannot keep and replace keys; cache='none'"):
+            run(disguise(full), cache="dual")
+    with pytest.raises(ValueError, match=r"length='dynamic'.*length='fixed'"):
+        run(causal, length="dynamic", max_length=24, policy="threshold", threshold=0.9, stop_at_eos=True)
+    with pytest.raises(ValueError, match="do not attend fully"):
+        causal.forward_logits(causal.model, torch.tensor([[1, 2]]), torch.tensor([[1, 1]]))
+
+
+def test_families_are_known_by_their_type():
+    assert family_of("sdar") is BLOCK_CAUSAL
+    assert family_of("Fast_dLLM_Qwen").shifted
+    assert all(family.layout in EXACT for family in FAMILIES.values())
+    assert not is_exact("dual", family_of("llama"))
+    assert is_exact("block", family_of("llada2_moe"))
