@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.presets import PRESETS
 
 if TYPE_CHECKING:
     from lockstitch.sampling.prompts import Request
@@ -42,6 +43,10 @@ class SampleOptions:
     input: str | None = field(
         default=None, metadata={"help": "Prompts: JSON Lines with 'prompt' and, if not all is open, 'canvas': token ids, "
                                         "null where a position is to be denoised."}
+    )  # fmt: skip
+    preset: str | None = field(
+        default=None, metadata={"help": f"Named settings of the sampler; what is said beside it goes before what it says: "
+                                        f"{', '.join(PRESETS)}."}
     )  # fmt: skip
     n: int = field(default=1, metadata={"help": "Trajectories per prompt. Default: 1."})
     seed: int = field(default=0, metadata={"help": "Seed of all noise. Default: 0."})
@@ -66,6 +71,8 @@ class SampleOptions:
         if (self.prompt is None) == (self.input is None):
             given = "both" if self.prompt is not None else "neither"
             raise ValueError(f"say what to sample from, once: --prompt or --input (given: {given})")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"preset={self.preset!r} is not one of {', '.join(PRESETS)}")
         for name in ("n", "chunk"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -108,11 +115,12 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
 
     Raises `ValueError` before any model is loaded.
     """
-    from lockstitch.sampling.denoiser import FAMILIES
+    from lockstitch.sampling.denoiser import FAMILIES, family_of
+    from lockstitch.sampling.layouts import check_layout
     from lockstitch.sampling.page import write_trace
     from lockstitch.sampling.prompts import Reader, read_result_row
     from lockstitch.sampling.terminal import Ink
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
 
     from lockstitch import embedded_model, files, terminal
@@ -123,8 +131,11 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
     embedded = options.model.startswith(EMBEDDED)
     model = str(embedded_model(options.model.removeprefix(EMBEDDED))) if embedded else options.model
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=options.trust_remote_code)
+    settings = {**(PRESETS[options.preset] if options.preset is not None else {}), **settings}
     reader = Reader(tokenizer, settings)
     requests = [reader.request(options.prompt)] if options.input is None else reader.read(Path(options.input))
+    of_model = AutoConfig.from_pretrained(model, trust_remote_code=options.trust_remote_code).model_type
+    check_layout(requests[0].config, FAMILIES[options.family] if options.family is not None else family_of(of_model))
     remembered = _remembered(options, settings, asdict(requests[0].config))
     directory = None if options.output is None else Path(options.output)
     if directory is not None:
@@ -150,7 +161,8 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
 
 def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What may not differ between a run and the one that resumes it: all that can change a result."""
-    free = ("output", "html", "watch", "device", "chunk", "color", "batch_size")
+    # A preset is what it sets.
+    free = ("preset", "output", "html", "watch", "device", "chunk", "color", "batch_size")
     remembered = {**asdict(options), **config, "canvas_length": settings.get("canvas_length")}
     if options.input is not None:
         remembered["sha256"] = hashlib.sha256(Path(options.input).read_bytes()).hexdigest()

@@ -92,7 +92,10 @@ class Reader:
             return SamplerConfig(**self.settings)
         if length is not None:
             raise ValueError(f"canvas_length={length} would be ignored: the row's own canvas has {len(own)} positions")
-        return SamplerConfig(**{**self.settings, "canvas_length": len(own)})
+        config = SamplerConfig(**{**self.settings, "canvas_length": len(own)})
+        if config.length != "fixed":
+            raise ValueError(f"length={config.length!r} moves the positions of the row's own canvas; fixed does not")
+        return config
 
     def _canvas(self, canvas: object) -> tuple[int | None, ...]:
         if not isinstance(canvas, list) or not canvas:

@@ -116,6 +116,16 @@ def test_finished_rows_are_watched_and_drawn_from_their_file(source, tmp_path, c
     assert page.read_text().count('"canvas_ids"') == 4
 
 
+def test_a_preset_is_what_it_sets(tmp_path):
+    out = tmp_path / "out"
+    command = ["--model", "embedded:sudoku", "--prompt", PUZZLES[0], "--canvas_length", "20", "--output", str(out)]
+    assert main([*command, "--preset", "dcd", "--window", "8"]) == 0
+    config = json.loads((out / files.CONFIG).read_text())
+    assert [config[name] for name in ("policy", "threshold", "window", "window_limit")] == ["deferred", 0.9, 8, 128]
+    said = ["--policy", "deferred", "--threshold", "0.9", "--window", "8", "--window_limit", "128"]
+    assert main([*command, *said]) == 0  # the same configuration: nothing is refused
+
+
 # --- blanks and canvases ---------------------------------------------------------------------------------------------
 
 
@@ -217,6 +227,10 @@ def test_bad_lines_are_named_before_any_model_is_loaded(tmp_path, capsys):
         (["--prompt", "a", "--color", "red"], "color='red' is not one of auto, always, never"),
         (["--prompt", "a", "--html", "no/where.html"], "html='no/where.html' must be a file in a directory that exists"),
         (["--prompt", "a", "--html", "."], "html='.'"),
+        (["--prompt", "a", "--preset", "best"], "preset='best' is not one of llada, fast"),
+        (["--prompt", "a", "--canvas_length", "64", "--preset", "block"], "cache='block' is not for bidirectional models"),
+        (["--prompt", "a[[:8]]", "--length", "dynamic", "--max_length", "9", "--policy", "factor", "--factor", "1"],
+         "length='dynamic' moves the positions"),
         (["--prompt", "a", "--family", "gpt"], "family='gpt' is not one of bidirectional"),
         (["--prompt", "a", "--canvas_length", "8", "--threshold", "0.5"], "threshold=0.5 would be ignored"),
         (["--prompt", "a[[:7]]", "--block_length", "4"], "block_length=4 does not divide canvas_length=7"),
