@@ -1,9 +1,10 @@
 """Programs that nobody trusts, each in a sandbox of its own, and the pipe over which it is asked.
 
 `Bubblewrap` runs a program by bubblewrap (see `bubblewrap` for what it can see), under limits that the program cannot raise,
-with the system calls of `seccomp` refused, watched from outside (`sandbox_watch`), and killed with everything that it
-started when its time is up or nobody needs it any more. Nothing that it says is believed to be more than text: answers
-are frames of limited length, which the caller reads as JSON.
+with the system calls of `seccomp` refused, watched from outside (`sandbox_watch`), in a control group of its own where the
+machine lets us make one (`cgroup`), and killed with everything that it started when its time is up or nobody needs it any
+more. Nothing that it says is believed to be more than text: answers are frames of limited length, which the caller reads
+as JSON.
 
 `Unsafe` is the same without bubblewrap: limits and a kill, but the program sees and does whatever you may. It is never
 chosen for you.
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lockstitch.rewards import bubblewrap, seccomp
+from lockstitch.rewards import bubblewrap, cgroup, seccomp
 from lockstitch.rewards.bubblewrap import CURES, SandboxUnavailable, interpreter
 from lockstitch.rewards.sandbox_watch import files_of, memory_of
 
@@ -38,6 +39,7 @@ _WATCH_SECONDS = 0.05
 _MOST_FILES = 4096
 _LONGEST_WORD = 4096  # of what is said before the program runs
 _HEADER = 8
+_BUBBLEWRAPS_OWN = 2  # processes: one waits outside, one is the first inside
 
 
 @dataclass(frozen=True)
@@ -268,9 +270,10 @@ class Bubblewrap:
 
             def command(requests: int, answers: int) -> list[str]:
                 inside = _arguments(requests, answers, limits, limits.processes)
-                return bubblewrap.command(inside, limits.disk_mb * _MIB, info_write, filter_read)
+                outside = bubblewrap.command(inside, limits.disk_mb * _MIB, info_write, filter_read)
+                return outside if folder is None else cgroup.entering(folder, outside)
 
-            with _process(command, [info_write, filter_read], limits, stdin) as process:
+            with _group(limits) as folder, _process(command, [info_write, filter_read], limits, stdin) as process:
                 os.set_blocking(info_read, False)
                 try:
                     process.begin()
@@ -282,6 +285,22 @@ class Bubblewrap:
         finally:
             for descriptor in (info_read, info_write, filter_read):
                 os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _group(limits: Limits) -> Iterator[Path | None]:
+    """The control group of one sandbox, where there are any; /tmp is memory too."""
+    where = cgroup.delegation()
+    if where is None:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        memory = (limits.memory_mb + limits.disk_mb) * _MIB
+        try:
+            folder = stack.enter_context(cgroup.group(where, limits.processes + _BUBBLEWRAPS_OWN, memory))
+        except OSError as error:
+            raise StartFailed(f"its control group: {error}") from None
+        yield folder
 
 
 class Unsafe:
