@@ -9,6 +9,7 @@ Only tests are parsed here, never a completion; nothing is evaluated.
 
 import ast
 import builtins
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,9 +67,10 @@ def parse_tests(sources: Sequence[str], known: Iterable[str] = ()) -> tuple[Test
         would give the answer away.
 
     Raises:
-        BadTest: one of them is not Python.
+        BadTest: one of them is not Python, or nests too deeply to be written out.
     """
-    return tuple(test for source in sources for test in _tests_of(_parse(source).body, frozenset(known)))
+    with _nesting_is_bad():
+        return tuple(test for source in sources for test in _tests_of(_parse(source).body, frozenset(known)))
 
 
 def parse_check(source: str, entry_point: str, known: Iterable[str] = ()) -> tuple[tuple[Test, ...], str]:
@@ -77,21 +79,22 @@ def parse_check(source: str, entry_point: str, known: Iterable[str] = ()) -> tup
     If the body of `check` is assertions only, each is a test, else the whole is one.
 
     Raises:
-        BadTest: it is not Python, or there is no `check` of one argument in it.
+        BadTest: it is not Python, nests too deeply to be written out, or has no `check` of one argument.
     """
-    module = _parse(source)
-    checks = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
-    if len(checks) != 1 or len(checks[0].args.args) != 1:
-        raise BadTest("a test without a function check(candidate)")
-    (check,) = checks
-    others = ast.Module([node for node in module.body if node is not check], [])
-    renamed = _Rename(check.args.args[0].arg, entry_point)
-    scope = frozenset(known).union(_bound(others)) - {entry_point}
-    if _only_assertions(check.body):
-        body = [renamed.visit(node) for node in check.body]
-        return tuple(_tests_of(body, scope)), ast.unparse(others)
-    whole = ast.unparse(check) + f"\ncheck({entry_point})"
-    return (Script(whole, _names([check], scope | {"check"}, entry_point)),), ast.unparse(others)
+    with _nesting_is_bad():
+        module = _parse(source)
+        checks = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+        if len(checks) != 1 or len(checks[0].args.args) != 1:
+            raise BadTest("a test without a function check(candidate)")
+        (check,) = checks
+        others = ast.Module([node for node in module.body if node is not check], [])
+        renamed = _Rename(check.args.args[0].arg, entry_point)
+        scope = frozenset(known).union(_bound(others)) - {entry_point}
+        if _only_assertions(check.body):
+            body = [renamed.visit(node) for node in check.body]
+            return tuple(_tests_of(body, scope)), ast.unparse(others)
+        whole = ast.unparse(check) + f"\ncheck({entry_point})"
+        return (Script(whole, _names([check], scope | {"check"}, entry_point)),), ast.unparse(others)
 
 
 def names_of_setup(source: str) -> frozenset[str] | None:
@@ -115,6 +118,15 @@ def called_names(tests: Iterable[Test]) -> frozenset[str]:
         elif isinstance(test, Script):
             names.update(test.names)
     return frozenset(names)
+
+
+@contextlib.contextmanager
+def _nesting_is_bad() -> Iterator[None]:
+    """What `ast.parse` takes, `ast.unparse` may not: it recurses in Python, and by several frames for each level."""
+    try:
+        yield
+    except RecursionError:
+        raise BadTest("a test that nests too deeply") from None
 
 
 def _parse(source: str) -> ast.Module:

@@ -337,7 +337,7 @@ def test_stopped_at_any_moment_it_loses_and_repeats_nothing(tmp_path):
     out = tmp_path / "stopped"
     path, seen = out / files.RESULTS, []
     stops = [(signal.SIGKILL, -9), (signal.SIGINT, 130)]
-    for share, (stop, code) in zip(sorted(rng.random() * 0.8 for _ in stops), stops, strict=True):
+    for share, (stop, code) in zip(sorted(rng.random() * 0.5 for _ in stops), stops, strict=True):
         process = start(out)
         while not path.exists() or path.stat().st_size < share * size:
             assert process.poll() is None, process.stderr.read()
