@@ -37,7 +37,7 @@ from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Clue, Evidence
 from lockstitch.stitching.stitch import best_path
 
-TABU = 3  # bans remembered for one set of pins; 1 and 6 were within two points of it on all embedded tasks
+TABU = 3  # bans remembered for one set of pins
 
 _Key = tuple[tuple[int, str], ...]  # the pinned steps: place in the chain, text
 
