@@ -359,19 +359,21 @@ def test_killed_at_any_moment(tmp_path, data_dir):
     expected = without_time(rows_of(tmp_path / "whole/results.jsonl"))
     command = [sys.executable, "-m", "lockstitch.cli", "grade", "--task", "countdown", "--completions", str(source),
                "--output", str(tmp_path / "out"), "--chunk", "20"]  # fmt: skip
-    rng, interrupted = random.Random(0), 0
+    rng = random.Random(0)
     results = tmp_path / "out/results.jsonl"
-    for _ in range(8):
+    size = (tmp_path / "whole/results.jsonl").stat().st_size
+    # By progress, not by the clock: a fast machine is done before any fixed delay.
+    for share in sorted(rng.random() * 0.8 for _ in range(8)):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not results.exists():
-            time.sleep(0.01)
-        time.sleep(0.3 + rng.random() * 0.4)
+        while not results.exists() or results.stat().st_size < share * size:
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.02)
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
         whole = results.read_bytes().rpartition(b"\n")[0].decode().split("\n")
         assert without_time(map(json.loads, whole)) == expected[: len(whole)]
-        interrupted += len(whole) < len(expected)
-    assert interrupted >= 4
+    assert len(whole) < len(expected)
     summary = grade(GradeConfig("countdown", source, tmp_path / "out", chunk=20))
     assert without_time(rows_of(results)) == expected
     assert summary["right"] == 24 * 40
