@@ -92,13 +92,13 @@ def open_positions(config: EstimatorConfig, canvases: Canvases) -> tuple[torch.T
 
 
 def mean_field(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iteration: int) -> torch.Tensor:
-    """Every token as if alone: `log p(o_k | q', all masked)`, with q' the prompt, some of it masked (d1, Sec. 3.2)."""
+    """Every token as if alone: `log p(o_k | q', all masked)`, with q' the prompt, some of it masked (d1, 2504.12216)."""
     open_BG, given_BG = open_positions(config, canvases)
     return scorer(canvases, given_BG, open_BG, _prompt(config, scorer, canvases, Draw(canvases.seeds_B, iteration, 0)))
 
 
 def coupled(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iteration: int) -> torch.Tensor:
-    """Coupled-GRPO's average of three passes (DiffuCoder, Sec. 4.2): all masked, a random part m, and its complement.
+    """Coupled-GRPO's average of three passes (DiffuCoder, 2506.20639): all masked, a random part m, and its complement.
 
     `1/2 (log p(o_k | all masked) + [k in m] / t log p(o_k | m masked) + [k not in m] / (1 - t) log p(o_k | rest masked))`,
     t uniform on (0.2, 0.8). The 1/t make its expectation about 1.5 times a log-likelihood, as in the authors' code.
@@ -135,9 +135,12 @@ def elbo_passes(
 
     | | iid | count | block_random |
     |---|---|---|---|
-    | random | 1/t, t uniform | n/m, m uniform on 1..n (LLaDA, Eq. 14) | n/m (SPG) |
-    | complement | m: 1/2t, rest: 1/2(1-t) | (n+1)/2m and (n+1)/2(n-m), m uniform on 0..n (ESPO, 2512.03759) | - |
+    | random | 1/t, t uniform | n/m, m uniform on 1..n (LLaDA) | n/m (SPG) |
+    | complement | m: 1/2t, rest: 1/2(1-t) | n/2m, rest: n/2(n-m), m uniform on 1..n (after ESPO, 2512.03759) | - |
     | quadrature | w/t at the node t | w/t, m = round(tn) but at least 1 (GDPO, 2510.08554) | - |
+
+    Under complement masks ESPO has n + 1 for n and m on 0..n: then a row's weights add up to n + 1, or at either end to
+    half of it, which for short rows is most of the noise. Here they add up to n.
 
     All are unbiased for the bound but three: quadrature has the error of its rule; with `count` also that of rounding tn,
     which is large for short rows; and `block_random` weighs tokens by where they stand.
@@ -175,10 +178,11 @@ def elbo_passes(
             yield show(masked_BG, 0.5 / ratio_B)
             yield show(open_BG & ~masked_BG, 0.5 / (1 - ratio_B))
         else:
-            count_B = (ratio_B * (total_B + 1)).long()
+            count_B = 1 + (ratio_B * total_B).long()
             masked_BG = draw.count(open_BG, count_B)
-            yield show(masked_BG, (total_B + 1) / 2 / count_B.clamp(min=1))
-            yield show(open_BG & ~masked_BG, (total_B + 1) / 2 / (total_B - count_B).clamp(min=1))
+            # Where all is masked nothing is left for the second pass, and the first counts for both.
+            yield show(masked_BG, total_B / count_B / torch.where(count_B < total_B, 2, 1))
+            yield show(open_BG & ~masked_BG, total_B / (total_B - count_B).clamp(min=1) / 2)
         return
     if config.mask_distribution == "iid":
         yield show(draw.iid(open_BG, ratio_B), 1 / ratio_B)
@@ -190,7 +194,7 @@ def elbo_passes(
 def sandwiched(
     config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iteration: int, upper_B: torch.Tensor
 ) -> torch.Tensor:
-    """The lower bound, in rows `upper_B` mixed with an upper one: `mix * EUBO + (1 - mix) * ELBO` (SPG, Eqs. 8 and 11).
+    """The lower bound, in rows `upper_B` mixed with an upper one: `mix * EUBO + (1 - mix) * ELBO` (SPG, 2510.09541).
 
     `EUBO = n/s sum over k of 1/beta log mean over samples of [k masked] w p_k^beta`, w the weights of the lower bound; over
     the s tokens that were masked in any sample, which stand for all n, as in the authors' code. Tokenwise EUBO is at
@@ -241,7 +245,7 @@ def trajectory(config: EstimatorConfig, scorer: Scorer, canvases: Canvases) -> t
 
 
 def autoregressive(config: EstimatorConfig, scorer: Scorer, canvases: Canvases) -> torch.Tensor:
-    """The chain rule from left to right: `log p(o_k | q, o_<k, the rest masked)` (JustGRPO, 2601.15165, Sec. 3)."""
+    """The chain rule from left to right: `log p(o_k | q, o_<k, the rest masked)` (JustGRPO, 2601.15165)."""
     open_BG, given_BG = open_positions(config, canvases)
     position_G = torch.arange(open_BG.shape[1], device=open_BG.device)
     one_B = torch.ones(len(canvases), device=open_BG.device)

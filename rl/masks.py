@@ -47,7 +47,7 @@ class Draw:
         return (noise_BG.argsort(1).argsort(1) < count_B[:, None]) & open_BG
 
     def blocks(self, open_BG: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hides a random part of one random block and all that follows it (SPG, 2510.09541, Sec. 3.3).
+        """Hides a random part of one random block and all that follows it (SPG, 2510.09541).
 
         The block is any of those with open positions; of its n open positions 1 to n are hidden, each number equally
         likely. Returns what is hidden and what stands in the blocks before, both bool `(B, G)`.
@@ -70,7 +70,7 @@ class Draw:
         return (self.per_position(_PERTURB, 0, open_BG.shape[1]) < ratio) & open_BG
 
     def prompt(self, prompt_BP: torch.Tensor, real_BP: torch.Tensor, ratio: float, mask_id: int) -> torch.Tensor:
-        """The prompt with real tokens masked with a fixed probability (d1, 2504.12216, Sec. 3.2)."""
+        """The prompt with real tokens masked with a fixed probability (d1, 2504.12216)."""
         # Counted back from the canvas: padding changes nothing.
         noise_BP = self.per_position(_PROMPT, -prompt_BP.shape[1], 0)
         return torch.where((noise_BP < ratio) & real_BP, mask_id, prompt_BP)

@@ -51,6 +51,6 @@ def plain_logp(denoiser, prompt, canvas, shown, block=None, temperature=1.0):
 def gradients(denoiser, scalar):
     """Of all parameters, in one vector."""
     parameters = [p for p in denoiser.model.parameters() if p.requires_grad]
-    found = torch.autograd.grad(scalar, parameters, allow_unused=True)
+    found = torch.autograd.grad(scalar, parameters, allow_unused=True, retain_graph=True)
     return torch.cat([torch.zeros_like(p).ravel() if g is None else g.ravel()
                       for p, g in zip(parameters, found, strict=True)])  # fmt: skip

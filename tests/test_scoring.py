@@ -28,8 +28,8 @@ def canvases(denoiser, prompts=PROMPTS, pad=0, seed=0):
     return Canvases(prompt, real, completion, valid, torch.arange(len(prompts)))
 
 
-def masks(rows=len(PROMPTS), seed=1):
-    noise = torch.rand(2, rows, G, generator=torch.Generator().manual_seed(seed))
+def masks(seed=1):
+    noise = torch.rand(2, len(PROMPTS), G, generator=torch.Generator().manual_seed(seed))
     return noise[0] < 0.5, (noise[0] >= 0.5) & (noise[1] < 0.7)
 
 
@@ -97,7 +97,7 @@ def test_llada_rows_of_one_length_share_a_pass():
 
 
 class Widest(TorchDispatchMode):
-    """Notes the most elements of any tensor but the head's weight whose last axis is the vocabulary, forward and backward."""
+    """Notes the most elements of a tensor whose last axis is the vocabulary (but the head's own), forward and backward."""
 
     def __init__(self, weight):
         super().__init__()
