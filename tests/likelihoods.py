@@ -1,6 +1,9 @@
 """Likelihoods written out plainly, from full logits of one unpadded row at a time: the oracle of scorers and estimators."""
 
 import torch
+from lockstitch.rl.scoring import Canvases
+
+PROMPT, CANVAS, N = [5, 6, 7], [21, 9, 33, 12, 30], 4  # the fifth position follows the end, and stays masked
 
 
 def allowed_logp(denoiser, logits_LV, temperature=1.0):
@@ -54,3 +57,20 @@ def gradients(denoiser, scalar):
     found = torch.autograd.grad(scalar, parameters, allow_unused=True, retain_graph=True)
     return torch.cat([torch.zeros_like(p).ravel() if g is None else g.ravel()
                       for p, g in zip(parameters, found, strict=True)])  # fmt: skip
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
+
+
+def label(config):
+    """A test's name for an `EstimatorConfig`."""
+    return "-".join(str(v) for v in (config.estimator, config.mask_schedule, config.mask_distribution,
+                                     config.num_samples, config.segments) if v is not None)  # fmt: skip
+
+
+def toy(seeds):
+    """One row of the same prompt and completion for each seed."""
+    rows = len(seeds)
+    return Canvases(torch.tensor([PROMPT] * rows), torch.ones(rows, len(PROMPT)), torch.tensor([CANVAS] * rows),
+                    torch.tensor([[True] * N + [False]] * rows), torch.tensor(seeds))  # fmt: skip

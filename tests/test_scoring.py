@@ -96,6 +96,29 @@ def test_llada_rows_of_one_length_share_a_pass():
     assert shapes == [(1, 3 + G)]
 
 
+@every_family
+@torch.no_grad()
+def test_low_precision_and_padding_give_numbers(denoiser, block):
+    """Under autocast the mask of a padded pass overflows to -inf: no row may be all of it."""
+    c, (shown, asked) = canvases(denoiser, pad=2), masks()
+    scorer = Scorer(denoiser, denoiser.model, block_length=block)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = scorer(c, shown, asked)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, scorer(c, shown, asked), atol=1.0, rtol=0.1)
+
+
+def test_gradient_checkpointing_inside_a_pass_that_is_run_again_changes_nothing():
+    denoiser, (shown, asked) = random_denoiser(), masks()
+    scorer, c = Scorer(denoiser, denoiser.model), canvases(denoiser)
+    expected = gradients(denoiser, scorer(c, shown, asked).sum())
+    denoiser.model.gradient_checkpointing_enable()
+    denoiser.model.train()
+    for recompute in (False, True):
+        found = gradients(denoiser, scorer(c, shown, asked, recompute=recompute).sum())
+        torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max(), rtol=1e-5)
+
+
 class Widest(TorchDispatchMode):
     """Notes the most elements of a tensor whose last axis is the vocabulary (but the head's own), forward and backward."""
 
