@@ -21,11 +21,14 @@ from transformers import PreTrainedModel
 def token_logp(
     logits_MV: torch.Tensor, token_M: torch.Tensor, temperature: float, forbidden: Sequence[int]
 ) -> torch.Tensor:
-    """`log softmax(logits / temperature)` of one token each, `(M,)` in float32; forbidden tokens have no probability."""
-    scaled_MV = logits_MV.float() / temperature
-    closed_V = torch.zeros(scaled_MV.shape[1], dtype=torch.bool, device=scaled_MV.device)
-    closed_V[list(forbidden)] = True
-    scaled_MV = scaled_MV.masked_fill(closed_V, -torch.inf)
+    """`log softmax(logits / temperature)` of one token each, `(M,)` in float32; forbidden tokens have no probability.
+
+    Overwrites the logits of forbidden tokens: a copy of all would cost as much as the softmax.
+    """
+    scaled_MV = logits_MV.float()
+    if temperature != 1:
+        scaled_MV = scaled_MV / temperature
+    scaled_MV[:, list(forbidden)] = -torch.inf
     return scaled_MV.gather(1, token_M[:, None])[:, 0] - scaled_MV.logsumexp(1)
 
 
