@@ -41,9 +41,9 @@ class Draw:
         """Hides each open position independently, with its row's ratio."""
         return (self.per_position(_MASK, 0, open_BG.shape[1]) < ratio_B[:, None]) & open_BG
 
-    def count(self, open_BG: torch.Tensor, count_B: torch.Tensor, stream: int = _MASK) -> torch.Tensor:
+    def count(self, open_BG: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
         """Hides exactly so many of each row's open positions, all sets of that size being equally likely."""
-        noise_BG = self.per_position(stream, 0, open_BG.shape[1]).masked_fill(~open_BG, 2.0)
+        noise_BG = self.per_position(_MASK, 0, open_BG.shape[1]).masked_fill(~open_BG, 2.0)
         return (noise_BG.argsort(1).argsort(1) < count_B[:, None]) & open_BG
 
     def blocks(self, open_BG: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,17 +53,14 @@ class Draw:
         likely. Returns what is hidden and what stands in the blocks before, both bool `(B, G)`.
         """
         block_G = torch.arange(open_BG.shape[1], device=open_BG.device) // length
-        begins_BG = open_BG & (open_BG.long().cumsum(1) == 1)
-        for block in range(1, int(block_G[-1]) + 1):
-            inside_BG = open_BG & (block_G == block)
-            begins_BG = begins_BG | inside_BG & (inside_BG.long().cumsum(1) == 1)
+        latest_BG = torch.where(open_BG, block_G, -1).cummax(1).values  # block of the last open position so far
+        begins_BG = open_BG & (block_G > torch.nn.functional.pad(latest_BG[:, :-1], (1, 0), value=-1))
         rank_BG = begins_BG.long().cumsum(1) - 1  # of each position's block, among those that are open
         chosen_B = (self.per_row(_BLOCK) * begins_BG.sum(1)).long()
         inside_BG = open_BG & (rank_BG == chosen_B[:, None])
         count_B = 1 + (self.per_row(_RATIO) * inside_BG.sum(1)).long()
-        return self.count(inside_BG, count_B) | open_BG & (rank_BG > chosen_B[:, None]), open_BG & (
-            rank_BG < chosen_B[:, None]
-        )
+        after_BG, before_BG = rank_BG > chosen_B[:, None], rank_BG < chosen_B[:, None]
+        return self.count(inside_BG, count_B) | open_BG & after_BG, open_BG & before_BG
 
     def perturbed(self, open_BG: torch.Tensor, ratio: float) -> torch.Tensor:
         """Hides open positions with a fixed probability."""

@@ -173,6 +173,9 @@ def test_block_random_draws_blocks_and_counts_evenly():
     A = table()
     rows = estimate(config, SCORER, toy([seeds[s] for s in law]))
     close(rows, torch.stack([N / len(s) * A[s] for s in law]))
+    gap = torch.tensor([[False, False, True, False, False, True, True, False]])  # blocks without open positions never come
+    drawn = {subset_of(Draw(torch.tensor([seed]), 0, 0).blocks(gap, 2)[0][0]) for seed in range(100)}
+    assert drawn == {(2, 5, 6), (5, 6), (6,)}
     perturbed = EstimatorConfig("elbo", mask_distribution="block_random", block_length=2, perturb_ratio=0.3)
     (p,) = elbo_passes(perturbed, SCORER, toy(list(range(20_000))), 0, 0)
     second = p.shown_BG[:, 2:N].any(1) | (p.asked_BG[:, :2].sum(1) < 1)  # rows whose block is surely the second
