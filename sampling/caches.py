@@ -8,11 +8,16 @@
 | block | the block, and once what was written since the last one | - | exact |
 
 Keys are kept in place, by column: a pass over some columns replaces theirs and sees the others as they were left. So a
-finished block is written by the same pass that opens the next one, and costs none of its own. Under `block`, trajectories
-of one prompt share one pass over it. Follows Fast-dLLM (2505.22618) for prefix and dual.
+finished block is written by the same pass that opens the next one, and costs none of its own. Follows Fast-dLLM
+(2505.22618) for prefix and dual.
 
-Axes: R rows of the store (one per trajectory, a second one for guidance), B rows of the batch, A active ones, L columns
-(padding, prompt, canvas), Q columns of a pass, K columns it sees, C columns whose logits are asked for, V vocabulary.
+Rows that are the same in all that a pass reads (tokens, padding, kept keys) go through it as one: trajectories of one
+prompt start from the same canvas, and many stay equal for long. Under `block`, trajectories of one prompt whose canvases
+differ share one pass over the prompt.
+
+Axes: R rows of the store (one per trajectory, a second one for guidance), B rows of the batch, A active ones, U of them
+that differ, G canvas positions, L columns (padding, prompt, canvas), Q columns of a pass, K columns it sees, C columns
+whose logits are asked for, M places that are asked for (a row and a position), V vocabulary.
 """
 
 from typing import Any
@@ -21,58 +26,17 @@ import torch
 from lockstitch.sampling.canvases import Canvases
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.keys import Store
 from lockstitch.sampling.layouts import block_numbers, visible
 from lockstitch.sampling.tokens import guided
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
-
-
-class _Columns(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, `(R, heads, L, d)`: a pass replaces columns `first:last` of its rows, sees `:seen`."""
-
-    def __init__(self, rows: int, columns: int) -> None:
-        super().__init__()
-        self.size = (rows, columns)
-        self.rows: torch.Tensor | None = None  # None is all of them
-        self.first = self.last = self.seen = 0
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        def room(like: torch.Tensor) -> torch.Tensor:
-            return like.new_zeros(self.size[0], like.shape[1], self.size[1], like.shape[3])
-
-        self.keys, self.values = room(key_states), room(value_states)
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        rows = slice(None) if self.rows is None else self.rows
-        self.keys[rows, :, self.first : self.last] = key_states
-        self.values[rows, :, self.first : self.last] = value_states
-        return self.keys[rows, :, : self.seen], self.values[rows, :, : self.seen]
-
-    def copy_rows(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Gives rows `target` what rows `source` hold."""
-        self.keys[target], self.values[target] = self.keys[source], self.values[source]
-
-    def get_seq_length(self) -> int:
-        return self.first
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.seen, 0
-
-    def get_max_length(self) -> int:
-        return self.size[1]
 
 
 class Passes:
     """Answers with the logits of canvas positions, and keeps the bill.
 
     Attributes:
-        nfe_B: forward passes of each trajectory.
-        tokens_B: tokens that those processed, padding left out. A pass that trajectories share is on the bill of the first.
+        nfe_B: forward passes that each trajectory took part in.
+        tokens_B: tokens that they processed, padding left out. What trajectories share is on the bill of the first.
         waits_B: passes that had to wait for one another.
     """
 
@@ -84,10 +48,16 @@ class Passes:
         self.tokens_B, self.waits_B = torch.zeros_like(self.nfe_B), torch.zeros_like(self.nfe_B)
         self.copies = 2 if self.scale else 1
         self.may_hide = not bool(canvases.attention_BL.all())
-        self.store: Cache | None = None
+        # Rows of different prompts are never the same, but for guidance, which blanks the prompts.
+        self.may_share = self.scale > 0 or len(set(canvases.prompts)) < B
+        self.weight_L = torch.randint(-(2**62), 2**62, (L,), generator=torch.Generator().manual_seed(0))
+        self.weight_L = self.weight_L.to(canvases.device)
+        self.store: Store | None = None
         if self.cache != "none":
-            layers = [_Columns(self.copies * B, L) for _ in range(denoiser.model.config.num_hidden_layers)]
-            self.store = Cache(layers=layers)
+            self.store = Store(denoiser.model.config.num_hidden_layers, self.copies * B, L)
+        # Where kept keys may be stale: rows of the store with one number went through the same passes.
+        self.history_R = torch.zeros(self.copies * B, dtype=torch.long, device=canvases.device)
+        self.turn = 0
         # Under `block`: columns of each row that hold their final keys.
         self.written_B = torch.zeros_like(self.nfe_B)
         self.number_L = torch.zeros(L, dtype=torch.long)
@@ -109,19 +79,25 @@ class Passes:
         """Moves on to canvas positions `start:stop`."""
         self.start, self.stop, self.opened = start, stop, False
 
-    def logits(self, rows_A: torch.Tensor, positions_C: torch.Tensor) -> torch.Tensor:
-        """Logits `(A, C, V)` of canvas positions, in rising order, by one forward pass over the given rows."""
-        columns_C = self.canvases.width + positions_C - int(self.family.shifted)
+    def logits(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
+        """Logits `(M, V)` of the canvas positions that are asked for, by one forward pass over the given rows."""
+        position_C = asked_AG.any(0).nonzero()[:, 0]
+        columns_C = self.canvases.width + position_C - int(self.family.shifted)
         first, last, seen = self._span(rows_A, int(columns_C[0]), int(columns_C[-1]))
-        logits = self._forward(rows_A, first, last, seen, columns_C - first)
+        logits_UCV, which_A = self._forward(rows_A, first, last, seen, columns_C - first)
         self.opened = True
         self.waits_B[rows_A] += 1
         self.nfe_B[rows_A] += self.copies
-        self.tokens_B[rows_A] += self.copies * self.canvases.attention_BL[rows_A, first:last].sum(1)
+        asked_AC = asked_AG[:, position_C]
+        if not self.scale and len(logits_UCV) == len(rows_A) and bool(asked_AC.all()):
+            return logits_UCV.flatten(0, 1)
+        row_M, column_M = asked_AC.nonzero(as_tuple=True)
         if not self.scale:
-            return logits
-        conditional, unconditional = logits.chunk(2)
-        return guided(conditional, unconditional, self.scale)
+            return logits_UCV[which_A[row_M], column_M]
+        conditional_A, unconditional_A = which_A.chunk(2)
+        return guided(
+            logits_UCV[conditional_A[row_M], column_M], logits_UCV[unconditional_A[row_M], column_M], self.scale
+        )
 
     def _span(self, rows_A: torch.Tensor, lowest: int, highest: int) -> tuple[int, int, int]:
         """Columns `first:last` that a pass recomputes, and how many it sees, to answer in `lowest..highest`."""
@@ -147,58 +123,96 @@ class Passes:
 
     def _forward(
         self, rows_A: torch.Tensor, first: int, last: int, seen: int, columns_C: torch.Tensor
-    ) -> torch.Tensor:
-        ids_AQ = self.canvases.ids_BL[rows_A, first:last]
-        attention_AK = self.canvases.attention_BL[rows_A, :seen]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass, with its bill: logits `(U, C, V)` of the rows that differ, and which of them each row is.
+
+        Under guidance the second half of the rows is without the prompt.
+        """
+        ids_AK, attention_AK = self.canvases.ids_BL[rows_A, :seen], self.canvases.attention_BL[rows_A, :seen]
         if self.scale:
-            prompt_AQ = attention_AK[:, first:last].bool()
-            prompt_AQ[:, max(0, self.canvases.width - first) :] = False
-            blank_AQ = ids_AQ.masked_fill(prompt_AQ, self.denoiser.mask_id)
-            ids_AQ, attention_AK = torch.cat([ids_AQ, blank_AQ]), attention_AK.repeat(2, 1)
+            prompt_AK = attention_AK.bool()
+            prompt_AK[:, self.canvases.width :] = False
+            ids_AK = torch.cat([ids_AK, ids_AK.masked_fill(prompt_AK, self.denoiser.mask_id)])
+            attention_AK = attention_AK.repeat(2, 1)
             rows_A = torch.cat([rows_A, rows_A + len(self.nfe_B)])
-        arguments: dict[str, Any] = {"input_ids": ids_AQ}
-        hidden = self.may_hide and not bool(attention_AK.all())
+        own_U, which_A = self._distinct(rows_A, ids_AK, attention_AK, first == 0 and last == seen)
+        rows_U, attention_UK = rows_A[own_U], attention_AK[own_U]
+        logits_UCV = self._call(rows_U, ids_AK[own_U], attention_UK, first, last, columns_C)
+        self.tokens_B.index_add_(0, rows_U % len(self.nfe_B), attention_UK[:, first:last].sum(1))
+        if self.store is not None and len(rows_U) < len(rows_A):
+            self.store.copy(rows_U[which_A], rows_A)
+        return logits_UCV, which_A
+
+    def _distinct(
+        self, rows_A: torch.Tensor, ids_AK: torch.Tensor, attention_AK: torch.Tensor, whole: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which rows go through a pass: the first of each kind, `(U,)` in rising order, and the kind of each row, `(A,)`.
+
+        Rows of a kind show the pass the same tokens and padding and, unless it is `whole` and computes all keys anew, the
+        same keys.
+        """
+        each_A = torch.arange(len(rows_A), device=rows_A.device)
+        if not self.may_share:
+            return each_A, each_A
+        shown_AK = 2 * ids_AK + attention_AK
+        stale = self.cache in ("prefix", "dual") and not whole
+        history_A = self.history_R[rows_A] if stale else torch.zeros_like(rows_A)
+        hash_A = (shown_AK * self.weight_L[: shown_AK.shape[1]]).sum(1) ^ history_A
+        first_A = (hash_A[:, None] == hash_A).long().argmax(1)
+        if not torch.equal(shown_AK, shown_AK[first_A]) or not torch.equal(history_A, history_A[first_A]):
+            first_A = each_A  # different rows of one hash: they will hardly ever be, but must not be taken for one another
+        self.turn += 1
+        self.history_R[rows_A] = self.turn * len(self.history_R) + rows_A[first_A]
+        own_U, which_A = first_A.unique(return_inverse=True)
+        return own_U, which_A
+
+    def _call(
+        self, rows_U: torch.Tensor, ids_UK: torch.Tensor, attention_UK: torch.Tensor, first: int, last: int,
+        columns_C: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """The model's logits `(U, C, V)` in columns of `first:last`, counted from `first`."""
+        arguments: dict[str, Any] = {"input_ids": ids_UK[:, first:last]}
+        hidden = self.may_hide and not bool(attention_UK.all())
         if self.family.layout != "full" or (hidden and self.store is not None):
-            arguments["attention_mask"] = self._mask(attention_AK, first, last, hidden)
+            arguments["attention_mask"] = self._mask(attention_UK, first, last, hidden)
         elif hidden:
             assert self.family.honours_mask, "rows of one length are batched together"
-            arguments["attention_mask"] = attention_AK
+            arguments["attention_mask"] = attention_UK
         if hidden or first:
-            arguments["position_ids"] = (attention_AK.cumsum(1) - 1).clamp(min=0)[:, first:last]
+            arguments["position_ids"] = (attention_UK.cumsum(1) - 1).clamp(min=0)[:, first:last]
         if self.store is not None:
-            for layer in self.store.layers:
-                layer.rows = None if len(rows_A) == layer.size[0] else rows_A
-                layer.first, layer.last, layer.seen = first, last, seen
+            self.store.begin(rows_U, first, last, attention_UK.shape[1])
             arguments["past_key_values"] = self.store
         return self.denoiser.raw_logits(self.denoiser.model, arguments, columns_C)
 
-    def _mask(self, attention_AK: torch.Tensor, first: int, last: int, hidden: bool) -> torch.Tensor:
-        """An additive mask, `(A or 1, 1, Q, K)`, in the model's own type: eager attention misreads a bool one."""
-        column_K = torch.arange(attention_AK.shape[1], device=attention_AK.device)
+    def _mask(self, attention_UK: torch.Tensor, first: int, last: int, hidden: bool) -> torch.Tensor:
+        """An additive mask, `(U or 1, 1, Q, K)`, in the model's own type: eager attention misreads a bool one."""
+        column_K = torch.arange(attention_UK.shape[1], device=attention_UK.device)
         seen_QK = visible(self.family.layout, column_K[first:last], column_K, self.number_L, self._low())
         seen = seen_QK[None, None]
         if hidden:
-            seen = seen & attention_AK.bool()[:, None, None]
+            seen = seen & attention_UK.bool()[:, None, None]
         dtype = self.denoiser.model.dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=attention_AK.device)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=attention_UK.device)
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)
 
     def _share_prompts(self) -> None:
-        """One pass over the prompts that several trajectories have in common, up to the first block."""
-        B = len(self.nfe_B)
+        """One pass over the prompts that rows with different canvases have in common, up to the first block.
+
+        Rows of the same canvas share the pass that opens their first block, which reads the prompts as well.
+        """
+        prompts = self.canvases.prompts
         first_of: dict[tuple[int, ...], int] = {}
-        source_B = [first_of.setdefault(ids, b) for b, ids in enumerate(self.canvases.prompts)]
-        if len(first_of) == B:
-            return  # the pass that opens the first block reads the prompts as well
+        source_B = [first_of.setdefault(ids, b) for b, ids in enumerate(prompts)]
+        if len(first_of) == len({*zip(prompts, map(tuple, self.canvases.canvas_BG.tolist()), strict=True)}):
+            return
         firsts = torch.tensor(list(first_of.values()), device=self.canvases.device)
         self._forward(firsts, 0, self.base, self.base, torch.tensor([self.base - 1], device=self.canvases.device))
         self.waits_B += 1
         self.nfe_B[firsts] += self.copies
-        self.tokens_B[firsts] += self.copies * self.canvases.attention_BL[firsts, : self.base].sum(1)
         source = torch.tensor(source_B, device=self.canvases.device)
-        target = torch.arange(B, device=self.canvases.device)
+        target = torch.arange(len(source), device=self.canvases.device)
         assert self.store is not None
         for copy in range(self.copies):
-            for layer in self.store.layers:
-                layer.copy_rows(source + copy * B, target + copy * B)
+            self.store.copy(source + copy * len(source), target + copy * len(source))
         self.written_B[:] = self.base

@@ -5,8 +5,8 @@ block, step by step; a step reads the canvas (`Passes`), draws candidates, lets 
 correction what is taken back. A pass holds only the rows whose block still changes, and asks for the logits of what may
 change. Follows LLaDA's semi-autoregressive sampler (2502.09992, Sec. 2.4); each axis names its own paper.
 
-Axes: B rows in a batch, A of them active, G canvas positions, W positions of the block, C of them that are asked for, T
-those and the canvas's tail, M places (a row and a position), V vocabulary.
+Axes: B rows in a batch, A of them active, G canvas positions, W positions of the block, M places that are asked for (a row
+and a position), T those and the canvases' tails, V vocabulary.
 """
 
 import time
@@ -116,7 +116,6 @@ class Denoising:
         """
         began = time.perf_counter()
         config, canvases = self.config, self.canvases
-        position_W = self.position_G[block.start : block.stop]
         masked_AW = canvases.masked_BG[rows_A, block.start : block.stop]
         held_AW = canvases.commit_step_BG[rows_A, block.start : block.stop] > 0
         committed_A = block.initial_B[rows_A] - masked_AW.sum(1)
@@ -125,10 +124,7 @@ class Denoising:
             masked_AW = masked_AW & canvases.before_end_BG()[rows_A, block.start : block.stop]
 
         asked_AW = masked_AW | held_AW if config.correction == "edit" else masked_AW
-        asked_W = asked_AW.any(0)
-        logits_ACV, end_A = self._read(rows_A, position_W[asked_W])
-        asked_AC = asked_AW[:, asked_W]
-        logits_MV = logits_ACV.flatten(0, 1) if bool(asked_AC.all()) else logits_ACV[asked_AC]
+        logits_MV, end_A = self._read(rows_A, block, asked_AW)
         drawn_M = self._draw(logits_MV, rows_A, block, step, asked_AW, held_AW)
         drawn = Drawn(*(torch.zeros_like(asked_AW, dtype=v.dtype).masked_scatter_(asked_AW, v) for v in drawn_M))
 
@@ -158,14 +154,17 @@ class Denoising:
             canvases.stop_finished()
         return changed_A
 
-    def _read(self, rows_A: torch.Tensor, positions_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits `(A, C, V)` without what is banned; under a dynamic length also how sure the end is, `(A,)`."""
-        if self.config.length == "fixed":
-            logits_ACV = self.passes.logits(rows_A, positions_C)
-            self.canvases.ban(logits_ACV, rows_A, positions_C)
-            return logits_ACV, None
-        end_A, logits_ATV, positions_T = self._end(rows_A, positions_C)
-        return logits_ATV[:, torch.isin(positions_T, positions_C)], end_A
+    def _read(
+        self, rows_A: torch.Tensor, block: _Block, asked_AW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits `(M, V)` without what is banned; under a dynamic length also how sure the end is, `(A,)`."""
+        asked_AG = torch.zeros(len(rows_A), len(self.position_G), dtype=torch.bool, device=rows_A.device)
+        asked_AG[:, block.start : block.stop] = asked_AW
+        if self.config.length == "dynamic":
+            return self._end(rows_A, asked_AG)
+        logits_MV = self.passes.logits(rows_A, asked_AG)
+        self.canvases.ban(logits_MV, rows_A, asked_AG)
+        return logits_MV, None
 
     def _draw(
         self, logits_MV: torch.Tensor, rows_A: torch.Tensor, block: _Block, step: int, asked_AW: torch.Tensor,
@@ -233,20 +232,17 @@ class Denoising:
         if config.stop_at_eos:
             canvases.stop_finished()
 
-    def _end(
-        self, rows_A: torch.Tensor, positions_C: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """How sure the model is that each row ends within its canvas, `(A,)`; and the logits it read, with positions."""
+    def _end(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits that are asked for, `(M, V)`, and how sure the model is that each row ends within its canvas, `(A,)`."""
         canvases = self.canvases
         length_A = canvases.length_B[rows_A]
         distance_AG = length_A[:, None] - self.position_G
-        asked_G = ((distance_AG > 0) & (distance_AG <= lengths.TAIL)).any(0)
-        asked_G[positions_C] = True
-        positions_T = asked_G.nonzero()[:, 0]
-        logits_ATV = self.passes.logits(rows_A, positions_T)
-        p_eos_AT = logits_ATV.float().softmax(-1)[..., canvases.eos_ids].sum(-1)
-        is_eos_AT = torch.isin(logits_ATV.argmax(-1), canvases.eos_ids)
-        return lengths.end_confidence(p_eos_AT, is_eos_AT, positions_T, length_A), logits_ATV, positions_T
+        read_AG = asked_AG | ((distance_AG > 0) & (distance_AG <= lengths.TAIL))
+        logits_TV = self.passes.logits(rows_A, read_AG)
+        p_eos_T = logits_TV.float().softmax(-1)[..., canvases.eos_ids].sum(-1)
+        is_eos_T = torch.isin(logits_TV.argmax(-1), canvases.eos_ids)
+        p_end_AG = torch.zeros_like(read_AG, dtype=p_eos_T.dtype).masked_scatter_(read_AG, p_eos_T * is_eos_T)
+        return logits_TV[asked_AG[read_AG]], lengths.end_confidence(p_end_AG, length_A)
 
     def _find_length(self) -> None:
         """Lets the empty canvas grow until the model is fairly sure to end within it."""
@@ -254,7 +250,7 @@ class Denoising:
         rows_A = (canvases.length_B < room).nonzero()[:, 0]
         while len(rows_A):
             began = time.perf_counter()
-            end_A, _, _ = self._end(rows_A, self.position_G[:0])
+            _, end_A = self._end(rows_A, torch.zeros_like(canvases.masked_BG[rows_A]))
             canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
             enough_A = end_A >= lengths.ENOUGH_TO_START
             for row, enough in zip(rows_A.tolist(), enough_A.tolist(), strict=True):

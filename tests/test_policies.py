@@ -171,9 +171,8 @@ def test_edits_and_least_confident():
 def test_length_signals():
     p, eos = torch.full((2, 40), 0.5), torch.ones(2, 40, dtype=torch.bool)
     eos[:, 36:38] = False
-    positions = torch.arange(40)
     # Row 0 has 40 positions: 30 of its last 32 are EOS. Row 1 has 4: none of 36..39 are in it.
-    assert end_confidence(p, eos, positions, torch.tensor([40, 4])).tolist() == pytest.approx([0.5 * 30 / 32, 0.5])
+    assert end_confidence(p * eos, torch.tensor([40, 4])).tolist() == pytest.approx([0.5 * 30 / 32, 0.5])
     confidence = torch.tensor([[0.05, 0.02, 0.5], [0.2, 0.3, 0.02]])
     masked = torch.tensor([[True, True, True], [True, True, False]])
     assert needs_room(confidence, masked).tolist() == [1, -1]

@@ -166,9 +166,14 @@ def test_nfe_and_tokens_are_what_a_hook_counts(denoiser):
         cells.append(int(mask.sum()) if mask is not None else kwargs["input_ids"].numel())
 
     handle = denoiser.model.register_forward_pre_hook(count, with_kwargs=True)
-    drawn = run(denoiser, n=3, policy="threshold", threshold=0.6, block_length=4, temperature=1.0, batch_size=5)
-    handle.remove()
+    settings = {"policy": "threshold", "threshold": 0.6, "block_length": 4, "temperature": 1.0}
+    drawn = run(denoiser, **settings)
     assert sum(t.ledger.nfe for t in drawn) == sum(rows)
+    assert sum(t.ledger.tokens_forwarded for t in drawn) == sum(cells)
+    rows.clear(), cells.clear()
+    drawn = run(denoiser, n=3, batch_size=5, **settings)
+    handle.remove()
+    assert sum(t.ledger.nfe for t in drawn) > sum(rows)  # what is the same goes through a pass as one
     assert sum(t.ledger.tokens_forwarded for t in drawn) == sum(cells)
     assert len({t.ledger.nfe for t in drawn}) > 1
 
