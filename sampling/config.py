@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 POLICIES = ("quota", "random", "threshold", "factor", "entropy_bound", "deferred")
 CERTAINTIES = ("probability", "margin", "entropy")
-CACHES = ("none", "prefix", "dual", "block")
+CACHES = ("none", "prefix", "dual", "interval", "block")
 LENGTHS = ("fixed", "dynamic")
 CORRECTIONS = ("none", "remdm", "edit", "revise")
 SIGMAS = ("cap", "rescale", "confidence")
@@ -30,6 +30,7 @@ _BELONGS = {
     "window": ("policy", ("deferred",)),
     "window_limit": ("policy", ("deferred",)),
     "certainty": ("policy", ("quota", "threshold", "factor", "deferred")),
+    "refresh": ("cache", ("interval",)),
     "max_length": ("length", ("dynamic",)),
     "sigma": ("correction", ("remdm",)),
     "eta": ("correction", ("remdm",)),
@@ -38,7 +39,8 @@ _BELONGS = {
     "revise_blocks": ("correction", ("revise",)),
 }
 _NEEDED = ("threshold", "factor", "entropy_bound", "max_length", "sigma", "edit_threshold", "revise_fraction")
-_WHOLE = ("canvas_length", "block_length", "steps", "window", "window_limit", "max_length", "batch_size", "top_k")
+_WHOLE = ("canvas_length", "block_length", "steps", "window", "window_limit", "refresh", "max_length", "batch_size",
+          "top_k")  # fmt: skip
 _AT_LEAST_ZERO = ("threshold", "factor", "entropy_bound", "edit_threshold", "cfg_scale", "temperature")
 _SHARES = ("eta", "revise_fraction")
 _ETA = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0}
@@ -70,8 +72,9 @@ class SamplerConfig:
         top_p: draw among the fewest most likely tokens whose probabilities reach p; None is all. Needs a temperature.
         cfg_scale: classifier-free guidance away from the masked prompt, at twice the passes; 0 is none.
         cache: keys and values kept between steps. `none`; `prefix` and `dual` recompute from the block on, or the block
-            alone (Fast-dLLM; approximate under full attention); `block` keeps finished blocks (exact, for block-causal and
-            context-causal models).
+            alone (Fast-dLLM), `interval` the window of `deferred` (DCD), all three approximate; `block` keeps finished
+            blocks (exact, for block-causal and context-causal models).
+        refresh: commits of a row after which `interval` recomputes everything; None is 32.
         length: `fixed`, or `dynamic`: the canvas grows where the model needs more room (DAEDAL, 2508.00819).
         max_length: most tokens of a canvas under `length=dynamic`.
         correction: which committed positions are taken back. `none`; `remdm` reopens at random (2503.00307); `edit`
@@ -105,6 +108,7 @@ class SamplerConfig:
     top_p: float | None = None
     cfg_scale: float = 0.0
     cache: str = "none"
+    refresh: int | None = None
     length: str = "fixed"
     max_length: int | None = None
     correction: str = "none"
@@ -163,6 +167,9 @@ class SamplerConfig:
         if self.correction == "remdm" and self.policy not in ("quota", "random"):
             raise ValueError(f"correction='remdm' needs a schedule of steps: policy={self.policy!r} has none; "
                              "quota and random have")  # fmt: skip
+        if self.cache == "interval" and self.policy != "deferred":
+            raise ValueError(f"cache='interval' recomputes the window of policy='deferred', and policy={self.policy!r} has "
+                             "none: deferred, or another cache")  # fmt: skip
         if self.length == "dynamic":
             assert self.max_length is not None
             if self.max_length < self.canvas_length:

@@ -122,8 +122,13 @@ class Denoising:
         if config.policy == "deferred" and self.stops_midway:
             # What follows the end can wait, for ever.
             masked_AW = masked_AW & canvases.before_end_BG()[rows_A, block.start : block.stop]
+        may_AW = masked_AW  # what may commit
+        if config.policy == "deferred":
+            may_AW = policies.window(masked_AW, config.window or 16, config.window_limit or 128)
 
-        asked_AW = masked_AW | held_AW if config.correction == "edit" else masked_AW
+        asked_AW = masked_AW if config.length == "dynamic" else may_AW
+        if config.correction == "edit":
+            asked_AW = asked_AW | held_AW
         logits_MV, end_A = self._read(rows_A, block, asked_AW)
         drawn_M = self._draw(logits_MV, rows_A, block, step, asked_AW, held_AW)
         drawn = Drawn(*(torch.zeros_like(asked_AW, dtype=v.dtype).masked_scatter_(asked_AW, v) for v in drawn_M))
@@ -134,7 +139,7 @@ class Denoising:
         if config.correction == "remdm":
             taken_AW = self._reopened(rows_A, block, step, held_AW, committed_A, target_A)
         count_A = target_A - committed_A + taken_AW.sum(1)
-        commit_AW = self._choose(drawn, masked_AW, count_A, rows_A, block, step)
+        commit_AW = self._choose(drawn, may_AW, count_A, rows_A, block, step)
         if config.correction == "edit":
             assert config.edit_threshold is not None
             written_AW = canvases.canvas_BG[rows_A, block.start : block.stop]
@@ -200,8 +205,6 @@ class Denoising:
             assert config.entropy_bound is not None
             return policies.entropy_bound(drawn.entropy, masked_AW, config.entropy_bound)
         assert config.threshold is not None
-        if config.policy == "deferred":
-            masked_AW = policies.window(masked_AW, config.window or 16, config.window_limit or 128)
         return policies.threshold(certainty_AW, masked_AW, config.threshold)
 
     def _reopened(
@@ -233,7 +236,7 @@ class Denoising:
             canvases.stop_finished()
 
     def _end(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits that are asked for, `(M, V)`, and how sure the model is that each row ends within its canvas, `(A,)`."""
+        """The logits that are asked for, `(M, V)`, and how sure it is that each row ends within its canvas, `(A,)`."""
         canvases = self.canvases
         length_A = canvases.length_B[rows_A]
         distance_AG = length_A[:, None] - self.position_G

@@ -13,13 +13,14 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 class _Columns(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, `(R, heads, L, d)`: a pass replaces columns `first:last` of its rows, sees `:seen`."""
+    """Keys and values of one layer, `(R, heads, L, d)`: a pass replaces some columns of its rows and sees `:seen`."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
         self.size = (rows, columns)
-        self.rows: torch.Tensor | None = None  # None is all of them
-        self.first = self.last = self.seen = 0
+        self.rows: torch.Tensor | slice = slice(None)
+        self.columns: torch.Tensor | slice = slice(0)
+        self.seen = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         def room(like: torch.Tensor) -> torch.Tensor:
@@ -33,18 +34,22 @@ class _Columns(CacheLayerMixin):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rows = slice(None) if self.rows is None else self.rows
-        self.keys[rows, :, self.first : self.last] = key_states
-        self.values[rows, :, self.first : self.last] = value_states
-        return self.keys[rows, :, : self.seen], self.values[rows, :, : self.seen]
+        if isinstance(self.columns, slice):
+            self.keys[self.rows, :, self.columns] = key_states
+            self.values[self.rows, :, self.columns] = value_states
+        else:
+            assert isinstance(self.rows, torch.Tensor)
+            at = (self.rows[:, None], slice(None), self.columns)  # so indexed, heads come last but one
+            self.keys[at], self.values[at] = key_states.transpose(1, 2), value_states.transpose(1, 2)
+        return self.keys[self.rows, :, : self.seen], self.values[self.rows, :, : self.seen]
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Gives rows `target`, in the columns of the last pass, what rows `source` hold there."""
-        span = slice(self.first, self.last)
+        span = self.columns if isinstance(self.columns, slice) else slice(None)
         self.keys[target, :, span], self.values[target, :, span] = self.keys[source, :, span], self.values[source, :, span]
 
     def get_seq_length(self) -> int:
-        return self.first
+        return self.columns.start or 0 if isinstance(self.columns, slice) else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.seen, 0
@@ -59,13 +64,16 @@ class Store(Cache):  # type: ignore[misc]
     def __init__(self, layers: int, rows: int, columns: int) -> None:
         super().__init__(layers=[_Columns(rows, columns) for _ in range(layers)])
 
-    def begin(self, rows_A: torch.Tensor, first: int, last: int, seen: int) -> None:
-        """Before a pass of these rows, in rising order, over columns `first:last` that sees `:seen`."""
+    def begin(self, rows_A: torch.Tensor, columns: slice | torch.Tensor, seen: int) -> None:
+        """Before a pass of these rows, in rising order, that computes a span (or, `(A, Q)`, each row's own columns)."""
         for layer in self.layers:
-            layer.rows = None if len(rows_A) == layer.size[0] else rows_A
-            layer.first, layer.last, layer.seen = first, last, seen
+            layer.rows = slice(None) if len(rows_A) == layer.size[0] and isinstance(columns, slice) else rows_A
+            layer.columns, layer.seen = columns, seen
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """After a pass: rows `target` are to hold what it wrote for rows `source`."""
+        """After a pass: rows `target` are to hold what it wrote for rows `source`.
+
+        After one over each row's own columns they must have held the same before, too.
+        """
         for layer in self.layers:
             layer.copy(source, target)

@@ -16,7 +16,7 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Family
 
 EXACT = {
-    "full": {"none": True, "prefix": False, "dual": False},
+    "full": {"none": True, "prefix": False, "dual": False, "interval": False},
     "block_causal": {"none": True, "block": True},
     "context_causal": {"none": True, "block": True},
 }

@@ -321,7 +321,12 @@ def combinations(draw):
     policy, correction = draw(st.sampled_from(POLICIES)), draw(st.sampled_from(CORRECTIONS))
     if correction.get("correction") == "remdm" and policy["policy"] not in ("quota", "random"):
         correction = {}
-    chosen = {**policy, **correction, **draw(st.sampled_from(DRAWS)), "cache": draw(st.sampled_from(caches)),
+    if policy["policy"] != "deferred":
+        caches = [name for name in caches if name != "interval"]
+    cache = {"cache": draw(st.sampled_from(caches))}
+    if cache["cache"] == "interval":
+        cache["refresh"] = draw(st.sampled_from([1, 3, None]))
+    chosen = {**policy, **correction, **draw(st.sampled_from(DRAWS)), **cache,
               "block_length": draw(st.sampled_from([2, 4, 6, None])), "stop_at_eos": draw(st.booleans())}  # fmt: skip
     token = st.sampled_from([None, None, None, 7, 9, denoiser.eos_ids[0]])
     canvases = [draw(st.lists(token, min_size=G, max_size=G)) if draw(st.booleans()) else [None] * G for _ in range(2)]

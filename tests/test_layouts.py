@@ -18,6 +18,7 @@ from lockstitch.sampling.denoising import Denoising
 from lockstitch.sampling.layouts import EXACT, blocks, is_exact
 from lockstitch.sampling.loop import make_rows, sample
 from models import dream_like, llada_like, random_denoiser
+from transformers import DynamicCache
 
 # Lengths 13, 20, 29 and 17, so that a block of 4 begins inside the prompt at every remainder.
 PROMPTS = ["12, +27, -15\n", "3102\n2000\n0210\n0320\n", "Ann has 12 apples. How many?\n", " 30 100  93 =  23\n"]
@@ -274,6 +275,71 @@ def test_approximate_caches_are_the_plain_loop(cache):
             ids[best] = int(token[best])
     # Beside rows of other lengths, so that padding is there too.
     assert run(denoiser, block_length=4, cache=cache)[0].canvas_ids == tuple(ids[start:])
+
+
+DEFERRED = {"policy": "deferred", "threshold": 0.5, "window": 3, "window_limit": 5}
+
+
+def test_the_interval_cache_at_its_limits():
+    denoiser = random_denoiser("qwen3")
+    plain = run(denoiser, **DEFERRED)
+    assert tokens(run(denoiser, cache="interval", refresh=1, **DEFERRED)) == tokens(plain)
+    cached, rows, cells = counted(denoiser, cache="interval", **DEFERRED)
+    assert tokens(cached) != tokens(plain)
+    assert sum(t.ledger.nfe for t in cached) == rows
+    assert sum(t.ledger.tokens_forwarded for t in cached) == cells
+    assert cells < sum(t.ledger.tokens_forwarded for t in plain) / 2
+    at_once = {**DEFERRED, "threshold": 0.0, "window": 4, "block_length": 4}
+    assert tokens(run(denoiser, cache="interval", **at_once)) == tokens(run(denoiser, **at_once))
+
+
+def test_interval_windows_are_each_rows_own():
+    denoiser = random_denoiser("qwen3")
+    settings = {**DEFERRED, "cache": "interval", "refresh": 5, "temperature": 1.0}
+    together = run(denoiser, n=3, **settings)
+    assert tokens(together) == [ids for prompt in PROMPTS for ids in tokens(run(denoiser, [prompt], n=3, **settings))]
+    assert tokens(run(denoiser, n=3, batch_size=1, **settings)) == tokens(together)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("refresh", [4, None])
+def test_the_interval_cache_is_the_plain_loop(refresh):
+    """Against one row at a time, whose keys are columns that are taken out and put back."""
+    denoiser, expected, passes = random_denoiser("llama"), [], 0
+    for ids in denoiser.encode(PROMPTS):
+        start, ids = len(ids), ids + [denoiser.mask_id] * G
+        kept, since, before = None, 0, None
+        while denoiser.mask_id in ids:
+            low = ids.index(denoiser.mask_id)
+            open_ = [i for i in range(low, min(low + 5, len(ids))) if ids[i] == denoiser.mask_id][:3]
+            if kept is None or (refresh is not None and since >= refresh):
+                columns, since = torch.arange(len(ids)), 0
+            else:
+                columns = torch.arange(min(low, before[0]) - 2, min(len(ids), max(open_[-1] + 1, before[1]) + 2))
+                passes += 1
+            before = (low, open_[-1] + 1)
+            stale = torch.ones(len(ids), dtype=torch.bool)
+            stale[columns] = False
+            given = DynamicCache(config=denoiser.model.config)
+            for i, (keys, values) in enumerate(kept or []):
+                given.update(keys[:, :, stale], values[:, :, stale], i)
+            out = denoiser.model(
+                input_ids=torch.tensor([ids])[:, columns], position_ids=columns[None], past_key_values=given,
+                use_cache=True, attention_mask=torch.zeros(1, 1, len(columns), len(ids)),
+            )  # fmt: skip
+            order = torch.cat([stale.nonzero()[:, 0], columns]).argsort()
+            kept = [(layer.keys[:, :, order], layer.values[:, :, order]) for layer in given.layers]
+            logits = torch.zeros(len(ids), out.logits.shape[-1])
+            logits[columns] = out.logits[0]
+            logits[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
+            confidence, token = logits.softmax(-1).max(-1)
+            sure = [i for i in open_ if confidence[i] >= 0.5] or [max(open_, key=lambda i: float(confidence[i]))]
+            for i in sure:
+                ids[i] = int(token[i])
+            since += len(sure)
+        expected.append(tuple(ids[start:]))
+    assert passes > len(PROMPTS) * 3
+    assert tokens(run(denoiser, cache="interval", refresh=refresh, **DEFERRED)) == expected
 
 
 def test_logits_are_formed_for_what_may_commit_alone():
