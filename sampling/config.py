@@ -23,7 +23,7 @@ _CHOICES = {
 }
 # An option belongs to some values of an axis: there it may be said (and must be, if it is needed), elsewhere it is refused.
 _BELONGS = {
-    "steps": ("policy", ("quota", "random")),
+    "steps": ("policy", ("quota", "random", "threshold")),
     "threshold": ("policy", ("threshold", "deferred")),
     "factor": ("policy", ("factor",)),
     "entropy_bound": ("policy", ("entropy_bound",)),
@@ -58,8 +58,9 @@ class SamplerConfig:
             one (Fast-dLLM, 2505.22618); `factor`: the largest k whose k-th certainty reaches 1 - factor / (k + 1)
             (Fast-dLLM); `entropy_bound`: the lowest entropies while they add up to little (2505.24857); `deferred`: a
             threshold inside a window that slides over the block (DCD, 2601.02076).
-        steps: denoising steps of the whole canvas under `quota` and `random`; None is one token a step. A multiple of the
-            number of blocks.
+        steps: denoising steps of the whole canvas under `quota` and `random`; None is one token a step. Under `threshold`
+            the most there may be: a step commits at least what `quota` would (LLaDA2.x); None is at least one token. A
+            multiple of the number of blocks.
         threshold: certainty that commits under `threshold` and `deferred`; above 1 means one token a step.
         factor: how generous `factor` is; 0 means one token a step.
         entropy_bound: nats that the committed entropies but the largest may add up to; 0 means one token a step.
@@ -133,7 +134,7 @@ class SamplerConfig:
             raise ValueError(f"top_k={self.top_k}, top_p={self.top_p} would be ignored at temperature=0")
         if self.canvas_length % self.block:
             raise ValueError(f"block_length={self.block} does not divide canvas_length={self.canvas_length}")
-        if self.policy in ("quota", "random") and (
+        if (self.policy in ("quota", "random") or self.steps is not None) and (
             not self.blocks <= self.total_steps <= self.canvas_length or self.total_steps % self.blocks
         ):
             raise ValueError(
@@ -181,6 +182,8 @@ class SamplerConfig:
             if self.policy in ("quota", "random"):
                 raise ValueError(f"policy={self.policy!r} counts steps of a fixed canvas; length='dynamic' takes "
                                  "threshold, factor, entropy_bound and deferred")  # fmt: skip
+            if self.steps is not None:
+                raise ValueError(f"steps={self.steps} are those of a fixed canvas, and that of length='dynamic' grows: None")
 
     @property
     def block(self) -> int:
@@ -194,7 +197,7 @@ class SamplerConfig:
 
     @property
     def total_steps(self) -> int:
-        """Denoising steps of the whole canvas under `quota` and `random`."""
+        """Denoising steps of the whole canvas by its quota."""
         return self.steps or self.canvas_length
 
     @property

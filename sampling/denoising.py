@@ -139,6 +139,9 @@ class Denoising:
         if config.correction == "remdm":
             taken_AW = self._reopened(rows_A, block, step, held_AW, committed_A, target_A)
         count_A = target_A - committed_A + taken_AW.sum(1)
+        if config.policy == "threshold":  # a floor of each step, whatever earlier ones were ahead
+            before_A = policies.quota_total(block.initial_B[rows_A], turn - 1, block.steps_B[rows_A])
+            count_A = target_A - before_A if config.steps else torch.ones_like(target_A)
         commit_AW = self._choose(drawn, may_AW, count_A, rows_A, block, step)
         if config.correction == "edit":
             assert config.edit_threshold is not None
@@ -205,7 +208,8 @@ class Denoising:
             assert config.entropy_bound is not None
             return policies.entropy_bound(drawn.entropy, masked_AW, config.entropy_bound)
         assert config.threshold is not None
-        return policies.threshold(certainty_AW, masked_AW, config.threshold)
+        floor_A = count_A if config.policy == "threshold" else None
+        return policies.threshold(certainty_AW, masked_AW, config.threshold, floor_A)
 
     def _reopened(
         self, rows_A: torch.Tensor, block: _Block, step: int, held_AW: torch.Tensor, committed_A: torch.Tensor,

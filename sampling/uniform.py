@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser, Prefix
 from lockstitch.sampling.noise import derive_seed, uniform
+from lockstitch.sampling.policies import entropy_bound
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.sampling.uniform_config import UniformConfig
 from lockstitch.sampling.uniform_trace import Row, State, records
@@ -29,13 +30,6 @@ Prompt = str | Sequence[int]
 
 SLICE = 2**24  # most logits held at a time (64 MB of float32, their probabilities the same), unless one row alone has more
 CHUNK = 256  # tokens whose probabilities are summed first when a distribution is inverted
-
-
-def entropy_bound(entropy_RC: torch.Tensor, bound: float) -> torch.Tensor:
-    """Which positions are accepted: ascending, while the entropies before a position sum to at most `bound` nats."""
-    ascending_RC, order_RC = entropy_RC.sort(dim=1, stable=True)
-    within_RC = ascending_RC.cumsum(1) - ascending_RC <= bound
-    return torch.zeros_like(within_RC).scatter_(1, order_RC, within_RC)
 
 
 def invert_cdf(p_PV: torch.Tensor, u_P: torch.Tensor) -> torch.Tensor:
@@ -198,7 +192,8 @@ def _denoise_block(
                 ended_A[part] = _settled(stable_A[part], entropy_RC, config)
             # A row that ends takes the most likely token everywhere; another what it accepts, and noise elsewhere. As a
             # position is either accepted or renoised, one random number serves both.
-            drawn_RC = entropy_bound(entropy_RC, config.entropy_bound) & ~ended_A[part, None]
+            open_RC = (~ended_A[part, None]).expand_as(entropy_RC)
+            drawn_RC = entropy_bound(entropy_RC, open_RC, config.entropy_bound)
             token_RC = top_RC.clone()
             token_RC[drawn_RC] = invert_cdf(p_RCV[drawn_RC], u_AC[part][drawn_RC])
             accepted_RC = drawn_RC | ended_A[part, None]

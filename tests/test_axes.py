@@ -302,6 +302,7 @@ def test_drift_is_nothing_where_exact_and_something_where_not():
 POLICIES = [
     {"policy": "quota"}, {"policy": "quota", "steps": 6}, {"policy": "quota", "certainty": "margin"},
     {"policy": "random", "steps": 6}, {"policy": "threshold", "threshold": 0.5},
+    {"policy": "threshold", "threshold": 0.5, "steps": 6},
     {"policy": "threshold", "threshold": 0.5, "certainty": "entropy"}, {"policy": "factor", "factor": 0.7},
     {"policy": "entropy_bound", "entropy_bound": 0.7}, {"policy": "deferred", "threshold": 0.5, "window": 3},
 ]  # fmt: skip

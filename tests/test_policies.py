@@ -67,9 +67,23 @@ def test_factor(allowance):
     check(policies.factor(torch.tensor(certainty).double(), torch.tensor(masked), allowance), expected)
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.35, 1.0, 9.0])
+@pytest.mark.parametrize("least", [0.0, 0.55, 0.8, 1.1])
+def test_threshold_with_a_floor(least):
+    certainty, masked = rows(1)
+    counts, expected = [k % 4 for k in range(len(masked))], []
+    for c, m, count in zip(certainty, masked, counts, strict=True):
+        sure = [i for i in best_first(c, m) if c[i] >= least]
+        expected.append(sure if len(sure) >= max(1, count) else best_first(c, m)[: max(1, count)])
+    certainty, masked = torch.tensor(certainty).double(), torch.tensor(masked)
+    check(policies.threshold(certainty, masked, least, torch.tensor(counts)), expected)
+    none = torch.zeros(len(counts), dtype=torch.long)
+    assert torch.equal(policies.threshold(certainty, masked, least, none), policies.threshold(certainty, masked, least))
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.04, 0.06, 0.35, 1.0, 9.0])
 def test_entropy_bound(bound):
     entropy, masked = rows(3)
+    entropy = [[h if h > 0.5 else 0.05 * (h > 0.3) for h in row] for row in entropy]  # some of no entropy, some of little
     expected = []
     for h, m in zip(entropy, masked, strict=True):
         order, chosen, total = sorted((i for i in range(L) if m[i]), key=lambda i: (h[i], i)), [], 0.0

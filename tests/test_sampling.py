@@ -101,6 +101,22 @@ def test_threshold_above_one_is_one_token_a_step(denoiser, block):
     assert all(t.ledger.nfe == G for t in drawn)
 
 
+@pytest.mark.parametrize("block", [12, 4])
+def test_threshold_with_steps_commits_at_least_the_quota(denoiser, block):
+    never = run(denoiser, policy="threshold", threshold=1.01, steps=6, block_length=block)
+    assert tokens(never) == tokens(run(denoiser, steps=6, block_length=block))
+    assert [t.commit_step for t in never] == [t.commit_step for t in run(denoiser, steps=6, block_length=block)]
+    plain = run(denoiser, policy="threshold", threshold=0.6, block_length=block)
+    assert tokens(run(denoiser, policy="threshold", threshold=0.6, steps=G, block_length=block)) == tokens(plain)
+    between = run(denoiser, policy="threshold", threshold=0.6, steps=6, block_length=block)
+    assert all(t.ledger.nfe <= 6 for t in between)
+    assert 4 * G // block < sum(t.ledger.nfe for t in between) < sum(t.ledger.nfe for t in plain)
+    for t in between:
+        for step in range(1, t.ledger.nfe + 1):
+            sure = [c >= 0.6 for c, at in zip(t.confidence, t.commit_step, strict=True) if at == step]
+            assert all(sure) or len(sure) <= 2  # what is unsure commits only to fill the quota
+
+
 @pytest.mark.parametrize("block", [12, 4, 1])
 def test_threshold_zero_is_one_step_a_block(denoiser, block):
     drawn = run(denoiser, policy="threshold", threshold=0.0, block_length=block)
@@ -275,7 +291,9 @@ def test_ledgers_add():
         ({"steps": 13}, "at most canvas_length=12"),
         ({"threshold": 0.9}, "would be ignored by policy='quota'"),
         ({"policy": "threshold"}, "threshold=None"),
-        ({"policy": "threshold", "threshold": 0.9, "steps": 4}, "steps=4 would be ignored"),
+        ({"policy": "factor", "factor": 0.9, "steps": 4}, "steps=4 would be ignored"),
+        ({"policy": "threshold", "threshold": 0.9, "steps": 4, "block_length": 2}, "steps=4 must be a multiple of the 6"),
+        ({"length": "dynamic", "max_length": 24, "policy": "threshold", "threshold": 0.9, "steps": 4}, "steps=4 are those"),
         ({"policy": "margin"}, "not one of quota, random, threshold"),
         ({"policy": "deferred"}, "threshold=None"),
         ({"policy": "factor"}, "factor=None: policy='factor' needs a number"),

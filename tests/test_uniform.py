@@ -7,7 +7,7 @@ import pytest
 import torch
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
 from lockstitch.sampling.trajectory import Trajectory
-from lockstitch.sampling.uniform import entropy_bound, invert_cdf, noise, sample_uniform
+from lockstitch.sampling.uniform import invert_cdf, noise, sample_uniform
 from lockstitch.sampling.uniform_config import UniformConfig
 from models import random_denoiser, random_diffusion_gemma
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
@@ -96,16 +96,6 @@ def test_a_row_stops_with_the_block_of_its_eos_as_generate_does(denoiser):
         assert list(t.completion_ids) == expected[: t.length]
         assert set(expected[t.length :]) <= {denoiser.pad_id}
         assert t.finished == (t.canvas_ids[t.length - 1] in stopping.eos_ids)
-
-
-def test_the_entropy_bound_is_its_definition():
-    entropy = torch.tensor([[0.3, 0.0, 0.05, 0.05, 2.0], [1.0, 1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.1]])
-    for bound in (0.0, 0.04, 0.06, 0.11, 0.5, 2.5, 9.0):
-        accepted = entropy_bound(entropy, bound)
-        for row, chosen in zip(entropy.tolist(), accepted.tolist(), strict=True):
-            ascending = sorted(range(5), key=lambda i, row=row: row[i])
-            expected = {i for rank, i in enumerate(ascending) if sum(row[j] for j in ascending[:rank]) <= bound}
-            assert {i for i, is_chosen in enumerate(chosen) if is_chosen} == expected
 
 
 @pytest.mark.parametrize("vocabulary", [7, 256, 403])
