@@ -2,7 +2,7 @@
 
 Rows are left-padded, so that the canvas stands in the same columns everywhere.
 
-Axes: B rows, G canvas positions, L columns (padding, prompt, canvas), M places (a row and a position), N bans.
+Axes: B rows, A of them, G canvas positions, L columns (padding, prompt, canvas), M places (a row and a position), N bans.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,28 @@ class Row:
     seed: int
     canvas: Canvas
     bans: Bans
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a denoising step left: the canvases that it worked on, as copies.
+
+    Attributes:
+        rows: which trajectories these are, as `sample` numbers what it returns.
+        step_A: their denoising steps so far; 0 before the first one.
+        length_A: positions of their canvases, which is less than `G` where those may still grow.
+        canvas_AG: tokens.
+        masked_AG: where there is none yet.
+        commit_step_AG, confidence_AG: the trace so far, as in `Trajectory`.
+    """
+
+    rows: Sequence[int]
+    step_A: torch.Tensor
+    length_A: torch.Tensor
+    canvas_AG: torch.Tensor
+    masked_AG: torch.Tensor
+    commit_step_AG: torch.Tensor
+    confidence_AG: torch.Tensor
 
 
 class Canvases:
@@ -102,6 +124,11 @@ class Canvases:
         """Ends the rows in which everything before the first EOS is committed."""
         before_BG = self.before_end_BG()
         self.running_B &= (self.masked_BG & before_BG).any(1) | before_BG.all(1)
+
+    def look(self, rows_A: torch.Tensor, numbers: Sequence[int]) -> Look:
+        """Some rows as they are now, under the numbers that the rows of the batch have elsewhere."""
+        held = (self.step_B, self.length_B, self.canvas_BG, self.masked_BG, self.commit_step_BG, self.confidence_BG)
+        return Look([numbers[row] for row in rows_A.tolist()], *(values[rows_A] for values in held))
 
     def commit(self, at: Place, drawn: Drawn, block: int) -> None:
         """Writes M candidates at places (rows, positions), at the rows' current step."""

@@ -13,7 +13,8 @@ import hashlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from inspect import getdoc
 from pathlib import Path
@@ -23,6 +24,7 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS
 
 if TYPE_CHECKING:
+    from lockstitch.sampling.canvases import Look
     from lockstitch.sampling.prompts import Request
     from lockstitch.sampling.terminal import Ink
     from lockstitch.sampling.trajectory import Trajectory
@@ -53,7 +55,7 @@ class SampleOptions:
     output: str | None = field(
         default=None, metadata={"help": "Directory for results.jsonl and config.json. Without it the texts are printed."}
     )
-    watch: bool = field(default=False, metadata={"help": "Replay how each prompt's canvases were denoised."})
+    watch: bool = field(default=False, metadata={"help": "Draw each prompt's canvases while they are denoised."})
     html: str | None = field(default=None, metadata={"help": "Write a page with all traces to this file."})
     family: str | None = field(default=None, metadata={"help": "Calling convention, if it cannot be told from the model."})
     mask_id: int | None = field(default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."})
@@ -77,6 +79,8 @@ class SampleOptions:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.watch and self.chunk not in (None, 1):
+            raise ValueError(f"chunk={self.chunk} does not go with watch, which draws one prompt at a time: 1")
         if self.mask_id is not None and (type(self.mask_id) is not int or self.mask_id < 0):
             raise ValueError(f"mask_id={self.mask_id!r} must be a token id")
         if type(self.seed) is not int:
@@ -142,11 +146,11 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
         files.claim_directory(directory, remembered)
     ink = Ink(tokenizer, terminal.use_color(options.color))
     kept, costs = [], []
-    for row in _rows(options, model, requests, directory):
+    for row, is_new in _rows(options, model, requests, directory, ink):
         if options.html is not None:
             kept.append(row)
         if options.watch or directory is None:
-            _show(options, row["prompt"], read_result_row(row), ink)
+            _show(row["prompt"], read_result_row(row), ink, replay=options.watch and not is_new)
         costs += [(one["ledger"]["nfe"], one["finished"]) for one in row["trajectories"]]
     if options.html is not None:
         write_trace(Path(options.html), kept, remembered, tokenizer)
@@ -170,9 +174,9 @@ def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Map
 
 
 def _rows(
-    options: SampleOptions, model: str, requests: "Sequence[Request]", directory: Path | None
-) -> Iterator[dict[str, Any]]:
-    """Every request's result in order: those of an earlier run first, then new ones, each on the disk when it comes."""
+    options: SampleOptions, model: str, requests: "Sequence[Request]", directory: Path | None, ink: "Ink"
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Every request's result in order, and whether it is new: those of an earlier run first; each is on the disk by then."""
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.prompts import draw, result_row
     from tqdm import tqdm
@@ -181,7 +185,7 @@ def _rows(
 
     done = [] if directory is None else files.finished_rows(directory / files.RESULTS)
     assert [row["index"] for row in done] == list(range(len(done)))
-    yield from done
+    yield from ((row, False) for row in done)
     if len(done) == len(requests):
         return
     denoiser = Denoiser.from_pretrained(
@@ -203,22 +207,45 @@ def _rows(
     def chunks() -> Iterator[list[dict[str, Any]]]:
         for first in range(len(done), len(requests), size):
             portion = requests[first : first + size]
-            drawn = draw(denoiser, portion, first, options.n, options.seed, progress)
+            with _watched(options, portion[0].text, first, ink) as on_step:
+                drawn = draw(denoiser, portion, first, options.n, options.seed, progress, on_step)
             yield [result_row(*pair, denoiser.decode) for pair in zip(portion, drawn, strict=True)]
 
     with bar:
         for rows in chunks() if directory is None else files.append_chunks(directory / files.RESULTS, chunks()):
-            yield from rows
+            yield from ((row, True) for row in rows)
 
 
-def _show(options: SampleOptions, prompt: str, trajectories: "Sequence[Trajectory]", ink: "Ink") -> None:
+@contextmanager
+def _watched(options: SampleOptions, prompt: str, index: int, ink: "Ink") -> "Iterator[Callable[[Look], None] | None]":
+    """What is called at each denoising step of a prompt, and draws it if that was asked for."""
+    from lockstitch.sampling.terminal import Live, Screen, title_of
+
+    if not options.watch:
+        yield None
+        return
+    width, height = _screen()
+    screen = Screen(height)
+    try:
+        yield Live(screen, title_of(index, prompt, width), ink, width, options.n)
+    finally:
+        screen.close()
+
+
+def _show(prompt: str, trajectories: "Sequence[Trajectory]", ink: "Ink", replay: bool) -> None:
     from lockstitch.sampling.terminal import render, title_of, watch
 
+    width, height = _screen()
+    title = title_of(trajectories[0].prompt, prompt, width)
+    if replay:
+        watch(trajectories, title, ink, width, height)
+    print(render(trajectories, title, ink, width), end="\n\n", flush=True)
+
+
+def _screen() -> tuple[int, int | None]:
+    """Cells and lines of the terminal; None lines where there is no terminal."""
     size = shutil.get_terminal_size((120, 40))
-    title = title_of(trajectories[0].prompt, prompt, size.columns)
-    if options.watch:
-        watch(trajectories, title, ink, size.columns, size.lines if sys.stdout.isatty() else None)
-    print(render(trajectories, title, ink, size.columns), end="\n\n", flush=True)
+    return size.columns, size.lines if sys.stdout.isatty() else None
 
 
 def main(argv: list[str] | None = None) -> int:

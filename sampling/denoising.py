@@ -10,13 +10,14 @@ and a position), T those and the canvases' tails, V vocabulary.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 import torch
 from lockstitch.sampling import corrections, lengths, policies
 from lockstitch.sampling.caches import Passes
-from lockstitch.sampling.canvases import Canvases, Row
+from lockstitch.sampling.canvases import Canvases, Look, Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import alignment, blocks
@@ -46,8 +47,17 @@ class Denoising:
         passes: what answers with logits.
     """
 
-    def __init__(self, denoiser: Denoiser, rows: list[Row], config: SamplerConfig) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        rows: list[Row],
+        config: SamplerConfig,
+        on_step: Callable[[Look], None] | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        """A batch of rows; `on_step` is called before the first step and after each, with rows by their `numbers`."""
         self.denoiser, self.rows, self.config = denoiser, rows, config
+        self.on_step, self.numbers = on_step, numbers if numbers is not None else range(len(rows))
         self.canvases = Canvases(denoiser, rows, config.canvas_length, config.max_length or config.canvas_length)
         self.passes = Passes(denoiser, self.canvases, config)
         self.forbidden = [denoiser.mask_id]
@@ -66,6 +76,7 @@ class Denoising:
             canvases.stop_finished()  # a pinned canvas may hold its EOS already
         if config.length == "dynamic":
             self._find_length()
+        self._show(torch.arange(len(self.rows), device=self.denoiser.device))
         number = 0
         for stage, length in enumerate(config.stage_blocks):
             if stage:
@@ -77,6 +88,10 @@ class Denoising:
                     self._denoise_block(start, stop, number)
                 number += 1
         return canvases.trajectories(self.denoiser, self.rows, passes.nfe_B, passes.tokens_B, passes.waits_B)
+
+    def _show(self, rows_A: torch.Tensor) -> None:
+        if self.on_step is not None and len(rows_A):
+            self.on_step(self.canvases.look(rows_A, self.numbers))
 
     def _denoise_block(self, start: int, stop: int, number: int) -> None:
         """Denoises canvas positions `start:stop`, the `number`-th block of the run."""
@@ -158,6 +173,7 @@ class Denoising:
         if end_A is not None:
             self._make_room(rows_A, block, drawn.confidence, masked_AW & ~commit_AW, end_A)
         canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
+        self._show(rows_A)
         if self.stops_midway:
             canvases.stop_finished()
         return changed_A
@@ -235,6 +251,7 @@ class Denoising:
         canvases.step_B += chosen_BG.any(1)  # a step without a pass, so that the trace shows the draft as well
         row, position = chosen_BG.nonzero(as_tuple=True)
         canvases.take_back((row, position), canvases.step_B[row])
+        self._show(chosen_BG.any(1).nonzero()[:, 0])
         canvases.running_B[:] = True
         if config.stop_at_eos:
             canvases.stop_finished()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.sampling import blanks
+from lockstitch.sampling.canvases import Look
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
@@ -133,11 +134,13 @@ def draw(
     n: int,
     seed: int,
     progress: Callable[[int], None] | None = None,
+    on_step: Callable[[Look], None] | None = None,
 ) -> list[list[Trajectory]]:
     """The `n` trajectories of each request; `Trajectory.prompt` is the request's number, counted from `first`.
 
     Request i has the seed `derive_seed(seed, i)`, so its trajectories are the same in whatever portions the requests are
-    drawn. Requests of one canvas length share their batches. A blank cannot end the completion before pinned text.
+    drawn. Requests of one canvas length share their batches, and `on_step` counts the rows of these. A blank cannot end
+    the completion before pinned text.
     """
     drawn: dict[int, list[Trajectory]] = {}
     groups: dict[SamplerConfig, list[int]] = {}
@@ -156,6 +159,7 @@ def draw(
             canvases=[request.canvas or empty for request in portion] if pinned else None,
             bans=[_bans(request, denoiser) for request in portion] if pinned else None,
             progress=progress,
+            on_step=on_step,
         )
         for k, trajectory in enumerate(trajectories):
             i = group[k // n]
