@@ -5,7 +5,7 @@
     lockstitch sample --model DIR --input prompts.jsonl --canvas_length 256 --n 8 --output runs/sample --html trace.html
 
 Options stand on the command line or in a YAML file (`--config`), as in TRL. Beside those of this file there is one for each
-field of `SamplerConfig`.
+field of `SamplerConfig` and of `UniformConfig`, which is for DiffusionGemma: a checkpoint's model type says which are read.
 """
 
 import argparse
@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS
+from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
 if TYPE_CHECKING:
     from lockstitch.sampling.canvases import Look
     from lockstitch.sampling.prompts import Request
     from lockstitch.sampling.terminal import Ink
     from lockstitch.sampling.trajectory import Trajectory
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 EMBEDDED = "embedded:"
 CHUNK = 25
@@ -99,15 +101,20 @@ def field_help(record: type) -> dict[str, str]:
 
 
 def sampler_options() -> type:
-    """A dataclass with an option for each field of `SamplerConfig`: None where it is not said."""
-    types, said = get_type_hints(SamplerConfig), field_help(SamplerConfig)
-    options = []
-    for one in fields(SamplerConfig):
-        default = "" if one.default in (MISSING, None) else f" Default: {one.default}."
-        text = (said.get(one.name, "") + default).replace("%", "%%")
-        text = text[:1].upper() + text[1:]
-        options.append((one.name, types[one.name] | None, field(default=None, metadata={"help": text})))
-    return make_dataclass("SamplerOptions", options)
+    """A dataclass with an option for each field of `SamplerConfig` and of `UniformConfig`: None where it is not said."""
+    options: dict[str, tuple[str, Any, Any]] = {}
+    for record in (SamplerConfig, UniformConfig):
+        types, said = get_type_hints(record), field_help(record)
+        for one in fields(record):
+            text = said[one.name]
+            if record is UniformConfig:
+                text = f"{MODEL_TYPE}: {text} Default: the checkpoint's."
+            elif one.default not in (MISSING, None):
+                text += f" Default: {one.default}."
+            text = text[:1].upper() + text[1:]
+            metadata = {"help": text.replace("%", "%%")}
+            options.setdefault(one.name, (one.name, types[one.name] | None, field(default=None, metadata=metadata)))
+    return make_dataclass("SamplerOptions", options.values())
 
 
 def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
@@ -115,14 +122,13 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
 
     Args:
         options: what to sample, and where to.
-        settings: values of `SamplerConfig`, those alone that were said.
+        settings: values of `SamplerConfig` or `UniformConfig`, those alone that were said.
 
     Raises `ValueError` before any model is loaded.
     """
-    from lockstitch.sampling.denoiser import FAMILIES, family_of
-    from lockstitch.sampling.layouts import check_layout
+    from lockstitch.sampling.denoiser import FAMILIES
     from lockstitch.sampling.page import write_trace
-    from lockstitch.sampling.prompts import Reader, read_result_row
+    from lockstitch.sampling.prompts import read_result_row
     from lockstitch.sampling.terminal import Ink
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
@@ -135,18 +141,15 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
     embedded = options.model.startswith(EMBEDDED)
     model = str(embedded_model(options.model.removeprefix(EMBEDDED))) if embedded else options.model
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=options.trust_remote_code)
-    settings = {**(PRESETS[options.preset] if options.preset is not None else {}), **settings}
-    reader = Reader(tokenizer, settings)
-    requests = [reader.request(options.prompt)] if options.input is None else reader.read(Path(options.input))
     of_model = AutoConfig.from_pretrained(model, trust_remote_code=options.trust_remote_code).model_type
-    check_layout(requests[0].config, FAMILIES[options.family] if options.family is not None else family_of(of_model))
+    requests = _requests(options, settings, model, of_model, tokenizer)
     remembered = _remembered(options, settings, asdict(requests[0].config))
     directory = None if options.output is None else Path(options.output)
     if directory is not None:
         files.claim_directory(directory, remembered)
     ink = Ink(tokenizer, terminal.use_color(options.color))
     kept, costs = [], []
-    for row, is_new in _rows(options, model, requests, directory, ink):
+    for row, is_new in _rows(options, model, of_model, requests, directory, ink):
         if options.html is not None:
             kept.append(row)
         if options.watch or directory is None:
@@ -163,6 +166,35 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
     return 0
 
 
+def _requests(
+    options: SampleOptions, settings: Mapping[str, Any], model: str, of_model: str, tokenizer: "Tokenizer"
+) -> "list[Request]":
+    """What is asked for, read and checked; `settings` are the sampler's, those alone that were said."""
+    from lockstitch.sampling.denoiser import FAMILIES, family_of
+    from lockstitch.sampling.layouts import check_layout
+    from lockstitch.sampling.prompts import Reader
+    from lockstitch.sampling.uniform_prompts import UniformReader, config_of
+
+    reader: Reader | UniformReader
+    if of_model == MODEL_TYPE:
+        for name in ("preset", "family", "mask_id", "trust_remote_code"):
+            if getattr(options, name):
+                raise ValueError(f"{name}={getattr(options, name)!r} would be ignored by a {of_model} model, which has no "
+                                 "mask token and runs its own schedule, without code of the checkpoint")  # fmt: skip
+        reader = UniformReader(tokenizer, config_of(model, settings))
+    else:
+        for name in {one.name for one in fields(UniformConfig)} - {one.name for one in fields(SamplerConfig)}:
+            if name in settings:
+                raise ValueError(f"{name}={settings[name]!r} is for {MODEL_TYPE} models, and would be ignored by this one, "
+                                 f"of type {of_model!r}")  # fmt: skip
+        reader = Reader(tokenizer, {**(PRESETS[options.preset] if options.preset is not None else {}), **settings})
+    requests = [reader.request(options.prompt)] if options.input is None else reader.read(Path(options.input))
+    if isinstance(requests[0].config, SamplerConfig):
+        family = FAMILIES[options.family] if options.family is not None else family_of(of_model)
+        check_layout(requests[0].config, family)
+    return requests
+
+
 def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What may not differ between a run and the one that resumes it: all that can change a result."""
     # A preset is what it sets.
@@ -174,11 +206,12 @@ def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Map
 
 
 def _rows(
-    options: SampleOptions, model: str, requests: "Sequence[Request]", directory: Path | None, ink: "Ink"
+    options: SampleOptions, model: str, of_model: str, requests: "Sequence[Request]", directory: Path | None, ink: "Ink"
 ) -> Iterator[tuple[dict[str, Any], bool]]:
     """Every request's result in order, and whether it is new: those of an earlier run first; each is on the disk by then."""
+    from lockstitch.sampling import prompts, uniform_prompts
     from lockstitch.sampling.denoiser import Denoiser
-    from lockstitch.sampling.prompts import draw, result_row
+    from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
     from tqdm import tqdm
 
     from lockstitch import files
@@ -188,10 +221,15 @@ def _rows(
     yield from ((row, False) for row in done)
     if len(done) == len(requests):
         return
-    denoiser = Denoiser.from_pretrained(
-        model, family=options.family, mask_id=options.mask_id, trust_remote_code=options.trust_remote_code,
-        device=options.device,
-    )  # fmt: skip
+    denoiser: Denoiser | DiffusionGemmaDenoiser
+    draw: Callable[..., list[list[Trajectory]]]
+    if of_model == MODEL_TYPE:
+        denoiser, draw = DiffusionGemmaDenoiser.from_pretrained(model, device=options.device), uniform_prompts.draw
+    else:
+        denoiser, draw = Denoiser.from_pretrained(
+            model, family=options.family, mask_id=options.mask_id, trust_remote_code=options.trust_remote_code,
+            device=options.device,
+        ), prompts.draw  # fmt: skip
     # Frames, and texts on the same terminal, are progress enough; otherwise a bar, if a terminal reads it.
     hidden = True if options.watch or (directory is None and sys.stdout.isatty()) else None
     bar = tqdm(total=len(requests), initial=len(done), unit="prompt", disable=hidden)
@@ -209,7 +247,7 @@ def _rows(
             portion = requests[first : first + size]
             with _watched(options, portion[0].text, first, ink) as on_step:
                 drawn = draw(denoiser, portion, first, options.n, options.seed, progress, on_step)
-            yield [result_row(*pair, denoiser.decode) for pair in zip(portion, drawn, strict=True)]
+            yield [prompts.result_row(*pair, denoiser.decode) for pair in zip(portion, drawn, strict=True)]
 
     with bar:
         for rows in chunks() if directory is None else files.append_chunks(directory / files.RESULTS, chunks()):

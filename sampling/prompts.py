@@ -17,6 +17,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
+from lockstitch.sampling.uniform_config import UniformConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lockstitch.files import read_rows
@@ -38,7 +39,7 @@ class Request:
 
     text: str
     prompt_ids: tuple[int, ...]
-    config: SamplerConfig
+    config: SamplerConfig | UniformConfig
     canvas: tuple[int | None, ...] | None = None
     spans: tuple[blanks.Span, ...] = ()
 
@@ -145,6 +146,7 @@ def draw(
     drawn: dict[int, list[Trajectory]] = {}
     groups: dict[SamplerConfig, list[int]] = {}
     for i, request in enumerate(requests):
+        assert isinstance(request.config, SamplerConfig), "requests of `Reader`"
         groups.setdefault(request.config, []).append(i)
     for config, group in groups.items():
         portion = [requests[i] for i in group]

@@ -6,6 +6,7 @@ import lockstitch.sampling.uniform as module
 import pytest
 import torch
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
+from lockstitch.sampling.replay import cells_at, cells_of
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.sampling.uniform import invert_cdf, noise, sample_uniform
 from lockstitch.sampling.uniform_config import UniformConfig
@@ -254,6 +255,20 @@ def test_trace_and_noise_replay_what_the_decoder_was_given(denoiser):
                 assert entropy == pytest.approx(t.entropy[place], rel=1e-3, abs=1e-6)
         assert tuple(t.canvas_at(len(passes))) == t.canvas_ids
         assert t.last_step <= len(passes)
+
+
+def test_what_is_seen_live_is_what_the_trace_replays(denoiser):
+    looks = []
+    drawn = sample_uniform(denoiser, PROMPTS[:3], settings(batch_size=2), on_step=looks.append)
+    seen = {}
+    for look in looks:
+        for a, row in enumerate(look.rows):
+            step = int(look.step_A[a])
+            seen[row, step] = cells_of(look, a, seen.get((row, step - 1), []))
+    assert set(seen) == {(row, step) for row, t in enumerate(drawn) for step in range(denoising_steps(t) + 1)}
+    for (row, step), live in seen.items():
+        replayed = cells_at(drawn[row], step)
+        assert [(cell.state, cell.token) for cell in live] == [(cell.state, cell.token) for cell in replayed]
 
 
 def test_tokens_accepted_and_held_are_not_edits(denoiser):
