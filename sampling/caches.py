@@ -22,6 +22,7 @@ that differ, G canvas positions, L columns (padding, prompt, canvas), Q columns 
 whose logits are asked for, M places that are asked for (a row and a position), V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -70,23 +71,22 @@ class Passes:
         # Under `block`: columns of each row that hold their final keys.
         self.written_B = torch.zeros_like(self.nfe_B)
         self.number_L = torch.zeros(L, dtype=torch.long)
-        self.start = self.stop = 0
+        self.base, self.start, self.stop = canvases.width, 0, 0
         self.opened = False
 
-    def begin_stage(self, edges: list[int], lead: int) -> None:
-        """Prepares for a walk over blocks that begin at canvas positions `edges`, the first one `lead` columns earlier."""
-        width = self.canvases.width
-        self.base = width - lead
-        columns = self.canvases.ids_BL.shape[1]
-        edges = [width + edge for edge in edges[1:]]
-        self.number_L = block_numbers(columns, self.base, edges, self.block).to(self.canvases.device)
+    def begin_stage(self, lead: int) -> None:
+        """Prepares for a walk over blocks, of which the first begins `lead` columns before the canvas."""
+        self.base = self.canvases.width - lead
+        self.open_block((0,), 0)
         self.written_B.clamp_(max=self.base)  # what the last stage wrote on the canvas is about to change
         if self.cache == "block" and self.base and not bool(self.written_B.any()):
             self._share_prompts()
 
-    def open_block(self, start: int, stop: int) -> None:
-        """Moves on to canvas positions `start:stop`."""
-        self.start, self.stop, self.opened = start, stop, False
+    def open_block(self, starts: Sequence[int], stop: int) -> None:
+        """Moves on to the last of the blocks that begin at canvas positions `starts`; it ends before `stop`."""
+        self.start, self.stop, self.opened = starts[-1], stop, False
+        edges = [self.canvases.width + start for start in starts[1:]]
+        self.number_L = block_numbers(self.canvases.ids_BL.shape[1], self.base, edges, self.block).to(self.canvases.device)
 
     def logits(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
         """Logits `(M, V)` of the canvas positions that are asked for, by one forward pass of each of the given rows."""

@@ -29,6 +29,7 @@ _BELONGS = {
     "entropy_bound": ("policy", ("entropy_bound",)),
     "window": ("policy", ("deferred",)),
     "window_limit": ("policy", ("deferred",)),
+    "extension": ("policy", ("deferred",)),
     "certainty": ("policy", ("quota", "threshold", "factor", "deferred")),
     "refresh": ("cache", ("interval",)),
     "max_length": ("length", ("dynamic",)),
@@ -39,8 +40,8 @@ _BELONGS = {
     "revise_blocks": ("correction", ("revise",)),
 }
 _NEEDED = ("threshold", "factor", "entropy_bound", "max_length", "sigma", "edit_threshold", "revise_fraction")
-_WHOLE = ("canvas_length", "block_length", "steps", "window", "window_limit", "refresh", "max_length", "batch_size",
-          "top_k")  # fmt: skip
+_WHOLE = ("canvas_length", "block_length", "steps", "window", "window_limit", "extension", "refresh", "max_length",
+          "batch_size", "top_k")  # fmt: skip
 _AT_LEAST_ZERO = ("threshold", "factor", "entropy_bound", "edit_threshold", "cfg_scale", "temperature")
 _SHARES = ("eta", "revise_fraction")
 _ETA = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0}
@@ -66,6 +67,9 @@ class SamplerConfig:
         entropy_bound: nats that the committed entropies but the largest may add up to; 0 means one token a step.
         window: masks that the window of `deferred` may hold; None is 16.
         window_limit: positions that the window of `deferred` may span; None is 128.
+        extension: most positions that a block of `deferred` grows by, four at a time, where the window reaches its right
+            edge and a certainty below 0.3 would be committed (16 in DCD); None is none. For block-causal and
+            context-causal models.
         certainty: what a policy ranks by: `probability` of the drawn token, `margin` between the two most likely ones,
             or `entropy` (exp of minus it, in (0, 1]); None is `probability`.
         temperature: tokens are drawn from softmax(logits / temperature); 0 takes the most likely one.
@@ -103,6 +107,7 @@ class SamplerConfig:
     entropy_bound: float | None = None
     window: int | None = None
     window_limit: int | None = None
+    extension: int | None = None
     certainty: str | None = None
     temperature: float = 0.0
     top_k: int | None = None
@@ -168,6 +173,8 @@ class SamplerConfig:
         if self.correction == "remdm" and self.policy not in ("quota", "random"):
             raise ValueError(f"correction='remdm' needs a schedule of steps: policy={self.policy!r} has none; "
                              "quota and random have")  # fmt: skip
+        if self.extension is not None and self.blocks == 1:
+            raise ValueError(f"extension={self.extension} would be ignored: the canvas of {self.canvas_length} is one block")
         if self.cache == "interval" and self.policy != "deferred":
             raise ValueError(f"cache='interval' recomputes the window of policy='deferred', and policy={self.policy!r} has "
                              "none: deferred, or another cache")  # fmt: skip

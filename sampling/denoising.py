@@ -30,10 +30,14 @@ _ORDER, _REOPEN = 1, 2  # streams of noise beside that of the tokens
 
 @dataclass(frozen=True)
 class _Block:
-    """Canvas positions `start:stop`, the `number`-th block of the run, with its masks at the outset and their schedule."""
+    """Canvas positions `start:stop`, the `number`-th block of the run, with its masks at the outset and their schedule.
+
+    `limit` is how far it may be extended.
+    """
 
     start: int
     stop: int
+    limit: int
     number: int
     initial_B: torch.Tensor
     steps_B: torch.Tensor
@@ -82,52 +86,90 @@ class Denoising:
             if stage:
                 self._reopen_least_confident()
             cuts = list(blocks(len(self.position_G), length, self.lead))
-            passes.begin_stage([start for start, _ in cuts], self.lead)
-            for start, stop in cuts:
-                if start < int(canvases.length_B.max()):  # which may grow on the way
-                    self._denoise_block(start, stop, number)
-                number += 1
+            passes.begin_stage(self.lead)
+            self._walk(cuts[0][1], length, number)
+            number += len(cuts)
         return canvases.trajectories(self.denoiser, self.rows, passes.nfe_B, passes.tokens_B, passes.waits_B)
 
     def _show(self, rows_A: torch.Tensor) -> None:
         if self.on_step is not None and len(rows_A):
             self.on_step(self.canvases.look(rows_A, self.numbers))
 
-    def _denoise_block(self, start: int, stop: int, number: int) -> None:
-        """Denoises canvas positions `start:stop`, the `number`-th block of the run."""
-        config, canvases = self.config, self.canvases
-        self.passes.open_block(start, stop)
+    def _walk(self, stop: int, length: int, number: int) -> None:
+        """Denoises block after block: the first ends at `stop`, the others are `length` positions.
+
+        A row whose block is extended goes on without those beside it, as its blocks lie elsewhere from there on; rows with
+        the same blocks find together again.
+        """
+        canvases = self.canvases
+        # Starts of the blocks so far, where the last would end if it were not extended, where it does, its steps: rows.
+        waiting: dict[tuple[tuple[int, ...], int, int, int], torch.Tensor] = {
+            ((0,), stop, stop, 0): torch.ones_like(canvases.running_B)
+        }
+        while waiting:
+            starts, plain, stop, turn = walk = min(waiting, key=lambda walk: (walk[0][-1], walk[2:]))
+            rows_B = waiting.pop(walk)
+            limit = min(plain + (self.config.extension or 0), len(self.position_G))
+            self.passes.open_block(starts, stop)
+            onward = []
+            for later, late_B in self._denoise_block(rows_B, starts[-1], stop, limit, number + len(starts) - 1, turn):
+                onward.append(((starts, plain, min(stop + policies.EXTEND, limit), later), late_B))
+                rows_B = rows_B & ~late_B
+            if stop < int(canvases.length_B.max()):  # which may have grown on the way
+                end = min(stop + length, len(self.position_G))
+                onward.append((((*starts, stop), end, end, 0), rows_B))
+            for walk, rows_B in onward:
+                if bool(rows_B.any()):
+                    waiting[walk] = waiting.get(walk, torch.zeros_like(rows_B)) | rows_B
+
+    def _denoise_block(
+        self, rows_B: torch.Tensor, start: int, stop: int, limit: int, number: int, turn: int
+    ) -> list[tuple[int, torch.Tensor]]:
+        """Denoises canvas positions `start:stop` of the given rows, the `number`-th block of the run, from a turn on.
+
+        Returns which rows have to go on with a longer block, bool `(B,)`, and from which turn.
+        """
+        config, canvases, late = self.config, self.canvases, []
         step = 0
         if self.denoiser.family.layout == "context_causal":
             # A causal pass over what is written ends in the block's first token, which commits as it would
             # autoregressively; the rest of the block is denoised after it.
-            active_A = (canvases.running_B & canvases.masked_BG[:, start]).nonzero()[:, 0]
+            active_A = (rows_B & canvases.running_B & canvases.masked_BG[:, start]).nonzero()[:, 0]
             if len(active_A):
                 one_B = torch.ones_like(canvases.step_B)
-                self._step(active_A, _Block(start, start + 1, number, one_B, one_B), step, 0)
+                self._step(active_A, _Block(start, start + 1, start + 1, number, one_B, one_B), step, 0)
             start, step = start + 1, 1
         masked_BW = canvases.masked_BG[:, start:stop]
         initial_B = masked_BW.sum(1)
         # Pinned positions shorten the block's schedule in proportion, so that tokens per step stay what was asked for.
         steps_B = (initial_B * (config.total_steps // config.blocks) + config.block - 1) // config.block
-        block = _Block(start, stop, number, initial_B, steps_B)
+        block = _Block(start, stop, limit, number, initial_B, steps_B)
         edits_left_B = torch.zeros_like(initial_B)  # steps in which a row whose masks are gone may still edit
-        for turn in count():
+        for now in count(turn):
             masks_B = masked_BW.any(1)
-            active_A = (canvases.running_B & (masks_B | (edits_left_B > 0))).nonzero()[:, 0]
+            active_A = (rows_B & canvases.running_B & (masks_B | (edits_left_B > 0))).nonzero()[:, 0]
             if not len(active_A):
                 break
-            changed_A = self._step(active_A, block, step + turn, turn)
+            changed_A, late_A = self._step(active_A, block, step + now, now)
             if config.correction == "edit":
                 left_A = torch.where(masks_B[active_A], corrections.EDIT_STEPS, edits_left_B[active_A] - 1)
                 edits_left_B[active_A] = left_A * changed_A
+            if stop < limit and bool(late_A.any()):
+                late_B = torch.zeros_like(rows_B)
+                late_B[active_A[late_A]] = True
+                late.append((now + 1, late_B))
+                rows_B = rows_B & ~late_B
         if config.stop_at_eos:
             canvases.stop_finished()
+        return late
 
-    def _step(self, rows_A: torch.Tensor, block: _Block, step: int, turn: int) -> torch.Tensor:
-        """One denoising step of the given rows; returns which of them it changed, bool `(A,)`.
+    def _step(
+        self, rows_A: torch.Tensor, block: _Block, step: int, turn: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One denoising step of the given rows.
 
-        `step` keys the noise, `turn` counts in the block's schedule.
+        Returns which of them it changed, bool `(A,)`, and which it left alone, because they want a longer block. `step`
+        keys the noise, `turn` counts in the block's schedule.
         """
         began = time.perf_counter()
         config, canvases = self.config, self.canvases
@@ -158,11 +200,13 @@ class Denoising:
             before_A = policies.quota_total(block.initial_B[rows_A], turn - 1, block.steps_B[rows_A])
             count_A = target_A - before_A if config.steps else torch.ones_like(target_A)
         commit_AW = self._choose(drawn, may_AW, count_A, rows_A, block, step)
+        late_A = self._wants_room(rows_A, block, masked_AW, drawn.certainty, commit_AW)
         if config.correction == "edit":
             assert config.edit_threshold is not None
             written_AW = canvases.canvas_BG[rows_A, block.start : block.stop]
             taken_AW = corrections.edits(written_AW, drawn.token, drawn.confidence, held_AW, config.edit_threshold)
             commit_AW = commit_AW | taken_AW
+        commit_AW, taken_AW = commit_AW & ~late_A[:, None], taken_AW & ~late_A[:, None]
         changed_A = (commit_AW | taken_AW).any(1)
 
         row, position = taken_AW.nonzero(as_tuple=True)
@@ -176,7 +220,21 @@ class Denoising:
         self._show(rows_A)
         if self.stops_midway:
             canvases.stop_finished()
-        return changed_A
+        return changed_A, late_A
+
+    def _wants_room(
+        self, rows_A: torch.Tensor, block: _Block, masked_AW: torch.Tensor, certainty_AW: torch.Tensor,
+        commit_AW: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """Rows that would commit something doubtful at their block's right edge, and may have a longer one, bool `(A,)`."""
+        config = self.config
+        if block.stop == block.limit:
+            return torch.zeros_like(rows_A, dtype=torch.bool)
+        least_A = certainty_AW.masked_fill(~commit_AW, torch.inf).min(1).values
+        edge_A = policies.touches_edge(masked_AW, config.window or 16, config.window_limit or 128)
+        if self.stops_midway:
+            edge_A &= self.canvases.before_end_BG()[rows_A, block.stop - 1]
+        return edge_A & (least_A < policies.UNSURE)
 
     def _read(
         self, rows_A: torch.Tensor, block: _Block, asked_AW: torch.Tensor

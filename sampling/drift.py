@@ -51,13 +51,13 @@ class _Meter(Passes):
         self.plain = Passes(denoiser, canvases, dataclasses.replace(config, cache="none"))
         self.kl, self.asked = 0.0, 0
 
-    def begin_stage(self, edges: list[int], lead: int) -> None:
-        super().begin_stage(edges, lead)
-        self.plain.begin_stage(edges, lead)
+    def begin_stage(self, lead: int) -> None:
+        super().begin_stage(lead)
+        self.plain.begin_stage(lead)
 
-    def open_block(self, start: int, stop: int) -> None:
-        super().open_block(start, stop)
-        self.plain.open_block(start, stop)
+    def open_block(self, starts: Sequence[int], stop: int) -> None:
+        super().open_block(starts, stop)
+        self.plain.open_block(starts, stop)
 
     def logits(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
         logits_MV = super().logits(rows_A, asked_AG)

@@ -8,6 +8,9 @@ Axes: B rows, L positions of the block.
 
 import torch
 
+EXTEND = 4  # positions by which a block is extended at a time (DCD, 2601.02076)
+UNSURE = 0.3  # certainty below which a commitment at the block's edge waits for more context
+
 
 def _ranks(score_BL: torch.Tensor, masked_BL: torch.Tensor) -> torch.Tensor:
     """The rank of each masked position by falling score, from 0, ties to the left; the others come last."""
@@ -67,3 +70,9 @@ def window(masked_BL: torch.Tensor, masks: int, span: int) -> torch.Tensor:
     position_L = torch.arange(masked_BL.shape[1], device=masked_BL.device)
     first_B1 = masked_BL.long().argmax(1, keepdim=True)
     return masked_BL & (masked_BL.cumsum(1) <= masks) & (position_L < first_B1 + span)
+
+
+def touches_edge(masked_BL: torch.Tensor, masks: int, span: int) -> torch.Tensor:
+    """`(B,)`: whether the block's right edge, and nothing else, is what ends the window."""
+    first_B = masked_BL.long().argmax(1)
+    return (masked_BL.sum(1) <= masks) & (masked_BL.shape[1] - first_B <= span)

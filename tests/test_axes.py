@@ -329,6 +329,8 @@ def combinations(draw):
         cache["refresh"] = draw(st.sampled_from([1, 3, None]))
     chosen = {**policy, **correction, **draw(st.sampled_from(DRAWS)), **cache,
               "block_length": draw(st.sampled_from([2, 4, 6, None])), "stop_at_eos": draw(st.booleans())}  # fmt: skip
+    if chosen["policy"] == "deferred" and denoiser.family.layout != "full" and chosen["block_length"]:
+        chosen["extension"] = draw(st.sampled_from([None, 3, 8]))
     token = st.sampled_from([None, None, None, 7, 9, denoiser.eos_ids[0]])
     canvases = [draw(st.lists(token, min_size=G, max_size=G)) if draw(st.booleans()) else [None] * G for _ in range(2)]
     return denoiser, chosen, canvases

@@ -342,6 +342,58 @@ def test_the_interval_cache_is_the_plain_loop(refresh):
     assert tokens(run(denoiser, cache="interval", refresh=refresh, **DEFERRED)) == expected
 
 
+def reference_extended(denoiser, prompt, block, most, threshold, masks, span):
+    """DCD (2601.02076) in blocks that grow, one unpadded row on lists; also how many steps were thrown away."""
+    ids, mask = denoiser.encode([prompt])[0], denoiser.mask_id
+    start, passes, thrown = len(ids), 0, 0
+    ids, edges = ids + [mask] * G, list(range(block, start + 1, block))  # where blocks begin, the canvas's first inside
+    stop = (edges[-1] if edges else 0) + block
+    low, limit = start, min(stop + most, start + G)
+    while mask in ids:
+        while mask in ids[low:stop]:
+            number = torch.bucketize(torch.arange(len(ids)), torch.tensor([*edges, stop]), right=True)
+            token, confidence = greedy_rows(denoiser, ids, number[None] <= number[:, None], denoiser.family.shifted)
+            passes += 1
+            left = ids.index(mask)
+            right = max(i for i in range(left, min(left + span, stop) + 1) if ids[left:i].count(mask) <= masks)
+            open_ = [i for i in range(left, right) if ids[i] == mask]
+            sure = [i for i in open_ if confidence[i] >= threshold] or [max(open_, key=lambda i: float(confidence[i]))]
+            if right == stop < limit and min(confidence[i] for i in sure) < 0.3:
+                stop, thrown = min(stop + 4, limit), thrown + 1
+                continue
+            for i in sure:
+                ids[i] = int(token[i])
+        edges.append(stop)
+        low, stop = stop, min(stop + block, start + G)
+        limit = min(stop + most, start + G)
+    return tuple(ids[start:]), passes, thrown
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED], ids=lambda family: family.name)
+def test_extension_is_the_plain_loop(family):
+    denoiser = random_denoiser("qwen3", sharpness=3.0, family=family)
+    settings = {"policy": "deferred", "threshold": 0.4, "window": 3, "window_limit": 3, "block_length": 4}
+    for most in (4, 7):
+        expected = [reference_extended(denoiser, prompt, 4, most, 0.4, 3, 3) for prompt in PROMPTS]
+        assert max(thrown for *_, thrown in expected) > 1
+        drawn = run(denoiser, extension=most, **settings)
+        assert [(t.canvas_ids, t.ledger.nfe) for t in drawn] == [(ids, passes) for ids, passes, _ in expected]
+    assert tokens(drawn) != tokens(run(denoiser, **settings))
+
+
+@pytest.mark.parametrize("family", [BLOCK_CAUSAL, CONTEXT_CAUSAL], ids=lambda family: family.name)
+def test_extension_keeps_the_block_cache_exact_and_rows_apart(family):
+    denoiser = random_denoiser("qwen3", sharpness=3.0, family=family)
+    settings = {"policy": "deferred", "threshold": 0.4, "window": 3, "block_length": 4, "extension": 8, "temperature": 1.0}
+    plain = run(denoiser, n=2, **settings)
+    cached = run(denoiser, n=2, cache="block", **settings)
+    assert tokens(cached) == tokens(plain) != tokens(run(denoiser, n=2, **{**settings, "extension": None}))
+    assert [t.commit_step for t in cached] == [t.commit_step for t in plain]
+    assert tokens(run(denoiser, n=2, batch_size=1, **settings)) == tokens(plain)
+    assert any(t.ledger.nfe > len(set(t.commit_step)) for t in plain)  # steps that were thrown away
+
+
 def test_logits_are_formed_for_what_may_commit_alone():
     denoiser, shapes = random_denoiser(), []
     handle = denoiser.model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape[:2])))
@@ -362,6 +414,8 @@ def test_what_does_not_fit_a_layout_is_refused():
         run(full, cache="block")
     with pytest.raises(ValueError, match=r"cache='dual' is not for context_causal models.*none, block"):
         run(causal, cache="dual")
+    with pytest.raises(ValueError, match=r"extension=16: every position of bidirectional models sees"):
+        run(full, policy="deferred", threshold=0.9, extension=16, block_length=4)
     for disguise in (llada_like, dream_like):
         with pytest.raises(ValueError, match=r"cannot keep and replace keys; cache='none'"):
             run(disguise(full), cache="dual")
