@@ -67,9 +67,23 @@ def test_factor(allowance):
     check(policies.factor(torch.tensor(certainty).double(), torch.tensor(masked), allowance), expected)
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.35, 1.0, 9.0])
+@pytest.mark.parametrize("least", [0.0, 0.55, 0.8, 1.1])
+def test_threshold_with_a_floor(least):
+    certainty, masked = rows(1)
+    counts, expected = [k % 4 for k in range(len(masked))], []
+    for c, m, count in zip(certainty, masked, counts, strict=True):
+        sure = [i for i in best_first(c, m) if c[i] >= least]
+        expected.append(sure if len(sure) >= max(1, count) else best_first(c, m)[: max(1, count)])
+    certainty, masked = torch.tensor(certainty).double(), torch.tensor(masked)
+    check(policies.threshold(certainty, masked, least, torch.tensor(counts)), expected)
+    none = torch.zeros(len(counts), dtype=torch.long)
+    assert torch.equal(policies.threshold(certainty, masked, least, none), policies.threshold(certainty, masked, least))
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.04, 0.06, 0.35, 1.0, 9.0])
 def test_entropy_bound(bound):
     entropy, masked = rows(3)
+    entropy = [[h if h > 0.5 else 0.05 * (h > 0.3) for h in row] for row in entropy]  # some of no entropy, some of little
     expected = []
     for h, m in zip(entropy, masked, strict=True):
         order, chosen, total = sorted((i for i in range(L) if m[i]), key=lambda i: (h[i], i)), [], 0.0
@@ -171,9 +185,8 @@ def test_edits_and_least_confident():
 def test_length_signals():
     p, eos = torch.full((2, 40), 0.5), torch.ones(2, 40, dtype=torch.bool)
     eos[:, 36:38] = False
-    positions = torch.arange(40)
     # Row 0 has 40 positions: 30 of its last 32 are EOS. Row 1 has 4: none of 36..39 are in it.
-    assert end_confidence(p, eos, positions, torch.tensor([40, 4])).tolist() == pytest.approx([0.5 * 30 / 32, 0.5])
+    assert end_confidence(p * eos, torch.tensor([40, 4])).tolist() == pytest.approx([0.5 * 30 / 32, 0.5])
     confidence = torch.tensor([[0.05, 0.02, 0.5], [0.2, 0.3, 0.02]])
     masked = torch.tensor([[True, True, True], [True, True, False]])
     assert needs_room(confidence, masked).tolist() == [1, -1]

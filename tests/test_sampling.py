@@ -101,6 +101,22 @@ def test_threshold_above_one_is_one_token_a_step(denoiser, block):
     assert all(t.ledger.nfe == G for t in drawn)
 
 
+@pytest.mark.parametrize("block", [12, 4])
+def test_threshold_with_steps_commits_at_least_the_quota(denoiser, block):
+    never = run(denoiser, policy="threshold", threshold=1.01, steps=6, block_length=block)
+    assert tokens(never) == tokens(run(denoiser, steps=6, block_length=block))
+    assert [t.commit_step for t in never] == [t.commit_step for t in run(denoiser, steps=6, block_length=block)]
+    plain = run(denoiser, policy="threshold", threshold=0.6, block_length=block)
+    assert tokens(run(denoiser, policy="threshold", threshold=0.6, steps=G, block_length=block)) == tokens(plain)
+    between = run(denoiser, policy="threshold", threshold=0.6, steps=6, block_length=block)
+    assert all(t.ledger.nfe <= 6 for t in between)
+    assert 4 * G // block < sum(t.ledger.nfe for t in between) < sum(t.ledger.nfe for t in plain)
+    for t in between:
+        for step in range(1, t.ledger.nfe + 1):
+            sure = [c >= 0.6 for c, at in zip(t.confidence, t.commit_step, strict=True) if at == step]
+            assert all(sure) or len(sure) <= 2  # what is unsure commits only to fill the quota
+
+
 @pytest.mark.parametrize("block", [12, 4, 1])
 def test_threshold_zero_is_one_step_a_block(denoiser, block):
     drawn = run(denoiser, policy="threshold", threshold=0.0, block_length=block)
@@ -166,9 +182,14 @@ def test_nfe_and_tokens_are_what_a_hook_counts(denoiser):
         cells.append(int(mask.sum()) if mask is not None else kwargs["input_ids"].numel())
 
     handle = denoiser.model.register_forward_pre_hook(count, with_kwargs=True)
-    drawn = run(denoiser, n=3, policy="threshold", threshold=0.6, block_length=4, temperature=1.0, batch_size=5)
-    handle.remove()
+    settings = {"policy": "threshold", "threshold": 0.6, "block_length": 4, "temperature": 1.0}
+    drawn = run(denoiser, **settings)
     assert sum(t.ledger.nfe for t in drawn) == sum(rows)
+    assert sum(t.ledger.tokens_forwarded for t in drawn) == sum(cells)
+    rows.clear(), cells.clear()
+    drawn = run(denoiser, n=3, batch_size=5, **settings)
+    handle.remove()
+    assert sum(t.ledger.nfe for t in drawn) > sum(rows)  # what is the same goes through a pass as one
     assert sum(t.ledger.tokens_forwarded for t in drawn) == sum(cells)
     assert len({t.ledger.nfe for t in drawn}) > 1
 
@@ -270,7 +291,9 @@ def test_ledgers_add():
         ({"steps": 13}, "at most canvas_length=12"),
         ({"threshold": 0.9}, "would be ignored by policy='quota'"),
         ({"policy": "threshold"}, "threshold=None"),
-        ({"policy": "threshold", "threshold": 0.9, "steps": 4}, "steps=4 would be ignored"),
+        ({"policy": "factor", "factor": 0.9, "steps": 4}, "steps=4 would be ignored"),
+        ({"policy": "threshold", "threshold": 0.9, "steps": 4, "block_length": 2}, "steps=4 must be a multiple of the 6"),
+        ({"length": "dynamic", "max_length": 24, "policy": "threshold", "threshold": 0.9, "steps": 4}, "steps=4 are those"),
         ({"policy": "margin"}, "not one of quota, random, threshold"),
         ({"policy": "deferred"}, "threshold=None"),
         ({"policy": "factor"}, "factor=None: policy='factor' needs a number"),
@@ -279,7 +302,11 @@ def test_ledgers_add():
         ({"certainty": "luck"}, "not one of probability, margin, entropy"),
         ({"top_p": 0.9}, "would be ignored at temperature=0"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0 must be in (0, 1]"),
-        ({"cache": "all"}, "not one of none, prefix, dual, block"),
+        ({"cache": "all"}, "not one of none, prefix, dual, interval, block"),
+        ({"cache": "interval"}, "recomputes the window of policy='deferred', and policy='quota' has none"),
+        ({"policy": "deferred", "threshold": 0.9, "extension": 16}, "extension=16 would be ignored: the canvas of 12"),
+        ({"extension": 16}, "extension=16 would be ignored by policy='quota'; it is for deferred"),
+        ({"refresh": 8}, "refresh=8 would be ignored by cache='none'; it is for interval"),
         ({"eta": 0.1}, "eta=0.1 would be ignored by correction='none'; it is for remdm"),
         ({"correction": "remdm"}, "sigma=None: correction='remdm' needs one of cap, rescale, confidence"),
         ({"correction": "remdm", "sigma": "cap", "policy": "threshold", "threshold": 0.9}, "needs a schedule of steps"),
