@@ -1,9 +1,10 @@
 """LLaDA's published sampler (2502.09992), written down plainly: the reference for `quota`, in tokens and in cost.
 
-At every step it does all of it: a full pass over the batch, logits at every position of prompt and canvas, their softmax in
-float64 and, at a temperature, Gumbel noise in float64 over the whole vocabulary; and so on to the last step, whatever rows
-have ended. What is added to the published loop costs nothing: prompts of unequal length (padded on the left, hidden from
-attention), ids that must not be written, positions that are given. Blocks without a mask are passed over.
+At every step it does all of it: a full pass over the batch, logits at every position of prompt and canvas, and in float64
+their softmax and Gumbel noise over the whole vocabulary (at temperature 0 as well, where noise counts for nothing; it was
+released so); on to the last step, whatever rows have ended. What is added costs nothing: prompts of unequal length
+(padded on the left, hidden from attention), ids that must not be written, positions that are given. Blocks without a
+mask are passed over.
 
 Axes: B rows, L columns (padding, prompt, canvas), G canvas positions, V vocabulary.
 """
@@ -13,7 +14,7 @@ import torch
 
 @torch.inference_mode()
 def llada_loop(
-    denoiser, prompts, length, block, steps, temperature=0.0, canvases=None, precision=torch.float64
+    denoiser, prompts, length, block, steps, temperature=0.0, canvases=None, light=False
 ) -> list[list[int]]:
     """The canvases of a batch of token-id prompts, each of `length` positions.
 
@@ -21,9 +22,9 @@ def llada_loop(
         denoiser: a full-attention, unshifted model with its special ids.
         prompts: token ids.
         length, block, steps: positions of the canvas and of a block, and denoising steps of the whole canvas.
-        temperature: of the Gumbel noise, which comes from the global generator; 0 is none.
+        temperature: of the Gumbel noise, which comes from the global generator.
         canvases: tokens that are given, None where a position is to be denoised.
-        precision: of softmax and noise.
+        light: no noise at temperature 0, and the softmax in the model's own precision.
     """
     mask, padding = denoiser.mask_id, denoiser.pad_id
     width = max(map(len, prompts))
@@ -47,11 +48,11 @@ def llada_loop(
             logits_BLV = denoiser.model(input_ids=ids_BL, **arguments).logits
             logits_BLV[..., forbidden] = -torch.inf
             noisy_BLV = logits_BLV
-            if temperature > 0:
-                noise_BLV = torch.rand_like(logits_BLV, dtype=precision)
-                noisy_BLV = logits_BLV.to(precision) - temperature * (-noise_BLV.log()).log()
+            if temperature > 0 or not light:
+                noise_BLV = torch.rand_like(logits_BLV, dtype=torch.float64)
+                noisy_BLV = logits_BLV.double() - temperature * (-noise_BLV.log()).log()
             token_BL = noisy_BLV.argmax(-1)
-            p_BLV = logits_BLV.to(precision).softmax(-1)
+            p_BLV = logits_BLV.softmax(-1) if light else logits_BLV.double().softmax(-1)
             confidence_BL = p_BLV.gather(-1, token_BL[..., None])[..., 0]
             confidence_BL[ids_BL != mask] = -torch.inf
             confidence_BL[:, high:] = -torch.inf
