@@ -192,8 +192,8 @@ class Larger:
         self.steps = cache(self._steps)  # `exact` and `approximate` share the loop's turns
 
     def batch(self, count, canvas=CANVAS):
-        """Prompts of 8 to 40 tokens, and canvases of which the third block of four is open."""
-        prompts = random_prompts(self.denoiser, [8 + 32 * i // (count - 1) for i in range(count)])
+        """Prompts of 16 to 64 tokens, and canvases of which the third block of four is open."""
+        prompts = random_prompts(self.denoiser, [16 + 48 * i // (count - 1) for i in range(count)])
         canvases = random_prompts(self.denoiser, [canvas] * count, seed=1)
         for row in canvases:
             row[2 * BLOCK : 3 * BLOCK] = [None] * BLOCK
@@ -269,7 +269,7 @@ class Larger:
                       f"batch {BATCHES[0]}, canvas {CANVAS}, block of {BLOCK}, its first step")  # fmt: skip
 
 
-STEPS = f"steps of an open block of {BLOCK} in a canvas of {CANVAS}, prompts of 8 to 40 tokens, as at one token a step"
+STEPS = f"steps of an open block of {BLOCK} in a canvas of {CANVAS}, prompts of 16 to 64 tokens, as at one token a step"
 
 
 def problems(count, seed):
