@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from lockstitch.sampling import policies
+from lockstitch.sampling import policies, tokens
 from lockstitch.sampling.corrections import edits, least_confident, remdm_share
 from lockstitch.sampling.lengths import end_confidence, needs_room
 from lockstitch.sampling.noise import derive_seed, uniform
@@ -128,6 +128,18 @@ def test_drawn_tokens_follow_what_is_left_of_the_softmax(settings, kept):
     assert chi_square < {2: 10.83, 3: 13.82, 5: 18.47}[len(kept)]  # the 0.1 % points
     # The confidence is the probability at temperature 1 whatever was cut.
     assert torch.allclose(drawn.confidence[:, 0], logits[:5].softmax(-1)[drawn.token[:, 0]])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("certainty", [None, "margin", "entropy"])
+def test_slices_of_a_draw_change_nothing(monkeypatch, temperature, certainty):
+    logits = torch.randn(3, 7, 403, generator=torch.Generator().manual_seed(0)) * 3
+    u = torch.rand(3, 7, dtype=torch.double, generator=torch.Generator().manual_seed(1)) if temperature else None
+    whole = draw(logits.clone(), u, temperature, [2], certainty=certainty)
+    monkeypatch.setattr(tokens, "CPU_SLICE", 4 * 403 + 1)
+    for sliced, expected in zip(draw(logits.clone(), u, temperature, [2], certainty=certainty), whole, strict=True):
+        assert sliced.shape == (3, 7)
+        assert torch.equal(sliced, expected)
 
 
 def test_keep_likely_by_hand():

@@ -5,8 +5,9 @@ import re
 
 import pytest
 import torch
+from llada_reference import llada_loop
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.denoiser import Denoiser, family_of
+from lockstitch.sampling.denoiser import family_of
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
@@ -30,33 +31,15 @@ def tokens(trajectories):
     return [t.canvas_ids for t in trajectories]
 
 
-def reference_quota(denoiser: Denoiser, prompt: str, block: int, steps: int) -> tuple[int, ...]:
-    """LLaDA's published loop for one prompt, greedy, line by line and without any of ours."""
-    ids = torch.tensor([denoiser.encode([prompt])[0] + [denoiser.mask_id] * G])
-    start = ids.shape[1] - G
-    per_block = steps // (G // block)
-    for number in range(G // block):
-        low, high = start + number * block, start + (number + 1) * block
-        masks = int((ids[0, low:high] == denoiser.mask_id).sum())
-        for step in range(per_block):
-            logits = denoiser.model(input_ids=ids).logits[0]
-            logits[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
-            p = logits.softmax(-1)
-            confidence, token = p.max(-1)
-            confidence[ids[0] != denoiser.mask_id] = -torch.inf
-            confidence[high:] = -torch.inf
-            for place in confidence.topk(masks // per_block + (step < masks % per_block)).indices:
-                ids[0, place] = token[place]
-    return tuple(ids[0, start:].tolist())
-
-
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(("block", "steps"), [(12, 12), (12, 4), (4, 12), (4, 6), (6, 2), (12, 5), (1, 12)])
 def test_quota_is_the_published_loop(kind, block, steps):
     denoiser = random_denoiser(kind)
-    with torch.no_grad():
-        expected = [reference_quota(denoiser, prompt, block, steps) for prompt in PROMPTS]
-    assert tokens(run(denoiser, block_length=block, steps=steps)) == expected
+    drawn = run(denoiser, block_length=block, steps=steps)
+    prompts = denoiser.encode(PROMPTS)
+    assert [list(ids) for ids in tokens(drawn)] == llada_loop(denoiser, prompts, G, block, steps)
+    if kind == "llama":
+        assert [list(drawn[0].canvas_ids)] == llada_loop(denoiser, prompts[:1], G, block, steps)
 
 
 def reference_banned(denoiser, prompt, bans):
@@ -192,6 +175,25 @@ def test_nfe_and_tokens_are_what_a_hook_counts(denoiser):
     assert sum(t.ledger.nfe for t in drawn) > sum(rows)  # what is the same goes through a pass as one
     assert sum(t.ledger.tokens_forwarded for t in drawn) == sum(cells)
     assert len({t.ledger.nfe for t in drawn}) > 1
+
+
+def test_logits_are_formed_only_where_something_may_commit(denoiser):
+    shapes = []
+    handle = denoiser.model.lm_head.register_forward_hook(lambda module, args, logits: shapes.append(logits.shape[:2]))
+    canvases = [[7 if i % 5 == 0 else None for i in range(G)], [7 if i < 5 else None for i in range(G)]]
+    drawn = run(denoiser, PROMPTS[:2], canvases=canvases, block_length=6)
+    handle.remove()
+    expected = []
+    for low in (0, 6):
+        open_ = [{i for i in range(low, low + 6) if row[i] is None} for row in canvases]
+        steps = [sorted(t.commit_step[i] for i in places) for t, places in zip(drawn, open_, strict=True)]
+        for turn in range(max(map(len, steps))):
+            rows = [(t, places, at[turn]) for t, places, at in zip(drawn, open_, steps, strict=True) if turn < len(at)]
+            # Rows with a mask left, and the columns in which any of them has one.
+            columns = {i for t, places, step in rows for i in places if t.commit_step[i] >= step}
+            expected.append((len(rows), len(columns)))
+    assert shapes == expected
+    assert len({rows for rows, _ in expected}) == 2
 
 
 def test_trace_replays_to_the_same_tokens(denoiser):
