@@ -19,7 +19,7 @@ differ share one pass over the prompt.
 
 Axes: R rows of the store (one per trajectory, a second one for guidance), B rows of the batch, A active ones, U of them
 that differ, G canvas positions, L columns (padding, prompt, canvas), Q columns of a pass, K columns it sees, C columns
-whose logits are asked for, M places that are asked for (a row and a position), V vocabulary.
+whose logits are asked for, M places that are asked for (a row and a position), P of them in rows that differ, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -112,16 +112,16 @@ class Passes:
             seen = self.canvases.ids_BL.shape[1]
         kept_Q = torch.zeros(width, dtype=torch.bool, device=rows_A.device)
         kept_Q[place_M] = True
-        logits_UCV, which_A = self._forward(rows_A, columns, seen, kept_Q.nonzero()[:, 0])
-        if not self.scale and len(logits_UCV) == len(rows_A) and len(row_M) == logits_UCV.shape[:2].numel():
-            return logits_UCV.flatten(0, 1)
-        place_M = (kept_Q.cumsum(0) - 1)[place_M]
-        if not self.scale:
-            return logits_UCV[which_A[row_M], place_M]
-        conditional_A, unconditional_A = which_A.chunk(2)
-        return guided(
-            logits_UCV[conditional_A[row_M], place_M], logits_UCV[unconditional_A[row_M], place_M], self.scale
-        )
+        kept_C = kept_Q.nonzero()[:, 0]
+        asked_AC = torch.zeros(len(rows_A), len(kept_C), dtype=torch.bool, device=rows_A.device)
+        asked_AC[row_M, (kept_Q.cumsum(0) - 1)[place_M]] = True
+        logits_PV, place_AC = self._forward(rows_A, columns, seen, kept_C, asked_AC)
+        if self.scale:
+            conditional_AC, unconditional_AC = place_AC.chunk(2)
+            return guided(logits_PV[conditional_AC[asked_AC]], logits_PV[unconditional_AC[asked_AC]], self.scale)
+        place_M = place_AC[asked_AC]
+        each_P = torch.arange(len(logits_PV), device=place_M.device)
+        return logits_PV if torch.equal(place_M, each_P) else logits_PV[place_M]
 
     def _by_interval(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
         """Logits `(M, V)` by a pass over all columns for the rows that are due for it, another over windows for the rest."""
@@ -171,17 +171,19 @@ class Passes:
         return self.base if self.start == 0 else self.canvases.width + self.start
 
     def _forward(
-        self, rows_A: torch.Tensor, columns: slice | torch.Tensor, seen: int, kept_C: torch.Tensor
+        self, rows_A: torch.Tensor, columns: slice | torch.Tensor, seen: int, kept_C: torch.Tensor, asked_AC: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass, with its bill: logits `(U, C, V)` of the rows that differ, and which of them each row is.
+        """One pass, with its bill: logits `(P, V)` of what rows that differ are asked for, and where those of each row
+        are among them, `(A, C)`.
 
-        Under guidance the second half of the rows is without the prompt.
+        Under guidance there are twice as many rows, the second half without the prompt.
 
         Args:
             rows_A: rows of the batch.
             columns: what is computed: a span, or each row's own columns `(A, Q)`, where `L` fills up.
             seen: columns that it sees.
-            kept_C: which of the computed columns are asked for, counted from their first.
+            kept_C: which of the computed columns any row is asked for, counted from their first.
+            asked_AC: those that each row is asked for.
         """
         ids_AK, attention_AK = self.canvases.ids_BL[rows_A, :seen], self.canvases.attention_BL[rows_A, :seen]
         if self.scale:
@@ -219,10 +221,13 @@ class Passes:
         if self.store is not None:
             self.store.begin(rows_U, columns, seen)
             arguments["past_key_values"] = self.store
-        logits_UCV = self.denoiser.raw_logits(self.denoiser.model, arguments, kept_C)
+        asked_UC = torch.zeros(len(rows_U), len(kept_C), dtype=torch.long, device=rows_A.device)
+        asked_UC = asked_UC.index_add_(0, which_A, asked_AC.long().repeat(self.copies, 1)).bool()
+        logits_PV = self.denoiser.raw_logits(self.denoiser.model, arguments, kept_C, asked_UC)
         if self.store is not None and len(rows_U) < len(rows_A):
             self.store.copy(rows_U[which_A], rows_A)
-        return logits_UCV, which_A
+        place_UC = asked_UC.flatten().cumsum(0).view_as(asked_UC) - 1
+        return logits_PV, place_UC[which_A]
 
     def _distinct(
         self, rows_A: torch.Tensor, shown_AK: torch.Tensor, whole: bool
@@ -269,7 +274,9 @@ class Passes:
         if len(first_of) == len({*zip(prompts, map(tuple, self.canvases.canvas_BG.tolist()), strict=True)}):
             return
         firsts = torch.tensor(list(first_of.values()), device=self.canvases.device)
-        self._forward(firsts, slice(0, self.base), self.base, torch.tensor([self.base - 1], device=self.canvases.device))
+        last_1 = torch.tensor([self.base - 1], device=self.canvases.device)
+        asked_A1 = torch.ones(len(firsts), 1, dtype=torch.bool, device=self.canvases.device)
+        self._forward(firsts, slice(0, self.base), self.base, last_1, asked_A1)
         self.waits_B += 1
         self.nfe_B[firsts] += self.copies
         source = torch.tensor(source_B, device=self.canvases.device)
