@@ -248,8 +248,8 @@ class Passes:
             first_A = each_A  # different rows of one hash: they will hardly ever be, but must not be taken for one another
         self.turn += 1
         self.history_R[rows_A] = self.turn * len(self.history_R) + rows_A[first_A]
-        own_U, which_A = first_A.unique(return_inverse=True)
-        return own_U, which_A
+        own_A = first_A == each_A
+        return each_A[own_A], (own_A.cumsum(0) - 1)[first_A]
 
     def _mask(self, attention_UK: torch.Tensor, columns: slice | torch.Tensor, hidden: bool) -> torch.Tensor:
         """An additive mask, `(U or 1, 1, Q, K)`, in the model's own type: eager attention misreads a bool one."""

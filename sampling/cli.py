@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from functools import partial
 from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -221,15 +222,16 @@ def _rows(
     yield from ((row, False) for row in done)
     if len(done) == len(requests):
         return
-    denoiser: Denoiser | DiffusionGemmaDenoiser
     draw: Callable[..., list[list[Trajectory]]]
     if of_model == MODEL_TYPE:
-        denoiser, draw = DiffusionGemmaDenoiser.from_pretrained(model, device=options.device), uniform_prompts.draw
+        gemma = DiffusionGemmaDenoiser.from_pretrained(model, device=options.device)
+        draw, decode = partial(uniform_prompts.draw, gemma), gemma.decode
     else:
-        denoiser, draw = Denoiser.from_pretrained(
+        denoiser = Denoiser.from_pretrained(
             model, family=options.family, mask_id=options.mask_id, trust_remote_code=options.trust_remote_code,
             device=options.device,
-        ), prompts.draw  # fmt: skip
+        )  # fmt: skip
+        draw, decode = partial(prompts.draw, denoiser), denoiser.decode
     # Frames, and texts on the same terminal, are progress enough; otherwise a bar, if a terminal reads it.
     hidden = True if options.watch or (directory is None and sys.stdout.isatty()) else None
     bar = tqdm(total=len(requests), initial=len(done), unit="prompt", disable=hidden)
@@ -246,8 +248,8 @@ def _rows(
         for first in range(len(done), len(requests), size):
             portion = requests[first : first + size]
             with _watched(options, portion[0].text, first, ink) as on_step:
-                drawn = draw(denoiser, portion, first, options.n, options.seed, progress, on_step)
-            yield [prompts.result_row(*pair, denoiser.decode) for pair in zip(portion, drawn, strict=True)]
+                drawn = draw(portion, first, options.n, options.seed, progress, on_step)
+            yield [prompts.result_row(*pair, decode) for pair in zip(portion, drawn, strict=True)]
 
     with bar:
         for rows in chunks() if directory is None else files.append_chunks(directory / files.RESULTS, chunks()):
