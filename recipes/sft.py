@@ -101,8 +101,8 @@ def load_rows(recipe: RecipeArguments, training: Any, tokenizer: Any) -> Any:
 def load_eval_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
     """The rows of the evaluation, or None; generated ones never meet the training rows."""
     from datasets import Dataset
-    from lockstitch.recipes.tiny import tokenize_rows
-    from lockstitch.rewards.tasks import get_task, held_out_problems
+    from lockstitch.recipes.tiny import prompt_completion_rows, tokenize_rows
+    from lockstitch.rewards.tasks import get_task
 
     if recipe.dataset_test_split is not None:
         assert recipe.dataset_name is not None
@@ -110,9 +110,7 @@ def load_eval_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
     if recipe.num_eval_problems == 0:
         return None
     assert recipe.generate is not None
-    task = get_task(recipe.generate)
-    problems = held_out_problems(task, recipe.num_eval_problems, recipe.problem_seed)
-    rows = ({"prompt": task.prompt(problem.question), "completion": problem.solution} for problem in problems)
+    rows = prompt_completion_rows(get_task(recipe.generate), recipe.num_eval_problems, recipe.problem_seed, held_out=True)
     return Dataset.from_list(list(tokenize_rows(rows, tokenizer)))
 
 

@@ -67,7 +67,7 @@ def masked_logits(
     length_B = attention_BL.sum(dim=1)
     place_BL = torch.arange(masked_BL.numel(), device=masked_BL.device).view(masked_BL.shape)
     logits, places = [], []
-    for length in length_B.unique().tolist():
+    for length in sorted(set(length_B.tolist())):
         rows_B = length_B == length
         masked = masked_BL[rows_B, :length]
         logits.append(denoiser.forward_logits(model, noised_BL[rows_B, :length], attention_BL[rows_B, :length])[masked])

@@ -54,7 +54,7 @@ class DiffusionSFTConfig(SFTConfig):
         for end in ("", "_end"):
             low, high = self._at_end("mask_ratio_low", end), self._at_end("mask_ratio_high", end)
             if not 0 < low <= high <= 1:
-                raise ValueError(f"mask_ratio_low{end}={low} and mask_ratio_high{end}={high}: 0 < low <= high <= 1 must hold")
+                raise ValueError(f"mask_ratio_low{end}={low} and mask_ratio_high{end}={high}: not 0 < low <= high <= 1")
             fraction = self._at_end("full_mask_fraction", end)
             if not 0 <= fraction <= 1:
                 raise ValueError(f"full_mask_fraction{end}={fraction} must be from 0 to 1")

@@ -207,7 +207,7 @@ def test_conversations_become_canvases(tmp_path):
 def test_long_rows_are_left_out_and_long_completions_refused(tmp_path):
     rows = [{"prompt": "1+2=", "completion": "3"}, {"prompt": "1+2+3+4+5=", "completion": "15"}]
     assert len(sft_trainer(random_denoiser(), rows, tmp_path, max_length=8).train_dataset) == 1
-    with pytest.raises(ValueError, match="1 of 2 completions .* do not fit canvas_length=2; the longest has 3"):
+    with pytest.raises(ValueError, match=r"1 of 2 completions .* do not fit canvas_length=2; the longest has 3"):
         sft_trainer(random_denoiser(), rows, tmp_path, canvas_length=2)
 
 
