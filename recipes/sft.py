@@ -137,7 +137,7 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     import torch
     from lockstitch.recipes.tiny import new_model
     from lockstitch.rl.lora import loading_of, peft_config_of
-    from lockstitch.rl.run_record import RunRecord, changed_settings, write_run
+    from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, write_run
     from lockstitch.rl.sft import DiffusionSFTTrainer
     from lockstitch.sampling.denoiser import Denoiser, make_causal
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -175,7 +175,7 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     if checkpoint is None and output.is_dir():
         checkpoint = get_last_checkpoint(str(output))
     if trainer.is_world_process_zero():
-        revision = None if Path(path).is_dir() else model_arguments.model_revision
+        revision = base_revision(path, model_arguments.model_revision)
         settings = changed_settings(recipe, training, model_arguments)
         write_run(output, RunRecord(path, revision, "sft", family, recipe.generate, recipe.dataset_name, None, settings))
     with torch.random.fork_rng():

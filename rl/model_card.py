@@ -78,7 +78,8 @@ def model_card(
     rows["steps"] = steps
     parts.append("## Training\n\n" + _table(("", ""), {name: value for name, value in rows.items() if value is not None}))
     if record is not None and record.config:
-        settings = json.dumps({name: value for name, value in record.config.items() if not _is_place(value)}, indent=2)
+        said = {name: value for name, value in record.config.items() if name != "output_dir" and not _is_place(value)}
+        settings = json.dumps(said, indent=2)
         parts.append(f"Settings that differ from their defaults:\n\n```json\n{settings}\n```")
     if metrics:
         parts.append("## Last logged values\n\nEach the last one in the training's own log, which is no benchmark.\n\n"

@@ -12,6 +12,8 @@ from typing import Any
 from lockstitch.files import to_json, write_whole
 
 RUN = "run.json"
+# Fields of transformers' and TRL's configs that these set by themselves.
+_DERIVED = {"activation_checkpointing", "completion_only_loss", "debug", "disable_tqdm", "do_eval", "pad_to_multiple_of"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class RunRecord:
 
     Attributes:
         base: the model that it started from: a hub name or a path.
-        revision: the base's revision on the hub, None for a path.
+        revision: the base's commit on the hub (`base_revision`), None for a path.
         stage: `sft` or `grpo`.
         family: the base's calling convention, one of `lockstitch.sampling.denoiser.FAMILIES`; None for an autoregressive
             model.
@@ -40,6 +42,17 @@ class RunRecord:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
+def base_revision(base: str, asked: str) -> str | None:
+    """The commit of a base that was loaded from the hub, as its cache tells, else the revision that was asked for; None for
+    one from a path."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(base).is_dir():
+        return None
+    cached = try_to_load_from_cache(base, "config.json", revision=asked)
+    return Path(cached).parent.name if isinstance(cached, str) else asked
+
+
 def changed_settings(*configs: Any) -> dict[str, Any]:
     """The fields of config dataclasses that differ from their defaults and that JSON can hold, in order."""
     changed = {}
@@ -47,7 +60,7 @@ def changed_settings(*configs: Any) -> dict[str, Any]:
         for one in fields(config):
             value = getattr(config, one.name)
             default = one.default_factory() if one.default_factory is not MISSING else one.default
-            if one.init and value != default and _plain(value):
+            if one.init and one.name not in _DERIVED and value != default and _plain(value):
                 changed[one.name] = value
     return changed
 

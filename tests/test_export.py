@@ -10,7 +10,7 @@ from lockstitch.rl import export_cli
 from lockstitch.rl.export import ExportConfig, adapter_directory, export
 from lockstitch.rl.lora import DiffusionModelConfig, lora_config
 from lockstitch.rl.merge import fingerprint, merged
-from lockstitch.rl.run_record import RunRecord, changed_settings, read_run, write_run
+from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, read_run, write_run
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import Denoiser
 from models import random_denoiser
@@ -126,6 +126,7 @@ def test_the_recipe_s_run_is_exported_with_its_card(tmp_path, capsys):
     for row in ("| stage | sft |", "| task | sudoku |", "| rank | 4 |", "| steps | 2 |", "| eval_loss | ", '"lora_r": 4'):
         assert row in card
     assert str(tmp_path) not in card
+    assert "output_dir" not in card
     (tmp_path / "run" / "adapter_config.json").unlink()
     assert adapter_directory(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
     assert export_cli.main(arguments) == 2
@@ -207,6 +208,20 @@ def test_what_cannot_be_exported_is_refused_before_weights_are_loaded(tmp_path):
     (run / "run.json").write_text('{"base": "x"}')
     with pytest.raises(ValueError, match=r"run.json is no record of a run: .*missing"):
         read_run(run)
+
+
+def test_the_commit_of_a_base_is_read_from_the_hub_s_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert base_revision("owner/name", "main") == "main"
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("a1" * 20)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("a1" * 20)
+    assert base_revision("owner/name", "main") == "a1" * 20
+    assert base_revision(str(tmp_path), "main") is None
 
 
 def test_a_record_holds_the_settings_that_differ(tmp_path):

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lockstitch.recipes.sft import RecipeArguments, train
+from lockstitch.rl.export import ExportConfig, export
 from lockstitch.rl.lora import (
     DiffusionModelConfig,
     block_modules,
@@ -14,11 +16,14 @@ from lockstitch.rl.lora import (
     lora_config,
     peft_config_of,
 )
+from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import DREAM, FAMILIES, LLADA, LLADA2, Denoiser
 from models import dream_like, llada_like, random_denoiser, tokenizer
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from lockstitch import embedded_model
 
 
 def linear_maps(*names):
@@ -158,3 +163,16 @@ def test_flags_that_would_be_ignored_are_refused(flags, says):
 def test_quantisation_without_bitsandbytes_is_refused():
     with pytest.raises(ValueError, match="need bitsandbytes, which is not installed"):
         DiffusionModelConfig(use_peft=True, load_in_4bit=True, dtype="bfloat16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_an_adapter_of_a_quantised_base_is_trained_and_merged_into_the_whole_one(bits, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    flags = DiffusionModelConfig(str(embedded_model("sudoku")), use_peft=True, lora_r=4, dtype="bfloat16", **{bits: True})
+    training = DiffusionSFTConfig(output_dir=str(tmp_path / "run"), bf16=False, use_cpu=True, max_steps=2, report_to="none",
+                                  gradient_checkpointing=False)  # fmt: skip
+    train(RecipeArguments(generate="sudoku", num_problems=16), training, flags)
+    done = export(ExportConfig(tmp_path / "run", tmp_path / "out", merge=True))
+    assert done["dtype"] == "float32"
+    assert 0 < done["error"] < 1e-5
