@@ -6,6 +6,7 @@ new tensors (`safe_merge`, which also refuses weights that are not finite) and t
 Axes: B rows, L positions, V vocabulary.
 """
 
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,14 +30,19 @@ def _adapted(model: PeftModel) -> list[BaseTunerLayer]:
 def merged(model: PeftModel) -> Iterator[PeftModel]:
     """Within the block the active adapters are part of the base's weights; afterwards these are bit for bit what they were.
 
-    Both copies of the adapted weights are held within the block. Raises `ValueError` for adapters that are not finite.
+    Both copies of the adapted weights are held within the block. Raises `ValueError` for adapters that are not finite, and
+    for a quantised base.
     """
     kept = [(weight, weight.data) for layer in _adapted(model) for weight in layer.get_base_layer().parameters()]
-    model.merge_adapter(safe_merge=True)
+    if not all(data.is_floating_point() for _, data in kept):
+        raise ValueError("the base is quantised: an adapter cannot be merged into its rounded weights without loss")
     try:
+        model.merge_adapter(safe_merge=True)
         yield model
     finally:
-        model.unmerge_adapter()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already unmerged")  # where the merge broke off
+            model.unmerge_adapter()
         for weight, data in kept:
             weight.data = data
 
