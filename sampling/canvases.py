@@ -2,7 +2,7 @@
 
 Rows are left-padded, so that the canvas stands in the same columns everywhere.
 
-Axes: B rows, G canvas positions, L columns (padding, prompt, canvas), M changed places, N bans.
+Axes: B rows, A of them, G canvas positions, L columns (padding, prompt, canvas), M places (a row and a position), N bans.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,28 @@ class Row:
     seed: int
     canvas: Canvas
     bans: Bans
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a denoising step left: the canvases that it worked on, as copies.
+
+    Attributes:
+        rows: which trajectories these are, as `sample` numbers what it returns.
+        step_A: their denoising steps so far; 0 before the first one.
+        length_A: positions of their canvases, which is less than `G` where those may still grow.
+        canvas_AG: tokens.
+        masked_AG: where there is none yet.
+        commit_step_AG, confidence_AG: the trace so far, as in `Trajectory`.
+    """
+
+    rows: Sequence[int]
+    step_A: torch.Tensor
+    length_A: torch.Tensor
+    canvas_AG: torch.Tensor
+    masked_AG: torch.Tensor
+    commit_step_AG: torch.Tensor
+    confidence_AG: torch.Tensor
 
 
 class Canvases:
@@ -82,17 +104,16 @@ class Canvases:
         """A view of the canvas columns."""
         return self.ids_BL[:, self.width :]
 
-    def ban(self, logits_ACV: torch.Tensor, rows_A: torch.Tensor, positions_C: torch.Tensor) -> None:
-        """Sets the logits of what the given rows must not commit at the given positions."""
+    def ban(self, logits_MV: torch.Tensor, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> None:
+        """Sets the logits of what must not be committed at the places that `asked_AG` marks in the given rows."""
         if not len(self.bans_N3):
             return
         row_N, position_N, token_N = self.bans_N3.unbind(1)
-        slot_B = torch.full((len(self.ids_BL),), -1, device=self.device)
-        slot_B[rows_A] = torch.arange(len(rows_A), device=self.device)
-        slot_G = torch.full((self.masked_BG.shape[1],), -1, device=self.device)
-        slot_G[positions_C] = torch.arange(len(positions_C), device=self.device)
-        here_N = (slot_B[row_N] >= 0) & (slot_G[position_N] >= 0)
-        logits_ACV[slot_B[row_N[here_N]], slot_G[position_N[here_N]], token_N[here_N]] = -torch.inf
+        row_M, position_M = asked_AG.nonzero(as_tuple=True)
+        place_BG = torch.full(self.masked_BG.shape, -1, device=self.device)
+        place_BG[rows_A[row_M], position_M] = torch.arange(len(row_M), device=self.device)
+        place_N = place_BG[row_N, position_N]
+        logits_MV[place_N[place_N >= 0], token_N[place_N >= 0]] = -torch.inf
 
     def before_end_BG(self) -> torch.Tensor:
         """Positions up to each row's first EOS (which may be given), all where there is none."""
@@ -103,6 +124,11 @@ class Canvases:
         """Ends the rows in which everything before the first EOS is committed."""
         before_BG = self.before_end_BG()
         self.running_B &= (self.masked_BG & before_BG).any(1) | before_BG.all(1)
+
+    def look(self, rows_A: torch.Tensor, numbers: Sequence[int]) -> Look:
+        """Some rows as they are now, under the numbers that the rows of the batch have elsewhere."""
+        held = (self.step_B, self.length_B, self.canvas_BG, self.masked_BG, self.commit_step_BG, self.confidence_BG)
+        return Look([numbers[row] for row in rows_A.tolist()], *(values[rows_A] for values in held))
 
     def commit(self, at: Place, drawn: Drawn, block: int) -> None:
         """Writes M candidates at places (rows, positions), at the rows' current step."""

@@ -5,7 +5,7 @@
     lockstitch sample --model DIR --input prompts.jsonl --canvas_length 256 --n 8 --output runs/sample --html trace.html
 
 Options stand on the command line or in a YAML file (`--config`), as in TRL. Beside those of this file there is one for each
-field of `SamplerConfig`.
+field of `SamplerConfig` and of `UniformConfig`, which is for DiffusionGemma: a checkpoint's model type says which are read.
 """
 
 import argparse
@@ -13,7 +13,8 @@ import hashlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from inspect import getdoc
 from pathlib import Path
@@ -21,11 +22,14 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS
+from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
 if TYPE_CHECKING:
+    from lockstitch.sampling.canvases import Look
     from lockstitch.sampling.prompts import Request
     from lockstitch.sampling.terminal import Ink
     from lockstitch.sampling.trajectory import Trajectory
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 EMBEDDED = "embedded:"
 CHUNK = 25
@@ -53,7 +57,7 @@ class SampleOptions:
     output: str | None = field(
         default=None, metadata={"help": "Directory for results.jsonl and config.json. Without it the texts are printed."}
     )
-    watch: bool = field(default=False, metadata={"help": "Replay how each prompt's canvases were denoised."})
+    watch: bool = field(default=False, metadata={"help": "Draw each prompt's canvases while they are denoised."})
     html: str | None = field(default=None, metadata={"help": "Write a page with all traces to this file."})
     family: str | None = field(default=None, metadata={"help": "Calling convention, if it cannot be told from the model."})
     mask_id: int | None = field(default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."})
@@ -77,6 +81,8 @@ class SampleOptions:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.watch and self.chunk not in (None, 1):
+            raise ValueError(f"chunk={self.chunk} does not go with watch, which draws one prompt at a time: 1")
         if self.mask_id is not None and (type(self.mask_id) is not int or self.mask_id < 0):
             raise ValueError(f"mask_id={self.mask_id!r} must be a token id")
         if type(self.seed) is not int:
@@ -95,15 +101,20 @@ def field_help(record: type) -> dict[str, str]:
 
 
 def sampler_options() -> type:
-    """A dataclass with an option for each field of `SamplerConfig`: None where it is not said."""
-    types, said = get_type_hints(SamplerConfig), field_help(SamplerConfig)
-    options = []
-    for one in fields(SamplerConfig):
-        default = "" if one.default in (MISSING, None) else f" Default: {one.default}."
-        text = (said.get(one.name, "") + default).replace("%", "%%")
-        text = text[:1].upper() + text[1:]
-        options.append((one.name, types[one.name] | None, field(default=None, metadata={"help": text})))
-    return make_dataclass("SamplerOptions", options)
+    """A dataclass with an option for each field of `SamplerConfig` and of `UniformConfig`: None where it is not said."""
+    options: dict[str, tuple[str, Any, Any]] = {}
+    for record in (SamplerConfig, UniformConfig):
+        types, said = get_type_hints(record), field_help(record)
+        for one in fields(record):
+            text = said[one.name]
+            if record is UniformConfig:
+                text = f"{MODEL_TYPE}: {text} Default: the checkpoint's."
+            elif one.default not in (MISSING, None):
+                text += f" Default: {one.default}."
+            text = text[:1].upper() + text[1:]
+            metadata = {"help": text.replace("%", "%%")}
+            options.setdefault(one.name, (one.name, types[one.name] | None, field(default=None, metadata=metadata)))
+    return make_dataclass("SamplerOptions", options.values())
 
 
 def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
@@ -111,14 +122,13 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
 
     Args:
         options: what to sample, and where to.
-        settings: values of `SamplerConfig`, those alone that were said.
+        settings: values of `SamplerConfig` or `UniformConfig`, those alone that were said.
 
     Raises `ValueError` before any model is loaded.
     """
-    from lockstitch.sampling.denoiser import FAMILIES, family_of
-    from lockstitch.sampling.layouts import check_layout
+    from lockstitch.sampling.denoiser import FAMILIES
     from lockstitch.sampling.page import write_trace
-    from lockstitch.sampling.prompts import Reader, read_result_row
+    from lockstitch.sampling.prompts import read_result_row
     from lockstitch.sampling.terminal import Ink
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
@@ -131,22 +141,19 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
     embedded = options.model.startswith(EMBEDDED)
     model = str(embedded_model(options.model.removeprefix(EMBEDDED))) if embedded else options.model
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=options.trust_remote_code)
-    settings = {**(PRESETS[options.preset] if options.preset is not None else {}), **settings}
-    reader = Reader(tokenizer, settings)
-    requests = [reader.request(options.prompt)] if options.input is None else reader.read(Path(options.input))
     of_model = AutoConfig.from_pretrained(model, trust_remote_code=options.trust_remote_code).model_type
-    check_layout(requests[0].config, FAMILIES[options.family] if options.family is not None else family_of(of_model))
+    requests = _requests(options, settings, model, of_model, tokenizer)
     remembered = _remembered(options, settings, asdict(requests[0].config))
     directory = None if options.output is None else Path(options.output)
     if directory is not None:
         files.claim_directory(directory, remembered)
     ink = Ink(tokenizer, terminal.use_color(options.color))
     kept, costs = [], []
-    for row in _rows(options, model, requests, directory):
+    for row, is_new in _rows(options, model, of_model, requests, directory, ink):
         if options.html is not None:
             kept.append(row)
         if options.watch or directory is None:
-            _show(options, row["prompt"], read_result_row(row), ink)
+            _show(row["prompt"], read_result_row(row), ink, replay=options.watch and not is_new)
         costs += [(one["ledger"]["nfe"], one["finished"]) for one in row["trajectories"]]
     if options.html is not None:
         write_trace(Path(options.html), kept, remembered, tokenizer)
@@ -157,6 +164,35 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
     if options.html is not None:
         print(f"Look at {options.html}")
     return 0
+
+
+def _requests(
+    options: SampleOptions, settings: Mapping[str, Any], model: str, of_model: str, tokenizer: "Tokenizer"
+) -> "list[Request]":
+    """What is asked for, read and checked; `settings` are the sampler's, those alone that were said."""
+    from lockstitch.sampling.denoiser import FAMILIES, family_of
+    from lockstitch.sampling.layouts import check_layout
+    from lockstitch.sampling.prompts import Reader
+    from lockstitch.sampling.uniform_prompts import UniformReader, config_of
+
+    reader: Reader | UniformReader
+    if of_model == MODEL_TYPE:
+        for name in ("preset", "family", "mask_id", "trust_remote_code"):
+            if getattr(options, name):
+                raise ValueError(f"{name}={getattr(options, name)!r} would be ignored by a {of_model} model, which has no "
+                                 "mask token and runs its own schedule, without code of the checkpoint")  # fmt: skip
+        reader = UniformReader(tokenizer, config_of(model, settings))
+    else:
+        for name in {one.name for one in fields(UniformConfig)} - {one.name for one in fields(SamplerConfig)}:
+            if name in settings:
+                raise ValueError(f"{name}={settings[name]!r} is for {MODEL_TYPE} models, and would be ignored by this one, "
+                                 f"of type {of_model!r}")  # fmt: skip
+        reader = Reader(tokenizer, {**(PRESETS[options.preset] if options.preset is not None else {}), **settings})
+    requests = [reader.request(options.prompt)] if options.input is None else reader.read(Path(options.input))
+    if isinstance(requests[0].config, SamplerConfig):
+        family = FAMILIES[options.family] if options.family is not None else family_of(of_model)
+        check_layout(requests[0].config, family)
+    return requests
 
 
 def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,24 +206,30 @@ def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Map
 
 
 def _rows(
-    options: SampleOptions, model: str, requests: "Sequence[Request]", directory: Path | None
-) -> Iterator[dict[str, Any]]:
-    """Every request's result in order: those of an earlier run first, then new ones, each on the disk when it comes."""
+    options: SampleOptions, model: str, of_model: str, requests: "Sequence[Request]", directory: Path | None, ink: "Ink"
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Every request's result in order, and whether it is new: those of an earlier run first; each is on the disk by then."""
+    from lockstitch.sampling import prompts, uniform_prompts
     from lockstitch.sampling.denoiser import Denoiser
-    from lockstitch.sampling.prompts import draw, result_row
+    from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
     from tqdm import tqdm
 
     from lockstitch import files
 
     done = [] if directory is None else files.finished_rows(directory / files.RESULTS)
     assert [row["index"] for row in done] == list(range(len(done)))
-    yield from done
+    yield from ((row, False) for row in done)
     if len(done) == len(requests):
         return
-    denoiser = Denoiser.from_pretrained(
-        model, family=options.family, mask_id=options.mask_id, trust_remote_code=options.trust_remote_code,
-        device=options.device,
-    )  # fmt: skip
+    denoiser: Denoiser | DiffusionGemmaDenoiser
+    draw: Callable[..., list[list[Trajectory]]]
+    if of_model == MODEL_TYPE:
+        denoiser, draw = DiffusionGemmaDenoiser.from_pretrained(model, device=options.device), uniform_prompts.draw
+    else:
+        denoiser, draw = Denoiser.from_pretrained(
+            model, family=options.family, mask_id=options.mask_id, trust_remote_code=options.trust_remote_code,
+            device=options.device,
+        ), prompts.draw  # fmt: skip
     # Frames, and texts on the same terminal, are progress enough; otherwise a bar, if a terminal reads it.
     hidden = True if options.watch or (directory is None and sys.stdout.isatty()) else None
     bar = tqdm(total=len(requests), initial=len(done), unit="prompt", disable=hidden)
@@ -203,22 +245,45 @@ def _rows(
     def chunks() -> Iterator[list[dict[str, Any]]]:
         for first in range(len(done), len(requests), size):
             portion = requests[first : first + size]
-            drawn = draw(denoiser, portion, first, options.n, options.seed, progress)
-            yield [result_row(*pair, denoiser.decode) for pair in zip(portion, drawn, strict=True)]
+            with _watched(options, portion[0].text, first, ink) as on_step:
+                drawn = draw(denoiser, portion, first, options.n, options.seed, progress, on_step)
+            yield [prompts.result_row(*pair, denoiser.decode) for pair in zip(portion, drawn, strict=True)]
 
     with bar:
         for rows in chunks() if directory is None else files.append_chunks(directory / files.RESULTS, chunks()):
-            yield from rows
+            yield from ((row, True) for row in rows)
 
 
-def _show(options: SampleOptions, prompt: str, trajectories: "Sequence[Trajectory]", ink: "Ink") -> None:
+@contextmanager
+def _watched(options: SampleOptions, prompt: str, index: int, ink: "Ink") -> "Iterator[Callable[[Look], None] | None]":
+    """What is called at each denoising step of a prompt, and draws it if that was asked for."""
+    from lockstitch.sampling.terminal import Live, Screen, title_of
+
+    if not options.watch:
+        yield None
+        return
+    width, height = _screen()
+    screen = Screen(height)
+    try:
+        yield Live(screen, title_of(index, prompt, width), ink, width, options.n)
+    finally:
+        screen.close()
+
+
+def _show(prompt: str, trajectories: "Sequence[Trajectory]", ink: "Ink", replay: bool) -> None:
     from lockstitch.sampling.terminal import render, title_of, watch
 
+    width, height = _screen()
+    title = title_of(trajectories[0].prompt, prompt, width)
+    if replay:
+        watch(trajectories, title, ink, width, height)
+    print(render(trajectories, title, ink, width), end="\n\n", flush=True)
+
+
+def _screen() -> tuple[int, int | None]:
+    """Cells and lines of the terminal; None lines where there is no terminal."""
     size = shutil.get_terminal_size((120, 40))
-    title = title_of(trajectories[0].prompt, prompt, size.columns)
-    if options.watch:
-        watch(trajectories, title, ink, size.columns, size.lines if sys.stdout.isatty() else None)
-    print(render(trajectories, title, ink, size.columns), end="\n\n", flush=True)
+    return size.columns, size.lines if sys.stdout.isatty() else None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 POLICIES = ("quota", "random", "threshold", "factor", "entropy_bound", "deferred")
 CERTAINTIES = ("probability", "margin", "entropy")
-CACHES = ("none", "prefix", "dual", "block")
+CACHES = ("none", "prefix", "dual", "interval", "block")
 LENGTHS = ("fixed", "dynamic")
 CORRECTIONS = ("none", "remdm", "edit", "revise")
 SIGMAS = ("cap", "rescale", "confidence")
@@ -23,13 +23,15 @@ _CHOICES = {
 }
 # An option belongs to some values of an axis: there it may be said (and must be, if it is needed), elsewhere it is refused.
 _BELONGS = {
-    "steps": ("policy", ("quota", "random")),
+    "steps": ("policy", ("quota", "random", "threshold")),
     "threshold": ("policy", ("threshold", "deferred")),
     "factor": ("policy", ("factor",)),
     "entropy_bound": ("policy", ("entropy_bound",)),
     "window": ("policy", ("deferred",)),
     "window_limit": ("policy", ("deferred",)),
+    "extension": ("policy", ("deferred",)),
     "certainty": ("policy", ("quota", "threshold", "factor", "deferred")),
+    "refresh": ("cache", ("interval",)),
     "max_length": ("length", ("dynamic",)),
     "sigma": ("correction", ("remdm",)),
     "eta": ("correction", ("remdm",)),
@@ -38,7 +40,8 @@ _BELONGS = {
     "revise_blocks": ("correction", ("revise",)),
 }
 _NEEDED = ("threshold", "factor", "entropy_bound", "max_length", "sigma", "edit_threshold", "revise_fraction")
-_WHOLE = ("canvas_length", "block_length", "steps", "window", "window_limit", "max_length", "batch_size", "top_k")
+_WHOLE = ("canvas_length", "block_length", "steps", "window", "window_limit", "extension", "refresh", "max_length",
+          "batch_size", "top_k")  # fmt: skip
 _AT_LEAST_ZERO = ("threshold", "factor", "entropy_bound", "edit_threshold", "cfg_scale", "temperature")
 _SHARES = ("eta", "revise_fraction")
 _ETA = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0}
@@ -56,13 +59,17 @@ class SamplerConfig:
             one (Fast-dLLM, 2505.22618); `factor`: the largest k whose k-th certainty reaches 1 - factor / (k + 1)
             (Fast-dLLM); `entropy_bound`: the lowest entropies while they add up to little (2505.24857); `deferred`: a
             threshold inside a window that slides over the block (DCD, 2601.02076).
-        steps: denoising steps of the whole canvas under `quota` and `random`; None is one token a step. A multiple of the
-            number of blocks.
+        steps: denoising steps of the whole canvas under `quota` and `random`; None is one token a step. Under `threshold`
+            the most there may be: a step commits at least what `quota` would (LLaDA2.x); None is at least one token. A
+            multiple of the number of blocks.
         threshold: certainty that commits under `threshold` and `deferred`; above 1 means one token a step.
         factor: how generous `factor` is; 0 means one token a step.
         entropy_bound: nats that the committed entropies but the largest may add up to; 0 means one token a step.
         window: masks that the window of `deferred` may hold; None is 16.
         window_limit: positions that the window of `deferred` may span; None is 128.
+        extension: most positions that a block of `deferred` grows by, four at a time, where the window reaches its right
+            edge and a certainty below 0.3 would be committed (16 in DCD); None is none. For block-causal and
+            context-causal models.
         certainty: what a policy ranks by: `probability` of the drawn token, `margin` between the two most likely ones,
             or `entropy` (exp of minus it, in (0, 1]); None is `probability`.
         temperature: tokens are drawn from softmax(logits / temperature); 0 takes the most likely one.
@@ -70,8 +77,9 @@ class SamplerConfig:
         top_p: draw among the fewest most likely tokens whose probabilities reach p; None is all. Needs a temperature.
         cfg_scale: classifier-free guidance away from the masked prompt, at twice the passes; 0 is none.
         cache: keys and values kept between steps. `none`; `prefix` and `dual` recompute from the block on, or the block
-            alone (Fast-dLLM; approximate under full attention); `block` keeps finished blocks (exact, for block-causal and
-            context-causal models).
+            alone (Fast-dLLM), `interval` the window of `deferred` (DCD), all three approximate; `block` keeps finished
+            blocks (exact, for block-causal and context-causal models).
+        refresh: commits of a row after which `interval` recomputes everything; None is 32.
         length: `fixed`, or `dynamic`: the canvas grows where the model needs more room (DAEDAL, 2508.00819).
         max_length: most tokens of a canvas under `length=dynamic`.
         correction: which committed positions are taken back. `none`; `remdm` reopens at random (2503.00307); `edit`
@@ -99,12 +107,14 @@ class SamplerConfig:
     entropy_bound: float | None = None
     window: int | None = None
     window_limit: int | None = None
+    extension: int | None = None
     certainty: str | None = None
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     cfg_scale: float = 0.0
     cache: str = "none"
+    refresh: int | None = None
     length: str = "fixed"
     max_length: int | None = None
     correction: str = "none"
@@ -129,7 +139,7 @@ class SamplerConfig:
             raise ValueError(f"top_k={self.top_k}, top_p={self.top_p} would be ignored at temperature=0")
         if self.canvas_length % self.block:
             raise ValueError(f"block_length={self.block} does not divide canvas_length={self.canvas_length}")
-        if self.policy in ("quota", "random") and (
+        if (self.policy in ("quota", "random") or self.steps is not None) and (
             not self.blocks <= self.total_steps <= self.canvas_length or self.total_steps % self.blocks
         ):
             raise ValueError(
@@ -163,6 +173,11 @@ class SamplerConfig:
         if self.correction == "remdm" and self.policy not in ("quota", "random"):
             raise ValueError(f"correction='remdm' needs a schedule of steps: policy={self.policy!r} has none; "
                              "quota and random have")  # fmt: skip
+        if self.extension is not None and self.blocks == 1:
+            raise ValueError(f"extension={self.extension} would be ignored: the canvas of {self.canvas_length} is one block")
+        if self.cache == "interval" and self.policy != "deferred":
+            raise ValueError(f"cache='interval' recomputes the window of policy='deferred', and policy={self.policy!r} has "
+                             "none: deferred, or another cache")  # fmt: skip
         if self.length == "dynamic":
             assert self.max_length is not None
             if self.max_length < self.canvas_length:
@@ -174,6 +189,8 @@ class SamplerConfig:
             if self.policy in ("quota", "random"):
                 raise ValueError(f"policy={self.policy!r} counts steps of a fixed canvas; length='dynamic' takes "
                                  "threshold, factor, entropy_bound and deferred")  # fmt: skip
+            if self.steps is not None:
+                raise ValueError(f"steps={self.steps} are those of a fixed canvas, and that of length='dynamic' grows: None")
 
     @property
     def block(self) -> int:
@@ -187,7 +204,7 @@ class SamplerConfig:
 
     @property
     def total_steps(self) -> int:
-        """Denoising steps of the whole canvas under `quota` and `random`."""
+        """Denoising steps of the whole canvas by its quota."""
         return self.steps or self.canvas_length
 
     @property

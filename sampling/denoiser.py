@@ -3,10 +3,11 @@
 A family is a layout with a calling convention. Those that run code of their checkpoint (`llada`, `dream`, `llada2`) were
 exercised on stand-ins with the same convention, not on their weights. Leaves out uniform noise.
 
-Axes: B rows, L positions, V vocabulary.
+Axes: B rows, L positions, C columns, M places (a row and a column), V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,13 +208,37 @@ class Denoiser:
         return self.raw_logits(model, arguments, columns)
 
     def raw_logits(
-        self, model: torch.nn.Module, arguments: dict[str, Any], columns: torch.Tensor | None
+        self,
+        model: torch.nn.Module,
+        arguments: dict[str, Any],
+        columns: torch.Tensor | None,
+        asked_BC: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What `model(**arguments)` says in the given columns of its input, unshifted: `(B, C, V)`."""
+        """What `model(**arguments)` says in the given columns of its input, unshifted: `(B, C, V)`.
+
+        With `asked_BC` only where it is True, `(M, V)`: what other rows are asked for costs a row nothing.
+        """
         if self.family.keeps_keys and "past_key_values" not in arguments:
             arguments = {**arguments, "use_cache": False}  # or the pass copies every key into a cache that nobody reads
-        if columns is not None and self.family.keeps_columns:
+        if not self.family.keeps_columns:
+            logits: torch.Tensor = model(**arguments).logits
+            logits = logits if columns is None else logits[:, columns]
+            return logits if asked_BC is None else logits[asked_BC]
+        if columns is not None:
             arguments = {**arguments, "logits_to_keep": columns}
-            columns = None
-        logits: torch.Tensor = model(**arguments).logits
-        return logits if columns is None else logits[:, columns]
+        if asked_BC is None or bool(asked_BC.all()):
+            logits = model(**arguments).logits
+            return logits if asked_BC is None else logits.flatten(0, 1)
+        with _reads(self.model.get_output_embeddings(), asked_BC):
+            logits = model(**arguments).logits
+        return logits
+
+
+@contextmanager
+def _reads(head: torch.nn.Module, asked_BC: torch.Tensor) -> Iterator[None]:
+    """Gives the head the asked places alone: a model can be asked for columns, but not for some of each row."""
+    handle = head.register_forward_pre_hook(lambda _, arguments: (arguments[0][asked_BC],))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -5,18 +5,19 @@ block, step by step; a step reads the canvas (`Passes`), draws candidates, lets 
 correction what is taken back. A pass holds only the rows whose block still changes, and asks for the logits of what may
 change. Follows LLaDA's semi-autoregressive sampler (2502.09992, Sec. 2.4); each axis names its own paper.
 
-Axes: B rows in a batch, A of them active, G canvas positions, W positions of the block, C of them that are asked for, T
-those and the canvas's tail, M places (a row and a position), V vocabulary.
+Axes: B rows in a batch, A of them active, G canvas positions, W positions of the block, M places that are asked for (a row
+and a position), T those and the canvases' tails, V vocabulary.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 import torch
 from lockstitch.sampling import corrections, lengths, policies
 from lockstitch.sampling.caches import Passes
-from lockstitch.sampling.canvases import Canvases, Row
+from lockstitch.sampling.canvases import Canvases, Look, Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import alignment, blocks
@@ -29,10 +30,14 @@ _ORDER, _REOPEN = 1, 2  # streams of noise beside that of the tokens
 
 @dataclass(frozen=True)
 class _Block:
-    """Canvas positions `start:stop`, the `number`-th block of the run, with its masks at the outset and their schedule."""
+    """Canvas positions `start:stop`, the `number`-th block of the run, with its masks at the outset and their schedule.
+
+    `limit` is how far it may be extended.
+    """
 
     start: int
     stop: int
+    limit: int
     number: int
     initial_B: torch.Tensor
     steps_B: torch.Tensor
@@ -46,8 +51,17 @@ class Denoising:
         passes: what answers with logits.
     """
 
-    def __init__(self, denoiser: Denoiser, rows: list[Row], config: SamplerConfig) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        rows: list[Row],
+        config: SamplerConfig,
+        on_step: Callable[[Look], None] | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        """A batch of rows; `on_step` is called before the first step and after each, with rows by their `numbers`."""
         self.denoiser, self.rows, self.config = denoiser, rows, config
+        self.on_step, self.numbers = on_step, numbers if numbers is not None else range(len(rows))
         self.canvases = Canvases(denoiser, rows, config.canvas_length, config.max_length or config.canvas_length)
         self.passes = Passes(denoiser, self.canvases, config)
         self.forbidden = [denoiser.mask_id]
@@ -66,69 +80,113 @@ class Denoising:
             canvases.stop_finished()  # a pinned canvas may hold its EOS already
         if config.length == "dynamic":
             self._find_length()
+        self._show(torch.arange(len(self.rows), device=self.denoiser.device))
         number = 0
         for stage, length in enumerate(config.stage_blocks):
             if stage:
                 self._reopen_least_confident()
             cuts = list(blocks(len(self.position_G), length, self.lead))
-            passes.begin_stage([start for start, _ in cuts], self.lead)
-            for start, stop in cuts:
-                if start < int(canvases.length_B.max()):  # which may grow on the way
-                    self._denoise_block(start, stop, number)
-                number += 1
+            passes.begin_stage(self.lead)
+            self._walk(cuts[0][1], length, number)
+            number += len(cuts)
         return canvases.trajectories(self.denoiser, self.rows, passes.nfe_B, passes.tokens_B, passes.waits_B)
 
-    def _denoise_block(self, start: int, stop: int, number: int) -> None:
-        """Denoises canvas positions `start:stop`, the `number`-th block of the run."""
-        config, canvases = self.config, self.canvases
-        self.passes.open_block(start, stop)
+    def _show(self, rows_A: torch.Tensor) -> None:
+        if self.on_step is not None and len(rows_A):
+            self.on_step(self.canvases.look(rows_A, self.numbers))
+
+    def _walk(self, stop: int, length: int, number: int) -> None:
+        """Denoises block after block: the first ends at `stop`, the others are `length` positions.
+
+        A row whose block is extended goes on without those beside it, as its blocks lie elsewhere from there on; rows with
+        the same blocks find together again.
+        """
+        canvases = self.canvases
+        # Starts of the blocks so far, where the last would end if it were not extended, where it does, its steps: rows.
+        waiting: dict[tuple[tuple[int, ...], int, int, int], torch.Tensor] = {
+            ((0,), stop, stop, 0): torch.ones_like(canvases.running_B)
+        }
+        while waiting:
+            starts, plain, stop, turn = walk = min(waiting, key=lambda walk: (walk[0][-1], walk[2:]))
+            rows_B = waiting.pop(walk)
+            limit = min(plain + (self.config.extension or 0), len(self.position_G))
+            self.passes.open_block(starts, stop)
+            onward = []
+            for later, late_B in self._denoise_block(rows_B, starts[-1], stop, limit, number + len(starts) - 1, turn):
+                onward.append(((starts, plain, min(stop + policies.EXTEND, limit), later), late_B))
+                rows_B = rows_B & ~late_B
+            if stop < int(canvases.length_B.max()):  # which may have grown on the way
+                end = min(stop + length, len(self.position_G))
+                onward.append((((*starts, stop), end, end, 0), rows_B))
+            for walk, rows_B in onward:
+                if bool(rows_B.any()):
+                    waiting[walk] = waiting.get(walk, torch.zeros_like(rows_B)) | rows_B
+
+    def _denoise_block(
+        self, rows_B: torch.Tensor, start: int, stop: int, limit: int, number: int, turn: int
+    ) -> list[tuple[int, torch.Tensor]]:
+        """Denoises canvas positions `start:stop` of the given rows, the `number`-th block of the run, from a turn on.
+
+        Returns which rows have to go on with a longer block, bool `(B,)`, and from which turn.
+        """
+        config, canvases, late = self.config, self.canvases, []
         step = 0
         if self.denoiser.family.layout == "context_causal":
             # A causal pass over what is written ends in the block's first token, which commits as it would
             # autoregressively; the rest of the block is denoised after it.
-            active_A = (canvases.running_B & canvases.masked_BG[:, start]).nonzero()[:, 0]
+            active_A = (rows_B & canvases.running_B & canvases.masked_BG[:, start]).nonzero()[:, 0]
             if len(active_A):
                 one_B = torch.ones_like(canvases.step_B)
-                self._step(active_A, _Block(start, start + 1, number, one_B, one_B), step, 0)
+                self._step(active_A, _Block(start, start + 1, start + 1, number, one_B, one_B), step, 0)
             start, step = start + 1, 1
         masked_BW = canvases.masked_BG[:, start:stop]
         initial_B = masked_BW.sum(1)
         # Pinned positions shorten the block's schedule in proportion, so that tokens per step stay what was asked for.
         steps_B = (initial_B * (config.total_steps // config.blocks) + config.block - 1) // config.block
-        block = _Block(start, stop, number, initial_B, steps_B)
+        block = _Block(start, stop, limit, number, initial_B, steps_B)
         edits_left_B = torch.zeros_like(initial_B)  # steps in which a row whose masks are gone may still edit
-        for turn in count():
+        for now in count(turn):
             masks_B = masked_BW.any(1)
-            active_A = (canvases.running_B & (masks_B | (edits_left_B > 0))).nonzero()[:, 0]
+            active_A = (rows_B & canvases.running_B & (masks_B | (edits_left_B > 0))).nonzero()[:, 0]
             if not len(active_A):
                 break
-            changed_A = self._step(active_A, block, step + turn, turn)
+            changed_A, late_A = self._step(active_A, block, step + now, now)
             if config.correction == "edit":
                 left_A = torch.where(masks_B[active_A], corrections.EDIT_STEPS, edits_left_B[active_A] - 1)
                 edits_left_B[active_A] = left_A * changed_A
+            if stop < limit and bool(late_A.any()):
+                late_B = torch.zeros_like(rows_B)
+                late_B[active_A[late_A]] = True
+                late.append((now + 1, late_B))
+                rows_B = rows_B & ~late_B
         if config.stop_at_eos:
             canvases.stop_finished()
+        return late
 
-    def _step(self, rows_A: torch.Tensor, block: _Block, step: int, turn: int) -> torch.Tensor:
-        """One denoising step of the given rows; returns which of them it changed, bool `(A,)`.
+    def _step(
+        self, rows_A: torch.Tensor, block: _Block, step: int, turn: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One denoising step of the given rows.
 
-        `step` keys the noise, `turn` counts in the block's schedule.
+        Returns which of them it changed, bool `(A,)`, and which it left alone, because they want a longer block. `step`
+        keys the noise, `turn` counts in the block's schedule.
         """
         began = time.perf_counter()
         config, canvases = self.config, self.canvases
-        position_W = self.position_G[block.start : block.stop]
         masked_AW = canvases.masked_BG[rows_A, block.start : block.stop]
         held_AW = canvases.commit_step_BG[rows_A, block.start : block.stop] > 0
         committed_A = block.initial_B[rows_A] - masked_AW.sum(1)
         if config.policy == "deferred" and self.stops_midway:
             # What follows the end can wait, for ever.
             masked_AW = masked_AW & canvases.before_end_BG()[rows_A, block.start : block.stop]
+        may_AW = masked_AW  # what may commit
+        if config.policy == "deferred":
+            may_AW = policies.window(masked_AW, config.window or 16, config.window_limit or 128)
 
-        asked_AW = masked_AW | held_AW if config.correction == "edit" else masked_AW
-        asked_W = asked_AW.any(0)
-        logits_ACV, end_A = self._read(rows_A, position_W[asked_W])
-        asked_AC = asked_AW[:, asked_W]
-        logits_MV = logits_ACV.flatten(0, 1) if bool(asked_AC.all()) else logits_ACV[asked_AC]
+        asked_AW = masked_AW if config.length == "dynamic" else may_AW
+        if config.correction == "edit":
+            asked_AW = asked_AW | held_AW
+        logits_MV, end_A = self._read(rows_A, block, asked_AW)
         drawn_M = self._draw(logits_MV, rows_A, block, step, asked_AW, held_AW)
         drawn = Drawn(*(torch.zeros_like(asked_AW, dtype=v.dtype).masked_scatter_(asked_AW, v) for v in drawn_M))
 
@@ -138,12 +196,17 @@ class Denoising:
         if config.correction == "remdm":
             taken_AW = self._reopened(rows_A, block, step, held_AW, committed_A, target_A)
         count_A = target_A - committed_A + taken_AW.sum(1)
-        commit_AW = self._choose(drawn, masked_AW, count_A, rows_A, block, step)
+        if config.policy == "threshold":  # a floor of each step, whatever earlier ones were ahead
+            before_A = policies.quota_total(block.initial_B[rows_A], turn - 1, block.steps_B[rows_A])
+            count_A = target_A - before_A if config.steps else torch.ones_like(target_A)
+        commit_AW = self._choose(drawn, may_AW, count_A, rows_A, block, step)
+        late_A = self._wants_room(rows_A, block, masked_AW, drawn.certainty, commit_AW)
         if config.correction == "edit":
             assert config.edit_threshold is not None
             written_AW = canvases.canvas_BG[rows_A, block.start : block.stop]
             taken_AW = corrections.edits(written_AW, drawn.token, drawn.confidence, held_AW, config.edit_threshold)
             commit_AW = commit_AW | taken_AW
+        commit_AW, taken_AW = commit_AW & ~late_A[:, None], taken_AW & ~late_A[:, None]
         changed_A = (commit_AW | taken_AW).any(1)
 
         row, position = taken_AW.nonzero(as_tuple=True)
@@ -154,18 +217,36 @@ class Denoising:
         if end_A is not None:
             self._make_room(rows_A, block, drawn.confidence, masked_AW & ~commit_AW, end_A)
         canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
+        self._show(rows_A)
         if self.stops_midway:
             canvases.stop_finished()
-        return changed_A
+        return changed_A, late_A
 
-    def _read(self, rows_A: torch.Tensor, positions_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits `(A, C, V)` without what is banned; under a dynamic length also how sure the end is, `(A,)`."""
-        if self.config.length == "fixed":
-            logits_ACV = self.passes.logits(rows_A, positions_C)
-            self.canvases.ban(logits_ACV, rows_A, positions_C)
-            return logits_ACV, None
-        end_A, logits_ATV, positions_T = self._end(rows_A, positions_C)
-        return logits_ATV[:, torch.isin(positions_T, positions_C)], end_A
+    def _wants_room(
+        self, rows_A: torch.Tensor, block: _Block, masked_AW: torch.Tensor, certainty_AW: torch.Tensor,
+        commit_AW: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """Rows that would commit something doubtful at their block's right edge, and may have a longer one, bool `(A,)`."""
+        config = self.config
+        if block.stop == block.limit:
+            return torch.zeros_like(rows_A, dtype=torch.bool)
+        least_A = certainty_AW.masked_fill(~commit_AW, torch.inf).min(1).values
+        edge_A = policies.touches_edge(masked_AW, config.window or 16, config.window_limit or 128)
+        if self.stops_midway:
+            edge_A &= self.canvases.before_end_BG()[rows_A, block.stop - 1]
+        return edge_A & (least_A < policies.UNSURE)
+
+    def _read(
+        self, rows_A: torch.Tensor, block: _Block, asked_AW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits `(M, V)` without what is banned; under a dynamic length also how sure the end is, `(A,)`."""
+        asked_AG = torch.zeros(len(rows_A), len(self.position_G), dtype=torch.bool, device=rows_A.device)
+        asked_AG[:, block.start : block.stop] = asked_AW
+        if self.config.length == "dynamic":
+            return self._end(rows_A, asked_AG)
+        logits_MV = self.passes.logits(rows_A, asked_AG)
+        self.canvases.ban(logits_MV, rows_A, asked_AG)
+        return logits_MV, None
 
     def _draw(
         self, logits_MV: torch.Tensor, rows_A: torch.Tensor, block: _Block, step: int, asked_AW: torch.Tensor,
@@ -201,9 +282,8 @@ class Denoising:
             assert config.entropy_bound is not None
             return policies.entropy_bound(drawn.entropy, masked_AW, config.entropy_bound)
         assert config.threshold is not None
-        if config.policy == "deferred":
-            masked_AW = policies.window(masked_AW, config.window or 16, config.window_limit or 128)
-        return policies.threshold(certainty_AW, masked_AW, config.threshold)
+        floor_A = count_A if config.policy == "threshold" else None
+        return policies.threshold(certainty_AW, masked_AW, config.threshold, floor_A)
 
     def _reopened(
         self, rows_A: torch.Tensor, block: _Block, step: int, held_AW: torch.Tensor, committed_A: torch.Tensor,
@@ -229,24 +309,22 @@ class Denoising:
         canvases.step_B += chosen_BG.any(1)  # a step without a pass, so that the trace shows the draft as well
         row, position = chosen_BG.nonzero(as_tuple=True)
         canvases.take_back((row, position), canvases.step_B[row])
+        self._show(chosen_BG.any(1).nonzero()[:, 0])
         canvases.running_B[:] = True
         if config.stop_at_eos:
             canvases.stop_finished()
 
-    def _end(
-        self, rows_A: torch.Tensor, positions_C: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """How sure the model is that each row ends within its canvas, `(A,)`; and the logits it read, with positions."""
+    def _end(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits that are asked for, `(M, V)`, and how sure it is that each row ends within its canvas, `(A,)`."""
         canvases = self.canvases
         length_A = canvases.length_B[rows_A]
         distance_AG = length_A[:, None] - self.position_G
-        asked_G = ((distance_AG > 0) & (distance_AG <= lengths.TAIL)).any(0)
-        asked_G[positions_C] = True
-        positions_T = asked_G.nonzero()[:, 0]
-        logits_ATV = self.passes.logits(rows_A, positions_T)
-        p_eos_AT = logits_ATV.float().softmax(-1)[..., canvases.eos_ids].sum(-1)
-        is_eos_AT = torch.isin(logits_ATV.argmax(-1), canvases.eos_ids)
-        return lengths.end_confidence(p_eos_AT, is_eos_AT, positions_T, length_A), logits_ATV, positions_T
+        read_AG = asked_AG | ((distance_AG > 0) & (distance_AG <= lengths.TAIL))
+        logits_TV = self.passes.logits(rows_A, read_AG)
+        p_eos_T = logits_TV.float().softmax(-1)[..., canvases.eos_ids].sum(-1)
+        is_eos_T = torch.isin(logits_TV.argmax(-1), canvases.eos_ids)
+        p_end_AG = torch.zeros_like(read_AG, dtype=p_eos_T.dtype).masked_scatter_(read_AG, p_eos_T * is_eos_T)
+        return logits_TV[asked_AG[read_AG]], lengths.end_confidence(p_end_AG, length_A)
 
     def _find_length(self) -> None:
         """Lets the empty canvas grow until the model is fairly sure to end within it."""
@@ -254,7 +332,7 @@ class Denoising:
         rows_A = (canvases.length_B < room).nonzero()[:, 0]
         while len(rows_A):
             began = time.perf_counter()
-            end_A, _, _ = self._end(rows_A, self.position_G[:0])
+            _, end_A = self._end(rows_A, torch.zeros_like(canvases.masked_BG[rows_A]))
             canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
             enough_A = end_A >= lengths.ENOUGH_TO_START
             for row, enough in zip(rows_A.tolist(), enough_A.tolist(), strict=True):

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lockstitch.sampling.uniform_config import MODEL_TYPE
 from transformers import AutoConfig, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
-
-MODEL_TYPE = "diffusion_gemma"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ The run with the cache is followed step by step, and at each the model is asked 
 same canvas: so `kl` is what the cache does to a decision, not what earlier decisions have led to. `tokens` says what becomes
 of it in the end, against a run that never had a cache.
 
-Axes: A active rows, C canvas positions, V vocabulary.
+Axes: A active rows, G canvas positions, M places that are asked for (a row and a position), V vocabulary.
 """
 
 import dataclasses
@@ -51,24 +51,24 @@ class _Meter(Passes):
         self.plain = Passes(denoiser, canvases, dataclasses.replace(config, cache="none"))
         self.kl, self.asked = 0.0, 0
 
-    def begin_stage(self, edges: list[int], lead: int) -> None:
-        super().begin_stage(edges, lead)
-        self.plain.begin_stage(edges, lead)
+    def begin_stage(self, lead: int) -> None:
+        super().begin_stage(lead)
+        self.plain.begin_stage(lead)
 
-    def open_block(self, start: int, stop: int) -> None:
-        super().open_block(start, stop)
-        self.plain.open_block(start, stop)
+    def open_block(self, starts: Sequence[int], stop: int) -> None:
+        super().open_block(starts, stop)
+        self.plain.open_block(starts, stop)
 
-    def logits(self, rows_A: torch.Tensor, positions_C: torch.Tensor) -> torch.Tensor:
-        logits_ACV = super().logits(rows_A, positions_C)
+    def logits(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
+        logits_MV = super().logits(rows_A, asked_AG)
         least = torch.finfo(torch.float32).min  # so that 0 log 0 is 0
-        logp_ACV = logits_ACV.float().log_softmax(-1).clamp_(min=least)
-        plain_ACV = self.plain.logits(rows_A, positions_C).float().log_softmax(-1).clamp_(min=least)
-        kl_AC = (plain_ACV.exp() * (plain_ACV - logp_ACV)).sum(-1)
-        masked_AC = self.canvases.masked_BG[rows_A][:, positions_C]
-        self.kl += float(kl_AC[masked_AC].double().sum())
-        self.asked += int(masked_AC.sum())
-        return logits_ACV
+        logp_MV = logits_MV.float().log_softmax(-1).clamp_(min=least)
+        plain_MV = self.plain.logits(rows_A, asked_AG).float().log_softmax(-1).clamp_(min=least)
+        kl_M = (plain_MV.exp() * (plain_MV - logp_MV)).sum(-1)
+        masked_M = self.canvases.masked_BG[rows_A][asked_AG]
+        self.kl += float(kl_M[masked_M].double().sum())
+        self.asked += int(masked_M.sum())
+        return logits_MV
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Family
 
 EXACT = {
-    "full": {"none": True, "prefix": False, "dual": False},
+    "full": {"none": True, "prefix": False, "dual": False, "interval": False},
     "block_causal": {"none": True, "block": True},
     "context_causal": {"none": True, "block": True},
 }
@@ -31,6 +31,9 @@ def check_layout(config: SamplerConfig, family: Family) -> None:
     if config.cache != "none" and not family.keeps_keys:
         raise ValueError(f"cache={config.cache!r}: the code of {family.name} checkpoints cannot keep and replace keys; "
                          "cache='none'")  # fmt: skip
+    if config.extension is not None and family.layout == "full":
+        raise ValueError(f"extension={config.extension}: every position of {family.name} models sees what is behind a block "
+                         "already; block-causal and context-causal models do not")  # fmt: skip
     if config.length == "dynamic" and family.layout != "full":
         raise ValueError(f"length='dynamic' asks how sure the model is of an end that {family.name} models do not see "
                          "from the block; length='fixed'")  # fmt: skip

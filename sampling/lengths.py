@@ -1,6 +1,6 @@
 """How long a canvas is: where a row ends, and how a dynamic one grows (DAEDAL, 2508.00819).
 
-Axes: B rows, G canvas positions, T of them that were asked for, L positions of a block.
+Axes: B rows, G canvas positions, L positions of a block.
 """
 
 import torch
@@ -19,17 +19,15 @@ def first_eos(canvas_BG: torch.Tensor, masked_BG: torch.Tensor, eos_ids: torch.T
     return torch.where(eos_BG.any(1), eos_BG.long().argmax(1), canvas_BG.shape[1])
 
 
-def end_confidence(
-    p_eos_BT: torch.Tensor, is_eos_BT: torch.Tensor, positions_T: torch.Tensor, length_B: torch.Tensor
-) -> torch.Tensor:
+def end_confidence(p_end_BG: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
     """How sure the model is that the text ends within the canvas, `(B,)`.
 
-    The mean over the last 32 of `length_B` positions (all, if there are fewer) of P(EOS) where EOS is the most likely
-    token, and 0 elsewhere. `positions_T` are the canvas positions that the columns stand for.
+    The mean over the last 32 of `length_B` positions (all, if there are fewer) of `p_end_BG`, which is P(EOS) where EOS is
+    the most likely token, and 0 elsewhere.
     """
-    distance_BT = length_B[:, None] - positions_T
-    tail_BT = (distance_BT > 0) & (distance_BT <= TAIL)
-    return (p_eos_BT * (is_eos_BT & tail_BT)).sum(1) / length_B.clamp(max=TAIL)
+    distance_BG = length_B[:, None] - torch.arange(p_end_BG.shape[1], device=p_end_BG.device)
+    tail_BG = (distance_BG > 0) & (distance_BG <= TAIL)
+    return (p_end_BG * tail_BG).sum(1) / length_B.clamp(max=TAIL)
 
 
 def needs_room(confidence_BL: torch.Tensor, masked_BL: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from lockstitch.sampling.canvases import Bans, Canvas, Row
+from lockstitch.sampling.canvases import Bans, Canvas, Look, Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.denoising import Denoising
@@ -24,6 +24,7 @@ def sample(
     canvases: Sequence[Canvas] | None = None,
     bans: Sequence[Bans] | None = None,
     progress: Callable[[int], None] | None = None,
+    on_step: Callable[[Look], None] | None = None,
 ) -> list[Trajectory]:
     """Draws `n` trajectories of each prompt.
 
@@ -41,6 +42,8 @@ def sample(
             None where it is to be denoised. None starts from an empty canvas.
         bans: per prompt, pairs of a canvas position and a token id that must not be committed there.
         progress: called with the number of trajectories that were just finished.
+        on_step: called with the canvases of a batch before its first denoising step, and after each with those that the
+            step worked on.
 
     Returns:
         Trajectories ordered by prompt, then by k.
@@ -51,7 +54,8 @@ def sample(
     rows = make_rows(denoiser, prompts, config, n, seed, canvases, bans)
     results: dict[int, Trajectory] = {}
     for batch in batches(rows, denoiser, config):
-        results.update(zip(batch, Denoising(denoiser, [rows[i] for i in batch], config).run(), strict=True))
+        results.update(zip(batch, Denoising(denoiser, [rows[i] for i in batch], config, on_step, batch).run(),
+                           strict=True))  # fmt: skip
         if progress is not None:
             progress(len(batch))
     return [results[i] for i in range(len(rows))]

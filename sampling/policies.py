@@ -8,6 +8,9 @@ Axes: B rows, L positions of the block.
 
 import torch
 
+EXTEND = 4  # positions by which a block is extended at a time (DCD, 2601.02076)
+UNSURE = 0.3  # certainty below which a commitment at the block's edge waits for more context
+
 
 def _ranks(score_BL: torch.Tensor, masked_BL: torch.Tensor) -> torch.Tensor:
     """The rank of each masked position by falling score, from 0, ties to the left; the others come last."""
@@ -30,9 +33,15 @@ def quota_total(masks_B: torch.Tensor, step: int, steps_B: torch.Tensor) -> torc
     return (step + 1) * (masks_B // steps_B) + (masks_B % steps_B).clamp(max=step + 1)
 
 
-def threshold(certainty_BL: torch.Tensor, masked_BL: torch.Tensor, least: float) -> torch.Tensor:
-    """Every masked position with a certainty of at least `least`, and always the most certain one (2505.22618)."""
-    return (masked_BL & (certainty_BL >= least)) | (_ranks(certainty_BL, masked_BL) == 0) & masked_BL
+def threshold(
+    certainty_BL: torch.Tensor, masked_BL: torch.Tensor, least: float, count_B: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Every masked position with a certainty of at least `least`, and always the most certain one (2505.22618).
+
+    With `count_B`, always so many: all that are sure if they are as many, else the most certain (LLaDA2.x).
+    """
+    always_B1 = 1 if count_B is None else count_B.clamp(min=1)[:, None]
+    return masked_BL & ((certainty_BL >= least) | (_ranks(certainty_BL, masked_BL) < always_B1))
 
 
 def factor(certainty_BL: torch.Tensor, masked_BL: torch.Tensor, allowance: float) -> torch.Tensor:
@@ -51,10 +60,9 @@ def entropy_bound(entropy_BL: torch.Tensor, masked_BL: torch.Tensor, bound: floa
 
     EB-Sampler (2505.24857): what joint commitment may lose is bounded by the sum of the entropies less the largest.
     """
-    rank_BL = _ranks(-entropy_BL, masked_BL)
-    ascending_BL = torch.zeros_like(entropy_BL).scatter_(1, rank_BL, entropy_BL.masked_fill(~masked_BL, 0))
-    before_BL = (ascending_BL.cumsum(1) - ascending_BL).gather(1, rank_BL)
-    return masked_BL & ((before_BL <= bound) | (rank_BL == 0))
+    ascending_BL, order_BL = entropy_BL.masked_fill(~masked_BL, torch.inf).sort(dim=1, stable=True)
+    within_BL = ascending_BL.cumsum(1) - ascending_BL <= bound  # inf - inf is nan, and not within
+    return masked_BL & torch.zeros_like(masked_BL).scatter_(1, order_BL, within_BL)
 
 
 def window(masked_BL: torch.Tensor, masks: int, span: int) -> torch.Tensor:
@@ -62,3 +70,9 @@ def window(masked_BL: torch.Tensor, masks: int, span: int) -> torch.Tensor:
     position_L = torch.arange(masked_BL.shape[1], device=masked_BL.device)
     first_B1 = masked_BL.long().argmax(1, keepdim=True)
     return masked_BL & (masked_BL.cumsum(1) <= masks) & (position_L < first_B1 + span)
+
+
+def touches_edge(masked_BL: torch.Tensor, masks: int, span: int) -> torch.Tensor:
+    """`(B,)`: whether the block's right edge, and nothing else, is what ends the window."""
+    first_B = masked_BL.long().argmax(1)
+    return (masked_BL.sum(1) <= masks) & (masked_BL.shape[1] - first_B <= span)

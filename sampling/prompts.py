@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.sampling import blanks
+from lockstitch.sampling.canvases import Look
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
+from lockstitch.sampling.uniform_config import UniformConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lockstitch.files import read_rows
@@ -37,7 +39,7 @@ class Request:
 
     text: str
     prompt_ids: tuple[int, ...]
-    config: SamplerConfig
+    config: SamplerConfig | UniformConfig
     canvas: tuple[int | None, ...] | None = None
     spans: tuple[blanks.Span, ...] = ()
 
@@ -133,15 +135,18 @@ def draw(
     n: int,
     seed: int,
     progress: Callable[[int], None] | None = None,
+    on_step: Callable[[Look], None] | None = None,
 ) -> list[list[Trajectory]]:
     """The `n` trajectories of each request; `Trajectory.prompt` is the request's number, counted from `first`.
 
     Request i has the seed `derive_seed(seed, i)`, so its trajectories are the same in whatever portions the requests are
-    drawn. Requests of one canvas length share their batches. A blank cannot end the completion before pinned text.
+    drawn. Requests of one canvas length share their batches, and `on_step` counts the rows of these. A blank cannot end
+    the completion before pinned text.
     """
     drawn: dict[int, list[Trajectory]] = {}
     groups: dict[SamplerConfig, list[int]] = {}
     for i, request in enumerate(requests):
+        assert isinstance(request.config, SamplerConfig), "requests of `Reader`"
         groups.setdefault(request.config, []).append(i)
     for config, group in groups.items():
         portion = [requests[i] for i in group]
@@ -156,6 +161,7 @@ def draw(
             canvases=[request.canvas or empty for request in portion] if pinned else None,
             bans=[_bans(request, denoiser) for request in portion] if pinned else None,
             progress=progress,
+            on_step=on_step,
         )
         for k, trajectory in enumerate(trajectories):
             i = group[k // n]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from lockstitch.sampling.canvases import Look
 from lockstitch.sampling.trajectory import Trajectory
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -56,6 +57,24 @@ def cells_at(trajectory: Trajectory, step: int) -> list[Cell]:
         commit = since[position]
         state = State.PINNED if commit == 0 else State.NOW if commit == step else State.COMMITTED
         cells.append(Cell(state, token, trajectory.confidence[position] if final[position] else None))
+    return cells
+
+
+def cells_of(look: Look, a: int, before: Sequence[Cell]) -> list[Cell]:
+    """The same of a canvas that is still being denoised: row `a` of a look, and the cells that it had at the one before."""
+    step, length = int(look.step_A[a]), int(look.length_A[a])
+    tokens, since = look.canvas_AG[a].tolist()[:length], look.commit_step_AG[a].tolist()
+    confidence = look.confidence_AG[a].tolist()
+    cells = []
+    for position, token in enumerate(tokens):
+        commit = since[position]
+        if commit < 0:
+            # A canvas that grew has no position that was taken back: growing goes with no correction.
+            reopened = len(before) == length and before[position].token is not None
+            cells.append(Cell(State.REOPENED if reopened else State.MASKED, None, None))
+            continue
+        state = State.PINNED if commit == 0 else State.NOW if commit == step else State.COMMITTED
+        cells.append(Cell(state, token, confidence[position]))
     return cells
 
 

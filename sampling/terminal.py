@@ -5,14 +5,15 @@ are `░`, those reopened at this step `▒`; a token committed at this step is 
 token has the colour of its snapshot confidence. Without colours the tokens committed now stand in `⟨⟩`, and nothing but
 characters is written. An end-of-sequence token is drawn as `∎`.
 
-`watch` replays a trace that is complete; drawing while the model denoises is left out.
+`Live` draws while the model denoises, `watch` replays a trace that is complete.
 """
 
 import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from lockstitch.sampling.replay import Cell, State, cells_at, last_step, token_text
+from lockstitch.sampling.canvases import Look
+from lockstitch.sampling.replay import Cell, State, cells_at, cells_of, last_step, token_text
 from lockstitch.sampling.trajectory import Trajectory
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -21,6 +22,9 @@ from lockstitch.terminal import GREY, RED, Paint, break_word, cells, clean, pain
 MASKED, REOPENED, END, BREAK = "░", "▒", "∎", "↵"
 _NARROWEST, _WIDEST, _GAP = 20, 60, 3  # cells: of a column, between columns
 _SECONDS, _LONGEST = 0.15, 8.0  # a frame stays so long; all frames of a prompt together at most so long
+
+_SHORTEST = 0.04  # and a live one at least so long
+_SETTLED = {State.NOW: State.COMMITTED, State.REOPENED: State.MASKED}  # what a step becomes at the next
 
 _CLEAR = "\033[J"
 _HIDE_CURSOR, _SHOW_CURSOR = "\033[?25l", "\033[?25h"
@@ -96,15 +100,13 @@ def _column(trajectories: Sequence[Trajectory], ink: Ink, width: int) -> int:
     return min(width, max(_NARROWEST, min(longest, _WIDEST)))
 
 
-def frame(trajectories: Sequence[Trajectory], step: int, ink: Ink, width: int) -> list[Line]:
-    """The trajectories of one prompt after a denoising step; no line is longer than `width` cells."""
-    column = _column(trajectories, ink, width)
+def beside(rows: Sequence[Sequence[Cell]], ink: Ink, column: int, width: int) -> list[Line]:
+    """Canvases side by side in columns, as many as fit into `width` cells, each under its name and count."""
     abreast = max(1, (width + _GAP) // (column + _GAP))
     lines: list[Line] = []
-    for first in range(0, len(trajectories), abreast):
+    for first in range(0, len(rows), abreast):
         blocks = []
-        for k, trajectory in enumerate(trajectories[first : first + abreast], first):
-            row = cells_at(trajectory, step)
+        for k, row in enumerate(rows[first : first + abreast], first):
             head = Line()
             done = sum(cell.token is not None for cell in row)
             name, count = f"T{k}", f"  {done} of {len(row)}"
@@ -124,14 +126,52 @@ def frame(trajectories: Sequence[Trajectory], step: int, ink: Ink, width: int) -
     return lines[:-1]
 
 
+def frame(trajectories: Sequence[Trajectory], step: int, ink: Ink, width: int) -> list[Line]:
+    """The trajectories of one prompt after a denoising step; no line is longer than `width` cells."""
+    return beside([cells_at(t, step) for t in trajectories], ink, _column(trajectories, ink, width), width)
+
+
+def heading(text: str, ink: Ink) -> Line:
+    """The line over a frame."""
+    line = Line()
+    line.shown, line.width = ink.paint(text, bold=True), cells(text)
+    return line
+
+
 def frames(trajectories: Sequence[Trajectory], title: str, ink: Ink, width: int) -> Iterator[list[Line]]:
     """A frame for every denoising step of a prompt's trajectories, from the empty canvas on, each with its heading."""
     last = last_step(trajectories)
     for step in range(last + 1):
-        head = Line()
-        text = f"{title}  step {step} of {last}"
-        head.shown, head.width = ink.paint(text, bold=True), cells(text)
-        yield [head, *frame(trajectories, step, ink, width)]
+        yield [heading(f"{title}  step {step} of {last}", ink), *frame(trajectories, step, ink, width)]
+
+
+class Screen:
+    """Where frames are drawn: over one another, and wiped away at the end; or one below the other, at once.
+
+    Args:
+        height: lines of the terminal; None where frames follow one another.
+    """
+
+    def __init__(self, height: int | None) -> None:
+        self.height, self.drawn = height, 0
+
+    def draw(self, lines: list[Line]) -> None:
+        """Draws the next frame."""
+        if self.height is None:
+            print("\n".join(line.shown for line in lines), end="\n\n")
+            return
+        shown = _window(lines, self.height - 1)
+        start = _back(self.drawn) if self.drawn else _HIDE_CURSOR + _CLEAR
+        sys.stdout.write(start + "".join(line.shown + "\n" for line in shown))
+        sys.stdout.flush()
+        self.drawn = len(shown)
+
+    def close(self) -> None:
+        """Wipes the last frame away."""
+        if self.drawn:
+            sys.stdout.write(_back(self.drawn) + _SHOW_CURSOR)
+            sys.stdout.flush()
+            self.drawn = 0
 
 
 def _window(lines: list[Line], height: int) -> list[Line]:
@@ -145,39 +185,57 @@ def _window(lines: list[Line], height: int) -> list[Line]:
 
 
 def watch(trajectories: Sequence[Trajectory], title: str, ink: Ink, width: int, height: int | None = None) -> None:
-    """Replays the trajectories of one prompt.
+    """Replays the trajectories of one prompt, on a terminal at a readable pace.
 
     Args:
         trajectories: those of the prompt.
         title: stands over every frame.
         ink: texts and colours.
         width: cells of the terminal.
-        height: lines of the terminal, on which the frames are drawn over one another at a readable pace and wiped away at
-            the end; None writes them one below the other, at once.
+        height: its lines, or None (see `Screen`).
     """
-    if height is None:
-        for lines in frames(trajectories, title, ink, width):
-            print("\n".join(line.shown for line in lines), end="\n\n")
-        return
-    pause = min(_SECONDS, _LONGEST / (1 + last_step(trajectories)))
-    drawn = 0
-    sys.stdout.write(_HIDE_CURSOR)
+    pause = 0.0 if height is None else min(_SECONDS, _LONGEST / (1 + last_step(trajectories)))
+    screen = Screen(height)
     try:
         for lines in frames(trajectories, title, ink, width):
-            shown = _window(lines, height - 1)
-            sys.stdout.write(_back(drawn) + "".join(line.shown + "\n" for line in shown))
-            sys.stdout.flush()
-            drawn = len(shown)
+            screen.draw(lines)
             time.sleep(pause)
-        sys.stdout.write(_back(drawn))
     finally:
-        sys.stdout.write(_SHOW_CURSOR)
-        sys.stdout.flush()
+        screen.close()
+
+
+class Live:
+    """Draws the trajectories of one prompt while they are denoised: an `on_step` for `sample`.
+
+    Args:
+        screen: where.
+        title: stands over every frame.
+        ink: texts and colours.
+        width: cells of the terminal.
+        n: trajectories of the prompt.
+    """
+
+    def __init__(self, screen: Screen, title: str, ink: Ink, width: int, n: int) -> None:
+        self.screen, self.title, self.ink, self.width = screen, title, ink, width
+        self.rows: list[list[Cell]] = [[] for _ in range(n)]
+        self.column = width if n == 1 else min(width, max(_NARROWEST, min((width + _GAP) // n - _GAP, _WIDEST)))
+        self.shown = -_SHORTEST
+
+    def __call__(self, look: Look) -> None:
+        """Draws what a step left."""
+        self.rows = [[Cell(_SETTLED.get(cell.state, cell.state), *cell[1:]) for cell in row] for row in self.rows]
+        for a, row in enumerate(look.rows):
+            self.rows[row] = cells_of(look, a, self.rows[row])
+        if self.screen.height is not None:  # a frame can be seen, however small the model is
+            time.sleep(max(0.0, self.shown + _SHORTEST - time.monotonic()))
+            self.shown = time.monotonic()
+        text = f"{self.title}  step {int(look.step_A.max())}"
+        self.screen.draw([heading(text, self.ink), *beside(self.rows, self.ink, self.column, self.width)])
 
 
 def _back(lines: int) -> str:
     """What wipes so many lines above the cursor away."""
-    return (f"\033[{lines}F" if lines else "") + _CLEAR
+    return f"\033[{lines}F" + _CLEAR
 
 
 def render(trajectories: Sequence[Trajectory], title: str, ink: Ink, width: int) -> str:

@@ -1,11 +1,14 @@
 """From logits to candidate tokens, with how sure the model is of each.
 
-Axes: `...` positions in any arrangement, V vocabulary.
+Axes: `...` positions in any arrangement, M all of them in a row, V vocabulary.
 """
 
 from typing import NamedTuple
 
 import torch
+
+CPU_SLICE = 2**20  # logits worked on at a time, so that what is made of them stays in the processor's cache
+SLICE = 2**26  # and elsewhere, where only memory counts
 
 
 class Drawn(NamedTuple):
@@ -38,8 +41,23 @@ def draw(
     A token is drawn from softmax(logits / temperature) by inverting its cumulative distribution at `uniform` (`(...)`, in
     [0, 1)), or is the most likely one at temperature 0, where `uniform` is None. Forbidden ids have probability 0; `top_k`
     and then `top_p` cut the tail of what is drawn from (see `keep_likely`). float32 throughout; the cumulative sum is
-    float64.
+    float64. Works on a slice of the positions at a time, which changes speed and memory and nothing else.
     """
+    V = logits.shape[-1]
+    logits_MV, uniform_M = logits.reshape(-1, V), None if uniform is None else uniform.reshape(-1)
+    size = max(1, (CPU_SLICE if logits.device.type == "cpu" else SLICE) // V)
+    parts = [
+        _draw(logits_MV[at : at + size], None if uniform_M is None else uniform_M[at : at + size], temperature,
+              forbidden, top_k, top_p, certainty)
+        for at in range(0, max(1, len(logits_MV)), size)
+    ]  # fmt: skip
+    return Drawn(*(torch.cat(values).view(logits.shape[:-1]) for values in zip(*parts, strict=True)))
+
+
+def _draw(
+    logits: torch.Tensor, uniform: torch.Tensor | None, temperature: float, forbidden: list[int], top_k: int | None,
+    top_p: float | None, certainty: str | None,
+) -> Drawn:  # fmt: skip
     logits = logits.float()
     logits[..., forbidden] = -torch.inf
     logp = logits.log_softmax(-1).clamp_(min=torch.finfo(logits.dtype).min)  # so that 0 log 0 is 0

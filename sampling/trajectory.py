@@ -10,8 +10,9 @@ class Ledger:
     """What something cost. Ledgers add: `a.then(b)` for work done after other work, `together` for work done beside.
 
     Attributes:
-        nfe: forward passes of the diffusion model, counted per trajectory.
-        tokens_forwarded: tokens that those passes processed, padding left out.
+        nfe: forward passes of the diffusion model that a trajectory took part in.
+        tokens_forwarded: tokens that were computed in those passes, padding left out. What several trajectories share
+            is on the bill of the first.
         scorer_tokens: tokens read by a scoring model.
         solver_tokens: tokens read and written by the solver.
         sequential_steps: forward passes that had to wait for one another, of any model.

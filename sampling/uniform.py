@@ -19,23 +19,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from lockstitch.sampling.canvases import Look
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser, Prefix
 from lockstitch.sampling.noise import derive_seed, uniform
+from lockstitch.sampling.policies import entropy_bound
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.sampling.uniform_config import UniformConfig
 from lockstitch.sampling.uniform_trace import Row, State, records
 
 Prompt = str | Sequence[int]
+_Shown = tuple[Callable[[Look], None], Sequence[int]] | None  # who looks on, and the numbers of a batch's rows
 
 SLICE = 2**24  # most logits held at a time (64 MB of float32, their probabilities the same), unless one row alone has more
 CHUNK = 256  # tokens whose probabilities are summed first when a distribution is inverted
-
-
-def entropy_bound(entropy_RC: torch.Tensor, bound: float) -> torch.Tensor:
-    """Which positions are accepted: ascending, while the entropies before a position sum to at most `bound` nats."""
-    ascending_RC, order_RC = entropy_RC.sort(dim=1, stable=True)
-    within_RC = ascending_RC.cumsum(1) - ascending_RC <= bound
-    return torch.zeros_like(within_RC).scatter_(1, order_RC, within_RC)
 
 
 def invert_cdf(p_PV: torch.Tensor, u_P: torch.Tensor) -> torch.Tensor:
@@ -69,6 +65,7 @@ def sample_uniform(
     n: int = 1,
     seed: int | Sequence[int] = 0,
     progress: Callable[[int], None] | None = None,
+    on_step: Callable[[Look], None] | None = None,
 ) -> list[Trajectory]:
     """Draws `n` trajectories of each prompt.
 
@@ -91,6 +88,8 @@ def sample_uniform(
         n: trajectories per prompt.
         seed: any integer, or one for each prompt.
         progress: called with the number of trajectories that were just finished.
+        on_step: called with the canvases of a batch before its first denoising step, and after each with those that the
+            step worked on.
 
     Returns:
         Trajectories ordered by prompt, then by k.
@@ -115,7 +114,9 @@ def sample_uniform(
     results: dict[int, Trajectory] = {}
     for start in range(0, len(rows), config.batch_size):
         batch = shortest_first[start : start + config.batch_size]
-        results.update(zip(batch, _sample(denoiser, [rows[b] for b in batch], config, block_length), strict=True))
+        shown = None if on_step is None else (on_step, batch)
+        drawn = _sample(denoiser, [rows[b] for b in batch], config, block_length, shown)
+        results.update(zip(batch, drawn, strict=True))
         if progress is not None:
             progress(len(batch))
     return [results[b] for b in range(len(rows))]
@@ -127,9 +128,10 @@ def noise(seeds_B: torch.Tensor, block: int, step: int, positions_C: torch.Tenso
 
 
 def _sample(
-    denoiser: DiffusionGemmaDenoiser, rows: list[Row], config: UniformConfig, block_length: int
+    denoiser: DiffusionGemmaDenoiser, rows: list[Row], config: UniformConfig, block_length: int, shown: _Shown
 ) -> list[Trajectory]:
     state = State(denoiser, rows, config.canvas_length)
+    _show(state, torch.arange(len(rows), device=denoiser.device), shown)
     eos = torch.tensor(denoiser.eos_ids, device=denoiser.device)
     running_B = torch.arange(len(rows), device=denoiser.device)
     prefix = _read(denoiser, rows, state)
@@ -145,8 +147,14 @@ def _sample(
             began = time.perf_counter()
             prefix = denoiser.extend(prefix, last_BC)
             state.charge(running_B, block_length, time.perf_counter() - began)
-        _denoise_block(denoiser, prefix, state, running_B, block, block_length, config)
+        _denoise_block(denoiser, prefix, state, running_B, block, block_length, config, shown)
     return records(denoiser, rows, state)
+
+
+def _show(state: State, rows_A: torch.Tensor, shown: _Shown) -> None:
+    if shown is not None:
+        on_step, numbers = shown
+        on_step(state.look(rows_A, numbers))
 
 
 def _read(denoiser: DiffusionGemmaDenoiser, rows: list[Row], state: State) -> Prefix:
@@ -174,6 +182,7 @@ def _denoise_block(
     block: int,
     length: int,
     config: UniformConfig,
+    shown: _Shown,
 ) -> None:
     """Denoises one block of the given rows (those of the prefix) to its end."""
     position_C = torch.arange(block * length, (block + 1) * length, device=denoiser.device)
@@ -198,7 +207,8 @@ def _denoise_block(
                 ended_A[part] = _settled(stable_A[part], entropy_RC, config)
             # A row that ends takes the most likely token everywhere; another what it accepts, and noise elsewhere. As a
             # position is either accepted or renoised, one random number serves both.
-            drawn_RC = entropy_bound(entropy_RC, config.entropy_bound) & ~ended_A[part, None]
+            open_RC = (~ended_A[part, None]).expand_as(entropy_RC)
+            drawn_RC = entropy_bound(entropy_RC, open_RC, config.entropy_bound)
             token_RC = top_RC.clone()
             token_RC[drawn_RC] = invert_cdf(p_RCV[drawn_RC], u_AC[part][drawn_RC])
             accepted_RC = drawn_RC | ended_A[part, None]
@@ -207,6 +217,7 @@ def _denoise_block(
             if not ended_A[part].all():
                 soft_ACD[part] = denoiser.soft_embeddings(p_RCV)
         state.charge(active_A, length, time.perf_counter() - began)
+        _show(state, active_A, shown)
         if ended_A.any():
             go_on = (~ended_A).nonzero()[:, 0]
             if not len(go_on):

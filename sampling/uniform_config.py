@@ -6,6 +6,7 @@ Names and defaults are those of transformers' generation config for it (2505.248
 from dataclasses import dataclass
 from typing import Any
 
+MODEL_TYPE = "diffusion_gemma"
 _SCHEDULE = ("max_denoising_steps", "t_max", "t_min", "stability_threshold", "confidence_threshold")
 
 

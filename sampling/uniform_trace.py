@@ -2,12 +2,14 @@
 
 A token is committed when its position accepts it, and taken back when the position is renoised or accepts another one.
 
-Axes: B rows in a batch, R of them in a slice, C positions of a block, G of the canvas, P chosen positions, V vocabulary.
+Axes: B rows in a batch, A and R some of them, C positions of a block, G of the canvas, P chosen positions, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from lockstitch.sampling.canvases import Look
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
 from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
 
@@ -84,6 +86,19 @@ class State:
         self.block_BG[at] = block
         self.tokens_BG[rows_R, span] = torch.where(accepted_RC, token_RC, old_RC)
         self.held_BG[rows_R, span] = accepted_RC
+
+    def look(self, rows_A: torch.Tensor, numbers: Sequence[int]) -> Look:
+        """Some rows as they are now, under the numbers that the rows of the batch have elsewhere; noise is masked."""
+        held_AG = self.held_BG[rows_A]
+        return Look(
+            rows=[numbers[row] for row in rows_A.tolist()],
+            step_A=self.steps_B[rows_A],
+            length_A=torch.full_like(rows_A, held_AG.shape[1]),
+            canvas_AG=self.tokens_BG[rows_A],
+            masked_AG=~held_AG,
+            commit_step_AG=torch.where(held_AG, self.commit_step_BG[rows_A], -1),
+            confidence_AG=self.confidence_BG[rows_A],
+        )
 
     def charge(self, rows_A: torch.Tensor, tokens: int, seconds: float) -> None:
         """One forward pass of so many tokens for each of the rows, which share its time equally."""

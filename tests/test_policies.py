@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from lockstitch.sampling import policies
+from lockstitch.sampling import policies, tokens
 from lockstitch.sampling.corrections import edits, least_confident, remdm_share
 from lockstitch.sampling.lengths import end_confidence, needs_room
 from lockstitch.sampling.noise import derive_seed, uniform
@@ -67,9 +67,23 @@ def test_factor(allowance):
     check(policies.factor(torch.tensor(certainty).double(), torch.tensor(masked), allowance), expected)
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.35, 1.0, 9.0])
+@pytest.mark.parametrize("least", [0.0, 0.55, 0.8, 1.1])
+def test_threshold_with_a_floor(least):
+    certainty, masked = rows(1)
+    counts, expected = [k % 4 for k in range(len(masked))], []
+    for c, m, count in zip(certainty, masked, counts, strict=True):
+        sure = [i for i in best_first(c, m) if c[i] >= least]
+        expected.append(sure if len(sure) >= max(1, count) else best_first(c, m)[: max(1, count)])
+    certainty, masked = torch.tensor(certainty).double(), torch.tensor(masked)
+    check(policies.threshold(certainty, masked, least, torch.tensor(counts)), expected)
+    none = torch.zeros(len(counts), dtype=torch.long)
+    assert torch.equal(policies.threshold(certainty, masked, least, none), policies.threshold(certainty, masked, least))
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.04, 0.06, 0.35, 1.0, 9.0])
 def test_entropy_bound(bound):
     entropy, masked = rows(3)
+    entropy = [[h if h > 0.5 else 0.05 * (h > 0.3) for h in row] for row in entropy]  # some of no entropy, some of little
     expected = []
     for h, m in zip(entropy, masked, strict=True):
         order, chosen, total = sorted((i for i in range(L) if m[i]), key=lambda i: (h[i], i)), [], 0.0
@@ -114,6 +128,18 @@ def test_drawn_tokens_follow_what_is_left_of_the_softmax(settings, kept):
     assert chi_square < {2: 10.83, 3: 13.82, 5: 18.47}[len(kept)]  # the 0.1 % points
     # The confidence is the probability at temperature 1 whatever was cut.
     assert torch.allclose(drawn.confidence[:, 0], logits[:5].softmax(-1)[drawn.token[:, 0]])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("certainty", [None, "margin", "entropy"])
+def test_slices_of_a_draw_change_nothing(monkeypatch, temperature, certainty):
+    logits = torch.randn(3, 7, 403, generator=torch.Generator().manual_seed(0)) * 3
+    u = torch.rand(3, 7, dtype=torch.double, generator=torch.Generator().manual_seed(1)) if temperature else None
+    whole = draw(logits.clone(), u, temperature, [2], certainty=certainty)
+    monkeypatch.setattr(tokens, "CPU_SLICE", 4 * 403 + 1)
+    for sliced, expected in zip(draw(logits.clone(), u, temperature, [2], certainty=certainty), whole, strict=True):
+        assert sliced.shape == (3, 7)
+        assert torch.equal(sliced, expected)
 
 
 def test_keep_likely_by_hand():
@@ -171,9 +197,8 @@ def test_edits_and_least_confident():
 def test_length_signals():
     p, eos = torch.full((2, 40), 0.5), torch.ones(2, 40, dtype=torch.bool)
     eos[:, 36:38] = False
-    positions = torch.arange(40)
     # Row 0 has 40 positions: 30 of its last 32 are EOS. Row 1 has 4: none of 36..39 are in it.
-    assert end_confidence(p, eos, positions, torch.tensor([40, 4])).tolist() == pytest.approx([0.5 * 30 / 32, 0.5])
+    assert end_confidence(p * eos, torch.tensor([40, 4])).tolist() == pytest.approx([0.5 * 30 / 32, 0.5])
     confidence = torch.tensor([[0.05, 0.02, 0.5], [0.2, 0.3, 0.02]])
     masked = torch.tensor([[True, True, True], [True, True, False]])
     assert needs_room(confidence, masked).tolist() == [1, -1]

@@ -18,13 +18,17 @@ import torch
 from lockstitch.sampling.cli import SampleOptions, field_help, main, sampler_options
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.prompts import Reader, draw, load_trajectories, result_row
 from lockstitch.sampling.trajectory import Trajectory
-from models import random_denoiser
+from lockstitch.sampling.uniform import sample_uniform
+from lockstitch.sampling.uniform_config import UniformConfig
+from models import random_denoiser, random_diffusion_gemma
 from tokenizers.normalizers import Lowercase
 from traces import simulate
+from transformers.models.diffusion_gemma.generation_diffusion_gemma import DiffusionGemmaGenerationConfig
 
 from lockstitch import embedded_model, files
 
@@ -224,6 +228,8 @@ def test_bad_lines_are_named_before_any_model_is_loaded(tmp_path, capsys):
         (["--input", "nowhere.jsonl"], "input 'nowhere.jsonl' is not a file"),
         (["--prompt", "a", "--n", "0"], "n=0"),
         (["--prompt", "a", "--chunk", "0"], "chunk=0"),
+        (["--prompt", "a", "--chunk", "2", "--watch"], "chunk=2 does not go with watch"),
+        (["--prompt", "a", "--canvas_length", "8", "--t_max", "1"], "t_max=1.0 is for diffusion_gemma models"),
         (["--prompt", "a", "--color", "red"], "color='red' is not one of auto, always, never"),
         (["--prompt", "a", "--html", "no/where.html"], "html='no/where.html' must be a file in a directory that exists"),
         (["--prompt", "a", "--html", "."], "html='.'"),
@@ -264,12 +270,70 @@ def test_a_changed_configuration_or_input_is_refused(source, tmp_path, capsys):
     assert "sha256" in capsys.readouterr().err
 
 
+# --- DiffusionGemma --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """A directory with a tiny DiffusionGemma, blocks of 8, published with six steps a block."""
+    path, denoiser = tmp_path_factory.mktemp("gemma"), random_diffusion_gemma()
+    denoiser.model.save_pretrained(path)
+    denoiser.tokenizer.save_pretrained(path)
+    DiffusionGemmaGenerationConfig(max_denoising_steps=6, eos_token_id=denoiser.eos_ids).save_pretrained(path)
+    return str(path)
+
+
+def test_a_diffusion_gemma_is_driven_by_its_own_schedule(gemma, source, tmp_path, capsys):
+    out, page = tmp_path / "out", tmp_path / "trace.html"
+    command = ["--model", gemma, "--input", str(source), "--canvas_length", "16", "--n", "2", "--t_max", "0.9", "--device",
+               "cpu", "--output", str(out)]  # fmt: skip
+    assert main([*command, "--chunk", "3"]) == 0
+    denoiser = DiffusionGemmaDenoiser.from_pretrained(gemma, device="cpu")
+    config = UniformConfig(16, max_denoising_steps=6, t_max=0.9)
+    expected = sample_uniform(denoiser, PUZZLES, config, n=2, seed=[derive_seed(0, i) for i in range(4)])
+    assert [t.canvas_ids for t in written(out)] == [t.canvas_ids for t in expected]
+    assert [t.prompt for t in written(out)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    # Cut, gone on with, watched and drawn.
+    path = out / files.RESULTS
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(rows[:2]) + rows[2][:50])
+    capsys.readouterr()
+    assert main([*command, "--watch", "--html", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert [t.canvas_ids for t in written(out)] == [t.canvas_ids for t in expected]
+    assert "#0 3102" in shown  # replayed
+    assert "#3 2004" in shown
+    assert "step 0\n" in shown  # live
+    assert page.read_text().count('"canvas_ids"') == 8
+    assert main([*command, "--t_min", "0.1"]) == 2
+    assert "t_min: 0.4 then, 0.1 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "canvas_length is needed"),
+        (["--canvas_length", "16", "--policy", "quota"], "policy='quota' is for models with a mask token; diffusion"),
+        (["--canvas_length", "16", "--preset", "fast"], "preset='fast' would be ignored by a diffusion_gemma model"),
+        (["--canvas_length", "16", "--family", "llada"], "family='llada' would be ignored"),
+        (["--canvas_length", "16", "--t_min", "2"], "t_min=2.0 and t_max=0.8"),
+        (["--canvas_length", "12"], "block_length=8 does not divide canvas_length=12"),
+        (["--canvas_length", "16", "--prompt", "a[[:2]]"], "the prompt has blanks: diffusion_gemma models"),
+    ],
+)
+def test_what_a_diffusion_gemma_would_ignore_is_refused(gemma, arguments, says, capsys):
+    prompt = [] if "--prompt" in arguments else ["--prompt", "1+1="]
+    assert main(["--model", gemma, *prompt, *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_setting_of_the_sampler_is_an_option_that_says_what_it_does():
     options = fields(sampler_options())
-    assert [one.name for one in options] == [one.name for one in fields(SamplerConfig)]
+    records = [one.name for record in (SamplerConfig, UniformConfig) for one in fields(record)]
+    assert [one.name for one in options] == list(dict.fromkeys(records))
     assert all(one.default is None and len(one.metadata["help"]) > 20 for one in options)
     assert not {one.name for one in options} & {one.name for one in fields(SampleOptions)}
     assert field_help(Trajectory)["entropy"] == "the trace."  # names that share an entry

@@ -5,8 +5,9 @@ import re
 
 import pytest
 import torch
+from llada_reference import llada_loop
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.denoiser import Denoiser, family_of
+from lockstitch.sampling.denoiser import family_of
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
@@ -30,33 +31,15 @@ def tokens(trajectories):
     return [t.canvas_ids for t in trajectories]
 
 
-def reference_quota(denoiser: Denoiser, prompt: str, block: int, steps: int) -> tuple[int, ...]:
-    """LLaDA's published loop for one prompt, greedy, line by line and without any of ours."""
-    ids = torch.tensor([denoiser.encode([prompt])[0] + [denoiser.mask_id] * G])
-    start = ids.shape[1] - G
-    per_block = steps // (G // block)
-    for number in range(G // block):
-        low, high = start + number * block, start + (number + 1) * block
-        masks = int((ids[0, low:high] == denoiser.mask_id).sum())
-        for step in range(per_block):
-            logits = denoiser.model(input_ids=ids).logits[0]
-            logits[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
-            p = logits.softmax(-1)
-            confidence, token = p.max(-1)
-            confidence[ids[0] != denoiser.mask_id] = -torch.inf
-            confidence[high:] = -torch.inf
-            for place in confidence.topk(masks // per_block + (step < masks % per_block)).indices:
-                ids[0, place] = token[place]
-    return tuple(ids[0, start:].tolist())
-
-
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(("block", "steps"), [(12, 12), (12, 4), (4, 12), (4, 6), (6, 2), (12, 5), (1, 12)])
 def test_quota_is_the_published_loop(kind, block, steps):
     denoiser = random_denoiser(kind)
-    with torch.no_grad():
-        expected = [reference_quota(denoiser, prompt, block, steps) for prompt in PROMPTS]
-    assert tokens(run(denoiser, block_length=block, steps=steps)) == expected
+    drawn = run(denoiser, block_length=block, steps=steps)
+    prompts = denoiser.encode(PROMPTS)
+    assert [list(ids) for ids in tokens(drawn)] == llada_loop(denoiser, prompts, G, block, steps)
+    if kind == "llama":
+        assert [list(drawn[0].canvas_ids)] == llada_loop(denoiser, prompts[:1], G, block, steps)
 
 
 def reference_banned(denoiser, prompt, bans):
@@ -99,6 +82,22 @@ def test_threshold_above_one_is_one_token_a_step(denoiser, block):
     drawn = run(denoiser, policy="threshold", threshold=1.01, block_length=block)
     assert tokens(drawn) == tokens(run(denoiser, block_length=block))
     assert all(t.ledger.nfe == G for t in drawn)
+
+
+@pytest.mark.parametrize("block", [12, 4])
+def test_threshold_with_steps_commits_at_least_the_quota(denoiser, block):
+    never = run(denoiser, policy="threshold", threshold=1.01, steps=6, block_length=block)
+    assert tokens(never) == tokens(run(denoiser, steps=6, block_length=block))
+    assert [t.commit_step for t in never] == [t.commit_step for t in run(denoiser, steps=6, block_length=block)]
+    plain = run(denoiser, policy="threshold", threshold=0.6, block_length=block)
+    assert tokens(run(denoiser, policy="threshold", threshold=0.6, steps=G, block_length=block)) == tokens(plain)
+    between = run(denoiser, policy="threshold", threshold=0.6, steps=6, block_length=block)
+    assert all(t.ledger.nfe <= 6 for t in between)
+    assert 4 * G // block < sum(t.ledger.nfe for t in between) < sum(t.ledger.nfe for t in plain)
+    for t in between:
+        for step in range(1, t.ledger.nfe + 1):
+            sure = [c >= 0.6 for c, at in zip(t.confidence, t.commit_step, strict=True) if at == step]
+            assert all(sure) or len(sure) <= 2  # what is unsure commits only to fill the quota
 
 
 @pytest.mark.parametrize("block", [12, 4, 1])
@@ -166,11 +165,34 @@ def test_nfe_and_tokens_are_what_a_hook_counts(denoiser):
         cells.append(int(mask.sum()) if mask is not None else kwargs["input_ids"].numel())
 
     handle = denoiser.model.register_forward_pre_hook(count, with_kwargs=True)
-    drawn = run(denoiser, n=3, policy="threshold", threshold=0.6, block_length=4, temperature=1.0, batch_size=5)
-    handle.remove()
+    settings = {"policy": "threshold", "threshold": 0.6, "block_length": 4, "temperature": 1.0}
+    drawn = run(denoiser, **settings)
     assert sum(t.ledger.nfe for t in drawn) == sum(rows)
     assert sum(t.ledger.tokens_forwarded for t in drawn) == sum(cells)
+    rows.clear(), cells.clear()
+    drawn = run(denoiser, n=3, batch_size=5, **settings)
+    handle.remove()
+    assert sum(t.ledger.nfe for t in drawn) > sum(rows)  # what is the same goes through a pass as one
+    assert sum(t.ledger.tokens_forwarded for t in drawn) == sum(cells)
     assert len({t.ledger.nfe for t in drawn}) > 1
+
+
+def test_logits_are_formed_only_where_something_may_commit(denoiser):
+    shapes = []
+    handle = denoiser.model.lm_head.register_forward_hook(lambda module, args, logits: shapes.append(logits.shape))
+    canvases = [[7 if i % 5 == 0 else None for i in range(G)], [7 if i < 5 else None for i in range(G)]]
+    drawn = run(denoiser, PROMPTS[:2], canvases=canvases, block_length=6)
+    handle.remove()
+    expected = []
+    for low in (0, 6):
+        open_ = [{i for i in range(low, low + 6) if row[i] is None} for row in canvases]
+        steps = [sorted(t.commit_step[i] for i in places) for t, places in zip(drawn, open_, strict=True)]
+        for turn in range(max(map(len, steps))):
+            rows = [(t, places, at[turn]) for t, places, at in zip(drawn, open_, steps, strict=True) if turn < len(at)]
+            masks = sum(t.commit_step[i] >= step for t, places, step in rows for i in places)
+            expected.append((masks, denoiser.model.config.vocab_size))
+    assert [(shape[:-1].numel(), shape[-1]) for shape in shapes] == expected
+    assert expected[0][0] == 5  # four masks in one row's block, one in the other's
 
 
 def test_trace_replays_to_the_same_tokens(denoiser):
@@ -270,7 +292,9 @@ def test_ledgers_add():
         ({"steps": 13}, "at most canvas_length=12"),
         ({"threshold": 0.9}, "would be ignored by policy='quota'"),
         ({"policy": "threshold"}, "threshold=None"),
-        ({"policy": "threshold", "threshold": 0.9, "steps": 4}, "steps=4 would be ignored"),
+        ({"policy": "factor", "factor": 0.9, "steps": 4}, "steps=4 would be ignored"),
+        ({"policy": "threshold", "threshold": 0.9, "steps": 4, "block_length": 2}, "steps=4 must be a multiple of the 6"),
+        ({"length": "dynamic", "max_length": 24, "policy": "threshold", "threshold": 0.9, "steps": 4}, "steps=4 are those"),
         ({"policy": "margin"}, "not one of quota, random, threshold"),
         ({"policy": "deferred"}, "threshold=None"),
         ({"policy": "factor"}, "factor=None: policy='factor' needs a number"),
@@ -279,7 +303,11 @@ def test_ledgers_add():
         ({"certainty": "luck"}, "not one of probability, margin, entropy"),
         ({"top_p": 0.9}, "would be ignored at temperature=0"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0 must be in (0, 1]"),
-        ({"cache": "all"}, "not one of none, prefix, dual, block"),
+        ({"cache": "all"}, "not one of none, prefix, dual, interval, block"),
+        ({"cache": "interval"}, "recomputes the window of policy='deferred', and policy='quota' has none"),
+        ({"policy": "deferred", "threshold": 0.9, "extension": 16}, "extension=16 would be ignored: the canvas of 12"),
+        ({"extension": 16}, "extension=16 would be ignored by policy='quota'; it is for deferred"),
+        ({"refresh": 8}, "refresh=8 would be ignored by cache='none'; it is for interval"),
         ({"eta": 0.1}, "eta=0.1 would be ignored by correction='none'; it is for remdm"),
         ({"correction": "remdm"}, "sigma=None: correction='remdm' needs one of cap, rescale, confidence"),
         ({"correction": "remdm", "sigma": "cap", "policy": "threshold", "threshold": 0.9}, "needs a schedule of steps"),

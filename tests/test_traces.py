@@ -9,10 +9,12 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.loop import sample
 from lockstitch.sampling.page import write_trace
-from lockstitch.sampling.replay import State, cells_at, last_step, token_ids, token_text
-from lockstitch.sampling.terminal import Ink, frame, frames, render, title_of, watch
-from models import tokenizer
+from lockstitch.sampling.replay import State, cells_at, cells_of, last_step, token_ids, token_text
+from lockstitch.sampling.terminal import Ink, Live, Screen, frame, frames, render, title_of, watch
+from models import random_denoiser, tokenizer
 from traces import MASK, simulate
 
 from lockstitch.terminal import cells
@@ -116,6 +118,54 @@ def test_no_line_is_longer_than_the_terminal(tok, every, width):
                 assert cells(ESCAPES.sub("", line.shown)) <= width
         for line in render(trajectories, "#3", Ink(tok, color), width).split("\n"):
             assert cells(ESCAPES.sub("", line)) <= max(width, 50)  # the line of costs is as long as it is
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 6}, {"policy": "random", "correction": "remdm", "sigma": "rescale", "eta": 0.5},
+     {"correction": "edit", "edit_threshold": 0.3, "steps": 4},
+     {"block_length": 4, "correction": "revise", "revise_fraction": 0.4}],
+)  # fmt: skip
+def test_what_is_seen_live_is_what_the_trace_replays(settings):
+    denoiser, looks = random_denoiser(), []
+    canvas = [None, 7, *[None] * 10]
+    config = SamplerConfig(canvas_length=12, temperature=1.0, stop_at_eos=False, batch_size=3, **settings)
+    drawn = sample(denoiser, ["1+1=", "31"], config, n=2, canvases=[canvas, [None] * 12], on_step=looks.append)
+    seen = {}
+    for look in looks:
+        for a, row in enumerate(look.rows):
+            step = int(look.step_A[a])
+            seen[row, step] = cells_of(look, a, seen.get((row, step - 1), []))
+            assert look.masked_AG[a].tolist() == [cell.token is None for cell in seen[row, step]]
+    assert set(seen) >= {(row, step) for row, t in enumerate(drawn) for step in range(t.last_step + 1)}
+    for (row, step), row_cells in seen.items():
+        for live, replayed in zip(row_cells, cells_at(drawn[row], step), strict=True):
+            assert (live.state, live.token) == (replayed.state, replayed.token)
+            assert replayed.confidence in (None, live.confidence)
+    assert sample(denoiser, ["1+1="], config, n=2, canvases=[canvas])[1].canvas_ids == drawn[1].canvas_ids
+
+
+def test_a_canvas_is_drawn_while_it_is_denoised(tok, capsys):
+    denoiser, shown = random_denoiser(), []
+    for height in (None, 12):
+        live = Live(Screen(height), "#0", Ink(tok, False), 60, 2)
+        config = SamplerConfig(canvas_length=6, stop_at_eos=False, temperature=1.0, batch_size=1)
+
+        def on_step(look, live=live):
+            live(look)
+            shown.append(capsys.readouterr().out)
+
+        sample(denoiser, ["1+1="], config, n=2, on_step=on_step)
+        live.screen.close()
+        assert len(shown) == 14
+        assert "T1  0 of 6" in shown[7]
+        assert "T0  6 of 6" in shown[7]
+        for step, frame_shown in enumerate(shown[:7]):
+            assert f"step {step}" in frame_shown
+            assert f"T0  {step} of 6" in frame_shown
+            assert ("\x1b" in frame_shown) == (height is not None)
+        assert capsys.readouterr().out.endswith("\x1b[?25h" if height else "")
+        shown.clear()
 
 
 def test_a_pipe_gets_every_frame_and_no_escape_code(tok, capsys):

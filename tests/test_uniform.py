@@ -6,8 +6,9 @@ import lockstitch.sampling.uniform as module
 import pytest
 import torch
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
+from lockstitch.sampling.replay import cells_at, cells_of
 from lockstitch.sampling.trajectory import Trajectory
-from lockstitch.sampling.uniform import entropy_bound, invert_cdf, noise, sample_uniform
+from lockstitch.sampling.uniform import invert_cdf, noise, sample_uniform
 from lockstitch.sampling.uniform_config import UniformConfig
 from models import random_denoiser, random_diffusion_gemma
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
@@ -96,16 +97,6 @@ def test_a_row_stops_with_the_block_of_its_eos_as_generate_does(denoiser):
         assert list(t.completion_ids) == expected[: t.length]
         assert set(expected[t.length :]) <= {denoiser.pad_id}
         assert t.finished == (t.canvas_ids[t.length - 1] in stopping.eos_ids)
-
-
-def test_the_entropy_bound_is_its_definition():
-    entropy = torch.tensor([[0.3, 0.0, 0.05, 0.05, 2.0], [1.0, 1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.1]])
-    for bound in (0.0, 0.04, 0.06, 0.11, 0.5, 2.5, 9.0):
-        accepted = entropy_bound(entropy, bound)
-        for row, chosen in zip(entropy.tolist(), accepted.tolist(), strict=True):
-            ascending = sorted(range(5), key=lambda i, row=row: row[i])
-            expected = {i for rank, i in enumerate(ascending) if sum(row[j] for j in ascending[:rank]) <= bound}
-            assert {i for i, is_chosen in enumerate(chosen) if is_chosen} == expected
 
 
 @pytest.mark.parametrize("vocabulary", [7, 256, 403])
@@ -264,6 +255,20 @@ def test_trace_and_noise_replay_what_the_decoder_was_given(denoiser):
                 assert entropy == pytest.approx(t.entropy[place], rel=1e-3, abs=1e-6)
         assert tuple(t.canvas_at(len(passes))) == t.canvas_ids
         assert t.last_step <= len(passes)
+
+
+def test_what_is_seen_live_is_what_the_trace_replays(denoiser):
+    looks = []
+    drawn = sample_uniform(denoiser, PROMPTS[:3], settings(batch_size=2), on_step=looks.append)
+    seen = {}
+    for look in looks:
+        for a, row in enumerate(look.rows):
+            step = int(look.step_A[a])
+            seen[row, step] = cells_of(look, a, seen.get((row, step - 1), []))
+    assert set(seen) == {(row, step) for row, t in enumerate(drawn) for step in range(denoising_steps(t) + 1)}
+    for (row, step), live in seen.items():
+        replayed = cells_at(drawn[row], step)
+        assert [(cell.state, cell.token) for cell in live] == [(cell.state, cell.token) for cell in replayed]
 
 
 def test_tokens_accepted_and_held_are_not_edits(denoiser):

@@ -1,0 +1,63 @@
+"""LLaDA's published sampler (2502.09992), written down plainly: the reference for `quota`, in tokens and in cost.
+
+At every step it does all of it: a full pass over the batch, logits at every position of prompt and canvas, and in float64
+their softmax and Gumbel noise over the whole vocabulary (at temperature 0 as well, where noise counts for nothing; it was
+released so); on to the last step, whatever rows have ended. What is added costs nothing: prompts of unequal length
+(padded on the left, hidden from attention), ids that must not be written, positions that are given. Blocks without a
+mask are passed over.
+
+Axes: B rows, L columns (padding, prompt, canvas), G canvas positions, V vocabulary.
+"""
+
+import torch
+
+
+@torch.inference_mode()
+def llada_loop(
+    denoiser, prompts, length, block, steps, temperature=0.0, canvases=None, light=False
+) -> list[list[int]]:
+    """The canvases of a batch of token-id prompts, each of `length` positions.
+
+    Args:
+        denoiser: a full-attention, unshifted model with its special ids.
+        prompts: token ids.
+        length, block, steps: positions of the canvas and of a block, and denoising steps of the whole canvas.
+        temperature: of the Gumbel noise, which comes from the global generator.
+        canvases: tokens that are given, None where a position is to be denoised.
+        light: no noise at temperature 0, and the softmax in the model's own precision.
+    """
+    mask, padding = denoiser.mask_id, denoiser.pad_id
+    width = max(map(len, prompts))
+    given = canvases or [[None] * length] * len(prompts)
+    ids_BL = torch.tensor([
+        [padding] * (width - len(prompt)) + list(prompt) + [mask if token is None else token for token in canvas]
+        for prompt, canvas in zip(prompts, given, strict=True)
+    ])  # fmt: skip
+    real_BL = torch.ones_like(ids_BL)
+    for b, prompt in enumerate(prompts):
+        real_BL[b, : width - len(prompt)] = 0
+    arguments = {"use_cache": False}  # what a causal model would keep, and nobody here would read
+    if not real_BL.all():
+        arguments |= {"attention_mask": real_BL, "position_ids": (real_BL.cumsum(1) - 1).clamp(min=0)}
+    forbidden = [mask] if padding in denoiser.eos_ids else [mask, padding]
+    per_block = steps // (length // block)
+    for low in range(width, width + length, block):
+        high = low + block
+        masks_B = (ids_BL[:, low:high] == mask).sum(1)
+        for step in range(per_block if masks_B.any() else 0):
+            logits_BLV = denoiser.model(input_ids=ids_BL, **arguments).logits
+            logits_BLV[..., forbidden] = -torch.inf
+            noisy_BLV = logits_BLV
+            if temperature > 0 or not light:
+                noise_BLV = torch.rand_like(logits_BLV, dtype=torch.float64)
+                noisy_BLV = logits_BLV.double() - temperature * (-noise_BLV.log()).log()
+            token_BL = noisy_BLV.argmax(-1)
+            p_BLV = logits_BLV.softmax(-1) if light else logits_BLV.double().softmax(-1)
+            confidence_BL = p_BLV.gather(-1, token_BL[..., None])[..., 0]
+            confidence_BL[ids_BL != mask] = -torch.inf
+            confidence_BL[:, high:] = -torch.inf
+            for b, masks in enumerate(masks_B.tolist()):
+                count = masks // per_block + (step < masks % per_block)
+                chosen = confidence_BL[b].topk(count).indices
+                ids_BL[b, chosen] = token_BL[b, chosen]
+    return ids_BL[:, width:].tolist()
