@@ -2,9 +2,10 @@
 
     accelerate launch -m lockstitch.recipes.sft --config recipes/configs/tiny/sudoku.yaml
 
-Everything of TRL's `SFTConfig` and `ModelConfig` can stand in the YAML or on the command line (which wins). Data is a
-prompt-completion data set (`--dataset_name`, a hub name or local files) or, for the embedded models, generated
-(`--generate TASK`). A run that was interrupted goes on from its last checkpoint when it is launched again.
+Everything of TRL's `SFTConfig` and `ModelConfig` can stand in the YAML or on the command line (which wins). Data is a data
+set of prompts and completions or of conversations (`--dataset_name`, a hub name, a directory, or a `.jsonl`, `.json`, `.csv`
+or `.parquet` file) or, for the embedded models, generated (`--generate TASK`). `--use_peft` trains an adapter, which
+`lockstitch export` packs. A run that was interrupted goes on from its last checkpoint when it is launched again.
 """
 
 from dataclasses import dataclass, field
@@ -37,8 +38,16 @@ class RecipeArguments:
         metadata={"help": "Put generated rows of about one length into one batch, batches in random order. Wants "
                           "train_sampling_strategy: sequential."},
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A prompt-completion data set."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Prompts and completions, or conversations: a hub name, a directory or a file."}
+    )
     dataset_train_split: str = field(default="train", metadata={"help": "Its split."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Its split for evaluation, which eval_strategy asks for."}
+    )
+    num_eval_problems: int = field(
+        default=0, metadata={"help": "How many held-out rows of generate=TASK are evaluated, if eval_strategy asks for it."}
+    )
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -47,17 +56,37 @@ class RecipeArguments:
             raise ValueError("say where the rows come from: either generate=TASK or dataset_name=NAME")
         if self.num_problems < 1:
             raise ValueError(f"num_problems={self.num_problems} must be at least 1")
+        if self.num_eval_problems < 0:
+            raise ValueError(f"num_eval_problems={self.num_eval_problems} must be at least 0")
+        if self.num_eval_problems and self.generate in (None, "evidence"):
+            raise ValueError(f"num_eval_problems={self.num_eval_problems} takes held-out problems of an embedded model's "
+                             f"task; generate={self.generate!r} has none")  # fmt: skip
+        if self.dataset_test_split is not None and self.dataset_name is None:
+            raise ValueError(f"dataset_test_split={self.dataset_test_split!r} is a split of dataset_name, which is missing")
+
+
+FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def load_split(name: str, split: str) -> Any:
+    """A split of a data set by its hub name or directory, or all of a local file."""
+    from datasets import load_dataset
+
+    path = Path(name)
+    if path.suffix in FORMATS and path.is_file():
+        return load_dataset(FORMATS[path.suffix], data_files=name, split="train")
+    return load_dataset(name, split=split)
 
 
 def load_rows(recipe: RecipeArguments, training: Any, tokenizer: Any) -> Any:
     """The training rows as a `datasets.Dataset`: as they are, or generated and tokenized."""
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset
     from lockstitch.recipes.evidence import evidence_rows
     from lockstitch.recipes.tiny import batch_by_length, prompt_completion_rows, tokenize_rows
     from lockstitch.rewards.tasks import get_task
 
     if recipe.dataset_name is not None:
-        return load_dataset(recipe.dataset_name, split=recipe.dataset_train_split)
+        return load_split(recipe.dataset_name, recipe.dataset_train_split)
     assert recipe.generate is not None
     if recipe.generate == "evidence":
         rows = evidence_rows(recipe.num_problems, recipe.problem_seed)
@@ -69,64 +98,103 @@ def load_rows(recipe: RecipeArguments, training: Any, tokenizer: Any) -> Any:
     return Dataset.from_list(tokenized)
 
 
+def load_eval_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
+    """The rows of the evaluation, or None; generated ones never meet the training rows."""
+    from datasets import Dataset
+    from lockstitch.recipes.tiny import prompt_completion_rows, tokenize_rows
+    from lockstitch.rewards.tasks import get_task
+
+    if recipe.dataset_test_split is not None:
+        assert recipe.dataset_name is not None
+        return load_split(recipe.dataset_name, recipe.dataset_test_split)
+    if recipe.num_eval_problems == 0:
+        return None
+    assert recipe.generate is not None
+    rows = prompt_completion_rows(get_task(recipe.generate), recipe.num_eval_problems, recipe.problem_seed, held_out=True)
+    return Dataset.from_list(list(tokenize_rows(rows, tokenizer)))
+
+
+def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
+    """Raises `ValueError` for settings of the recipe that do not go with those of the training or of the model."""
+    if recipe.new_model is not None and model_arguments.use_peft:
+        raise ValueError("use_peft trains an adapter of a model that others can load; new_model is trained whole")
+    if recipe.batch_by_length and (recipe.generate is None or training.train_sampling_strategy != "sequential"):
+        raise ValueError(
+            "batch_by_length=True orders generated rows; it needs generate=TASK and train_sampling_strategy='sequential', "
+            f"not generate={recipe.generate!r} and train_sampling_strategy={training.train_sampling_strategy!r}"
+        )
+    evaluated = recipe.dataset_test_split is not None or recipe.num_eval_problems > 0
+    if evaluated != (training.eval_strategy != "no"):
+        raise ValueError(f"eval_strategy={str(training.eval_strategy)!r} and the rows to evaluate (dataset_test_split or "
+                         "num_eval_problems) belong together: say both or neither")  # fmt: skip
+    if recipe.dataset_test_split is not None and Path(recipe.dataset_name or "").suffix in FORMATS:
+        raise ValueError(f"dataset_name={recipe.dataset_name!r} is one file, without splits: "
+                         "dataset_test_split needs a directory or a hub name")  # fmt: skip
+
+
 def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     """Runs the recipe and saves the model to `training.output_dir`."""
     import torch
     from lockstitch.recipes.tiny import new_model
+    from lockstitch.rl.lora import loading_of, peft_config_of
+    from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, write_run
     from lockstitch.rl.sft import DiffusionSFTTrainer
     from lockstitch.sampling.denoiser import Denoiser, make_causal
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer, get_peft_config
 
-    if recipe.batch_by_length and (recipe.generate is None or training.train_sampling_strategy != "sequential"):
-        raise ValueError(
-            "batch_by_length=True orders generated rows; it needs generate=TASK and train_sampling_strategy='sequential', "
-            f"not generate={recipe.generate!r} and train_sampling_strategy={training.train_sampling_strategy!r}"
-        )
+    check(recipe, training, model_arguments)
     path = model_arguments.model_name_or_path
     diffusion = recipe.objective == "diffusion"
-    dtype = model_arguments.dtype or "auto"
+    loading = loading_of(model_arguments)
     if recipe.new_model is not None:
         tokenizer = AutoTokenizer.from_pretrained(path)
         assert isinstance(recipe.new_model, dict)
         model = new_model(tokenizer, bidirectional=diffusion, seed=training.seed, **recipe.new_model)
+    family = None
     if diffusion:
         if recipe.new_model is not None:
             denoiser = Denoiser(model, tokenizer)
         else:
-            denoiser = Denoiser.from_pretrained(
-                path, dtype=dtype, trust_remote_code=training.trust_remote_code
-            )
-        model, tokenizer = denoiser.model, denoiser.tokenizer
+            denoiser = Denoiser.from_pretrained(path, trust_remote_code=training.trust_remote_code, **loading)
+        model, tokenizer, family = denoiser.model, denoiser.tokenizer, denoiser.family.name
     elif recipe.new_model is None:
-        model = make_causal(AutoModelForCausalLM.from_pretrained(path, dtype=dtype))
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    common = {"train_dataset": load_rows(recipe, training, tokenizer), "peft_config": get_peft_config(model_arguments)}
+        model = make_causal(AutoModelForCausalLM.from_pretrained(path, **loading))
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=model_arguments.model_revision)
+    rows = {"train_dataset": load_rows(recipe, training, tokenizer), "eval_dataset": load_eval_rows(recipe, tokenizer)}
     if diffusion:
-        trainer: Any = DiffusionSFTTrainer(denoiser, training, **common)
+        peft_config = peft_config_of(model_arguments, denoiser)
+        trainer: Any = DiffusionSFTTrainer(denoiser, training, peft_config=peft_config, **rows)
     else:
-        trainer = SFTTrainer(model=model, args=training, processing_class=tokenizer, **common)
+        peft_config = get_peft_config(model_arguments)
+        trainer = SFTTrainer(model=model, args=training, processing_class=tokenizer, peft_config=peft_config, **rows)
 
     output = Path(training.output_dir)
     checkpoint = training.resume_from_checkpoint
     if checkpoint is None and output.is_dir():
         checkpoint = get_last_checkpoint(str(output))
+    if trainer.is_world_process_zero():
+        revision = base_revision(path, model_arguments.model_revision)
+        settings = changed_settings(recipe, training, model_arguments)
+        write_run(output, RunRecord(path, revision, "sft", family, recipe.generate, recipe.dataset_name, None, settings))
     with torch.random.fork_rng():
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(training.output_dir)
+    trainer.save_state()
     trainer.accelerator.print(f"Model saved to {training.output_dir}")
 
 
 def main() -> None:
     """Parses YAML and command line, then trains."""
-    from lockstitch.rl.sft import DiffusionSFTConfig
-    from trl import ModelConfig, SFTConfig, TrlParser
+    from lockstitch.rl.lora import DiffusionModelConfig
+    from lockstitch.rl.sft_config import DiffusionSFTConfig
+    from trl import SFTConfig, TrlParser
 
     # The solver is trained by TRL's own trainer, which must not be offered options that it would ignore.
     recipe = TrlParser((RecipeArguments,)).parse_args_and_config(return_remaining_strings=True)[0]
     config_class = DiffusionSFTConfig if recipe.objective == "diffusion" else SFTConfig
-    parser = TrlParser((RecipeArguments, config_class, ModelConfig))
+    parser = TrlParser((RecipeArguments, config_class, DiffusionModelConfig))
     recipe, training, model_arguments = parser.parse_args_and_config()
     train(recipe, training, model_arguments)
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lockstitch.rewards.tasks import TASKS, Task, training_problems
+from lockstitch.rewards.tasks import TASKS, Task, held_out_problems, training_problems
 
 VOCABULARY = 448
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<mask>")
@@ -59,9 +59,9 @@ def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: int) -
     return make_bidirectional(model) if bidirectional else model
 
 
-def prompt_completion_rows(task: Task, count: int, seed: int) -> Iterator[dict[str, str]]:
-    """TRL's prompt-completion rows for the diffusion model."""
-    for problem in training_problems(task, count, seed):
+def prompt_completion_rows(task: Task, count: int, seed: int, *, held_out: bool = False) -> Iterator[dict[str, str]]:
+    """TRL's prompt-completion rows for the diffusion model, from the training or the held-out side of the task's split."""
+    for problem in (held_out_problems if held_out else training_problems)(task, count, seed):
         assert problem.solution is not None
         yield {"prompt": task.prompt(problem.question), "completion": problem.solution}
 

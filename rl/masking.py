@@ -21,10 +21,20 @@ def noise_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(state >> 1)
 
 
-def stratified_mask_ratio(rows: int, generator: torch.Generator, smallest: float = 1e-3) -> torch.Tensor:
-    """One mask ratio per row, `(B,)` in [smallest, 1]: one uniform draw in each of B equal strata, in random order."""
-    strata_B = (torch.rand(1, generator=generator) + torch.arange(rows) / rows) % 1
-    return smallest + (1 - smallest) * strata_B[torch.randperm(rows, generator=generator)]
+def stratified_mask_ratio(
+    rows: int, generator: torch.Generator, low: float = 1e-3, high: float = 1.0, full: float = 0.0
+) -> torch.Tensor:
+    """One mask ratio per row, `(B,)`: 1 with probability `full`, else uniform on [low, high].
+
+    All rows share one uniform draw in each of B equal strata, in random order: of B rows, `full * B` are masked whole,
+    rounded up or down at random, and the ratios of the others are spread evenly.
+    """
+    uniform_B = (torch.rand(1, generator=generator) + torch.arange(rows) / rows) % 1
+    uniform_B = uniform_B[torch.randperm(rows, generator=generator)]
+    if full == 0:
+        return low + (high - low) * uniform_B
+    spread_B = low + (high - low) * (uniform_B - full) / max(1 - full, 1e-9)
+    return torch.where(uniform_B < full, torch.ones(()), spread_B)
 
 
 def mask_completion(
@@ -33,8 +43,9 @@ def mask_completion(
     ratio_B: torch.Tensor,
     mask_id: int,
     generator: torch.Generator,
+    at_least_one: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks completion tokens with each row's ratio; a row that drew none gets one masked position.
+    """Masks completion tokens with each row's ratio.
 
     Args:
         input_ids_BL: clean tokens.
@@ -42,14 +53,16 @@ def mask_completion(
         ratio_B: mask probability of each row, in (0, 1].
         mask_id: the mask token.
         generator: CPU generator of the draw.
+        at_least_one: a row that drew no mask gets one, so that it teaches something. Not for losses weighted by 1/t: there a
+            row without a mask rightly counts 0, and one that is masked all the same would count 1/t with a small t.
 
     Returns:
         The noised ids `(B, L)` and the bool mask `(B, L)` of the positions that were masked.
     """
     uniform_BL = torch.rand(input_ids_BL.shape, generator=generator).to(input_ids_BL.device)
     masked_BL = (uniform_BL < ratio_B.to(input_ids_BL.device)[:, None]) & completion_BL
-    # A row without a masked position would contribute nothing: mask its likeliest candidate instead.
-    lowest_B = uniform_BL.masked_fill(~completion_BL, 2.0).argmin(dim=1)
-    empty_B = ~masked_BL.any(dim=1) & completion_BL.any(dim=1)
-    masked_BL[empty_B, lowest_B[empty_B]] = True
+    if at_least_one:  # its likeliest candidate
+        lowest_B = uniform_BL.masked_fill(~completion_BL, 2.0).argmin(dim=1)
+        empty_B = ~masked_BL.any(dim=1) & completion_BL.any(dim=1)
+        masked_BL[empty_B, lowest_B[empty_B]] = True
     return torch.where(masked_BL, mask_id, input_ids_BL), masked_BL

@@ -82,6 +82,26 @@ def make_causal(model: PreTrainedModel) -> PreTrainedModel:
     return _set_causal(model, True)
 
 
+def load_model(
+    path: str,
+    config: Any,
+    trust_remote_code: bool = False,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    **loading: Any,
+) -> PreTrainedModel:
+    """A checkpoint's model as its config says, in evaluation mode; `device` is by default the accelerator, if any."""
+    if device is None:
+        device = torch.accelerator.current_accelerator() or "cpu"
+    auto_map = getattr(config, "auto_map", None) or {}
+    loader: Any = AutoModel if "AutoModelForCausalLM" not in auto_map and auto_map else AutoModelForCausalLM
+    if loading.get("quantization_config") is not None:  # its weights cannot be moved afterwards
+        loading["device_map"] = {"": device}
+    model = loader.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **loading)
+    return (model if "device_map" in loading else model.to(device)).eval()
+
+
 class Denoiser:
     """A model, its tokenizer and the few ids that denoising needs.
 
@@ -126,24 +146,23 @@ class Denoiser:
         trust_remote_code: bool = False,
         dtype: torch.dtype | str = "auto",
         device: str | torch.device | None = None,
+        revision: str | None = None,
+        **loading: Any,
     ) -> "Denoiser":
         """Loads a checkpoint and recognises its family from the config (`family` overrides).
 
         `device` is by default the accelerator, if there is one. Remote code runs only if `trust_remote_code` is said.
-        Raises `ValueError` for an unknown family.
+        `loading` goes to the model's own `from_pretrained` (`attn_implementation`, `quantization_config`). Raises
+        `ValueError` for an unknown family.
         """
         if family is not None and family not in FAMILIES:
             raise ValueError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
-        if device is None:
-            device = torch.accelerator.current_accelerator() or "cpu"
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
         known = FAMILIES[family] if family else family_of(config.model_type)
-        auto_map = getattr(config, "auto_map", None) or {}
-        loader: Any = AutoModel if "AutoModelForCausalLM" not in auto_map and auto_map else AutoModelForCausalLM
-        model = loader.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code).to(device).eval()
+        model = load_model(path, config, trust_remote_code, dtype=dtype, device=device, revision=revision, **loading)
         if known is BIDIRECTIONAL:
             make_bidirectional(model)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
         return cls(model, tokenizer, known, mask_id)
 
     @property

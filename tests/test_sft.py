@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from lockstitch.recipes.evidence import evidence_rows
 from lockstitch.recipes.sft import RecipeArguments, train
 from lockstitch.recipes.tiny import (
@@ -19,11 +20,14 @@ from lockstitch.recipes.tiny import (
     tokenizer_texts,
 )
 from lockstitch.rewards.tasks import TASKS, get_task
+from lockstitch.rl.canvas_data import CanvasCollator
+from lockstitch.rl.lora import DiffusionModelConfig, lora_config
 from lockstitch.rl.masking import mask_completion, noise_generator, stratified_mask_ratio
-from lockstitch.rl.sft import CanvasCollator, DiffusionSFTConfig, masked_diffusion_loss
-from lockstitch.sampling.denoiser import make_causal
-from models import random_denoiser, tokenizer
-from trl import ModelConfig, SFTConfig
+from lockstitch.rl.sft import DiffusionSFTTrainer, masked_diffusion_loss, masked_logits
+from lockstitch.rl.sft_config import DiffusionSFTConfig
+from lockstitch.sampling.denoiser import BLOCK_CAUSAL, make_causal
+from models import dream_like, llada_like, random_denoiser, tokenizer
+from trl import SFTConfig
 
 
 def test_noise_depends_on_its_key_alone():
@@ -37,7 +41,7 @@ def test_noise_depends_on_its_key_alone():
 
 def test_mask_ratios_fill_every_stratum():
     for seed in range(20):
-        ratio = stratified_mask_ratio(8, noise_generator(seed), smallest=0.0)
+        ratio = stratified_mask_ratio(8, noise_generator(seed), low=0.0)
         # One uniform shift of an even grid: neighbours are one stratum apart.
         assert (ratio.sort().values.diff() - 1 / 8).abs().max() < 1e-6
     ratio = torch.cat([stratified_mask_ratio(8, noise_generator(1, seed)) for seed in range(500)])
@@ -87,7 +91,7 @@ def test_loss_is_unbiased_for_the_exact_bound():
                 noised[masked] = denoiser.mask_id
                 key = tuple(mask)
                 if key not in _LOGITS:
-                    _LOGITS[key] = denoiser.model(input_ids=noised).logits
+                    _LOGITS[key] = denoiser.model(input_ids=noised).logits[masked]
                 loss = masked_diffusion_loss(_LOGITS[key], labels, masked, torch.tensor([t]), "inverse_t")
                 total += t ** sum(mask) * (1 - t) ** (3 - sum(mask)) * loss.item() / len(grid)
     assert total == pytest.approx(exact, rel=2e-3)
@@ -96,13 +100,165 @@ def test_loss_is_unbiased_for_the_exact_bound():
 _LOGITS: dict = {}
 
 
+def exact_bound(denoiser, prompt, answer, low=0.0, high=1.0, full=0.0):
+    """E over masks and t of `1/(t L) sum of -log p`: t is 1 with probability `full`, else uniform on [low, high]."""
+    total, grid = 0.0, low + (high - low) * (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    for mask in itertools.product([0, 1], repeat=len(answer)):
+        count, blanks = sum(mask), torch.tensor(mask).bool()
+        ids = torch.tensor([prompt + answer])
+        ids[0, len(prompt) :][blanks] = denoiser.mask_id
+        with torch.no_grad():
+            logp = denoiser.model(input_ids=ids).logits.log_softmax(-1)[0, len(prompt) :]
+        nll = -sum(logp[i, token].item() for i, token in enumerate(answer) if mask[i]) / len(answer)
+        weight = (grid**count * (1 - grid) ** (len(answer) - count) / grid).mean().item()
+        total += nll * ((1 - full) * weight + full * (count == len(answer)))
+    return total
+
+
+def sft_trainer(denoiser, rows, tmp_path, eval_rows=None, peft_config=None, **settings):
+    args = DiffusionSFTConfig(output_dir=str(tmp_path), bf16=False, gradient_checkpointing=False, report_to="none",
+                              disable_tqdm=True, use_cpu=True, save_strategy="no", **settings)  # fmt: skip
+    return DiffusionSFTTrainer(denoiser, args, train_dataset=Dataset.from_list(rows), peft_config=peft_config,
+                               eval_dataset=None if eval_rows is None else Dataset.from_list(eval_rows))  # fmt: skip
+
+
+@pytest.mark.parametrize("noise", [{}, {"mask_ratio_low": 0.3, "mask_ratio_high": 0.8, "full_mask_fraction": 0.25}])
+def test_the_trainer_estimates_the_exact_bound(noise, tmp_path):
+    denoiser = random_denoiser(sharpness=2.0)
+    prompt, answer = [10, 11], [12, 13, 14]
+    row = {"input_ids": prompt + answer, "labels": [-100, -100, *answer]}
+    trainer = sft_trainer(denoiser, [row], tmp_path, **noise)
+    batch = trainer.data_collator([row] * 500)
+    trainer.model.train(bool(noise))  # evaluation ignores the noise that training is under
+    trainer.state.max_steps = 1
+    with torch.no_grad():
+        losses = torch.stack([trainer.compute_loss(trainer.model, batch) for _ in range(16)])
+    low, high, full = trainer.args.noise_at(0.0) if noise else (1e-3, 1.0, 0.0)
+    exact = exact_bound(denoiser, prompt, answer, low, high, full)
+    error = losses.std().item() / 4
+    assert losses.mean().item() == pytest.approx(exact, abs=4 * error)
+    assert error < 0.03 * exact
+
+
+def test_some_rows_are_masked_whole_and_the_others_fill_their_strata():
+    for seed in range(50):
+        ratio = stratified_mask_ratio(8, noise_generator(seed), 0.2, 0.6, full=0.3)
+        whole = int((ratio == 1).sum())
+        assert whole in (2, 3)
+        rest = ratio[ratio < 1].sort().values
+        assert rest.min() >= 0.2 and rest.max() <= 0.6  # noqa: PT018
+        assert (rest.diff() - 0.4 / 8 / 0.7).abs().max() < 1e-6
+    assert stratified_mask_ratio(5, noise_generator(0), full=1.0).tolist() == [1.0] * 5
+    share = torch.cat([stratified_mask_ratio(1, noise_generator(seed), full=0.3) for seed in range(2000)])
+    assert abs((share == 1).float().mean().item() - 0.3) < 0.04
+
+
+def test_the_noise_moves_to_its_end(tmp_path):
+    config = DiffusionSFTConfig(output_dir=str(tmp_path), bf16=False, mask_ratio_high=0.4, mask_ratio_high_end=1.0,
+                                full_mask_fraction=0.5, full_mask_fraction_end=0.0)  # fmt: skip
+    assert config.noise_at(0.0) == (1e-3, 0.4, 0.5)
+    assert config.noise_at(0.5) == pytest.approx((1e-3, 0.7, 0.25))
+    assert config.noise_at(1.0) == pytest.approx((1e-3, 1.0, 0.0))
+
+
+def test_no_mask_is_forced_where_small_ratios_weigh_much():
+    ids = torch.arange(5, 9).repeat(3, 1)
+    ratio = torch.full((3,), 1e-6)
+    noised, masked = mask_completion(ids, ids > 5, ratio, 2, noise_generator(0), at_least_one=False)
+    assert not masked.any()
+    assert torch.equal(noised, ids)
+    loss = masked_diffusion_loss(torch.empty(0, 9, requires_grad=True), ids, masked, ratio, "inverse_t")
+    assert loss.item() == 0
+    loss.backward()
+
+
+def test_rows_of_several_lengths_are_scored_without_their_padding_where_masks_are_ignored():
+    reference = random_denoiser()
+    rows = [{"input_ids": list(range(10, 10 + n)), "labels": [-100] * p + list(range(10 + p, 10 + n))}
+            for n, p in ((9, 4), (6, 3), (9, 2), (7, 5))]  # fmt: skip
+    batch = CanvasCollator(0, 1, 8)(rows)
+    noised, masked = mask_completion(batch["input_ids"], batch["labels"] != -100, torch.tensor([0.5, 0.9, 0.2, 0.7]), 2,
+                                     noise_generator(3))  # fmt: skip
+    expected = reference.forward_logits(reference.model, noised, batch["attention_mask"])[masked]
+    for denoiser in (reference, llada_like(reference), dream_like(reference)):
+        found = masked_logits(denoiser, denoiser.model, noised, batch["attention_mask"], masked)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_conversations_become_canvases(tmp_path):
+    denoiser = random_denoiser()
+    denoiser.tokenizer.chat_template = TEMPLATE
+    talk = [{"role": "user", "content": "2+3"}, {"role": "assistant", "content": "5"}]
+    whole = sft_trainer(denoiser, [{"messages": talk}], tmp_path, canvas_length=4)
+    parts = sft_trainer(denoiser, [{"prompt": talk[:1], "completion": talk[1:]}], tmp_path, canvas_length=4)
+    assert whole.train_dataset[0]["labels"] == parts.train_dataset[0]["labels"]
+    batch = whole.data_collator([whole.train_dataset[0]])
+    prompt = batch["labels"][0] == -100
+    assert denoiser.tokenizer.decode(batch["input_ids"][0][prompt]) == "user: 2+3<eos>\nassistant: "
+    assert denoiser.tokenizer.decode(batch["labels"][0][~prompt]) == "5<eos><eos><eos>"
+
+
+def test_long_rows_are_left_out_and_long_completions_refused(tmp_path):
+    rows = [{"prompt": "1+2=", "completion": "3"}, {"prompt": "1+2+3+4+5=", "completion": "15"}]
+    assert len(sft_trainer(random_denoiser(), rows, tmp_path, max_length=8).train_dataset) == 1
+    with pytest.raises(ValueError, match=r"1 of 2 completions .* do not fit canvas_length=2; the longest has 3"):
+        sft_trainer(random_denoiser(), rows, tmp_path, canvas_length=2)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": "1+2=3"}, "has the columns text"),
+        ({"messages": [{"role": "user", "content": "?"}]}, "roles user: the last must be the assistant's"),
+    ],
+)
+def test_data_without_completions_is_refused(row, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        sft_trainer(random_denoiser(), [row], tmp_path)
+
+
+def test_families_that_attend_block_by_block_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="block_causal models attend block by block"):
+        sft_trainer(random_denoiser(family=BLOCK_CAUSAL), [{"prompt": "1", "completion": "2"}], tmp_path)
+
+
+def test_an_adapter_is_trained_and_evaluations_leave_the_training_alone(tmp_path):
+    rows = list(tokenize_rows(prompt_completion_rows(get_task("sudoku"), 24, 0), tokenizer()))
+    settings = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 1,
+                "learning_rate": 1e-2, "lr_scheduler_type": "constant", "seed": 1, "eval_steps": 1}  # fmt: skip
+    weights, logs = [], []
+    for strategy in ("no", "steps"):
+        denoiser = random_denoiser()
+        with torch.random.fork_rng():
+            trainer = sft_trainer(denoiser, rows, tmp_path, rows[:8], lora_config(denoiser, 2, 4), eval_strategy=strategy,
+                                  **settings)  # fmt: skip
+            torch.manual_seed(0)
+            trainer.train()
+        weights.append({name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad})
+        logs.append(trainer.state.log_history)
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name])
+    trained = [name for name, weight in weights[0].items() if "lora_B" in name and weight.abs().max() > 0]
+    assert len(trained) == 14
+    losses = [entry["eval_loss"] for entry in logs[1] if "eval_loss" in entry]
+    assert len(set(losses)) == 3
+    with torch.no_grad():
+        assert trainer.evaluate()["eval_loss"] == losses[-1]  # the same noise every time
+
+
 def test_mean_weighting_is_the_plain_mean():
     logits = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[-100, 1, 2, 3], [-100, -100, 4, 5]])
     masked = torch.tensor([[False, True, False, True], [False, False, True, False]])
     expected = -torch.stack([logits.log_softmax(-1)[0, 1, 1], logits.log_softmax(-1)[0, 3, 3],
                              logits.log_softmax(-1)[1, 2, 4]]).mean()  # fmt: skip
-    found = masked_diffusion_loss(logits, labels, masked, torch.tensor([0.5, 0.2]), "mean")
+    found = masked_diffusion_loss(logits[masked], labels, masked, torch.tensor([0.5, 0.2]), "mean")
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -160,6 +316,11 @@ def test_batches_by_length_are_alike_inside_and_in_random_order():
         ({"canvas_length": 0}, "canvas_length=0"),
         ({"loss_weighting": "none"}, "'inverse_t', 'mean'"),
         ({"packing": True}, "packing=True has no meaning"),
+        ({"completion_only_loss": False}, "completion_only_loss=False has no meaning"),
+        ({"loss_type": "dft"}, "loss_type='dft' would be ignored"),
+        ({"mask_ratio_low": 0.0}, "0 < low <= high <= 1"),
+        ({"mask_ratio_high": 0.5, "mask_ratio_low_end": 0.6}, "mask_ratio_low_end=0.6 and mask_ratio_high_end=0.5"),
+        ({"full_mask_fraction": 1.5}, "full_mask_fraction=1.5"),
     ],
 )
 def test_bad_training_settings_are_refused(settings, says, tmp_path):
@@ -172,13 +333,31 @@ def test_bad_recipes_are_refused():
         RecipeArguments()
     with pytest.raises(ValueError, match="objective='gan'"):
         RecipeArguments(objective="gan", generate="sudoku")
+    with pytest.raises(ValueError, match="generate='evidence' has none"):
+        RecipeArguments(generate="evidence", num_eval_problems=5)
+    with pytest.raises(ValueError, match="dataset_test_split='test' is a split of dataset_name"):
+        RecipeArguments(generate="sudoku", dataset_test_split="test")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "training", "flags", "says"),
+    [
+        ({"num_eval_problems": 5}, {}, {}, "say both or neither"),
+        ({}, {"eval_strategy": "steps", "eval_steps": 5}, {}, "say both or neither"),
+        ({"new_model": {}}, {}, {"use_peft": True}, "new_model is trained whole"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(recipe, training, flags, says, tmp_path):
+    training = DiffusionSFTConfig(output_dir=str(tmp_path), bf16=False, **training)
+    with pytest.raises(ValueError, match=says):
+        train(RecipeArguments(generate="sudoku", **recipe), training, DiffusionModelConfig("absent", **flags))
 
 
 def test_ordered_rows_that_would_be_shuffled_are_refused(tmp_path):
     recipe = RecipeArguments(objective="autoregressive", generate="evidence", batch_by_length=True)
     training = SFTConfig(output_dir=str(tmp_path), bf16=False)
     with pytest.raises(ValueError, match=r"train_sampling_strategy='sequential', not .*train_sampling_strategy='random'"):
-        train(recipe, training, ModelConfig(model_name_or_path="absent"))
+        train(recipe, training, DiffusionModelConfig(model_name_or_path="absent"))
 
 
 def test_attention_is_made_causal_again():

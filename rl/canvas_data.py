@@ -1,0 +1,90 @@
+"""From rows of a data set to canvases of one batch.
+
+A row is a prompt and a completion, plain or as messages (then the tokenizer's chat template writes both), or one
+conversation, whose last message, the assistant's, is the completion. Completions are filled up with EOS to the canvas that
+the sampler will show. Leaves out packing.
+
+Axes: B rows, L positions.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+
+IGNORED = -100
+
+
+def prompts_and_completions(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+    """The data set with a column for the prompt and one for the completion; tokenized rows are left as they are.
+
+    Raises `ValueError` where the columns hold no prompt and completion, or where the first conversation does not end with
+    the assistant.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(f"the {name} data set is empty")
+    if {"input_ids", "labels"} <= first.keys() or {"prompt", "completion"} <= first.keys():
+        return dataset
+    if "messages" not in first:
+        raise ValueError(f"the {name} data set has the columns {', '.join(first)}; a diffusion model is trained on 'prompt' "
+                         "and 'completion' (texts or messages), 'messages', or 'input_ids' and 'labels'")  # fmt: skip
+    if len(first["messages"]) < 2 or first["messages"][-1]["role"] != "assistant":
+        raise ValueError(f"the {name} data set's first conversation has the roles "
+                         f"{', '.join(message['role'] for message in first['messages'])}: the last must be the assistant's, "
+                         "which is the completion, and one must come before")  # fmt: skip
+    return dataset.map(_last_message_apart, remove_columns=["messages"])
+
+
+def _last_message_apart(row: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+
+
+def completion_lengths(dataset: Dataset) -> list[int]:
+    """Tokens of each completion of a tokenized data set."""
+    labels = dataset.select_columns(["labels"]).with_format("numpy")
+    return [int((row != IGNORED).sum()) for batch in labels.iter(batch_size=1000) for row in batch["labels"]]
+
+
+@dataclass
+class CanvasCollator:
+    """Pads completions with EOS up to the canvas, then rows on the right with padding that nothing attends to.
+
+    Rows hold `input_ids` and `labels` as TRL prepares them (`-100` on the prompt). What follows the last end of sequence
+    (the line break that chat templates put there) is not part of the completion. Raises `ValueError` for a completion longer
+    than the canvas.
+
+    Attributes:
+        pad_id, eos_id: what rows and what canvases are filled with.
+        canvas_length: None takes the longest completion of the batch.
+        ends: further tokens that end a completion, such as a chat template's.
+    """
+
+    pad_id: int
+    eos_id: int
+    canvas_length: int | None
+    ends: tuple[int, ...] = ()
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        prompts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
+        kept = [self._ended(list(row["input_ids"]), prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        lengths = [len(ids) - prompt for ids, prompt in zip(kept, prompts, strict=True)]
+        canvas = self.canvas_length or max(lengths)
+        if max(lengths) > canvas:
+            raise ValueError(f"a completion of {max(lengths)} tokens does not fit canvas_length={canvas}")
+        shape = (len(rows), max(prompts) + canvas)
+        input_ids_BL = torch.full(shape, self.pad_id)
+        labels_BL = torch.full(shape, IGNORED)
+        attention_BL = torch.zeros(shape, dtype=torch.long)
+        for i, (ids, prompt) in enumerate(zip(kept, prompts, strict=True)):
+            end = prompt + canvas
+            input_ids_BL[i, : len(ids)] = torch.tensor(ids)
+            input_ids_BL[i, len(ids) : end] = self.eos_id
+            labels_BL[i, prompt:end] = input_ids_BL[i, prompt:end]
+            attention_BL[i, :end] = 1
+        return {"input_ids": input_ids_BL, "labels": labels_BL, "attention_mask": attention_BL}
+
+    def _ended(self, ids: list[int], prompt: int) -> list[int]:
+        ends = [i for i in range(prompt, len(ids)) if ids[i] == self.eos_id or ids[i] in self.ends]
+        return ids[: ends[-1] + 1] if ends else ids

@@ -1,0 +1,228 @@
+"""A trained adapter, packed to be given away: as a PEFT directory or merged into its base, checked either way.
+
+The base is loaded in its own dtype, never quantised, and the adapter put on it; merged and adapted logits are compared on
+a probe, the base is seen to be restored, and what was written is loaded by plain PEFT or transformers and compared once
+more. The output directory is there whole or not at all. Leaves out adapters other than LoRA, and weights in pickles.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lockstitch.rl.run_record import RunRecord, read_run
+
+from lockstitch.files import to_json
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+STAGES = 5
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export, and as what.
+
+    Attributes:
+        adapter: a directory with an adapter, or a run's output directory (its last checkpoint counts if it has none itself).
+        output: a directory that is not there yet, or empty.
+        merge: write the merged model instead of the adapter.
+        push: upload the output to the hub as well.
+        hub_model_id: its name there; by default that of the output directory, under the user's own name.
+        private: whether the repository is made a private one.
+        base: the base to use and to name, where the adapter's own says something else (a path of the training machine).
+        revision: the base's revision.
+        trust_remote_code: run the code that the base brings along.
+    """
+
+    adapter: Path
+    output: Path
+    merge: bool = False
+    push: bool = False
+    hub_model_id: str | None = None
+    private: bool = False
+    base: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.adapter.is_dir():
+            raise ValueError(f"adapter={str(self.adapter)!r} is not a directory")
+        if self.output.exists() and not (self.output.is_dir() and not any(self.output.iterdir())):
+            raise ValueError(f"output={str(self.output)!r} is there and not an empty directory; choose another")
+        for name in ("hub_model_id", "private"):
+            if getattr(self, name) and not self.push:
+                raise ValueError(f"{name}={getattr(self, name)!r} would be ignored without push")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The adapter's directory and config, its run's record if there is one, and the base."""
+
+    directory: Path
+    adapter: Mapping[str, Any]
+    record: RunRecord | None
+    base: str
+    revision: str | None
+    trust_remote_code: bool
+
+    def load_base(self, place: str | None = None) -> Any:
+        """The base, or another model of its kind at `place`, that attends as the run's did."""
+        from lockstitch.sampling.denoiser import load_model, make_bidirectional
+
+        revision = self.revision if place is None else None
+        config = _model_config(place or self.base, revision, self.trust_remote_code)
+        model = load_model(place or self.base, config, self.trust_remote_code, revision=revision)
+        if place is None and self.record is not None and self.record.family == "bidirectional":
+            make_bidirectional(model)
+        return model
+
+
+def adapter_directory(directory: Path) -> Path:
+    """Where a run's adapter is: in the directory itself or in its last checkpoint; `ValueError` if in neither."""
+    from lockstitch.rl.model_card import checkpoints
+
+    for place in (directory, *checkpoints(directory)):
+        if (place / ADAPTER_CONFIG).is_file():
+            if not (place / ADAPTER_WEIGHTS).is_file():
+                raise ValueError(f"{place} has an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}")
+            return place
+    what = "a whole model, not an adapter" if (directory / "config.json").is_file() else "no adapter"
+    raise ValueError(f"{directory} holds {what}: there is no {ADAPTER_CONFIG} in it, nor in a checkpoint of it")
+
+
+def _source(config: ExportConfig) -> _Source:
+    directory = adapter_directory(config.adapter)
+    adapter = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if adapter.get("peft_type") != "LORA":
+        raise ValueError(f"{directory} holds an adapter of type {adapter.get('peft_type')!r}; LORA alone is exported")
+    record = read_run(config.adapter)
+    base = config.base or adapter.get("base_model_name_or_path") or (record.base if record else None)
+    if not base:
+        raise ValueError(f"{directory / ADAPTER_CONFIG} names no base; say which it is with --base")
+    revision = config.revision
+    if revision is None and config.base is None:
+        revision = adapter.get("revision") or (record.revision if record else None)
+    if Path(base).is_dir():
+        if config.revision is not None:
+            raise ValueError(f"revision={config.revision!r} would be ignored: the base {base!r} is a directory")
+        revision = None
+    return _Source(directory, adapter, record, base, revision, config.trust_remote_code)
+
+
+def _model_config(path: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """A model's config; `ValueError` for one that is missing or quantised."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise ValueError(f"the adapter's base {path!r} cannot be loaded; say where it is with --base, a directory or a hub "
+                         f"name ({str(error).splitlines()[0]})") from error  # fmt: skip
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"the base {path!r} is quantised: an adapter cannot be merged into its rounded weights without "
+                         "loss, nor checked by it; name the model that it was quantised from with --base")  # fmt: skip
+    return config
+
+
+def _check_push(base: str) -> None:
+    from huggingface_hub import get_token, is_offline_mode
+    from lockstitch.rl.model_card import is_hub_name
+
+    if not is_hub_name(base):
+        raise ValueError(f"push: the base {base!r} is a path, which nobody else can load; name it with --base OWNER/NAME")
+    if is_offline_mode():
+        raise ValueError("push: the hub is switched off (HF_HUB_OFFLINE)")
+    if get_token() is None:
+        raise ValueError("push: no token for the hub; `hf auth login`, or set HF_TOKEN")
+
+
+def export(config: ExportConfig, report: Report = lambda _: None) -> dict[str, Any]:
+    """Exports and returns what was done: `output`, `base`, `merged`, the agreement's numbers, and `url` if it was pushed.
+
+    `report` is called with the name of each of the `STAGES`. Raises `ValueError` for what cannot be exported, before any
+    weights are loaded where that can be known.
+    """
+    source = _source(config)
+    if config.push:
+        _check_push(source.base)
+    _model_config(source.base, source.revision, source.trust_remote_code)
+
+    from lockstitch.rl.merge import check_merge, tied_ends
+    from lockstitch.rl.model_card import last_metrics, model_card
+    from peft import PeftModel
+
+    report("base")
+    model = source.load_base()
+    report("adapter")
+    adapted = PeftModel.from_pretrained(model, str(source.directory))
+    if config.merge and (reason := tied_ends(adapted)) is not None:
+        raise ValueError(reason)
+    report("check")
+    agreement, expected_BLV = check_merge(adapted)
+    steps, metrics = last_metrics(config.adapter)
+    card = model_card(source.base, source.revision, source.adapter, agreement, source.record, steps, metrics, config.merge)
+
+    report("write")
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
+    try:
+        if config.merge:
+            adapted.merge_and_unload(safe_merge=True).save_pretrained(partial)
+        else:
+            _write_adapter(source, partial)
+        _write_tokenizer(source, partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        del adapted, model
+        report("read back")
+        _read_back(source, partial, config.merge, expected_BLV, agreement.tolerance)
+        partial.chmod(0o755)  # temporary directories are their owner's alone
+        os.replace(partial, config.output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    done = {"output": str(config.output), "base": source.base, "merged": config.merge, **asdict(agreement)}
+    return done | ({"url": _push(config)} if config.push else {})
+
+
+def _write_adapter(source: _Source, output: Path) -> None:
+    """The weights as they are, and the config with the base that was used and checked."""
+    shutil.copyfile(source.directory / ADAPTER_WEIGHTS, output / ADAPTER_WEIGHTS)
+    named = {"base_model_name_or_path": source.base, "revision": source.revision, "inference_mode": True}
+    (output / ADAPTER_CONFIG).write_text(to_json({**source.adapter, **named}), encoding="utf-8")
+
+
+def _write_tokenizer(source: _Source, output: Path) -> None:
+    """The tokenizer that the run left beside the adapter, with its chat template, else the base's."""
+    from transformers import AutoTokenizer
+
+    trust = source.trust_remote_code
+    if (source.directory / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(source.directory, trust_remote_code=trust)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(source.base, revision=source.revision, trust_remote_code=trust)
+    tokenizer.save_pretrained(output)
+
+
+def _read_back(source: _Source, output: Path, merged: bool, expected_BLV: Any, tolerance: float) -> None:
+    """Loads what was written and compares its logits with the adapted model's."""
+    from lockstitch.rl.merge import probe_logits, relative
+    from peft import PeftModel
+
+    model = source.load_base(str(output)) if merged else PeftModel.from_pretrained(source.load_base(), str(output))
+    error = relative(probe_logits(model), expected_BLV)
+    if not error <= tolerance:
+        raise ValueError(f"what was written gives logits {error:.1e} from the adapted model's; at most {tolerance:g} passes")
+
+
+def _push(config: ExportConfig) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    name = config.hub_model_id or config.output.resolve().name
+    repository = api.create_repo(name, private=config.private, exist_ok=True)
+    api.upload_folder(repo_id=repository.repo_id, folder_path=config.output)
+    return str(repository)

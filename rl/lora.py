@@ -1,0 +1,181 @@
+"""LoRA for diffusion language models: which modules of a family get an adapter, and the settings of TRL's `ModelConfig`.
+
+A target is the end of a module's path inside a transformer block, layer and expert numbers left out: `q_proj`,
+`self_attn.q_proj`, `experts.up_proj`. Confined to the blocks, because LLaDA's code calls the last projection of every MLP
+and the output head alike (`ff_out`), and because a name that matches nothing is otherwise passed over in silence: the
+published runs on LLaDA asked for `o_proj`, `gate_proj` and `down_proj`, which that code calls `attn_out`, `ff_proj` and
+`ff_out`, and trained without them.
+
+Dropout is 0 by default. With dropout the new and the old policy are scored under different masks of the adapter, so their
+ratio is not 1 at the first inner iteration and updates are clipped that should not be.
+
+Leaves out adapters other than LoRA.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from trl import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+    from lockstitch.sampling.denoiser import Denoiser
+    from peft import LoraConfig
+
+ALL_LINEAR = "all-linear"
+_SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# LLaDA2: of the experts only the shared one, which sees every token; the routed ones (`experts.up_proj`, ...) number
+# thousands and see few tokens each, so they are for those who ask.
+_TARGETS = {
+    "llada": ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"),
+    "llada2": ("query_key_value", "attention.dense",
+               *(f"{mlp}.{name}_proj" for mlp in ("mlp", "shared_experts") for name in ("gate", "up", "down"))),
+}  # fmt: skip
+# PEFT's wrapper for causal models calls `forward` with arguments, and wants methods, that the code of these checkpoints
+# need not have; without a task it hands over what it is given.
+_BARE = ("llada", "llada2", "dream")
+_BLOCK = r"(?:.*\.)?(?:layers|blocks|block_groups)\.(?:\d+\.)+"
+
+
+def default_targets(family: str) -> tuple[str, ...]:
+    """The targets of a family: every linear map of its blocks, of the experts only those that see every token."""
+    return _TARGETS.get(family, _SEPARATE)
+
+
+def target_pattern(targets: Iterable[str]) -> str:
+    """The regular expression, for PEFT's `target_modules`, of modules inside blocks whose paths end in a target."""
+    ends = "|".join(r"(?:\.\d+)*\.".join(map(re.escape, target.split("."))) for target in targets)
+    return rf"{_BLOCK}(?:.*\.)?(?:{ends})"
+
+
+def block_modules(model: "torch.nn.Module") -> list[str]:
+    """Paths of the linear maps inside the blocks: what can be a target."""
+    from torch import nn
+
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and re.match(_BLOCK, name)
+    ]
+
+
+def _short(path: str) -> str:
+    """A module's path inside its block, numbers left out."""
+    inside = re.sub(rf"^{_BLOCK}", "", path)
+    return ".".join(part for part in inside.split(".") if not part.isdigit())
+
+
+def lora_config(
+    denoiser: "Denoiser",
+    r: int,
+    alpha: int,
+    dropout: float = 0.0,
+    targets: Sequence[str] | str | None = None,
+    **more: Any,
+) -> "LoraConfig":
+    """PEFT's configuration of an adapter for this model.
+
+    Args:
+        denoiser: the model and its family.
+        r: rank.
+        alpha: the adapter's output is scaled by `alpha / r`.
+        dropout: of the adapter's input; 0 where ratios of policies are formed.
+        targets: one or more targets, `all-linear` for every linear map of the blocks, or None for the family's own.
+        more: further fields of `LoraConfig` (`use_rslora`, `use_dora`, `modules_to_save`, ...).
+
+    Raises `ValueError` naming the targets that match nothing, and those that there are.
+    """
+    from peft import LoraConfig
+
+    if type(r) is not int or r < 1:
+        raise ValueError(f"lora_r={r!r} must be a whole number of at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"lora_dropout={dropout!r} must be at least 0 and below 1")
+    names = block_modules(denoiser.model)
+    there = sorted({_short(name) for name in names})
+    if targets is None:
+        wanted: Sequence[str] = default_targets(denoiser.family.name)
+    elif targets == ALL_LINEAR:
+        wanted = there
+    else:
+        wanted = [targets] if isinstance(targets, str) else list(targets)
+    missing = [
+        target for target in wanted if not any(re.fullmatch(target_pattern([target]), name) for name in names)
+    ]
+    if missing or not wanted:
+        raise ValueError(
+            f"lora_target_modules: {', '.join(missing) or 'an empty list'} matches no linear map inside the blocks of "
+            f"this {denoiser.family.name} model; there are: {', '.join(there) or 'none'}"
+        )
+    task = None if denoiser.family.name in _BARE else "CAUSAL_LM"
+    return LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_pattern(wanted), bias="none", task_type=task,
+        **more,
+    )  # fmt: skip
+
+
+@dataclass
+class DiffusionModelConfig(ModelConfig):
+    """TRL's `ModelConfig` whose LoRA dropout is 0 unless it is asked for, and which refuses what would be ignored."""
+
+    lora_dropout: float = field(
+        default=0.0,
+        metadata={"help": "LoRA dropout. 0 by default: with dropout the ratio of the new to the old policy is not 1 at the "
+                          "first inner iteration of reinforcement learning."},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.use_peft:
+            adapter = ("lora_", "use_rslora", "use_dora", "load_in_", "bnb_", "use_bnb_")
+            said = [one.name for one in fields(self)
+                    if one.name.startswith(adapter) and getattr(self, one.name) != one.default]  # fmt: skip
+            if said:
+                raise ValueError(f"{', '.join(said)} would be ignored: settings of an adapter need use_peft: true")
+        if self.lora_task_type != "CAUSAL_LM":
+            raise ValueError(f"lora_task_type={self.lora_task_type!r}: the task follows from the model's family")
+        if self.lora_target_parameters is not None:
+            raise ValueError("lora_target_parameters: adapters are put on linear maps; use lora_target_modules")
+        if not (self.load_in_4bit or self.load_in_8bit):
+            return
+        if find_spec("bitsandbytes") is None:
+            raise ValueError("load_in_4bit and load_in_8bit need bitsandbytes, which is not installed: `pip install "
+                             "bitsandbytes`, or leave them out and keep the base's weights as they are")  # fmt: skip
+        if self.load_in_4bit and self.dtype in (None, "auto"):
+            raise ValueError(f"load_in_4bit needs a dtype to compute in (bfloat16, float16, float32), not {self.dtype!r}")
+
+
+def loading_of(arguments: ModelConfig) -> dict[str, Any]:
+    """Arguments of `Denoiser.from_pretrained` that say how to load: revision, dtype, attention, quantisation."""
+    from trl import get_quantization_config
+
+    loading: dict[str, Any] = {"revision": arguments.model_revision, "dtype": arguments.dtype or "auto"}
+    if arguments.attn_implementation is not None:
+        loading["attn_implementation"] = arguments.attn_implementation
+    if arguments.load_in_4bit or arguments.load_in_8bit:
+        loading["quantization_config"] = get_quantization_config(arguments)
+    return loading
+
+
+def peft_config_of(arguments: ModelConfig, denoiser: "Denoiser", *, ratios: bool = False) -> "LoraConfig | None":
+    """The adapter that TRL's flags (`use_peft`, `lora_r`, ...) ask for, or None.
+
+    `ratios` says that the trainer forms ratios of policies: then dropout is warned of.
+    """
+    if not arguments.use_peft:
+        return None
+    if ratios and arguments.lora_dropout > 0:
+        warnings.warn(
+            f"lora_dropout={arguments.lora_dropout}: the new and the old policy are scored under different dropout masks, "
+            "so their ratio is not 1 at the first inner iteration; lora_dropout: 0 makes it 1",
+            stacklevel=2,
+        )
+    more: dict[str, Any] = {"use_rslora": arguments.use_rslora, "use_dora": arguments.use_dora}
+    if arguments.lora_modules_to_save is not None:
+        more["modules_to_save"] = arguments.lora_modules_to_save
+    if arguments.model_revision != "main":
+        more["revision"] = arguments.model_revision
+    return lora_config(denoiser, arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout,
+                       arguments.lora_target_modules, **more)  # fmt: skip

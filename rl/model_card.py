@@ -1,0 +1,125 @@
+"""The README of an exported adapter or merged model: what it is made from, how it was trained, and how to load it.
+
+Numbers come from the run's own files (`trainer_state.json`, `run.json`); what they do not say is left out.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lockstitch.rl.merge import Agreement
+from lockstitch.rl.run_record import RunRecord
+
+from lockstitch import __version__
+
+STATE = "trainer_state.json"
+_NOT_METRICS = {"step", "epoch", "total_flos", "num_tokens", "learning_rate", "grad_norm"}
+_NOT_SPEED = re.compile(r"(_runtime|_per_second|_loss_scale)$")
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints in a run's output directory, the latest first."""
+    found = [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+
+
+def last_metrics(directory: Path) -> tuple[int | None, dict[str, float]]:
+    """Steps taken and the last logged value of each metric, of a run's output directory or a checkpoint; (None, {}) if
+    nothing was kept."""
+    for path in (directory / STATE, *(checkpoint / STATE for checkpoint in checkpoints(directory))):
+        if path.is_file():
+            state = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, float] = {}
+            for entry in state["log_history"]:
+                found |= {name: value for name, value in entry.items()
+                          if isinstance(value, int | float) and name not in _NOT_METRICS
+                          and not name.startswith("train_") and not _NOT_SPEED.search(name)}  # fmt: skip
+            return state["global_step"], found
+    return None, {}
+
+
+def is_hub_name(base: str) -> bool:
+    """Whether a base can stand in a card: a name on the hub, not somebody's path."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) is not None and not Path(base).exists()
+
+
+def model_card(
+    base: str,
+    revision: str | None,
+    adapter: Mapping[str, Any],
+    agreement: Agreement,
+    record: RunRecord | None,
+    steps: int | None,
+    metrics: Mapping[str, float],
+    merged: bool,
+) -> str:
+    """The card's text, with the metadata that the hub reads."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        base_model=base if is_hub_name(base) else None,
+        library_name="transformers" if merged else "peft",
+        datasets=record.data if record and record.data and is_hub_name(record.data) else None,
+        pipeline_tag="text-generation",
+        tags=["lockstitch", "diffusion-language-model", *(["lora"] if not merged else [])],
+    )
+    shown = base if is_hub_name(base) else Path(base).name
+    origin = f"`{shown}`" + (f" at revision `{revision}`" if revision else "")
+    kind = "A model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter"
+    made = f"{kind}, for {origin}; made with Lockstitch {__version__}."
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {shown}, post-trained", made]
+    parts.append(_loading(base if is_hub_name(base) else "BASE", revision, record, merged))
+    rows: dict[str, Any] = {"rank": adapter["r"], "alpha": adapter["lora_alpha"], "dropout": adapter["lora_dropout"]}
+    if record is not None:
+        rows = {"stage": record.stage, "preset": record.preset, "task": record.task,
+                "data": record.data if record.data and is_hub_name(record.data) else None} | rows  # fmt: skip
+    rows["steps"] = steps
+    parts.append("## Training\n\n" + _table(("", ""), {name: value for name, value in rows.items() if value is not None}))
+    if record is not None and record.config:
+        said = {name: value for name, value in record.config.items() if name != "output_dir" and not _is_place(value)}
+        settings = json.dumps(said, indent=2)
+        parts.append(f"Settings that differ from their defaults:\n\n```json\n{settings}\n```")
+    if metrics:
+        parts.append("## Last logged values\n\nEach the last one in the training's own log, which is no benchmark.\n\n"
+                     + _table(("metric", "value"), {name: f"{value:.4g}" for name, value in metrics.items()}))  # fmt: skip
+    merge = ("it cannot be merged, its head being tied to the embeddings;" if agreement.error is None else
+             f"the merged model's differ by {agreement.error:.1e} (at most {agreement.tolerance:g} passes),")  # fmt: skip
+    parts.append(
+        f"## Check\n\nOn two rows of 32 fixed tokens, in {agreement.dtype}, relative to the norm of the adapted model's "
+        f"logits: {merge} the base's differ by {agreement.effect:.1e}."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _loading(base: str, revision: str | None, record: RunRecord | None, merged: bool) -> str:
+    """How to load it with plain transformers and PEFT, and what these do not know."""
+    family = record.family if record is not None else None
+    loader = "AutoModel" if family == "dream" else "AutoModelForCausalLM"
+    extra = (f', revision="{revision}"' if revision and not merged else "") + (
+        ", trust_remote_code=True" if family in ("dream", "llada", "llada2") else ""
+    )
+    bidirectional = not merged and family == "bidirectional"
+    lines = [] if merged else ["from peft import PeftModel"]
+    lines += ["from lockstitch.sampling.denoiser import make_bidirectional"] if bidirectional else []
+    lines += [f"from transformers import {loader}", ""]
+    if merged:
+        lines += [f'model = {loader}.from_pretrained("DIR"{extra})']
+    else:
+        adapted = "make_bidirectional(base)" if bidirectional else "base"
+        lines += [f'base = {loader}.from_pretrained("{base}"{extra})']
+        lines += [f'model = PeftModel.from_pretrained({adapted}, "DIR")']
+    text = "```python\n" + "\n".join(lines) + "\n```"
+    if bidirectional:
+        text += "\n\n`make_bidirectional` lets every position attend to every other, whatever the base's config says."
+    return text
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join(lines)

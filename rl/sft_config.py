@@ -1,0 +1,85 @@
+"""Settings of the supervised stage: TRL's `SFTConfig`, the diffusion loss and the noise it is trained under."""
+
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+WEIGHTINGS = ("inverse_t", "mean")
+
+
+@dataclass
+class DiffusionSFTConfig(SFTConfig):
+    """TRL's `SFTConfig` plus the diffusion loss; what has no meaning for it is refused."""
+
+    canvas_length: int | None = field(
+        default=None,
+        metadata={"help": "Completions are padded with EOS to this many tokens and trained on all of them, as the "
+                          "sampler's canvas will be. None pads to the longest completion of the batch."},
+    )  # fmt: skip
+    loss_weighting: str = field(
+        default="inverse_t",
+        metadata={"help": "'inverse_t': LLaDA's likelihood bound, cross-entropies weighted by 1/t over completion "
+                          "tokens. 'mean': plain mean over masked tokens, which small models learn from faster."},
+    )  # fmt: skip
+    mask_ratio_low: float = field(
+        default=1e-3, metadata={"help": "Lowest mask ratio t; t is uniform from here to mask_ratio_high."}
+    )
+    mask_ratio_high: float = field(default=1.0, metadata={"help": "Highest mask ratio t."})
+    full_mask_fraction: float = field(
+        default=0.0,
+        metadata={"help": "Share of the rows whose whole completion is masked (t=1), which is what sampling starts from and "
+                          "random masks hardly ever show. The other rows' t is drawn as ever."},
+    )  # fmt: skip
+    mask_ratio_low_end: float | None = field(
+        default=None, metadata={"help": "mask_ratio_low moves here linearly until the last step. None: it stays."}
+    )
+    mask_ratio_high_end: float | None = field(
+        default=None, metadata={"help": "mask_ratio_high moves here linearly until the last step. None: it stays."}
+    )
+    full_mask_fraction_end: float | None = field(
+        default=None, metadata={"help": "full_mask_fraction moves here linearly until the last step. None: it stays."}
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Rows with more tokens than this are left out. They are not cut off: the model would be taught to "
+                          "end where the cut is."},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.canvas_length is not None and self.canvas_length < 1:
+            raise ValueError(f"canvas_length={self.canvas_length}: a positive number of tokens, or none at all")
+        if self.loss_weighting not in WEIGHTINGS:
+            raise ValueError(f"loss_weighting={self.loss_weighting!r} is not one of 'inverse_t', 'mean'")
+        for end in ("", "_end"):
+            low, high = self._at_end("mask_ratio_low", end), self._at_end("mask_ratio_high", end)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"mask_ratio_low{end}={low} and mask_ratio_high{end}={high}: not 0 < low <= high <= 1")
+            fraction = self._at_end("full_mask_fraction", end)
+            if not 0 <= fraction <= 1:
+                raise ValueError(f"full_mask_fraction{end}={fraction} must be from 0 to 1")
+        for name, meaningless, why in (
+            ("packing", True, "noise is drawn per row"),
+            ("padding_free", True, "bidirectional attention would cross rows"),
+            ("assistant_only_loss", True, "a canvas is one completion; use prompt-completion data"),
+            ("completion_only_loss", False, "a canvas is one completion, and prompts are not noised"),
+        ):
+            if getattr(self, name) is meaningless:
+                raise ValueError(f"{name}={meaningless} has no meaning for a diffusion model: {why}")
+        for name, default in (("loss_type", "nll"), ("label_smoothing_factor", 0.0), ("truncation_mode", "keep_start")):
+            if getattr(self, name) != default:
+                raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: the loss is loss_weighting's, and rows "
+                                 "longer than max_length are left out")  # fmt: skip
+        self.completion_only_loss = True
+
+    def _at_end(self, name: str, end: str) -> float:
+        value: float | None = getattr(self, name + end)
+        return getattr(self, name) if value is None else value
+
+    def noise_at(self, progress: float) -> tuple[float, float, float]:
+        """`mask_ratio_low`, `mask_ratio_high` and `full_mask_fraction` after a share of the training, from 0 to 1."""
+        low, high, full = (
+            getattr(self, name) + progress * (self._at_end(name, "_end") - getattr(self, name))
+            for name in ("mask_ratio_low", "mask_ratio_high", "full_mask_fraction")
+        )
+        return low, high, full
