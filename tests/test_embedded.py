@@ -49,7 +49,7 @@ def test_it_does_its_task(name):
     task = get_task(name)
     problems = [given.problem for given in generate_problems(task, 64, 11)]
     denoiser = Denoiser.from_pretrained(str(embedded_model(name)))
-    config = SamplerConfig(canvas_length=task.canvas_length, batch_size=64)
+    config = SamplerConfig(canvas_length=task.canvas_length, policy="threshold", threshold=0.95, batch_size=64)
     drawn = sample(denoiser, [task.prompt(problem.question) for problem in problems], config)
     right = 0
     for problem, trajectory in zip(problems, drawn, strict=True):
