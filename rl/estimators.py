@@ -1,0 +1,272 @@
+"""Estimates of how likely a diffusion policy finds its own completions: `log pi(o | q)`, token by token.
+
+A masked diffusion model has no likelihood that one pass gives; every RL method for it estimates one. Six estimators cover
+the literature:
+
+| estimator | passes per sample | what its sum over a row is |
+|---|---|---|
+| mean_field | 1 | every token given the prompt alone (d1, 2504.12216) |
+| coupled | 3 | half mean-field, half tokens given complementary parts of the rest (DiffuCoder, 2506.20639) |
+| elbo | 1, or 2 with complement masks | unbiased for the evidence lower bound (LLaDA 2502.09992; ESPO; GDPO) |
+| sandwiched | 1 | elbo, but in the rows `upper_B` an upper bound, mixed with it (SPG, 2510.09541) |
+| trajectory | one per segment | tokens given the canvas as the rollout had it when they were committed (d2, TraceRL) |
+| autoregressive | one per position | tokens given those to their left: the chain rule (JustGRPO, 2601.15165) |
+
+Each is a function of a `Scorer`, `Canvases` and an inner iteration, and returns `logp_BG`, float32: contributions whose sum
+over a row's `valid_BG` (with `scope="canvas"`: over the row) is its estimate. The noise is a pure function of seeds (see
+`lockstitch.rl.masks`). Samples are accumulated one by one, and their passes are run again in the backward pass, so that
+memory does not grow with their number.
+
+Leaves out ratios, clipping and KL: those are the losses'.
+
+Axes: B rows, P prompt columns, G canvas positions.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from lockstitch.rl.estimator_config import EstimatorConfig
+from lockstitch.rl.masks import Draw, gauss_legendre
+from lockstitch.rl.scoring import Canvases, Scorer
+
+
+class Pass(NamedTuple):
+    """What one pass shows and asks, and the weight of its answers."""
+
+    shown_BG: torch.Tensor
+    asked_BG: torch.Tensor
+    weight_B: torch.Tensor
+    prompt_BP: torch.Tensor
+
+
+def estimate(
+    config: EstimatorConfig,
+    scorer: Scorer,
+    canvases: Canvases,
+    iteration: int = 0,
+    upper_B: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Per-token contributions `(B, G)` to each row's log-likelihood, as `config` says.
+
+    Args:
+        config: the estimator and its settings.
+        scorer: the model's face.
+        canvases: the completions.
+        iteration: the inner iteration (of mu), which has noise of its own.
+        upper_B: bool, the rows that the sandwich bounds from above: those with a negative advantage.
+
+    Raises `ValueError` where `upper_B` is missing or would be ignored, where a trajectory's trace is missing, and for
+    settings that do not fit the model's layout.
+    """
+    if (config.estimator == "sandwiched") != (upper_B is not None):
+        raise ValueError(f"upper_B is {'given' if upper_B is not None else 'missing'}: estimator={config.estimator!r}; "
+                         "sandwiched needs it, no other reads it")  # fmt: skip
+    if config.mask_distribution == "block_random" and scorer.family.layout != "full":
+        raise ValueError("mask_distribution='block_random' shows earlier blocks clean, as "
+                         f"{scorer.family.name} models see them anyway: iid or count")  # fmt: skip
+    if config.estimator == "mean_field":
+        return mean_field(config, scorer, canvases, iteration)
+    if config.estimator == "coupled":
+        return coupled(config, scorer, canvases, iteration)
+    if config.estimator == "elbo":
+        return elbo(config, scorer, canvases, iteration)
+    if config.estimator == "sandwiched":
+        assert upper_B is not None
+        return sandwiched(config, scorer, canvases, iteration, upper_B)
+    if config.estimator == "trajectory":
+        return trajectory(config, scorer, canvases)
+    return autoregressive(config, scorer, canvases)
+
+
+def open_positions(config: EstimatorConfig, canvases: Canvases) -> tuple[torch.Tensor, torch.Tensor]:
+    """The positions whose tokens are scored, and those that are always shown, bool `(B, G)`.
+
+    Scored is what the sampler committed in the config's scope; shown is what it was given. Whatever else there is (what
+    follows the end) stays masked, as it may have been in the rollout.
+    """
+    scope_BG = canvases.valid_BG if config.scope == "valid" else torch.ones_like(canvases.valid_BG)
+    if canvases.commit_step_BG is None:
+        return scope_BG, torch.zeros_like(scope_BG)
+    return scope_BG & (canvases.commit_step_BG > 0), canvases.commit_step_BG == 0
+
+
+def mean_field(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iteration: int) -> torch.Tensor:
+    """Every token as if alone: `log p(o_k | q', all masked)`, with q' the prompt, some of it masked (d1, Sec. 3.2)."""
+    open_BG, given_BG = open_positions(config, canvases)
+    return scorer(canvases, given_BG, open_BG, _prompt(config, scorer, canvases, Draw(canvases.seeds_B, iteration, 0)))
+
+
+def coupled(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iteration: int) -> torch.Tensor:
+    """Coupled-GRPO's average of three passes (DiffuCoder, Sec. 4.2): all masked, a random part m, and its complement.
+
+    `1/2 (log p(o_k | all masked) + [k in m] / t log p(o_k | m masked) + [k not in m] / (1 - t) log p(o_k | rest masked))`,
+    t uniform on (0.2, 0.8). The 1/t make its expectation about 1.5 times a log-likelihood, as in the authors' code.
+    """
+
+    def passes(sample: int) -> Iterator[Pass]:
+        draw = Draw(canvases.seeds_B, iteration, sample)
+        prompt_BP = _prompt(config, scorer, canvases, draw)
+        ratio_B = draw.ratio(0.2, 0.8)
+        part_BG = draw.iid(open_BG, ratio_B)
+        half_B = torch.full_like(ratio_B, 0.5)
+        yield Pass(given_BG, open_BG, half_B, prompt_BP)
+        yield Pass(given_BG | open_BG & ~part_BG, part_BG, half_B / ratio_B, prompt_BP)
+        yield Pass(given_BG | part_BG, open_BG & ~part_BG, half_B / (1 - ratio_B), prompt_BP)
+
+    open_BG, given_BG = open_positions(config, canvases)
+    every = (p for sample in range(config.samples) for p in passes(sample))
+    return _mean(scorer, canvases, every, config.samples)
+
+
+def elbo(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iteration: int) -> torch.Tensor:
+    """Monte Carlo or quadrature of `E_t 1/t sum over masked k of log p(o_k | the rest)` (see `elbo_passes`)."""
+    every = (p for sample in range(config.samples) for p in elbo_passes(config, scorer, canvases, iteration, sample))
+    divisor = 1 if config.mask_schedule == "quadrature" else config.samples
+    return _mean(scorer, canvases, every, divisor, more=config.samples > 1 or config.mask_schedule == "complement")
+
+
+def elbo_passes(
+    config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iteration: int, sample: int
+) -> Iterator[Pass]:
+    """The passes of one Monte Carlo sample (or quadrature node) of the lower bound.
+
+    `n` open positions, `m` masked ones of them. Weights, by schedule and distribution:
+
+    | | iid | count | block_random |
+    |---|---|---|---|
+    | random | 1/t, t uniform | n/m, m uniform on 1..n (LLaDA, Eq. 14) | n/m (SPG) |
+    | complement | m: 1/2t, rest: 1/2(1-t) | (n+1)/2m and (n+1)/2(n-m), m uniform on 0..n (ESPO, 2512.03759) | - |
+    | quadrature | w/t at the node t | w/t, m = round(tn) but at least 1 (GDPO, 2510.08554) | - |
+
+    All are unbiased for the bound but three: quadrature has the error of its rule; with `count` also that of rounding tn,
+    which is large for short rows; and `block_random` weighs tokens by where they stand.
+    """
+    open_BG, given_BG = open_positions(config, canvases)
+    draw = Draw(canvases.seeds_B, iteration, sample)
+    prompt_BP = _prompt(config, scorer, canvases, draw)
+    total_B = open_BG.sum(1)
+
+    def show(masked_BG: torch.Tensor, weight_B: torch.Tensor) -> Pass:
+        return Pass(given_BG | open_BG & ~masked_BG, masked_BG, weight_B, prompt_BP)
+
+    if config.mask_distribution == "block_random":
+        assert config.block_length is not None
+        masked_BG, before_BG = draw.blocks(open_BG, config.block_length)
+        masked_BG = masked_BG | draw.perturbed(before_BG, config.perturb_ratio or 0.0)
+        yield show(masked_BG, total_B / masked_BG.sum(1).clamp(min=1))
+        return
+    if config.mask_schedule == "quadrature":
+        node, weight = gauss_legendre(config.samples)[sample]
+        ratio_B = torch.full_like(draw.ratio(), node)
+        weight_B = torch.full_like(ratio_B, weight / node)
+        if config.mask_distribution == "iid":
+            yield show(draw.iid(open_BG, ratio_B), weight_B)
+        else:
+            yield show(draw.count(open_BG, (ratio_B * total_B).round().clamp(min=1)), weight_B)
+        return
+    ratio_B = draw.ratio()
+    if config.mask_schedule == "stratified":
+        # One ratio in each of the equal strata, all by the same offset (VDM, 2107.00630, App. I).
+        ratio_B = (Draw(canvases.seeds_B, iteration, 0).ratio() + sample) / config.samples
+    if config.mask_schedule == "complement":
+        if config.mask_distribution == "iid":
+            masked_BG = draw.iid(open_BG, ratio_B)
+            yield show(masked_BG, 0.5 / ratio_B)
+            yield show(open_BG & ~masked_BG, 0.5 / (1 - ratio_B))
+        else:
+            count_B = (ratio_B * (total_B + 1)).long()
+            masked_BG = draw.count(open_BG, count_B)
+            yield show(masked_BG, (total_B + 1) / 2 / count_B.clamp(min=1))
+            yield show(open_BG & ~masked_BG, (total_B + 1) / 2 / (total_B - count_B).clamp(min=1))
+        return
+    if config.mask_distribution == "iid":
+        yield show(draw.iid(open_BG, ratio_B), 1 / ratio_B)
+    else:
+        count_B = 1 + (ratio_B * total_B).long()
+        yield show(draw.count(open_BG, count_B), total_B / count_B)
+
+
+def sandwiched(
+    config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iteration: int, upper_B: torch.Tensor
+) -> torch.Tensor:
+    """The lower bound, in rows `upper_B` mixed with an upper one: `mix * EUBO + (1 - mix) * ELBO` (SPG, Eqs. 8 and 11).
+
+    `EUBO = n/s sum over k of 1/beta log mean over samples of [k masked] w p_k^beta`, w the weights of the lower bound; over
+    the s tokens that were masked in any sample, which stand for all n, as in the authors' code. Tokenwise EUBO is at
+    least ELBO, rises with beta, and from beta = n on no less than the log-likelihood itself.
+    """
+    beta, mix = config.beta, config.mix
+    open_BG, _ = open_positions(config, canvases)
+    lower_BG = torch.zeros(open_BG.shape, device=open_BG.device)
+    terms = []
+    for sample in range(config.samples):
+        for p in elbo_passes(config, scorer, canvases, iteration, sample):
+            logp_BG = scorer(canvases, p.shown_BG, p.asked_BG, p.prompt_BP, recompute=config.samples > 1)
+            weight_B1 = p.weight_B.to(logp_BG)[:, None]
+            lower_BG = lower_BG + weight_B1 * logp_BG / config.samples
+            terms.append((weight_B1.log() + beta * logp_BG).masked_fill(~p.asked_BG, -torch.inf))
+    terms_NBG = torch.stack(terms)
+    seen_BG = (terms_NBG > -torch.inf).any(0)
+    # Where a token was never masked the sum is empty: its logarithm, and the gradient of that, must not be formed.
+    bound_BG = (terms_NBG.masked_fill(~seen_BG, 0.0).logsumexp(0) - torch.tensor(config.samples).log()) / beta
+    share_B = open_BG.sum(1) / seen_BG.sum(1).clamp(min=1)
+    bound_BG = share_B[:, None] * bound_BG.masked_fill(~seen_BG, 0.0)
+    return torch.where(upper_B[:, None], mix * bound_BG + (1 - mix) * lower_BG, lower_BG)
+
+
+def trajectory(config: EstimatorConfig, scorer: Scorer, canvases: Canvases) -> torch.Tensor:
+    """Tokens given the canvas as it stood before the segment of denoising steps that committed them (d2, 2509.21474).
+
+    With a segment for each step the sum is the log-probability of the rollout's tokens, given the order in which it
+    committed them, at temperature 1 and without corrections; a longer segment treats its tokens as independent (one
+    segment is mean-field). N segments share a row's steps evenly: step s of S is in segment (s - 1) N // S.
+    """
+    steps_BG = canvases.commit_step_BG
+    if steps_BG is None:
+        raise ValueError("commit_step_BG=None: estimator='trajectory' reads the rollout's trace")
+    open_BG, given_BG = open_positions(config, canvases)
+    last_B1 = steps_BG.amax(1, keepdim=True).clamp(min=1)
+    segments = int(last_B1.max()) if config.segments is None else config.segments
+    segment_BG = steps_BG - 1 if config.segments is None else (steps_BG - 1) * segments // last_B1
+    one_B = torch.ones(len(canvases), device=open_BG.device)
+    committed_BG = steps_BG > 0
+
+    def passes() -> Iterator[Pass]:
+        for segment in range(segments):
+            shown_BG = given_BG | committed_BG & (segment_BG < segment)
+            yield Pass(shown_BG, open_BG & (segment_BG == segment), one_B, canvases.prompt_BP)
+
+    return _mean(scorer, canvases, passes(), 1, more=segments > 1)
+
+
+def autoregressive(config: EstimatorConfig, scorer: Scorer, canvases: Canvases) -> torch.Tensor:
+    """The chain rule from left to right: `log p(o_k | q, o_<k, the rest masked)` (JustGRPO, 2601.15165, Sec. 3)."""
+    open_BG, given_BG = open_positions(config, canvases)
+    position_G = torch.arange(open_BG.shape[1], device=open_BG.device)
+    one_B = torch.ones(len(canvases), device=open_BG.device)
+
+    def passes() -> Iterator[Pass]:
+        for k in open_BG.any(0).nonzero()[:, 0].tolist():
+            yield Pass(given_BG | open_BG & (position_G < k), open_BG & (position_G == k), one_B, canvases.prompt_BP)
+
+    return _mean(scorer, canvases, passes(), 1)
+
+
+def _prompt(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, draw: Draw) -> torch.Tensor:
+    """The prompts, with some of their tokens masked if the config asks for that."""
+    if not config.prompt_mask_ratio:
+        return canvases.prompt_BP
+    real_BP = canvases.prompt_mask_BP.bool()
+    return draw.prompt(canvases.prompt_BP, real_BP, config.prompt_mask_ratio, scorer.denoiser.mask_id)
+
+
+def _mean(
+    scorer: Scorer, canvases: Canvases, passes: Iterator[Pass], divisor: int, more: bool = True
+) -> torch.Tensor:
+    """The weighted sum of passes by a divisor; `more` than one pass are run again in the backward pass."""
+    total_BG = torch.zeros(canvases.completion_BG.shape, device=canvases.completion_BG.device)
+    for p in passes:
+        logp_BG = scorer(canvases, p.shown_BG, p.asked_BG, p.prompt_BP, recompute=more)
+        total_BG = total_BG + (p.weight_B / divisor).to(logp_BG)[:, None] * logp_BG
+    return total_BG

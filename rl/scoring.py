@@ -1,0 +1,204 @@
+"""What likelihood estimators need of a model: log-probabilities of a canvas's own tokens, given some of them.
+
+One face for every family. Nothing of size `[B, L, V]` is ever made (see `lockstitch.rl.head`). Rows are scored each by
+itself: neither the padding of the prompts nor the rows beside it change a row's numbers. Leaves out how what is shown is
+chosen: that is the estimators' work.
+
+Axes: B rows (completions), P prompt columns (left-padded), G canvas positions, L = P + G, M places asked for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from lockstitch.rl.head import ScoringHead
+from lockstitch.rl.packing import packed_columns, packed_pass
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.trajectory import Trajectory
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+_LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """Completions to be scored, one per row.
+
+    Attributes:
+        prompt_BP: prompt tokens, left-padded.
+        prompt_mask_BP: 1 (or True) where a prompt token is real.
+        completion_BG: tokens of the whole canvas, as the rollout left them.
+        valid_BG: True up to and with the first EOS.
+        seeds_B: int64, the seed of each row's noise.
+        commit_step_BG: the trace: the denoising step at which a position got its token, 0 where it was given, -1 where it
+            got none. None if unknown: every position then counts as denoised.
+        block_BG: the trace: the block whose denoising committed a position.
+    """
+
+    prompt_BP: torch.Tensor
+    prompt_mask_BP: torch.Tensor
+    completion_BG: torch.Tensor
+    valid_BG: torch.Tensor
+    seeds_B: torch.Tensor
+    commit_step_BG: torch.Tensor | None = None
+    block_BG: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.completion_BG.shape[0]
+
+    def rows(self, index: slice | torch.Tensor) -> "Canvases":
+        """Some of the rows."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Canvases(*(None if value is None else value[index] for value in values))
+
+    @classmethod
+    def from_trajectories(
+        cls, trajectories: Sequence[Trajectory], denoiser: Denoiser, seeds: Sequence[int] | None = None
+    ) -> "Canvases":
+        """The canvases of trajectories, with their own seeds unless others are given.
+
+        Raises `ValueError` for canvases of different lengths.
+        """
+        lengths = sorted({len(t.canvas_ids) for t in trajectories})
+        if len(lengths) != 1:
+            raise ValueError(f"canvases of {lengths} positions: one length for all")
+        device, width = denoiser.device, max(len(t.prompt_ids) for t in trajectories)
+        real = [[0] * (width - len(t.prompt_ids)) + [1] * len(t.prompt_ids) for t in trajectories]
+        prompts = [[denoiser.pad_id] * (width - len(t.prompt_ids)) + list(t.prompt_ids) for t in trajectories]
+        ends = torch.tensor([[t.length] for t in trajectories])
+        return cls(
+            prompt_BP=torch.tensor(prompts, device=device),
+            prompt_mask_BP=torch.tensor(real, device=device),
+            completion_BG=torch.tensor([t.canvas_ids for t in trajectories], device=device),
+            valid_BG=(torch.arange(lengths[0]) < ends).to(device),
+            seeds_B=torch.tensor([t.seed for t in trajectories] if seeds is None else list(seeds), device=device),
+            commit_step_BG=torch.tensor([t.commit_step for t in trajectories], device=device),
+            block_BG=torch.tensor([t.block for t in trajectories], device=device),
+        )
+
+
+class Scorer:
+    """Answers how likely a model finds the tokens of canvases.
+
+    Args:
+        denoiser: says how the family is called, and which tokens are never drawn (the mask, and padding that is no EOS):
+            as in the sampler, they have no probability.
+        model: the denoiser's model or a wrapper of it (PEFT, DDP, accelerate).
+        temperature: logits are divided by it; the papers score at 1 whatever temperature the rollouts had.
+        block_length: the sampler's, for families that denoise block by block; None for those that attend fully.
+        logits_at_once: how many logits may exist at a time.
+
+    Raises `ValueError` for a temperature that is not positive, and for a block length that is missing or has no meaning.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        model: torch.nn.Module,
+        temperature: float = 1.0,
+        block_length: int | None = None,
+        logits_at_once: int = _LOGITS_AT_ONCE,
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: likelihoods need a positive one")
+        layout = denoiser.family.layout
+        if layout == "full" and block_length is not None:
+            raise ValueError(f"block_length={block_length}: {denoiser.family.name} models attend fully, whatever the block")
+        if layout != "full" and (block_length is None or block_length < 1):
+            raise ValueError(f"block_length={block_length}: {denoiser.family.name} models need the sampler's block length")
+        self.denoiser, self.model, self.family = denoiser, model, denoiser.family
+        self.temperature, self.block_length = temperature, block_length
+        self.chunk = max(1, logits_at_once // denoiser.model.config.get_text_config().vocab_size)
+        self.forbidden = [denoiser.mask_id]
+        if denoiser.pad_id not in denoiser.eos_ids and denoiser.pad_id != denoiser.mask_id:
+            self.forbidden.append(denoiser.pad_id)
+
+    def __call__(
+        self,
+        canvases: Canvases,
+        shown_BG: torch.Tensor,
+        asked_BG: torch.Tensor,
+        prompt_BP: torch.Tensor | None = None,
+        recompute: bool = False,
+    ) -> torch.Tensor:
+        """Log-probability of each asked token given the prompt and the shown ones, `(B, G)` float32, 0 where none is asked.
+
+        In families that denoise block by block a token's own block alone is hidden where it is not shown: earlier blocks
+        are seen as they ended, later ones not at all.
+
+        Args:
+            canvases: the completions.
+            shown_BG: bool, positions that hold their token; the others hold the mask token.
+            asked_BG: bool, positions whose token is scored.
+            prompt_BP: prompt tokens in the place of `canvases.prompt_BP` (some masked, say).
+            recompute: keep nothing for the backward pass but the arguments, and run the pass again there.
+
+        Raises `ValueError` where a token that is never drawn is asked for.
+        """
+        forbidden = torch.tensor(self.forbidden, device=asked_BG.device)
+        if bool((torch.isin(canvases.completion_BG, forbidden) & asked_BG).any()):
+            raise ValueError(f"a token that is never drawn ({self.forbidden}) stands where a likelihood is asked for: "
+                             "score what the sampler committed, up to EOS")  # fmt: skip
+        if prompt_BP is None:
+            prompt_BP = canvases.prompt_BP
+        noised_BG = torch.where(shown_BG, canvases.completion_BG, self.denoiser.mask_id)
+        real_BP = canvases.prompt_mask_BP.bool()
+        logp_BG = torch.zeros(asked_BG.shape, device=asked_BG.device)
+        for rows_A, columns in self._batches(real_BP, asked_BG):
+            part = (prompt_BP[rows_A, columns:], real_BP[rows_A, columns:], canvases.completion_BG[rows_A],
+                    noised_BG[rows_A], asked_BG[rows_A])  # fmt: skip
+            if recompute and torch.is_grad_enabled():
+                logp_AG = checkpoint(_Pass(self), *part, use_reentrant=False)
+            else:
+                logp_AG = _Pass(self)(*part)
+            logp_BG = logp_BG.index_put((rows_A,), logp_AG)
+        return logp_BG
+
+    def _batches(self, real_BP: torch.Tensor, asked_BG: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
+        """Rows that share a pass, and how many columns of padding all of them have."""
+        asking_B = asked_BG.any(1)
+        # A rank that asks nothing still passes: the others wait for it in the backward pass.
+        rows_A = asking_B.nonzero()[:, 0] if bool(asking_B.any()) else torch.zeros_like(asking_B[:1], dtype=torch.long)
+        pad_A = (~real_BP[rows_A]).sum(1)
+        if self.family.honours_mask:
+            yield rows_A, int(pad_A.min())
+            return
+        for pad in pad_A.unique().tolist():
+            yield rows_A[pad_A == pad], pad
+
+
+class _Pass:
+    """One forward pass of unwrapped arguments; called a second time (in the backward pass) it goes around DDP's wrapper,
+    which would take that for the next step's forward pass and lose its count of gradients."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.model = scorer, scorer.model
+
+    def __call__(
+        self, prompt_BP: torch.Tensor, real_BP: torch.Tensor, clean_BG: torch.Tensor, noised_BG: torch.Tensor,
+        asked_BG: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        model, scorer, family = self.model, self.scorer, self.scorer.family
+        if isinstance(model, DistributedDataParallel):
+            self.model = model.module
+        row_M, position_M = asked_BG.nonzero(as_tuple=True)
+        column_M = prompt_BP.shape[1] + position_M
+        if family.layout == "full":
+            arguments: dict[str, Any] = {"input_ids": torch.cat([prompt_BP, noised_BG], 1)}
+            if not bool(real_BP.all()):
+                real_BL = torch.cat([real_BP, torch.ones_like(asked_BG)], 1).long()
+                arguments["attention_mask"] = real_BL
+                arguments["position_ids"] = (real_BL.cumsum(1) - 1).clamp(min=0)
+            asks_M = column_M - int(family.shifted)
+        else:
+            assert scorer.block_length is not None
+            arguments, number_BL, low = packed_pass(
+                prompt_BP, real_BP, clean_BG, noised_BG, scorer.block_length, family.layout, scorer.denoiser.model.dtype
+            )
+            asks_M = packed_columns(row_M, column_M, number_BL, low, family.shifted)
+        place, token_M = (row_M, asks_M), clean_BG[row_M, position_M]
+        with ScoringHead(model, place, token_M, scorer.temperature, scorer.forbidden, scorer.chunk):
+            logp_M = scorer.denoiser.raw_logits(model, arguments, None)[0, :, 0]
+        return torch.zeros(asked_BG.shape, device=logp_M.device).index_put((row_M, position_M), logp_M)
