@@ -66,8 +66,8 @@ class ScoringHead:
         def score(hidden_CD: torch.Tensor, token_C: torch.Tensor) -> torch.Tensor:
             return token_logp(project(hidden_CD), token_C, temperature, forbidden)
 
-        parts = []
-        for hidden_CD, token_C in zip(hidden_MD.split(self.chunk), self.token_M.split(self.chunk), strict=True):
+        parts, chunks = [], (torch.split(values, self.chunk) for values in (hidden_MD, self.token_M))
+        for hidden_CD, token_C in zip(*chunks, strict=True):
             if torch.is_grad_enabled():
                 parts.append(checkpoint(score, hidden_CD, token_C, use_reentrant=False, preserve_rng_state=False))
             else:
@@ -78,7 +78,7 @@ class ScoringHead:
 def output_head(model: torch.nn.Module) -> torch.nn.Module:
     """The module that makes logits of hidden states, in a model or a wrapper of it."""
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    head = inner.get_output_embeddings() if inner is not None else None
+    head: torch.nn.Module | None = inner.get_output_embeddings() if inner is not None else None
     if head is None:
         raise ValueError(f"{type(model).__name__} names no output head (get_output_embeddings): likelihoods need one")
     return head

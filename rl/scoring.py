@@ -50,8 +50,9 @@ class Canvases:
 
     def rows(self, index: slice | torch.Tensor) -> "Canvases":
         """Some of the rows."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return Canvases(*(None if value is None else value[index] for value in values))
+        whole: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts: dict[str, Any] = {name: None if value is None else value[index] for name, value in whole.items()}
+        return Canvases(**parts)
 
     @classmethod
     def from_trajectories(
@@ -165,7 +166,7 @@ class Scorer:
         if self.family.honours_mask:
             yield rows_A, int(pad_A.min())
             return
-        for pad in pad_A.unique().tolist():
+        for pad in sorted(set(pad_A.tolist())):
             yield rows_A[pad_A == pad], pad
 
 

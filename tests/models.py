@@ -66,15 +66,15 @@ class WithoutMask(torch.nn.Module):
 
 
 class Shifted(torch.nn.Module):
-    """Dream's calling convention over any model: the logits at i predict the token at i + 1."""
+    """Dream's calling convention over a Llama: what the head reads at i, and so the logits, predict the token at i + 1."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model, self.config, self.generation_config = model, model.config, model.generation_config
 
     def forward(self, input_ids, attention_mask=None, position_ids=None):
-        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids).logits
-        return SimpleNamespace(logits=logits.roll(-1, dims=1))
+        hidden = self.model.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)[0]
+        return SimpleNamespace(logits=self.model.lm_head(hidden.roll(-1, dims=1)))
 
 
 def llada_like(denoiser: Denoiser) -> Denoiser:
