@@ -103,7 +103,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
     ) -> torch.Tensor:
         B, G = columns["completion_ids"].shape
         logp_BTG = torch.zeros(B, T, G, device=rows_A.device)
-        for part in torch.split(rows_A, self.args.per_device_train_batch_size):
+        for part in torch.split(rows_A, self.args.per_device_train_batch_size) if len(rows_A) else ():
             for t in iterations:
                 logp_BTG[part, t] = self._likelihoods(model, columns, part, t)
         return logp_BTG
