@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -94,21 +94,24 @@ def read_events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def read_samples(run: Path) -> list[dict[str, Any]]:
-    """Some of the kept completions: at most 12 steps spread over the run, the first prompts of each, best first."""
+def read_samples(run: Path, rewards: Collection[str]) -> list[dict[str, Any]]:
+    """Some of the kept completions: at most 12 steps spread over the run, the first prompts of each, best first.
+
+    `rewards` names the columns that are rewards; the others are shown as what else is known of a completion.
+    """
     files = sorted((run / "completions").glob("completions_*.parquet"), key=lambda path: int(path.stem.split("_")[1]))
     last = len(files) - 1
     chosen = sorted({round(i * last / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)}) if files else []
-    return [_step_of(files[i]) for i in chosen]
+    return [_step_of(files[i], rewards) for i in chosen]
 
 
-def _step_of(path: Path) -> dict[str, Any]:
+def _step_of(path: Path, rewards: Collection[str]) -> dict[str, Any]:
     from pyarrow import parquet
 
     rows = parquet.read_table(path).to_pylist()
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(_text(row["prompt"]), []).append(_completion(row))
+        groups.setdefault(_text(row["prompt"]), []).append(_completion(row, rewards))
     shown = [
         {"prompt": prompt, "completions": sorted(rows, key=lambda row: -(row["advantage"] or 0.0))[:SHOWN_COMPLETIONS]}
         for prompt, rows in list(groups.items())[:SHOWN_PROMPTS]
@@ -116,13 +119,13 @@ def _step_of(path: Path) -> dict[str, Any]:
     return {"step": int(path.stem.split("_")[1]), "groups": shown}
 
 
-def _completion(row: Mapping[str, Any]) -> dict[str, Any]:
-    """TRL's row: `step`, `prompt`, `completion`, then rewards (numbers), extra columns, and `advantage`."""
-    others = {name: value for name, value in row.items() if name not in ("step", "prompt", "completion", "advantage")}
-    rewards = {name: value for name, value in others.items() if isinstance(value, float) or value is None}
-    extra = {name: value if isinstance(value, int) else str(value)[:80] for name, value in others.items()
-             if name not in rewards}  # fmt: skip
-    return {"text": _text(row["completion"]), "rewards": rewards, "extra": extra, "advantage": row.get("advantage")}
+def _completion(row: Mapping[str, Any], rewards: Collection[str]) -> dict[str, Any]:
+    """TRL's row: `step`, `prompt`, `completion`, then rewards, extra columns, and `advantage`."""
+    known = ("step", "prompt", "completion", "advantage", *rewards)
+    extra = {name: value if isinstance(value, int | float) else str(value)[:80] for name, value in row.items()
+             if name not in known}  # fmt: skip
+    return {"text": _text(row["completion"]), "rewards": {name: row.get(name) for name in rewards}, "extra": extra,
+            "advantage": row.get("advantage")}  # fmt: skip
 
 
 def _text(value: Any) -> str:
@@ -147,11 +150,14 @@ def report_run(run: Path, page: Path, history: Sequence[Mapping[str, Any]] | Non
     known = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
     settings = known.get("config", {})
     steps = max((entry["step"] for entry in history), default=0)
+    kind = known.get("preset") or known.get("stage") or "run"
     facts = {
-        "title": f"{known.get('preset') or 'run'} on {known.get('task') or run.name}", "model": known.get("base"),
+        "title": f"{kind} on {known.get('task') or run.name}", "model": known.get("base"),
         "revision": known.get("revision"), "steps": steps, "held_out": settings.get("held_out_problems") or None,
     }  # fmt: skip
-    write_run_report(page, history, facts, settings, watched(settings), read_events(run), read_samples(run))
+    rewards = sorted(name[len("rewards/") : -len("/mean")] for name in series_of(history)
+                     if name.startswith("rewards/") and name.endswith("/mean"))  # fmt: skip
+    write_run_report(page, history, facts, settings, watched(settings), read_events(run), read_samples(run, rewards))
 
 
 def watched(settings: Mapping[str, Any]) -> list[dict[str, Any]]:

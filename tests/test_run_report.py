@@ -83,7 +83,9 @@ def test_limits_are_the_runs_own():
 
 def write_state(folder, steps):
     folder.mkdir(parents=True, exist_ok=True)
-    history = [{"step": step, "reward": step / 10, "loss": 0.0} for step in range(1, steps + 1)]
+    history = [
+        {"step": step, "reward": step / 10, "rewards/math/mean": 0.5, "loss": 0.0} for step in range(1, steps + 1)
+    ]
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
 
 
@@ -91,7 +93,7 @@ def write_completions(run, step, prompts):
     (run / "completions").mkdir(exist_ok=True)
     rows = [
         {"step": step, "prompt": prompt, "completion": [{"role": "assistant", "content": f"{step}.{k}"}],
-         "math": [1.0, 0.0][k % 2], "nfe": 7, "finished": True, "advantage": float(k)}
+         "math": [1.0, 0.0][k % 2], "nfe": 7, "confidence": 0.5, "finished": True, "advantage": float(k)}
         for prompt in prompts
         for k in range(8)
     ]  # fmt: skip
@@ -109,7 +111,7 @@ def test_the_last_checkpoint_stands_in_for_the_end(tmp_path):
 def test_completions_are_chosen_over_the_whole_run(tmp_path):
     for step in range(10, 410, 10):
         write_completions(tmp_path, step, ["p", "q", "r"])
-    samples = read_samples(tmp_path)
+    samples = read_samples(tmp_path, ["math"])
     steps = [sample["step"] for sample in samples]
     assert len(steps) == 12
     assert (steps[0], steps[-1]) == (10, 400)
@@ -117,7 +119,8 @@ def test_completions_are_chosen_over_the_whole_run(tmp_path):
     assert prompts == ["p", "q"]
     first = samples[0]["groups"][0]["completions"]
     assert [c["advantage"] for c in first] == [7.0, 6.0, 5.0, 4.0, 3.0, 2.0]
-    assert first[0] == {"text": "10.7", "rewards": {"math": 0.0}, "extra": {"nfe": 7, "finished": True}, "advantage": 7.0}
+    assert first[0] == {"text": "10.7", "rewards": {"math": 0.0}, "advantage": 7.0,
+                        "extra": {"nfe": 7, "confidence": 0.5, "finished": True}}  # fmt: skip
 
 
 def test_the_command_writes_the_page_or_says_what_is_missing(tmp_path, capsys):
@@ -132,6 +135,7 @@ def test_the_command_writes_the_page_or_says_what_is_missing(tmp_path, capsys):
     assert data["facts"]["title"] == "d2 on sudoku"
     assert data["events"][0]["step"] == 2
     assert data["settings"] == {"seed": 1}
+    assert data["samples"][0]["groups"][0]["completions"][0]["rewards"] == {"math": 0.0}
     with pytest.raises(SystemExit):
         main([str(tmp_path)])
     assert "holds neither trainer_state.json nor a checkpoint" in capsys.readouterr().err
