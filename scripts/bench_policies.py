@@ -138,32 +138,44 @@ def outcomes(row):
     return [bit == "1" for bit in row["right"]]
 
 
-def print_table(name, rows):
-    """Accuracy and NFE of each setting, as Markdown."""
-    print(f"\n| {name}: policy | setting | accuracy | 95 % interval | NFE | tokens forwarded |\n|---|---|---|---|---|---|")
-    for row in sorted(rows, key=lambda row: row["curve"]):
-        right = outcomes(row)
-        low, high = wilson(sum(right), len(right))
-        print(f"| {row['curve']} | {row['knob']} | {100 * sum(right) / len(right):.1f} | {100 * low:.1f} to "
-              f"{100 * high:.1f} | {row['nfe']:.1f} | {row['tokens_forwarded']:.0f} |")  # fmt: skip
+def print_table(tables):
+    """Accuracy with its interval, and NFE, of each setting on each model, as Markdown."""
+    print("\n| policy | setting | " + " | ".join(f"{name} | NFE" for name in tables) + " |")
+    print("|---|---|" + "---|---|" * len(tables))
+    cells = {}
+    for name, rows in tables.items():
+        for row in rows:
+            right = outcomes(row)
+            low, high = wilson(sum(right), len(right))
+            accuracy = f"{100 * sum(right) / len(right):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+            cells.setdefault((row["curve"], row["knob"]), {})[name] = f"{accuracy} | {row['nfe']:.1f}"
+    curves = list(dict.fromkeys(curve for curve, _ in cells))
+    for curve, knob in sorted(cells, key=lambda point: curves.index(point[0])):
+        print(f"| {curve} | {knob} | " + " | ".join(cells[curve, knob].get(name, " | ") for name in tables) + " |")
 
 
 def print_pairs(tables):
-    """The two questions, as paired differences in points."""
+    """The two questions, as paired differences in points with their standard errors (and both NFE)."""
     questions = (("deferred window", "threshold in blocks"), ("deferred window", "threshold"),
                  ("draft and revise", "draft of equal NFE"),
-                 ("draft in blocks and revise", "draft in blocks of equal NFE"),
-                 ("draft in blocks and revise", "draft of equal NFE"))  # fmt: skip
-    print("\n| model | this | against | setting | NFE | difference |\n|---|---|---|---|---|---|")
-    for name, rows in tables.items():
-        by_point = {(row["curve"], row["knob"]): row for row in rows}
-        for this, other in questions:
-            for (curve, knob), row in by_point.items():
-                if curve == this and (other, knob) in by_point:
-                    against = by_point[other, knob]
-                    pair = paired_difference(outcomes(row), outcomes(against))
-                    print(f"| {name} | {this} | {other} | {knob} | {row['nfe']:.1f} against {against['nfe']:.1f} | "
-                          f"{100 * pair['difference']:+.1f} ± {100 * pair['standard_error']:.1f} |")  # fmt: skip
+                 ("draft in blocks and revise", "draft in blocks of equal NFE"))  # fmt: skip
+    print("\n| this | against | setting | " + " | ".join(f"{name} | NFE" for name in tables) + " |")
+    print("|---|---|---|" + "---|---|" * len(tables))
+    points = {name: {(row["curve"], row["knob"]): row for row in rows} for name, rows in tables.items()}
+    for this, other in questions:
+        for curve, knob in dict.fromkeys(point for by_point in points.values() for point in by_point):
+            if curve != this:
+                continue
+            cells = []
+            for by_point in points.values():
+                row, against = by_point.get((this, knob)), by_point.get((other, knob))
+                if row is None or against is None:
+                    cells.append(" | ")
+                    continue
+                pair = paired_difference(outcomes(row), outcomes(against))
+                cells.append(f"{100 * pair['difference']:+.1f} ± {100 * pair['standard_error']:.1f} | "
+                             f"{row['nfe']:.1f} / {against['nfe']:.1f}")  # fmt: skip
+            print(f"| {this} | {other} | {knob} | " + " | ".join(cells) + " |")
 
 
 def draw(name, rows, images):
@@ -198,11 +210,11 @@ def main():
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     tables = {name: measure(name, arguments) for name in arguments.models}
-    for name, rows in tables.items():
-        print_table(name, rows)
-        if arguments.images is not None:
-            draw(name, rows, arguments.images)
+    print_table(tables)
     print_pairs(tables)
+    if arguments.images is not None:
+        for name, rows in tables.items():
+            draw(name, rows, arguments.images)
 
 
 if __name__ == "__main__":
