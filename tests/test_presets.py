@@ -44,7 +44,8 @@ FAMILIES = {  # beside the Llama, on which all presets are run
 SMALL = ["--task", "arithmetic", "--model_name_or_path", "none", "--use_peft", "false", "--bf16", "false",
          "--use_cpu", "true", "--dtype", "float32", "--report_to", "none", "--save_strategy", "no", "--logging_steps", "1",
          "--max_steps", "2", "--max_completion_length", "8", "--num_generations", "4", "--num_iterations", "2",
-         "--learning_rate", "1e-3", "--warmup_steps", "0", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1"]  # fmt: skip
+         "--learning_rate", "1e-3", "--warmup_steps", "0", "--per_device_train_batch_size", "8",
+         "--gradient_accumulation_steps", "1"]  # fmt: skip
 
 
 def even(prompts, completions, completion_ids, **columns):
