@@ -1,6 +1,6 @@
 """Supervised fine-tuning of a diffusion language model, or of the autoregressive solver beside it.
 
-    accelerate launch -m lockstitch.recipes.sft --config recipes/configs/tiny/sudoku.yaml
+    accelerate launch -m lockstitch.recipes.sft --config recipes/configs/embedded/sudoku.yaml
 
 Everything of TRL's `SFTConfig` and `ModelConfig` can stand in the YAML or on the command line (which wins). Data is a data
 set of prompts and completions or of conversations (`--dataset_name`, a hub name, a directory, or a `.jsonl`, `.json`, `.csv`

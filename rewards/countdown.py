@@ -173,7 +173,7 @@ def fingerprint(numbers: tuple[int, ...], target: int) -> str:
 @cache
 def benchmark_fingerprints() -> frozenset[str]:
     """The problems of d1's Countdown-3 test rows, which generated problems never repeat."""
-    text = resources.files("lockstitch.recipes").joinpath("configs/tiny/countdown_cd3_fingerprints.txt").read_text()
+    text = resources.files("lockstitch.recipes").joinpath("configs/embedded/countdown_cd3_fingerprints.txt").read_text()
     return frozenset(line for line in text.split("\n") if line and not line.startswith("#"))
 
 

@@ -386,7 +386,7 @@ SMALL = ["--num_problems", "64", "--per_device_train_batch_size", "8", "--loggin
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sudoku", "countdown", "arithmetic", "solver"])
 def test_every_recipe_runs_two_steps(name, tmp_path):
-    launch(f"recipes/configs/tiny/{name}.yaml", tmp_path, "--max_steps", "2", *SMALL)
+    launch(f"recipes/configs/embedded/{name}.yaml", tmp_path, "--max_steps", "2", *SMALL)
     assert (tmp_path / "model.safetensors").exists()
     if name != "solver":
         from lockstitch.sampling.denoiser import Denoiser
@@ -398,7 +398,7 @@ def test_every_recipe_runs_two_steps(name, tmp_path):
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     from safetensors.torch import load_file
 
-    config = "recipes/configs/tiny/sudoku.yaml"
+    config = "recipes/configs/embedded/sudoku.yaml"
     schedule = ["--lr_scheduler_type", "constant", "--save_steps", "2", *SMALL]
     launch(config, tmp_path / "whole", "--max_steps", "4", *schedule)
     launch(config, tmp_path / "parts", "--max_steps", "2", *schedule)

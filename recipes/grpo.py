@@ -1,0 +1,206 @@
+"""Reinforcement learning of a diffusion language model on a task with verifiable rewards.
+
+    accelerate launch -m lockstitch.recipes.grpo --config recipes/configs/tiny/sudoku.yaml
+    accelerate launch -m lockstitch.recipes.grpo --rl_preset espo --task countdown --model_name_or_path MODEL ...
+
+Settings come in layers: a preset (`--rl_preset d1`: a paper's settings, `recipes/presets`), a config file, the command line;
+later ones win, and a key that nobody knows is refused. Beside the recipe's own options below there are all of
+`DiffusionGRPOConfig` (TRL's `GRPOConfig`), the model's (TRL's `ModelConfig`; `embedded:NAME` is a model that comes with the
+package) and the limits of `HealthConfig`.
+
+A run that was interrupted goes on from its last checkpoint when it is launched again. It leaves behind the adapter or model,
+`run.json` (what it was), `report.html` (how it went) and `trainer_state.json` (its log).
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lockstitch.rewards.benchmarks import Benchmark
+
+EMBEDDED = "embedded:"
+
+
+@dataclass
+class RecipeArguments:
+    """What to train on, what pays, and what is measured on the way."""
+
+    task: str | None = field(
+        default=None, metadata={"help": "The task: a name that `lockstitch grade` knows, or reasoning_gym:NAME."}
+    )
+    rl_preset: str | None = field(
+        default=None, metadata={"help": "A paper's settings, below the config file: see recipes/presets."}
+    )
+    prompt_form: str = field(
+        default="tags", metadata={"help": "How the model is asked: tags, boxed, fenced or plain, as the task has them."}
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={"help": "Rewards: names of plug-ins (`lockstitch rewards`) or package.module:function. By default the "
+                          "task's own with its weights; otherwise see reward_weights."},
+    )
+    train_source: str | None = field(
+        default=None, metadata={"help": "Which of the task's sources to train on; `train` by default."}
+    )
+    train_path: str | None = field(default=None, metadata={"help": "A file or folder to read them from."})
+    train_dataset: str | None = field(
+        default=None, metadata={"help": "Train on this data set of the hub (or local copy), in a notation the task reads."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Its split."})
+    num_problems: int | None = field(
+        default=None, metadata={"help": "Train on the first so many rows; where problems are made up, on so many new ones."}
+    )
+    problem_seed: int = field(default=0, metadata={"help": "Seed of problems that are made up."})
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Leave prompts of more tokens out, template included."}
+    )
+    family: str | None = field(
+        default=None, metadata={"help": "Calling convention of the model, if its config does not say."}
+    )
+    mask_id: int | None = field(default=None, metadata={"help": "Mask token, if the tokenizer does not say."})
+    held_out_problems: int = field(
+        default=0,
+        metadata={"help": "Measure accuracy on so many problems: made up on the other side of the split, or else the last "
+                          "training rows, which are then not trained on. 0 measures nothing."},
+    )
+    held_out_source: str | None = field(
+        default=None, metadata={"help": "Measure on this source instead, `test` say."}
+    )
+    held_out_path: str | None = field(default=None, metadata={"help": "A file or folder to read it from."})
+    held_out_tokens_per_step: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "Tokens denoised a step in these measurements; one or more numbers."}
+    )
+    held_out_every: int = field(default=100, metadata={"help": "Steps between measurements."})
+    html: bool = field(
+        default=True, metadata={"help": "Write report.html into the output directory at every checkpoint and at the end."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.task is None:
+            raise ValueError("task=None: say what to train on, --task sudoku for example")
+        for name, least in (("num_problems", 1), ("max_prompt_length", 1), ("held_out_every", 1), ("held_out_problems", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+
+
+def parse(argv: Sequence[str]) -> tuple[Any, Any, Any, Any]:
+    """Recipe, health, training and model arguments; `ValueError` for whatever is wrong with them."""
+    from lockstitch.recipes.layers import parse_layers
+    from lockstitch.rl.grpo_config import DiffusionGRPOConfig
+    from lockstitch.rl.health import HealthConfig
+    from lockstitch.rl.lora import DiffusionModelConfig
+    from trl import TrlParser
+
+    from lockstitch import embedded_model
+
+    parser = TrlParser((RecipeArguments, HealthConfig, DiffusionGRPOConfig, DiffusionModelConfig), allow_abbrev=False)
+    recipe, health, training, model_arguments = parse_layers(parser, argv)
+    name = model_arguments.model_name_or_path
+    if name is None:
+        raise ValueError("model_name_or_path=None: say which model to train")
+    if name.startswith(EMBEDDED):
+        model_arguments.model_name_or_path = str(embedded_model(name.removeprefix(EMBEDDED)))
+    return recipe, health, training, model_arguments
+
+
+def rewards_of(recipe: RecipeArguments, training: Any, benchmark: "Benchmark") -> list[Callable[..., Any]]:
+    """The reward functions; sets their weights in `training` where they are the task's own."""
+    from lockstitch.rewards.plugins import load_reward
+
+    if recipe.reward_funcs is not None:
+        return [load_reward(name) for name in recipe.reward_funcs]
+    weighted = benchmark.rewards_for(recipe.prompt_form)
+    if training.reward_weights is None:
+        training.reward_weights = [weight for _, weight in weighted]
+    elif len(training.reward_weights) != len(weighted):
+        raise ValueError(f"reward_weights={training.reward_weights}: task {benchmark.name!r} has the rewards "
+                         f"{', '.join(name for name, _ in weighted)}")  # fmt: skip
+    return [load_reward(name) for name, _ in weighted]
+
+
+def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: Any) -> None:
+    """Runs the recipe and leaves everything in `training.output_dir`."""
+    from datasets import Dataset
+    from lockstitch.recipes.held_out import HeldOut, held_out_samplers
+    from lockstitch.recipes.reporting import ReportCallback
+    from lockstitch.recipes.rl_data import as_prompts, load_problems
+    from lockstitch.rewards.benchmarks import get_benchmark
+    from lockstitch.rewards.plugins import load_reward
+    from lockstitch.rl.grpo import DiffusionGRPOTrainer
+    from lockstitch.rl.health import HealthCallback
+    from lockstitch.rl.lora import loading_of, peft_config_of
+    from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, write_run
+    from lockstitch.sampling.denoiser import Denoiser
+
+    assert recipe.task is not None
+    benchmark = get_benchmark(recipe.task)
+    problems = load_problems(
+        recipe.task, recipe.prompt_form, train_source=recipe.train_source, train_path=recipe.train_path,
+        train_dataset=recipe.train_dataset, train_split=recipe.train_split, num_problems=recipe.num_problems,
+        seed=recipe.problem_seed, held_out=recipe.held_out_problems, held_out_source=recipe.held_out_source,
+        held_out_path=recipe.held_out_path,
+    )  # fmt: skip
+    reward_funcs = rewards_of(recipe, training, benchmark)
+    sampler = training.sampler_config()
+    samplers = held_out_samplers(sampler.canvas_length, sampler.block_length, recipe.held_out_tokens_per_step,
+                                 sampler.batch_size)  # fmt: skip
+    denoiser = Denoiser.from_pretrained(
+        model_arguments.model_name_or_path, family=recipe.family, mask_id=recipe.mask_id, device=training.device,
+        trust_remote_code=training.trust_remote_code, **loading_of(model_arguments),
+    )  # fmt: skip
+    template = training.chat_template_kwargs or {}
+    rows = as_prompts(problems.train, denoiser.tokenizer, recipe.max_prompt_length, **template)
+    held_out = as_prompts(problems.held_out, denoiser.tokenizer, recipe.max_prompt_length, **template)
+    watch = HealthCallback(health)
+    callbacks: list[Any] = [watch]
+    measure = None
+    if held_out:
+        judge = load_reward(benchmark.rewards[0][0])
+        measure = HeldOut(denoiser, held_out, judge, samplers, recipe.held_out_every, template)
+        callbacks.append(measure)
+    if recipe.html:
+        callbacks.append(ReportCallback())
+    trainer = DiffusionGRPOTrainer(
+        denoiser, reward_funcs, training, train_dataset=Dataset.from_list(rows), callbacks=callbacks,
+        peft_config=peft_config_of(model_arguments, denoiser, ratios=training.policy_loss != "weighted"),
+    )  # fmt: skip
+    if measure is not None:
+        measure.trainer = trainer
+    output = Path(training.output_dir)
+    if trainer.accelerator.is_main_process:
+        path = model_arguments.model_name_or_path
+        settings = changed_settings(recipe, health, training, model_arguments)
+        revision = base_revision(path, model_arguments.model_revision)
+        write_run(output, RunRecord(path, revision, "grpo", denoiser.family.name, recipe.task, recipe.train_dataset,
+                                    recipe.rl_preset, settings))  # fmt: skip
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or last_checkpoint(output))
+    trainer.save_model(training.output_dir)
+    trainer.save_state()
+    if watch.reason is not None:
+        trainer.accelerator.print(f"Stopped early: {watch.reason}")
+    trainer.accelerator.print(f"Saved to {training.output_dir}")
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """The newest checkpoint that was written to its end, or None."""
+    # A checkpoint that was cut off has no state, which is written last.
+    whole = sorted(output.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    return str(whole[-1].parent) if whole else None
+
+
+def main() -> None:
+    """Reads the layers of settings, then trains."""
+    try:
+        arguments = parse(sys.argv[1:])
+    except ValueError as error:
+        print(f"grpo: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    train(*arguments)
+
+
+if __name__ == "__main__":
+    main()

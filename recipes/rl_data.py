@@ -1,0 +1,146 @@
+"""What a recipe of reinforcement learning trains on, and what it is measured on: never the same problems.
+
+Training problems of a task that can make them up are generated, on the training side of the task's split; those of any other
+task are its source `train`, or rows that are named: a file or folder, or another data set of the hub. Held-out problems are
+generated on the other side of the split, or else the last of the training rows, which are then not trained on: test files
+stay untouched until `held_out_source` names one. A question that stands on both sides is taken out of training.
+
+Left out: mixtures of tasks.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lockstitch.rewards.benchmark_rows import load_rows
+from lockstitch.rewards.benchmarks import Benchmark, get_benchmark
+
+logger = logging.getLogger(__name__)
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Rows with `prompt` (a text), `question` and the columns that the rewards read."""
+
+    train: Rows
+    held_out: Rows
+
+
+def load_problems(
+    task: str, form: str, *, train_source: str | None = None, train_path: str | None = None,
+    train_dataset: str | None = None, train_split: str = "train", num_problems: int | None = None, seed: int = 0,
+    held_out: int = 0, held_out_source: str | None = None, held_out_path: str | None = None,
+) -> Problems:  # fmt: skip
+    """Both sides of a task.
+
+    Args:
+        task: its name, or `reasoning_gym:NAME`.
+        form: of the prompts.
+        train_source: which of the task's sources is trained on; `train` by default.
+        train_path: a file or folder to read it from.
+        train_dataset: another data set of the hub (or a local copy) whose rows the task can read.
+        train_split: its split.
+        num_problems: how many to train on: the first so many, or that many new ones.
+        seed: of generated problems.
+        held_out: how many problems to measure on; 0 for none.
+        held_out_source: which source they come from; by default see above.
+        held_out_path: a file or folder to read it from.
+
+    Raises:
+        ValueError: a task without rows to train on, one and the same source for both, or rows that cannot be read.
+    """
+    benchmark = get_benchmark(task)
+    benchmark.check_form(form)
+    if train_dataset is not None and (train_path is not None or train_source is not None):
+        raise ValueError(f"train_dataset={train_dataset!r} leaves no use for train_path and train_source")
+    if held_out_source is not None and held_out_source == (train_source or "train"):
+        raise ValueError(f"held_out_source={held_out_source!r} is what is trained on; held_out_problems alone sets rows of "
+                         "it aside")  # fmt: skip
+    if held_out < 1 and (held_out_source is not None or held_out_path is not None):
+        raise ValueError("held_out_source and held_out_path say what is measured on: say on how many problems, too "
+                         "(held_out_problems)")  # fmt: skip
+    generated = "held_out" in benchmark.sources and held_out_source is None and held_out_path is None
+    apart = held_out > 0 and not generated and held_out_source is None and held_out_path is None
+    wanted = None if num_problems is None else num_problems + (held_out if apart else 0)
+    train = _training_rows(benchmark, form, train_source, train_path, train_dataset, train_split, wanted, seed)
+    if held_out < 1:
+        return Problems(train, [])
+    if apart:
+        if held_out >= len(train):
+            raise ValueError(f"held_out_problems={held_out} of {len(train)} rows leave nothing to train on")
+        train, held = train[:-held_out], train[-held_out:]
+    else:
+        source = held_out_source or ("held_out" if generated else None)
+        held = load_rows(task, source=source, path=held_out_path, form=form, conversational=False, count=held_out,
+                         seed=seed)  # fmt: skip
+    return Problems(_without(train, held), held)
+
+
+def _training_rows(
+    benchmark: Benchmark, form: str, source: str | None, path: str | None, dataset: str | None, split: str,
+    count: int | None, seed: int,
+) -> Rows:  # fmt: skip
+    if dataset is not None:
+        from datasets import load_dataset
+
+        rows = [benchmark.read(row) for row in load_dataset(dataset, split=split).to_list()[:count]]
+        return [{**row, "prompt": benchmark.prompt(row["question"], form)} for row in rows]
+    if source is None and "train" not in benchmark.sources and path is None:
+        raise ValueError(
+            f"task {benchmark.name!r} has no rows of its own to train on, only {', '.join(benchmark.sources)} to measure "
+            "on: name some with train_path or train_dataset"
+        )
+    chosen = source if source is not None or "train" not in benchmark.sources else "train"
+    rows = load_rows(benchmark.name, source=chosen, path=path, form=form, conversational=False, count=count, seed=seed)
+    return rows
+
+
+def _without(train: Rows, held: Rows) -> Rows:
+    """The training rows whose questions are not held out."""
+    asked = {" ".join(row["question"].split()) for row in held}
+    kept = [row for row in train if " ".join(row["question"].split()) not in asked]
+    if len(kept) < len(train):
+        logger.warning("%d training problems are held out, too, and are not trained on", len(train) - len(kept))
+    if not kept:
+        raise ValueError("every training problem is held out, too: nothing is left to train on")
+    return kept
+
+
+def as_prompts(rows: Sequence[dict[str, Any]], tokenizer: Any, max_prompt_length: int | None, **template: Any) -> Rows:
+    """Rows as the trainer wants them: conversations where the tokenizer has a template for them, long prompts left out.
+
+    Args:
+        rows: with `prompt` as text.
+        tokenizer: of the model that will read them.
+        max_prompt_length: most tokens of a prompt, template included; None for any.
+        template: arguments of the chat template.
+
+    Raises:
+        ValueError: every prompt is longer.
+    """
+    conversational = tokenizer.chat_template is not None
+    made = [
+        {**row, "prompt": [{"role": "user", "content": row["prompt"]}] if conversational else row["prompt"]} for row in rows
+    ]
+    if max_prompt_length is None:
+        return made
+    kept = [row for row in made if len(prompt_ids(tokenizer, row["prompt"], **template)) <= max_prompt_length]
+    if rows and not kept:
+        raise ValueError(f"every prompt is longer than max_prompt_length={max_prompt_length} tokens")
+    if len(kept) < len(made):
+        logger.warning("%d of %d prompts are longer than max_prompt_length=%d tokens and left out", len(made) - len(kept),
+                       len(made), max_prompt_length)  # fmt: skip
+    return kept
+
+
+def prompt_ids(tokenizer: Any, prompt: Any, **template: Any) -> list[int]:
+    """Token ids of a prompt as the trainer makes them: a text bare, a conversation in the model's template."""
+    if isinstance(prompt, str):
+        ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return ids
+    templated: list[int] = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True,
+                                                         return_dict=True, **template)["input_ids"]  # fmt: skip
+    return templated

@@ -1,0 +1,250 @@
+"""Reinforcement learning of a diffusion language model: TRL's `GRPOTrainer` with our sampler, likelihoods and losses.
+
+Reward functions, grouping, advantages, token-level losses, PEFT, logging, evaluation, checkpoints and accelerate stay TRL's.
+Overridden are: generation (`lockstitch.rl.grpo_rollouts`), likelihoods (by `lockstitch.rl.estimators`, noise by completion),
+the losses that TRL lacks (`lockstitch.rl.losses`), and what resuming a run exactly takes (`lockstitch.rl.resume`).
+
+The whole canvas conditions the model in training, as it did in the rollout; tokens after the first EOS are in no loss
+(with `scope="canvas"` they are). Leaves out tools, environments, images and vLLM.
+
+Axes: B rows (completions), A of them scored, G canvas positions, T inner iterations.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from lockstitch.rl import losses
+from lockstitch.rl.estimators import estimate
+from lockstitch.rl.grpo_config import DiffusionGRPOConfig
+from lockstitch.rl.grpo_rollouts import Columns, RolloutTrainer
+from lockstitch.rl.one_pass import as_one_pass
+from lockstitch.rl.scoring import Canvases, Scorer
+from lockstitch.sampling.denoiser import Denoiser
+from peft import PeftConfig
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import use_adapter
+
+
+class DiffusionGRPOTrainer(RolloutTrainer):
+    """`GRPOTrainer` for a `Denoiser`'s model.
+
+    Args:
+        denoiser: the model, which is trained in place (or wrapped by `peft_config`).
+        reward_funcs, train_dataset, eval_dataset, peft_config, callbacks, ...: as in `GRPOTrainer`.
+        args: the settings.
+
+    Raises `ValueError` for settings that do not fit the model's family, and for LoRA dropout that `args` would switch off.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        reward_funcs: Any,
+        args: DiffusionGRPOConfig,
+        peft_config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._estimator = args.estimator_config()
+        super().__init__(denoiser, reward_funcs, args, peft_config, **kwargs)
+        self._scorer_block = None if denoiser.family.layout == "full" else self._sampler.block
+        # Whether an estimate draws noise, which is new in each inner iteration.
+        self._draws = args.estimator in ("coupled", "elbo", "sandwiched") or bool(args.prompt_mask_ratio)
+        self._needs_old = args.policy_loss in ("token", "sequence", "self_normalized")
+        # Whether the policy that samples takes no step before each of its rollouts was seen once.
+        self._begins_on_policy = args.gradient_accumulation_steps % args.steps_per_generation == 0
+        # What TRL's loss is given, while it runs.
+        self._scored_BG: torch.Tensor | None = None
+        self._entropy_BG = torch.empty(0)
+        # Micro-steps since the optimizer's last one; those that share the ratios' sum, and that sum (self_normalized).
+        self._window_done, self._chunk_left, self._chunk_weight = 0, 0, torch.ones(())
+
+    # --- likelihoods -------------------------------------------------------------------------------------------------
+
+    def _likelihoods(self, model: torch.nn.Module, columns: Columns, rows: torch.Tensor, iteration: int) -> torch.Tensor:
+        """The estimator's word on some rows of a batch, `(rows, G)`."""
+        valid_BG = columns["tool_mask"][rows].bool()
+        canvases = Canvases(
+            prompt_BP=columns["prompt_ids"][rows], prompt_mask_BP=columns["prompt_mask"][rows],
+            completion_BG=columns["completion_ids"][rows], valid_BG=valid_BG, seeds_B=columns["noise_seed"][rows],
+            commit_step_BG=columns["commit_step"][rows], block_BG=columns["block"][rows],
+        )  # fmt: skip
+        upper_B = columns["weight"][rows] < 0 if self.args.estimator == "sandwiched" else None
+
+        def score(module: torch.nn.Module) -> torch.Tensor:
+            scorer = Scorer(self._denoiser, module, self.args.score_temperature, self._scorer_block)
+            return estimate(self._estimator, scorer, canvases, iteration, upper_B)
+
+        with self.accelerator.autocast():
+            return as_one_pass(model, score)
+
+    def _score_before(self, columns: Columns) -> None:
+        """Adds `old_logp` and `ref_logp`, `(B, T, G)`, as far as the loss reads what nothing later gives for free.
+
+        T is `num_iterations` if the estimator's noise is new in each, else 1. The policy that sampled is the one that the
+        first iteration scores (if no step comes between): its likelihoods are taken from there.
+        """
+        iterations = range(self.num_iterations if self._draws and self.model.training else 1)
+        old = [t for t in iterations if t > 0 or not self._begins_on_policy] if self._needs_old else []
+        rows_A = columns["active"].nonzero()[:, 0]
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            if old and self.model.training:
+                columns["old_logp"] = self._score_rows(self.model, columns, rows_A, len(iterations), old)
+            if self.beta and self.ref_model is not None:
+                columns["ref_logp"] = self._score_rows(self.ref_model, columns, rows_A, len(iterations), iterations)
+            elif self.beta:
+                model = self.accelerator.unwrap_model(self.model)
+                with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+                    columns["ref_logp"] = self._score_rows(self.model, columns, rows_A, len(iterations), iterations)
+
+    def _score_rows(
+        self, model: torch.nn.Module, columns: Columns, rows_A: torch.Tensor, T: int, iterations: Sequence[int]
+    ) -> torch.Tensor:
+        B, G = columns["completion_ids"].shape
+        logp_BTG = torch.zeros(B, T, G, device=rows_A.device)
+        for part in torch.split(rows_A, self.args.per_device_train_batch_size) if len(rows_A) else ():
+            for t in iterations:
+                logp_BTG[part, t] = self._likelihoods(model, columns, part, t)
+        return logp_BTG
+
+    def _new_likelihoods(self, model: torch.nn.Module, columns: Columns, iteration: int) -> torch.Tensor:
+        """The policy's likelihoods `(B, G)`, with gradients; 0 in rows that are not active."""
+        logp_BG = torch.zeros(columns["completion_ids"].shape, device=columns["completion_ids"].device)
+        rows_A = columns["active"].nonzero()[:, 0]
+        if len(rows_A):
+            return logp_BG.index_put((rows_A,), self._likelihoods(model, columns, rows_A, iteration))
+        # Nothing to learn from. The gradient is still there, of zeros: an optimizer's momentum goes on as it would have.
+        if self.accelerator.num_processes > 1:
+            return logp_BG + 0.0 * self._likelihoods(model, columns, torch.zeros_like(columns["noise_seed"][:1]), 0).sum()
+        return logp_BG + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: Any, logits_to_keep: int, *more: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """What TRL's loss reads: likelihoods that `_compute_loss` has made, and the entropies of the rollout's draws."""
+        if self._scored_BG is None:  # TRL asks before rewards are known; `_score_before` answers after
+            zeros_BG = torch.zeros(input_ids.shape[0], logits_to_keep, device=input_ids.device)
+            return zeros_BG, zeros_BG, None
+        return self._scored_BG, self._entropy_BG, None
+
+    # --- losses ------------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: Columns) -> torch.Tensor:
+        iteration = 0
+        if self.model.training:
+            iteration = self._step // self.args.steps_per_generation % self.num_iterations
+        weights_B = self._clipped_ratios(inputs, iteration) if self.args.policy_loss == "self_normalized" else None
+        logp_BG = self._new_likelihoods(model, inputs, iteration)
+        old_BG = self._old_likelihoods(inputs, logp_BG, iteration)
+        ref_BG = inputs["ref_logp"][:, min(iteration, inputs["ref_logp"].shape[1] - 1)] if self.beta else None
+        valid_BG = inputs["tool_mask"].bool()
+        if self._needs_old:
+            self._log_ratios(inputs, logp_BG.detach(), old_BG, valid_BG)
+        if self.args.policy_loss == "token":
+            self._scored_BG, self._entropy_BG = logp_BG, inputs["entropy"]
+            given = {**inputs, "old_per_token_logps": old_BG}
+            if ref_BG is not None:
+                given["ref_per_token_logps"] = ref_BG
+            loss: torch.Tensor = super()._compute_loss(model, given)
+            self._scored_BG = None
+            return loss
+
+        accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
+        rows = len(logp_BG) * accumulated
+        norm_B = losses.row_norms(valid_BG, self.args.norm)
+        logp_B, old_B = losses.row_sums(logp_BG, valid_BG), losses.row_sums(old_BG, valid_BG)
+        if self.args.policy_loss == "sequence":
+            clip = (self.epsilon_low, self.epsilon_high)
+            loss = losses.sequence_loss(logp_B, old_B, inputs["advantages"], norm_B, *clip, rows, self.args.delta)
+            clipped_B = losses.clipped_rows(logp_B, old_B, inputs["advantages"], norm_B, *clip)
+            self._log_mean("clip_ratio/region_mean", clipped_B.float())
+            if ref_BG is not None:
+                ref_B = losses.row_sums(ref_BG, valid_BG)
+                kl_B = losses.sequence_kl(logp_B, ref_B, norm_B, self.args.kl_form or "k2")
+                self._log_mean("kl", kl_B)
+                loss = loss + self.beta * kl_B.sum() / rows
+            return loss
+        divisor: float | torch.Tensor = rows
+        weight_B = inputs["weight"]
+        if self.args.policy_loss == "sandwich":
+            divisor = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+            if self.model.training:
+                divisor = divisor * accumulated / self.args.steps_per_generation
+        elif self.args.policy_loss == "weighted":
+            divisor = rows / (self.num_generations if self.model.training else self.num_generations_eval)
+        elif weights_B is not None:
+            weight_B, divisor = weight_B * weights_B, self._chunk_weight
+        return losses.likelihood_loss(logp_B, weight_B, norm_B, divisor)
+
+    def _old_likelihoods(self, inputs: Columns, logp_BG: torch.Tensor, iteration: int) -> torch.Tensor:
+        """Those of the policy that sampled, at the same noise, `(B, G)`."""
+        if not self._needs_old or not self.model.training:
+            return logp_BG.detach()
+        if iteration == 0 and self._begins_on_policy:
+            if self.num_iterations > 1 and not self._draws:
+                inputs["old_logp"] = logp_BG.detach()[:, None]  # kept in the buffer, for the iterations to come
+            return logp_BG.detach()
+        return inputs["old_logp"][:, min(iteration, inputs["old_logp"].shape[1] - 1)]
+
+    def _clipped_ratios(self, inputs: Columns, iteration: int) -> torch.Tensor:
+        """The rows' weights under `self_normalized`, `(B,)`; `_chunk_weight` is what their sum is divided by.
+
+        They are to add up to one over all that goes into an optimizer's step (of one generation and inner iteration),
+        whatever the micro-batches and ranks: once the policy has moved, that takes a pass over all of it beforehand. Rows
+        that are not scored weigh what they weigh under the policy that sampled: one.
+        """
+        rows, ranks = len(inputs["advantages"]), self.accelerator.num_processes
+        if not self.model.training:
+            self._chunk_weight = torch.tensor(float(rows))
+            return torch.ones_like(inputs["advantages"])
+        if self._chunk_left == 0:
+            accumulated, per_generation = self.current_gradient_accumulation_steps, self.args.steps_per_generation
+            self._chunk_left = min(accumulated - self._window_done, per_generation - self._step % per_generation)
+            assert self._buffered_inputs is not None
+            total = torch.zeros((), device=inputs["advantages"].device)
+            for ahead in range(self._chunk_left):
+                batch = self._buffered_inputs[(self._step + ahead) % per_generation]
+                batch["clipped_ratio"] = self._ratios_now(batch, iteration)
+                total = total + batch["clipped_ratio"].sum()
+            self._chunk_weight = gather(total[None]).sum() / ranks * accumulated / self._chunk_left
+        self._chunk_left -= 1
+        return inputs["clipped_ratio"]
+
+    @torch.no_grad()
+    def _ratios_now(self, batch: Columns, iteration: int) -> torch.Tensor:
+        """Clipped ratios of the present policy to the one that sampled, `(B,)`."""
+        ratio_B = torch.ones_like(batch["advantages"])
+        rows_A = batch["active"].nonzero()[:, 0]
+        if (iteration == 0 and self._begins_on_policy) or not len(rows_A):
+            return ratio_B
+        valid_AG = batch["tool_mask"][rows_A].bool()
+        logp_A = losses.row_sums(self._likelihoods(self.model, batch, rows_A, iteration), valid_AG)
+        old_AG = batch["old_logp"][rows_A, min(iteration, batch["old_logp"].shape[1] - 1)]
+        norm_A = losses.row_norms(valid_AG, self.args.norm)
+        clip = 5.0 if self.args.ratio_clip is None else self.args.ratio_clip
+        ratio_B[rows_A] = losses.clipped_ratios(logp_A, losses.row_sums(old_AG, valid_AG), norm_A, clip)
+        return ratio_B
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._window_done = 0 if self.accelerator.sync_gradients else self._window_done + 1
+        return loss
+
+    # --- the log -----------------------------------------------------------------------------------------------------
+
+    def _log_ratios(self, inputs: Columns, logp_BG: torch.Tensor, old_BG: torch.Tensor, valid_BG: torch.Tensor) -> None:
+        """Logs how far the ratios that the loss reads are from 1."""
+        log_ratio_BG = (logp_BG - old_BG) * valid_BG
+        if self.args.policy_loss == "token" and self.importance_sampling_level == "token":
+            log_ratio = log_ratio_BG[valid_BG & inputs["active"][:, None]]
+        else:
+            norm = "valid" if self.args.policy_loss == "token" else self.args.norm
+            log_ratio = (log_ratio_BG.sum(1) / losses.row_norms(valid_BG, norm))[inputs["active"]]
+        moments = self.accelerator.reduce(losses.ratio_moments(log_ratio), reduction="sum")
+        for name, value in losses.ratio_metrics(moments).items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def _log_mean(self, name: str, value_B: torch.Tensor) -> None:
+        mean = gather(value_B.detach().mean()[None]).mean().item()
+        self._metrics["train" if self.model.training else "eval"][name].append(mean)

@@ -1,0 +1,271 @@
+"""Is the run still well? A callback that watches what the trainer logs, and stops it or goes back before more is lost.
+
+Training a diffusion policy by estimated likelihoods fails in known ways: a gradient that is not finite, importance ratios
+that spread until a few completions decide everything, estimates that drift, completions that become one and the same, that
+repeat a token or never end, groups whose rewards all agree so that nothing can be learned. Each is a number in the log with
+a limit.
+
+A gradient that is not finite never reaches the weights. A limit that is passed in `health_patience` logs in a row is a
+collapse. Then `health_action` says what happens: `stop` ends the run with the last good weights in place, `restore` puts
+them back and goes on, a few times. Either way the reason is a warning and a line of `health.jsonl` in the output directory.
+
+Left out: weights that are sharded over processes (ZeRO-3, FSDP) or larger than 4 GiB, which are not kept beside the run:
+there `stop` ends it and names the step of the last good log, and `restore` is refused.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+ACTIONS = ("stop", "restore", "off")
+EVENTS = "health.jsonl"
+KEPT_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A logged number that must stay within a limit.
+
+    Attributes:
+        option: the field of `HealthConfig` that holds the limit.
+        metric: the name under which the trainer logs the number.
+        above: whether values above the limit are bad, or those below it.
+        words: what the number is.
+        relative: whether the limit is a share of the first value that was logged.
+    """
+
+    option: str
+    metric: str
+    above: bool
+    words: str
+    relative: bool = False
+
+    def broken(self, value: float, limit: float, first: float) -> bool:
+        """Whether a finite value is on the wrong side of the limit."""
+        bound = limit * first if self.relative else limit
+        return abs(value) > bound if self.above else value < bound
+
+
+RULES = (
+    Rule("health_ratio_spread", "ratio/spread", True, "spread of the log-ratios"),
+    Rule("health_elbo_drift", "ratio/drift", True, "drift of the likelihoods"),
+    Rule("health_sample_size", "ratio/effective_sample_size", False, "effective sample size"),
+    Rule("health_unique", "rollout/unique", False, "different completions in a group"),
+    Rule("health_eos_rate", "rollout/eos_rate", False, "completions that end", True),
+    Rule("health_repetition", "rollout/repetition", True, "tokens that repeat the one before"),
+    Rule("health_zero_variance", "frac_reward_zero_std", True, "groups whose rewards all agree"),
+)
+
+
+@dataclass
+class HealthConfig:
+    """When a run counts as ill, and what is done then. `null` switches a limit off."""
+
+    health_action: str = field(
+        default="stop",
+        metadata={"help": "'stop' ends the run with the last good weights, 'restore' puts them back and goes on, "
+                          "'off' watches nothing."},
+    )
+    health_patience: int = field(
+        default=10, metadata={"help": "Logs in a row beyond a limit that make a collapse."}
+    )
+    health_restores: int = field(default=3, metadata={"help": "After so many restores the run stops."})
+    health_ratio_spread: float | None = field(
+        default=2.0, metadata={"help": "Most that the log-ratios may spread (standard deviation)."}
+    )
+    health_elbo_drift: float | None = field(
+        default=1.0, metadata={"help": "Most that the likelihood estimate may move within a batch, nats per token."}
+    )
+    health_sample_size: float | None = field(
+        default=0.05, metadata={"help": "Least effective sample size, as a share of the completions."}
+    )
+    health_unique: float | None = field(
+        default=None, metadata={"help": "Least share of different completions in a group. Off by default: a solved "
+                                        "task with one right answer has few."},
+    )
+    health_eos_rate: float | None = field(
+        default=0.1, metadata={"help": "Least share of completions that end, as a share of the first logged one."}
+    )
+    health_repetition: float | None = field(
+        default=0.8, metadata={"help": "Most tokens that may repeat the one before, as a share."}
+    )
+    health_zero_variance: float | None = field(
+        default=0.99, metadata={"help": "Most groups that may have equal rewards throughout, as a share."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.health_action not in ACTIONS:
+            raise ValueError(f"health_action={self.health_action!r} is not one of {', '.join(ACTIONS)}")
+        if self.health_patience < 1 or self.health_restores < 1:
+            raise ValueError(f"health_patience={self.health_patience} and health_restores={self.health_restores} "
+                             "must be at least 1")  # fmt: skip
+        for rule in RULES:
+            limit = getattr(self, rule.option)
+            if limit is not None and not limit >= 0:
+                raise ValueError(f"{rule.option}={limit} must be a number of at least 0, or null")
+
+
+class Watch:
+    """Reads logs one by one and says what is wrong; holds nothing but the counts and the first values."""
+
+    def __init__(self, config: HealthConfig) -> None:
+        self.config = config
+        self._streaks: dict[str, int] = {}
+        self._first: dict[str, float] = {}
+
+    def read(self, logs: Mapping[str, Any]) -> tuple[bool, str | None]:
+        """One training log: whether everything is within its limits, and what is wrong if it has come to a collapse."""
+        well = True
+        for name in ("loss", "grad_norm"):
+            value = logs.get(name)
+            if value is not None and not math.isfinite(value):
+                return False, f"{name} is {value}"
+        for rule in RULES:
+            limit, value = getattr(self.config, rule.option), logs.get(rule.metric)
+            if limit is None or value is None:
+                continue
+            first = self._first.setdefault(rule.metric, value)
+            # Not finite is worse than any number; TRL's own metrics are None then and are not seen here.
+            broken = not math.isfinite(value) or rule.broken(value, limit, first)
+            streak = self._streaks[rule.metric] = self._streaks.get(rule.metric, 0) + 1 if broken else 0
+            well = well and not broken
+            if streak >= self.config.health_patience:
+                side = "above" if rule.above else "below"
+                bound = f"{limit:g} times {first:.3g}" if rule.relative else f"{limit:g}"
+                return False, f"{rule.metric} ({rule.words}) is {value:.3g}, {side} {bound} for {streak} logs in a row"
+        return well, None
+
+    def forget(self) -> None:
+        """Starts counting anew, as after a restore."""
+        self._streaks.clear()
+
+
+class HealthCallback(TrainerCallback):
+    """Watches a run; `reason` says why it was stopped, or is None."""
+
+    def __init__(self, config: HealthConfig) -> None:
+        self.config = config
+        self.reason: str | None = None
+        self._watch = Watch(config)
+        self._kept: tuple[int, list[torch.Tensor]] | None = None
+        self._last_good = 0
+        self._restores = 0
+        self._dropped = False  # a gradient, since the last log
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keeps the start, which is good by definition.
+
+        Raises:
+            ValueError: `restore` is asked for and the weights cannot be kept.
+        """
+        self._last_good = state.global_step
+        self._keep(state.global_step, kwargs["model"])
+        if self.config.health_action == "restore" and self._kept is None:
+            raise ValueError("health_action='restore' keeps the weights that are trained in memory; these are sharded over "
+                             "processes or larger than 4 GiB: 'stop', or train an adapter")  # fmt: skip
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drops gradients that are not finite: the optimiser passes over weights that have none."""
+        if args.fp16 or self.config.health_action == "off":  # in fp16 they are the loss scaler's everyday business
+            return
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if not gradients or not _on_any_process(not _finite_norm(gradients), gradients[0].device):
+            return
+        kwargs["model"].zero_grad(set_to_none=True)
+        self._dropped = True
+        self._act("the gradient is not finite", args, state, control, kwargs)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reads a training log; logs of evaluations have no loss of their own name and are passed over."""
+        logs = dict(kwargs["logs"])
+        if "loss" not in logs or self.config.health_action == "off" or self.reason is not None:
+            return
+        if self._dropped:  # its norm may be in this log: that was acted on
+            logs.pop("grad_norm", None)
+            self._dropped = False
+        well, wrong = self._watch.read(logs)
+        if _on_any_process(wrong is not None, kwargs["model"].device):
+            self._act(wrong or "another process found it ill", args, state, control, kwargs)
+        elif not _on_any_process(not well, kwargs["model"].device):
+            self._last_good = state.global_step
+            self._keep(state.global_step, kwargs["model"])
+
+    def _keep(self, step: int, model: torch.nn.Module) -> None:
+        """Copies the weights that are trained to main memory, if they are whole, finite and not too large."""
+        weights = _trained(model)
+        if any(isinstance(weight, DTensor) or weight.numel() == 0 for weight in weights):
+            return
+        if sum(weight.numel() * weight.element_size() for weight in weights) > KEPT_BYTES:
+            return
+        if not _finite_norm(weights):
+            return
+        self._kept = step, [weight.detach().to("cpu", copy=True) for weight in weights]
+
+    def _put_back(self, model: torch.nn.Module) -> int | None:
+        """The kept weights in their places; the step that they are of, or None if none are kept."""
+        if self._kept is None:
+            return None
+        step, kept = self._kept
+        with torch.no_grad():
+            for weight, good in zip(_trained(model), kept, strict=True):
+                weight.copy_(good)
+        return step
+
+    def _act(
+        self, wrong: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, kwargs: dict[str, Any]
+    ) -> None:
+        step = self._put_back(kwargs["model"])
+        stops = self.config.health_action == "stop" or self._restores >= self.config.health_restores
+        if stops:
+            self.reason = wrong
+            control.should_training_stop = True
+        else:
+            self._restores += 1
+            self._watch.forget()
+            # What Adam remembers of the gradients that led astray would lead there again.
+            kwargs["optimizer"].state.clear()
+        weights = f"the weights of step {step} are in place" if step is not None else "the weights are as they were"
+        done = f"stopped: {weights}" if stops else f"went back: {weights} (restore {self._restores})"
+        if stops and step is None:
+            done += f"; the last good log was at step {self._last_good}"
+        logger.warning("step %d: %s; %s", state.global_step, wrong, done)
+        if state.is_world_process_zero:
+            event = {"step": state.global_step, "wrong": wrong, "action": "stop" if stops else "restore", "weights": step}
+            path = Path(args.output_dir) / EVENTS
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+
+
+def _trained(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _finite_norm(tensors: list[torch.Tensor]) -> bool:
+    norm = torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors])
+    return bool((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite())
+
+
+def _on_any_process(here: bool, device: torch.device) -> bool:
+    """Whether it holds on any process: all of them must decide alike, or they would wait for one another for ever."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return here
+    flag = torch.tensor([float(here)], device=device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
