@@ -1,0 +1,93 @@
+"""What a batch of rollouts says about itself: seeds, the columns that training needs, and a few cheap statistics.
+
+Axes: B rows of this rank, N rows of all ranks (ordered by rank), K completions per prompt, G canvas positions.
+"""
+
+import zlib
+from array import array
+from collections.abc import Sequence
+
+import torch
+from lockstitch.sampling.noise import derive_seed
+from lockstitch.sampling.trajectory import Trajectory
+
+TRAIN, EVAL, REFILL = range(3)  # streams of rollout seeds
+
+
+def rollout_seeds(seed: int, key: Sequence[int], rows: Sequence[int], per_prompt: int) -> list[int]:
+    """A seed for each row, by its place in the global batch: (`seed`, `key`, prompt, completion of the prompt)."""
+    return [derive_seed(seed, *key, *divmod(row, per_prompt)) for row in rows]
+
+
+def trace_columns(trajectories: Sequence[Trajectory], device: torch.device) -> dict[str, torch.Tensor]:
+    """What losses and estimators need beside tokens, one row per trajectory.
+
+    `noise_seed (B,)` int64, `commit_step (B, G)`, `block (B, G)` int64 and `entropy (B, G)` float32 of the trace.
+    """
+    return {
+        "noise_seed": torch.tensor([derive_seed(t.seed, 1) for t in trajectories], device=device),
+        "commit_step": torch.tensor([t.commit_step for t in trajectories], device=device),
+        "block": torch.tensor([t.block for t in trajectories], device=device),
+        "entropy": torch.tensor([t.entropy for t in trajectories], device=device),
+    }
+
+
+def repetition(ids: Sequence[int]) -> float:
+    """Share of tokens that repeat the one before."""
+    return sum(a == b for a, b in zip(ids, ids[1:], strict=False)) / max(1, len(ids) - 1)
+
+
+def fingerprint(ids: Sequence[int]) -> int:
+    """A checksum: the same for equal completions, on every rank."""
+    return zlib.crc32(array("q", ids).tobytes())
+
+
+def row_statistics(trajectories: Sequence[Trajectory], device: torch.device) -> torch.Tensor:
+    """`(B, 7)` float64: fingerprint, tokens, NFE, finished, repetition, mean confidence, mean entropy of each row."""
+    rows = []
+    for t in trajectories:
+        ids = t.completion_ids
+        rows.append((fingerprint(ids), t.length, t.ledger.nfe, t.finished, repetition(ids),
+                     sum(t.confidence[: t.length]) / t.length, sum(t.entropy[: t.length]) / t.length))  # fmt: skip
+    return torch.tensor(rows, dtype=torch.float64, device=device)
+
+
+def rollout_metrics(statistics_N7: torch.Tensor, seconds: float, per_prompt: int) -> dict[str, float]:
+    """Means over all ranks' rows, for the log.
+
+    `seconds` is the time of the slowest rank; `unique` the share of different completions in a group.
+    """
+    prints_N, tokens_N, nfe_N, finished_N, repetition_N, confidence_N, entropy_N = statistics_N7.unbind(1)
+    groups_PK = prints_N[: len(prints_N) // per_prompt * per_prompt].view(-1, per_prompt).sort(1).values
+    different_P = (groups_PK[:, 1:] != groups_PK[:, :-1]).sum(1) + 1
+    tokens = tokens_N.sum()
+    return {
+        "rollout/nfe_per_token": (nfe_N.sum() / tokens).item(),
+        "rollout/tokens_per_second": tokens.item() / max(seconds, 1e-9),
+        "rollout/eos_rate": finished_N.mean().item(),
+        "rollout/repetition": repetition_N.mean().item(),
+        "rollout/unique": (different_P / per_prompt).mean().item() if len(different_P) else 1.0,
+        "rollout/confidence": confidence_N.mean().item(),
+        "rollout/entropy": entropy_N.mean().item(),
+        "rollout/seconds": seconds,
+    }
+
+
+def groups_with_signal(rewards_NF: torch.Tensor, weights_F: torch.Tensor, per_prompt: int, summed: bool) -> torch.Tensor:
+    """Which groups have rewards that differ, bool `(P,)`.
+
+    Args:
+        rewards_NF: every reward function's rewards, NaN where it gave none.
+        weights_F: weight of each function.
+        per_prompt: completions per prompt.
+        summed: whether advantages come from the weighted sum; else from each function by itself.
+    """
+    weighted_NF = rewards_NF * weights_F
+    if summed:
+        sums_N1 = weighted_NF.nansum(1, keepdim=True)
+        weighted_NF = sums_N1.masked_fill(rewards_NF.isnan().all(1, keepdim=True), torch.nan)
+    values_PKF = weighted_NF.view(-1, per_prompt, weighted_NF.shape[1])
+    highest_PF = values_PKF.nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(1)
+    lowest_PF = values_PKF.nan_to_num(torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(1)
+    scale_PF = values_PKF.nan_to_num(0.0).abs().amax(1)
+    return (highest_PF - lowest_PF > 1e-6 * scale_PF.clamp(min=1)).any(1)
