@@ -20,7 +20,8 @@ _NORM = {"sequence": "canvas", "weighted": "none", "self_normalized": "valid"}
 
 _SAMPLER = ("block_length", "steps", "policy", "threshold", "factor", "entropy_bound", "window", "window_limit", "certainty",
             "cache", "cfg_scale")  # fmt: skip
-_ESTIMATOR = tuple(option.name for option in dataclasses.fields(EstimatorConfig))
+_ESTIMATOR = ("estimator", "num_samples", "mask_schedule", "mask_distribution", "perturb_ratio", "prompt_mask_ratio",
+              "segments", "eubo_beta", "eubo_mix", "scope")  # fmt: skip
 
 _AUTOREGRESSIVE = "canvases are denoised by lockstitch.sampling"
 _NO_ENTROPY = "the entropy of a denoised completion has no gradient here"
@@ -70,16 +71,16 @@ class DiffusionGRPOConfig(GRPOConfig):
         default=None, metadata={"help": "Masks drawn for an estimate (coupled, elbo, sandwiched)."}
     )
     mask_schedule: str | None = field(
-        default=None, metadata={"help": "How mask ratios are drawn: random, complement or quadrature (elbo)."}
+        default=None, metadata={"help": "How mask ratios are drawn: random, stratified, complement or quadrature (elbo)."}
     )
     mask_distribution: str | None = field(
         default=None, metadata={"help": "How masks are drawn given a ratio: iid, count or block_random."}
     )
     prompt_mask_ratio: float | None = field(
-        default=None, metadata={"help": "Share of prompt tokens that mean_field masks, anew in each inner iteration."}
+        default=None, metadata={"help": "Share of prompt tokens that are masked, anew in each inner iteration (d1)."}
     )
     perturb_ratio: float | None = field(
-        default=None, metadata={"help": "Share of clean tokens that block_random masks replace by the mask (SPG)."}
+        default=None, metadata={"help": "Share of the tokens before its block that block_random hides too (SPG)."}
     )
     segments: int | None = field(
         default=None, metadata={"help": "Passes over the trace (trajectory); None is one for each denoising step."}
@@ -87,6 +88,11 @@ class DiffusionGRPOConfig(GRPOConfig):
     eubo_beta: float | None = field(default=None, metadata={"help": "Order of the evidence upper bound (sandwiched)."})
     eubo_mix: float | None = field(
         default=None, metadata={"help": "Share of the upper bound in the mixture for negative advantages (sandwiched)."}
+    )
+    scope: str = field(
+        default="valid",
+        metadata={"help": "Whose tokens count: valid, those up to EOS, or the whole canvas, which rollouts then denoise to "
+                          "its end (ESPO)."},
     )
     score_temperature: float = field(
         default=1.0, metadata={"help": "Logits are divided by it when likelihoods are scored, whatever `temperature` "
@@ -205,6 +211,8 @@ class DiffusionGRPOConfig(GRPOConfig):
     def estimator_config(self) -> EstimatorConfig:
         """The estimator's settings; raises `ValueError` for what it would ignore."""
         settings = {name: getattr(self, name) for name in _ESTIMATOR}
+        if self.mask_distribution == "block_random":
+            settings["block_length"] = self.block_length or self.max_completion_length
         return EstimatorConfig(**{name: value for name, value in settings.items() if value is not None})
 
     def sampler_config(self) -> SamplerConfig:
@@ -212,7 +220,8 @@ class DiffusionGRPOConfig(GRPOConfig):
         settings: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLER}
         settings = {name: value for name, value in settings.items() if value is not None}
         settings |= {"temperature": self.temperature, "top_k": self.top_k or None,
-                     "top_p": None if self.top_p == 1 else self.top_p, "batch_size": self.rollout_micro_batch_size}  # fmt: skip
+                     "top_p": None if self.top_p == 1 else self.top_p, "batch_size": self.rollout_micro_batch_size,
+                     "stop_at_eos": self.scope == "valid"}  # fmt: skip
         if self.preset is None:
             return SamplerConfig(canvas_length=self.max_completion_length, **settings)
         config = preset(self.preset, self.max_completion_length, **settings)

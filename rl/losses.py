@@ -59,6 +59,14 @@ def sequence_loss(
     return -torch.minimum(ratio_B * advantage_B, clipped_B * advantage_B).sum() / divisor
 
 
+def clipped_rows(
+    logp_B: torch.Tensor, old_B: torch.Tensor, advantage_B: torch.Tensor, norm_B: torch.Tensor, low: float, high: float
+) -> torch.Tensor:
+    """Which rows `sequence_loss` clips, so that they have no gradient, bool `(B,)`."""
+    ratio_B = ((logp_B - old_B) / norm_B).detach().exp()
+    return (ratio_B < 1 - low) & (advantage_B < 0) | (ratio_B > 1 + high) & (advantage_B > 0)
+
+
 def sequence_kl(logp_B: torch.Tensor, ref_B: torch.Tensor, norm_B: torch.Tensor, form: str) -> torch.Tensor:
     """An estimate of each row's divergence from the reference, `(B,)`, per unit of `norm_B`.
 
@@ -98,6 +106,25 @@ def clipped_ratios(logp_B: torch.Tensor, old_B: torch.Tensor, norm_B: torch.Tens
     return ((logp_B - old_B) / norm_B).detach().exp().clamp(max=clip)
 
 
-def effective_sample_size(log_ratio_N: torch.Tensor) -> torch.Tensor:
-    """`(sum w)^2 / (N sum w^2)` of the weights `exp(log_ratio)`, in (0, 1]: 1 where all weigh the same."""
-    return (2 * log_ratio_N.logsumexp(0) - (2 * log_ratio_N).logsumexp(0)).exp() / len(log_ratio_N)
+def ratio_moments(log_ratio: torch.Tensor) -> torch.Tensor:
+    """Sums over any number of log-ratios from which `ratio_metrics` are made, `(5,)`; those of parts and ranks add up."""
+    x = log_ratio.detach().flatten().double()
+    w = x.clamp(-20, 20).exp()
+    return torch.stack([torch.ones_like(x).sum(), x.sum(), x.square().sum(), w.sum(), w.square().sum()])
+
+
+def ratio_metrics(moments: torch.Tensor) -> dict[str, float]:
+    """How far the policy has moved within a batch of rollouts; nothing for no ratios at all.
+
+    `spread` is the standard deviation of the log-ratios, `drift` their mean, `effective_sample_size` the share
+    `(sum w)^2 / (n sum w^2)` of the ratios w, in (0, 1].
+    """
+    count, total, squares, weights, weight_squares = moments.tolist()
+    if count == 0:
+        return {}
+    mean = total / count
+    return {
+        "ratio/spread": max(squares / count - mean**2, 0.0) ** 0.5,
+        "ratio/drift": mean,
+        "ratio/effective_sample_size": weights**2 / (count * weight_squares),
+    }

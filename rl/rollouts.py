@@ -42,22 +42,21 @@ def fingerprint(ids: Sequence[int]) -> int:
     return zlib.crc32(array("q", ids).tobytes())
 
 
-def row_statistics(trajectories: Sequence[Trajectory], device: torch.device) -> torch.Tensor:
-    """`(B, 7)` float64: fingerprint, tokens, NFE, finished, repetition, mean confidence, mean entropy of each row."""
+def row_statistics(trajectories: Sequence[Trajectory], seconds: float, device: torch.device) -> torch.Tensor:
+    """`(B, 8)` float64: fingerprint, tokens, NFE, finished, repetition, mean confidence and entropy, the rank's seconds."""
     rows = []
     for t in trajectories:
         ids = t.completion_ids
         rows.append((fingerprint(ids), t.length, t.ledger.nfe, t.finished, repetition(ids),
-                     sum(t.confidence[: t.length]) / t.length, sum(t.entropy[: t.length]) / t.length))  # fmt: skip
+                     sum(t.confidence[: t.length]) / t.length, sum(t.entropy[: t.length]) / t.length, seconds))  # fmt: skip
     return torch.tensor(rows, dtype=torch.float64, device=device)
 
 
-def rollout_metrics(statistics_N7: torch.Tensor, seconds: float, per_prompt: int) -> dict[str, float]:
-    """Means over all ranks' rows, for the log.
-
-    `seconds` is the time of the slowest rank; `unique` the share of different completions in a group.
-    """
-    prints_N, tokens_N, nfe_N, finished_N, repetition_N, confidence_N, entropy_N = statistics_N7.unbind(1)
+def rollout_metrics(statistics_N8: torch.Tensor, per_prompt: int) -> dict[str, float]:
+    """Means over all ranks' rows, for the log: `unique` is the share of different completions in a group, `seconds` the time
+    of the slowest rank."""
+    prints_N, tokens_N, nfe_N, finished_N, repetition_N, confidence_N, entropy_N, seconds_N = statistics_N8.unbind(1)
+    seconds = seconds_N.max().item()
     groups_PK = prints_N[: len(prints_N) // per_prompt * per_prompt].view(-1, per_prompt).sort(1).values
     different_P = (groups_PK[:, 1:] != groups_PK[:, :-1]).sum(1) + 1
     tokens = tokens_N.sum()
@@ -91,3 +90,24 @@ def groups_with_signal(rewards_NF: torch.Tensor, weights_F: torch.Tensor, per_pr
     lowest_PF = values_PKF.nan_to_num(torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(1)
     scale_PF = values_PKF.nan_to_num(0.0).abs().amax(1)
     return (highest_PF - lowest_PF > 1e-6 * scale_PF.clamp(min=1)).any(1)
+
+
+def replace_rows(
+    columns: dict[str, torch.Tensor], new: dict[str, torch.Tensor], at: torch.Tensor, of: torch.Tensor, pad_id: int
+) -> dict[str, torch.Tensor]:
+    """The batch `columns` with its rows `at` replaced by the rows `of` of `new`; prompts are padded on the left as needed."""
+    width = max(columns["prompt_ids"].shape[1], new["prompt_ids"].shape[1])
+
+    def padded(name: str, values: torch.Tensor) -> torch.Tensor:
+        if name not in ("prompt_ids", "prompt_mask"):
+            return values
+        fill = pad_id if name == "prompt_ids" else 0
+        return torch.nn.functional.pad(values, (width - values.shape[1], 0), value=fill)
+
+    merged = {}
+    for name, values in columns.items():
+        merged[name] = values
+        if values.ndim > 0:
+            merged[name] = padded(name, values).clone()
+            merged[name][at] = padded(name, new[name])[of]
+    return merged

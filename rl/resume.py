@@ -1,0 +1,59 @@
+"""A `GRPOTrainer` whose resumed run is the uninterrupted one.
+
+TRL counts micro-steps from 0 after a resume, draws the first epoch's order of prompts again in a later epoch, and generates
+anew in the middle of a generation's steps. Here the count goes on, epochs that are over are drawn and thrown away, and
+rollouts still in use are part of the checkpoint, a file for each rank. With another number of ranks than the checkpoint had,
+these rollouts are generated anew.
+
+What each rank's generators draw beside that is restored by `Trainer`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from trl import GRPOTrainer
+
+
+class ResumableGRPOTrainer(GRPOTrainer):
+    """`GRPOTrainer` that picks up in the middle of an epoch and of a generation."""
+
+    _train_sampler: Any = None
+
+    def _rollout_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"rollouts-{self.args.process_index}-of-{self.args.world_size}.pt"
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
+            return  # the next step generates
+        path = self._rollout_file(output_dir)
+        unfinished = path.with_suffix(".partial")
+        torch.save(self._buffered_inputs, unfinished)
+        os.replace(unfinished, path)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:  # fmt: skip
+        epochs, micro_steps = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        self._step, self._buffered_inputs = micro_steps, None
+        if resume_from_checkpoint is None:
+            return epochs, micro_steps
+        if epochs:
+            self._step += epochs * len(self.callback_handler.train_dataloader)
+        if self._train_sampler is not None and self._train_sampler.shuffle:
+            for _ in range(epochs):
+                torch.randperm(self._train_sampler.num_samples, generator=self._train_sampler.generator)
+        path = self._rollout_file(resume_from_checkpoint)
+        if path.is_file():
+            self._buffered_inputs = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        return epochs, micro_steps
