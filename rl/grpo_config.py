@@ -8,7 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from lockstitch.rl.estimators import EstimatorConfig
+from lockstitch.rl.estimator_config import EstimatorConfig
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
 from trl import GRPOConfig
@@ -157,7 +157,8 @@ class DiffusionGRPOConfig(GRPOConfig):
             raise ValueError(f"pad_to_multiple_of={self.pad_to_multiple_of}: a canvas has max_completion_length positions")
         if self.refill_groups < 0:
             raise ValueError(f"refill_groups={self.refill_groups} rounds: 0 or more")
-        if self.refill_groups and (self.scale_rewards == "batch" or self.multi_objective_aggregation != "sum_then_normalize"):
+        alone = self.scale_rewards != "batch" and self.multi_objective_aggregation == "sum_then_normalize"
+        if self.refill_groups and not alone:
             raise ValueError("refill_groups needs advantages that depend on their own group: scale_rewards='group' or "
                              "'none', multi_objective_aggregation='sum_then_normalize'")  # fmt: skip
         if not self.score_temperature > 0:

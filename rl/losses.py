@@ -3,8 +3,8 @@
 Every loss is a sum over its rows divided by what it is told to divide by, so that accumulated micro-batches and ranks add
 up to the loss of the whole batch. A row's likelihood is the sum of what an estimator says of its tokens.
 
-    sequence         one ratio per row, exp((new - old) / norm), clipped as PPO clips; k2 or k3 KL. ESPO (2512.03759, Sec. 4),
-                     GDPO (2510.08554)
+    sequence         one ratio per row, exp((new - old) / norm), clipped as PPO clips; k2 or k3 KL. ESPO (2512.03759,
+                     Sec. 4), GDPO (2510.08554)
     sandwich         advantage times log-likelihood, per token of the batch: no ratio, no clip. SPG (2510.09541, Eq. 5)
     weighted         log-likelihoods weighted by the group's softmax of advantages, minus that of their negatives.
                      wd1 (2507.08838)

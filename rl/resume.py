@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
 
@@ -25,7 +24,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
     def _rollout_file(self, checkpoint: str) -> Path:
         return Path(checkpoint) / f"rollouts-{self.args.process_index}-of-{self.args.world_size}.pt"
 
-    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)
         return self._train_sampler
 

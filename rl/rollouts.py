@@ -95,7 +95,7 @@ def groups_with_signal(rewards_NF: torch.Tensor, weights_F: torch.Tensor, per_pr
 def replace_rows(
     columns: dict[str, torch.Tensor], new: dict[str, torch.Tensor], at: torch.Tensor, of: torch.Tensor, pad_id: int
 ) -> dict[str, torch.Tensor]:
-    """The batch `columns` with its rows `at` replaced by the rows `of` of `new`; prompts are padded on the left as needed."""
+    """The batch `columns` with its rows `at` replaced by rows `of` of `new`; prompts are padded on the left as needed."""
     width = max(columns["prompt_ids"].shape[1], new["prompt_ids"].shape[1])
 
     def padded(name: str, values: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,244 @@
+"""The rollouts of `DiffusionGRPOTrainer`: completions by `lockstitch.sampling` in the place of TRL's generation.
+
+A completion's rollout has the seed of its place: (`args.seed`, generation, prompt in the global batch, completion of the
+prompt), so that runs of one and of several processes see the same rollouts, and a resumed run those that the
+uninterrupted one would have seen. TRL then scores them with the reward functions and makes advantages of it. Groups whose
+rewards are all the same teach nothing: they are marked, and replaced by groups of fresh prompts if asked.
+
+Leaves out likelihoods and losses.
+
+Axes: B rows (completions), G canvas positions, K completions of a prompt, P prompts, N rows of all ranks, F reward
+functions.
+"""
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from lockstitch.rl import losses
+from lockstitch.rl.grpo_config import DiffusionGRPOConfig
+from lockstitch.rl.head import check_head
+from lockstitch.rl.resume import ResumableGRPOTrainer
+from lockstitch.rl.rollouts import (
+    EVAL,
+    REFILL,
+    TRAIN,
+    groups_with_signal,
+    replace_rows,
+    rollout_metrics,
+    rollout_seeds,
+    row_statistics,
+    trace_columns,
+)
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.layouts import check_layout
+from lockstitch.sampling.loop import sample
+from lockstitch.sampling.noise import derive_seed
+from lockstitch.sampling.trajectory import Trajectory
+from peft import LoraConfig, PeftConfig, PeftModel
+from transformers import GenerationConfig
+from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+
+Columns = dict[str, torch.Tensor]
+
+
+class RolloutTrainer(ResumableGRPOTrainer):
+    """`GRPOTrainer` that denoises canvases; see `DiffusionGRPOTrainer` for what it takes."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        reward_funcs: Any,
+        args: DiffusionGRPOConfig,
+        peft_config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name in ("model", "processing_class", "tools", "environment_factory", "rollout_func", "quantization_config"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name}: the denoiser brings model and tokenizer, and a canvas holds a single turn")
+        self._denoiser, self._sampler = denoiser, args.sampler_config()
+        check_layout(self._sampler, denoiser.family)
+        if args.mask_distribution == "block_random" and denoiser.family.layout != "full":
+            raise ValueError("mask_distribution='block_random' shows earlier blocks clean, as "
+                             f"{denoiser.family.name} models see them anyway: iid or count")  # fmt: skip
+        if isinstance(peft_config, LoraConfig) and peft_config.lora_dropout and args.disable_dropout:
+            raise ValueError(f"lora_dropout={peft_config.lora_dropout} would be switched off by disable_dropout=True: "
+                             "with dropout the ratio of a policy to itself is not 1. Say 0 or disable_dropout=False")  # fmt: skip
+        check_head(denoiser)
+        if denoiser.model.generation_config is None:
+            denoiser.model.generation_config = GenerationConfig(eos_token_id=denoiser.eos_ids)
+
+        adapted = peft_config is not None or isinstance(denoiser.model, PeftModel)
+        # TRL would load the reference anew from where the config says that the model came from; ours is the model as it is.
+        reference = copy.deepcopy(denoiser.model).requires_grad_(False) if args.beta and not adapted else None
+        beta = args.beta
+        if reference is not None:
+            args.beta = 0.0
+        super().__init__(model=denoiser.model, reward_funcs=reward_funcs, args=args, peft_config=peft_config,
+                         processing_class=denoiser.tokenizer, **kwargs)  # fmt: skip
+        args.beta = self.beta = beta
+        if reference is not None:
+            self.ref_model = self._prepare_reference(reference.eval())
+        self.aux_loss_enabled = False
+        self.eos_token_ids = denoiser.eos_ids
+        # Ours to do: TRL looks at a canvas's last token, which says nothing.
+        self._drops_truncated, self.mask_truncated_completions = args.mask_truncated_completions, False
+        if args.refill_groups:
+            self._check_refill()
+        self._rollouts: list[Trajectory] = []
+        self._seeds: list[int] = []
+        self._rewards_NF = torch.empty(0)
+        self._eval_rows = 0
+
+    def _prepare_reference(self, reference: Any) -> Any:
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(reference, self.accelerator)
+        if self.is_fsdp_enabled:
+            return prepare_fsdp(reference, self.accelerator)
+        return self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    def _check_refill(self) -> None:
+        rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        if rows % self.num_generations:
+            raise ValueError(f"refill_groups={self.args.refill_groups} needs whole groups on each rank: {rows} completions "
+                             f"a generation are no multiple of num_generations={self.num_generations}")  # fmt: skip
+        if not hasattr(self.train_dataset, "__len__"):
+            raise ValueError("refill_groups draws prompts at random: a stream has no length; use a map-style dataset")
+
+    # --- rollouts ----------------------------------------------------------------------------------------------------
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """Plain texts as the sampler encodes them, each once; conversations as TRL does."""
+        if not isinstance(prompts[0], str):
+            return super()._tokenize_prompts(prompts)
+        texts = list(dict.fromkeys(prompts))
+        ids = dict(zip(texts, self._denoiser.encode(texts), strict=True))
+        return [ids[prompt] for prompt in prompts], None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: None, fields: dict[str, Any], num_generations: int, *more: Any
+    ) -> tuple[list[list[int]], None]:
+        """One trajectory per prompt (which TRL has repeated), by the seeds of the moment; returns tokens up to EOS."""
+        began = time.perf_counter()
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            training = model.training
+            denoiser = copy.copy(self._denoiser)
+            denoiser.model = model.eval()
+            self._rollouts = sample(denoiser, prompt_ids, self._sampler, seed=self._seeds)
+            model.train(training)
+        seconds = time.perf_counter() - began
+        statistics_N8 = gather(row_statistics(self._rollouts, seconds, self.accelerator.device))
+        mode = "train" if training else "eval"
+        for name, value in rollout_metrics(statistics_N8, num_generations).items():
+            self._metrics[mode][name].append(value)
+        return [list(t.completion_ids) for t in self._rollouts], None
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        """TRL's, then whole canvases in the place of completions, and what of them counts in the place of a tool mask."""
+        output = list(super()._generate(prompts))
+        counted = [len(t.canvas_ids) if self.args.scope == "canvas" else t.length for t in self._rollouts]
+        if self._drops_truncated:
+            counted = [count * t.finished for count, t in zip(counted, self._rollouts, strict=True)]
+        output[1] = [list(t.canvas_ids) for t in self._rollouts]
+        output[2] = [
+            [1] * count + [0] * (len(t.canvas_ids) - count) for count, t in zip(counted, self._rollouts, strict=True)
+        ]
+        if self.log_completions:
+            self._log_completion_extra("nfe", [t.ledger.nfe for t in self._rollouts])
+            self._log_completion_extra("steps", [t.last_step for t in self._rollouts])
+            self._log_completion_extra("finished", [t.finished for t in self._rollouts])
+            for name in ("confidence", "entropy"):
+                values = [sum(getattr(t, name)[: t.length]) / t.length for t in self._rollouts]
+                self._log_completion_extra(name, values)
+        return tuple(output)
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Any:
+        ids = [list(t.completion_ids) for t in self._rollouts]
+        self._rewards_NF = super()._calculate_rewards(inputs, prompts, completions, ids)
+        return self._rewards_NF
+
+    def _roll_out(self, inputs: list[dict[str, Any]], key: Sequence[int], rows: Sequence[int], K: int) -> Columns:
+        """Rollouts of the given places of the global batch, with rewards and advantages, but without likelihoods."""
+        self._seeds = rollout_seeds(self.args.seed, key, rows, K)
+        columns: Columns = super()._generate_and_score_completions(inputs)
+        for name in ("old_per_token_logps", "ref_per_token_logps"):
+            columns.pop(name, None)
+        columns |= trace_columns(self._rollouts, self.accelerator.device)
+        own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        summed = self.multi_objective_aggregation == "sum_then_normalize"
+        weights_F = self.reward_weights.to(self._rewards_NF.device)
+        signal_P = groups_with_signal(self._rewards_NF, weights_F, K, summed)
+        columns["signal"] = signal_P.repeat_interleave(K)[own]
+        if self.args.drop_zero_variance:  # what is left of their advantages is rounding
+            columns["advantages"] = columns["advantages"] * columns["signal"]
+        columns["weight"] = columns["advantages"]
+        if self.args.policy_loss == "weighted":
+            known_N = ~self._rewards_NF.isnan().all(1)
+            columns["weight"] = losses.group_weights(gather(columns["advantages"]), known_N, K)[own]
+        return columns
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Columns:
+        """A generation's batch: rollouts, rewards, and the likelihoods that have to be known before the first step."""
+        ranks, first = self.accelerator.num_processes, self.accelerator.process_index * len(inputs)
+        if not self.model.training:
+            rows = range(self._eval_rows + first, self._eval_rows + first + len(inputs))
+            self._eval_rows += ranks * len(inputs)
+            columns = self._roll_out(inputs, (EVAL,), rows, self.num_generations_eval)
+            columns["active"] = torch.full_like(columns["signal"], self.beta != 0)  # a loss of rewards alone is 0
+        else:
+            generation = self._step // (self.args.steps_per_generation * self.num_iterations)
+            rows = range(first, first + len(inputs))
+            columns = self._roll_out(inputs, (TRAIN, generation), rows, self.num_generations)
+            for turn in range(self.args.refill_groups):
+                columns, changed = self._refill(columns, generation, turn, first)
+                if not changed:
+                    break
+            active_B = columns["signal"] if self.args.drop_zero_variance else torch.ones_like(columns["signal"])
+            columns["active"] = active_B & columns["tool_mask"].any(1)
+        self._score_before(columns)
+        return columns
+
+    def _refill(self, columns: Columns, generation: int, turn: int, first: int) -> tuple[Columns, bool]:
+        """Replaces groups without signal by groups of fresh prompts, where those have one."""
+        K = self.num_generations
+        signal_P = columns["signal"].view(-1, K)[:, 0]
+        missing = (~signal_P).nonzero()[:, 0].tolist()
+        count = int(gather(torch.tensor([len(missing)], device=signal_P.device)).max())
+        if not count:
+            return columns, False
+        # Every rank rolls out as many groups; those beyond its own need are thrown away.
+        groups = (missing + list(range(count)))[:count]
+        key = (REFILL, generation, turn)
+        places = [first // K + group for group in groups]
+        fresh = [self.train_dataset[derive_seed(self.args.seed, *key, place) % len(self.train_dataset)] for place in places]
+        rows = [place * K + k for place in places for k in range(K)]
+        new = self._roll_out([row for row in fresh for _ in range(K)], key, rows, K)
+        found = [i for i in range(len(missing)) if bool(new["signal"][i * K])]
+        offset_K = torch.arange(K, device=signal_P.device)
+        at = torch.tensor([missing[i] for i in found], dtype=torch.long, device=signal_P.device)[:, None] * K + offset_K
+        of = torch.tensor(found, dtype=torch.long, device=signal_P.device)[:, None] * K + offset_K
+        columns = replace_rows(columns, new, at.flatten(), of.flatten(), self._denoiser.pad_id)
+        columns["num_items_in_batch"] = gather(columns["tool_mask"].sum()).sum()
+        return columns, True
+
+    def _score_before(self, columns: Columns) -> None:
+        """Adds the likelihoods that have to be known before the first step."""
+        raise NotImplementedError
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in TRL; every evaluation draws the same noise."""
+        self._eval_rows = 0
+        return super().evaluate(*args, **kwargs)
