@@ -1,0 +1,56 @@
+"""Small training runs for the tests of the GRPO trainer; as a script, one run in processes of its own.
+
+    python tests/grpo_runs.py '{"output_dir": "runs/x", "max_steps": 4}'
+"""
+
+import json
+import sys
+
+import torch
+from datasets import Dataset
+from lockstitch.rl.grpo import DiffusionGRPOTrainer
+from lockstitch.rl.grpo_config import DiffusionGRPOConfig
+from models import random_denoiser
+from peft import LoraConfig
+
+PROMPTS = [f"{i}+{i * 7}=" if i % 3 else f"{i}=" for i in range(12)]  # of several lengths
+SETTINGS = {
+    "max_steps": 3, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 8, "steps": 4,
+    "learning_rate": 3e-3, "lr_scheduler_type": "constant", "logging_steps": 1, "report_to": "none", "use_cpu": True,
+    "bf16": False, "save_strategy": "no", "seed": 3, "disable_tqdm": True, "scale_rewards": "none",
+}  # fmt: skip
+
+
+def even_tokens(completion_ids, **columns):
+    """Share of tokens with an even number."""
+    return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+
+def make_trainer(
+    settings, output_dir, denoiser=None, rewards=even_tokens, lora=False, prompts=PROMPTS, trainer=DiffusionGRPOTrainer, **more
+):
+    """A trainer of a random model; `settings` go before `SETTINGS`."""
+    args = DiffusionGRPOConfig(output_dir=str(output_dir), **{**SETTINGS, **settings})
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
+    data = Dataset.from_dict({"prompt": prompts})
+    return trainer(denoiser or random_denoiser(sharpness=2.0), rewards, args, peft_config=adapter, train_dataset=data, **more)
+
+
+def weights(trainer):
+    """Copies of the trained weights, by name."""
+    return {name: p.detach().clone() for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
+
+
+def train(settings, output_dir, resume=None, **more):
+    """A whole run: its final weights and its log."""
+    trainer = make_trainer(settings, output_dir, **more)
+    trainer.train(resume_from_checkpoint=resume)
+    return weights(trainer), trainer.state.log_history
+
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    output_dir, resume, lora = settings.pop("output_dir"), settings.pop("resume", None), settings.pop("lora", False)
+    final, log = train(settings, output_dir, resume, lora=lora)
+    if torch.distributed.get_rank() == 0 if torch.distributed.is_initialized() else True:
+        torch.save({"weights": final, "log": log}, f"{output_dir}/final.pt")
