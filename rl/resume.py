@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 class ResumableGRPOTrainer(GRPOTrainer):
     """`GRPOTrainer` that picks up in the middle of an epoch and of a generation."""
 
-    _train_sampler: Any = None
+    _train_sampler: Any = None  # a stream has none, and a single epoch
 
     def _rollout_file(self, checkpoint: str) -> Path:
         return Path(checkpoint) / f"rollouts-{self.args.process_index}-of-{self.args.world_size}.pt"
@@ -48,10 +48,11 @@ class ResumableGRPOTrainer(GRPOTrainer):
         if resume_from_checkpoint is None:
             return epochs, micro_steps
         if epochs:
-            self._step += epochs * len(self.callback_handler.train_dataloader)
-        if self._train_sampler is not None and self._train_sampler.shuffle:
-            for _ in range(epochs):
-                torch.randperm(self._train_sampler.num_samples, generator=self._train_sampler.generator)
+            sampler = self._train_sampler
+            self._step += epochs * (len(sampler) // self.args.generation_batch_size)
+            if sampler.shuffle:
+                for _ in range(epochs):
+                    torch.randperm(sampler.num_samples, generator=sampler.generator)
         path = self._rollout_file(resume_from_checkpoint)
         if path.is_file():
             self._buffered_inputs = torch.load(path, map_location=self.accelerator.device, weights_only=True)

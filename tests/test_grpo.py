@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from grpo_runs import PROMPTS, even_tokens, make_trainer, train, weights
+from datasets import Dataset
+from grpo_runs import PROMPTS, SETTINGS, even_tokens, make_trainer, train, weights
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
+from lockstitch.sampling.denoiser import LLADA, Denoiser, make_bidirectional
 from models import random_denoiser
+from peft import LoraConfig
+from transformers import LlamaForCausalLM
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -108,3 +112,230 @@ def test_accumulation_changes_no_loss(name, tmp_path):
     pieces, _ = train({**settings, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, tmp_path)
     assert moved(whole) > 1e-3
     assert_same(whole, pieces)
+
+
+@pytest.mark.slow
+def test_order_within_a_batch_changes_nothing(tmp_path):
+    class Reversed(DiffusionGRPOTrainer):
+        """Turns each generation's rows round before they are dealt out."""
+
+        def _generate_and_score_completions(self, inputs):
+            columns = super()._generate_and_score_completions(inputs)
+            return {name: values.flip(0) if values.ndim else values for name, values in columns.items()}
+
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    assert_same(train(settings, tmp_path)[0], train(settings, tmp_path, trainer=Reversed)[0])
+
+
+@pytest.mark.slow
+def test_families_without_attention_masks_are_grouped_by_length(tmp_path):
+    """LLaDA's convention cannot be told of padding: its rows must be scored as if there were none."""
+    padded, _ = train({}, tmp_path)
+    grouped, _ = train({}, tmp_path, denoiser=without_mask(random_denoiser(sharpness=2.0)))
+    assert_same(padded, grouped)
+
+
+class BlindLlama(LlamaForCausalLM):
+    """Knows token ids alone, as LLaDA's own code does."""
+
+    def forward(self, input_ids):
+        return super().forward(input_ids=input_ids)
+
+
+def without_mask(denoiser):
+    """The same weights behind LLaDA's convention."""
+    model = BlindLlama(denoiser.model.config)
+    model.load_state_dict(denoiser.model.state_dict())
+    return Denoiser(make_bidirectional(model), denoiser.tokenizer, LLADA)
+
+
+@pytest.mark.slow
+def test_groups_without_signal_cost_nothing_and_change_nothing(tmp_path):
+    """Their advantages are 0 with and without the likelihoods that are not computed; Adam's momentum goes on."""
+
+    class Counting(DiffusionGRPOTrainer):
+        rows = 0
+
+        def _likelihoods(self, model, columns, rows, iteration):
+            self.rows += len(rows)
+            return super()._likelihoods(model, columns, rows, iteration)
+
+    def rarely(completion_ids, **columns):
+        return [float(ids[0] % 8 == 0) for ids in completion_ids]
+
+    settings = {"max_steps": 6, "num_iterations": 2}
+    runs = []
+    for dropped in (True, False):
+        trainer = make_trainer({**settings, "drop_zero_variance": dropped}, tmp_path, rewards=rarely, trainer=Counting)
+        trainer.train()
+        share = [log["frac_reward_zero_std"] for log in trainer.state.log_history if "frac_reward_zero_std" in log]
+        runs.append((weights(trainer), trainer.rows, sum(share) / len(share)))
+    (dropping, fewer, share), (keeping, rows, _) = runs
+    assert 0 < share < 1
+    assert rows == 6 * 8
+    assert fewer == rows * (1 - share)
+    assert_same(dropping, keeping, atol=1e-7)
+
+
+# --- processes and resumed runs --------------------------------------------------------------------------------------
+
+
+def launch(processes, settings, output, wait=True):
+    """A run of `grpo_runs.py` in processes of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
+               "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    if processes == 1:
+        command = [sys.executable]
+    output.mkdir(exist_ok=True)
+    command += [str(Path(__file__).with_name("grpo_runs.py")), json.dumps({**settings, "output_dir": str(output)})]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    if wait:
+        printed, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, printed[-3000:]
+    return process
+
+
+def outcome(output):
+    return torch.load(output / "final.pt", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["d2", "d1", "stabledrl"])
+def test_two_processes_are_one(name, tmp_path):
+    """Over gloo, with prompts of several lengths, groups without signal and groups cut in two by the ranks."""
+    settings = {**PAIRS[name], "max_steps": 4, "num_iterations": 2, "gradient_accumulation_steps": 3, "num_generations": 12}
+    if name == "d1":
+        settings |= {"beta": 0.1, "lora": True}
+    launch(1, {**settings, "per_device_train_batch_size": 4}, tmp_path / "one")
+    launch(2, {**settings, "per_device_train_batch_size": 2}, tmp_path / "two")
+    one, two = outcome(tmp_path / "one"), outcome(tmp_path / "two")
+    assert_same(one["weights"], two["weights"])
+    for before, after in zip(one["log"], two["log"], strict=True):
+        for name in ("reward", "rollout/unique", "rollout/nfe_per_token", "ratio/spread", "ratio/effective_sample_size"):
+            assert after.get(name) == pytest.approx(before.get(name), abs=1e-5), name
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    """From a checkpoint in the second epoch, amid a generation's steps and its inner iterations."""
+    settings = {"num_iterations": 2, "gradient_accumulation_steps": 1, "steps_per_generation": 2, "num_generations": 4,
+                "per_device_train_batch_size": 4, "max_steps": 11, "save_strategy": "steps", "save_steps": 3}  # fmt: skip
+    whole, log = train(settings, tmp_path, prompts=PROMPTS[:4])
+    assert log[-1]["epoch"] > 1
+    resumed, again = train(settings, tmp_path, resume=str(tmp_path / "checkpoint-9"), prompts=PROMPTS[:4])
+    assert_same(whole, resumed, atol=0)
+    assert [entry.get("reward") for entry in again] == [entry.get("reward") for entry in log]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_resumes_to_the_same_weights(processes, tmp_path):
+    settings = {"num_iterations": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_steps": 12,
+                "per_device_train_batch_size": 4, "beta": 0.1, "lora": True}  # fmt: skip
+    saving = {**settings, "save_strategy": "steps", "save_steps": 1}
+    launch(processes, settings, tmp_path / "whole")
+    process = launch(processes, saving, tmp_path / "killed", wait=False)
+    target = tmp_path / "killed" / "checkpoint-5" / "trainer_state.json"
+    while not target.is_file():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM if processes > 1 else signal.SIGKILL)  # torchrun ends its workers
+    process.communicate()
+    whole = sorted((path.parent for path in tmp_path.glob("killed/checkpoint-*/trainer_state.json")),
+                   key=lambda path: int(path.name.split("-")[1]))  # fmt: skip
+    launch(processes, {**saving, "resume": str(whole[-1])}, tmp_path / "killed")
+    assert_same(outcome(tmp_path / "whole")["weights"], outcome(tmp_path / "killed")["weights"], atol=1e-6)
+
+
+# --- what TRL has ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_rewards_tables_evaluation_and_conversations(tmp_path):
+    """Synchronous, asynchronous and missing rewards, extra columns, evaluation, the completions table, chat templates."""
+    import pandas
+
+    async def patient(completions, **columns):
+        return [float("1" in message[0]["content"]) for message in completions]
+
+    def sometimes(completion_ids, log_extra, log_metric, number, **columns):
+        log_extra("first", [ids[0] for ids in completion_ids])
+        log_metric("numbers", sum(number) / len(number))
+        return [None if ids[0] % 2 else 1.0 for ids in completion_ids]
+
+    denoiser = random_denoiser(sharpness=2.0)
+    denoiser.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}], "number": i} for i, text in enumerate(PROMPTS)])
+    args = DiffusionGRPOConfig(
+        output_dir=str(tmp_path), **{**SETTINGS, "max_steps": 2, "log_completions": True, "eval_strategy": "steps",
+        "eval_steps": 1, "per_device_eval_batch_size": 8, "num_generations_eval": 2, "reward_weights": [1.0, 0.5, 0.25]},
+    )  # fmt: skip
+    trainer = DiffusionGRPOTrainer(
+        denoiser, [even_tokens, patient, sometimes], args, train_dataset=rows, eval_dataset=rows.select(range(8))
+    )
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert all(f"rewards/{name}/mean" in log[0] for name in ("even_tokens", "patient", "sometimes"))
+    evaluated = [entry for entry in trainer.state.log_history if "eval_reward" in entry]
+    assert len(evaluated) == 2
+    assert evaluated[0]["eval_rollout/nfe_per_token"] >= 0.5
+    table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    assert {"nfe", "steps", "finished", "confidence", "entropy", "first", "even_tokens", "advantage"} <= set(table.columns)
+    assert (table["nfe"] <= 4).all()
+    assert table["confidence"].between(0, 1).all()
+    assert trainer.evaluate()["eval_reward"] == trainer.evaluate()["eval_reward"]  # the same noise each time
+
+
+@pytest.mark.slow
+def test_groups_are_refilled_with_fresh_prompts(tmp_path):
+    """Dynamic sampling: groups whose prompt pays nothing are replaced by groups whose prompt may."""
+
+    def only_long_prompts(prompts, completion_ids, **columns):
+        return [even_tokens([ids])[0] if len(text) > 2 else 0.0
+                for text, ids in zip(prompts, completion_ids, strict=True)]  # fmt: skip
+
+    short = ["1=", "2=", "3="] * 2 + PROMPTS[1:3]
+    seen = []
+
+    class Watching(DiffusionGRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            columns = super()._generate_and_score_completions(inputs)
+            seen.append(columns)
+            return columns
+
+    for rounds in (0, 8):
+        seen.clear()
+        train({"refill_groups": rounds, "per_device_train_batch_size": 16}, tmp_path, prompts=short,
+              rewards=only_long_prompts, trainer=Watching)  # fmt: skip
+        signal = torch.cat([columns["signal"] for columns in seen]).float().mean().item()
+        assert (signal == 1.0) if rounds else (signal < 0.8)
+        for columns in seen:
+            assert columns["num_items_in_batch"] == columns["tool_mask"].sum()
+            long = columns["prompt_mask"].sum(1) > 2
+            assert torch.equal(columns["signal"], long)
+            assert (columns["advantages"][~long] == 0).all()
+
+
+@pytest.mark.slow
+def test_likelihoods_are_of_the_whole_canvas_as_it_was_rolled_out(tmp_path):
+    """With a segment for each step, the sum of a row's likelihoods is what the trace's snapshot confidences say."""
+
+    class Watching(DiffusionGRPOTrainer):
+        def _old_likelihoods(self, inputs, logp_BG, iteration):
+            for i in range(len(logp_BG)):
+                trace = next(t for t in self._rollouts if torch.tensor(t.canvas_ids).equal(inputs["completion_ids"][i]))
+                said = torch.tensor(trace.confidence).log()[: trace.length]
+                assert not logp_BG[i, trace.length :].any()
+                torch.testing.assert_close(logp_BG[i, : trace.length].detach(), said, rtol=0, atol=1e-4)
+            return super()._old_likelihoods(inputs, logp_BG, iteration)
+
+    train({"max_steps": 2}, tmp_path, trainer=Watching)
+
+
+def test_dropout_that_would_be_switched_off_is_refused(tmp_path):
+    args = DiffusionGRPOConfig(output_dir=str(tmp_path), **SETTINGS)
+    with pytest.raises(ValueError, match=r"lora_dropout=0.05 would be switched off by disable_dropout=True"):
+        DiffusionGRPOTrainer(random_denoiser(), even_tokens, args, peft_config=LoraConfig(lora_dropout=0.05),
+                             train_dataset=Dataset.from_dict({"prompt": PROMPTS}))  # fmt: skip
+    with pytest.raises(ValueError, match="tools: the denoiser brings model and tokenizer"):
+        make_trainer({}, tmp_path, tools=[print])
