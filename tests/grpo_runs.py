@@ -18,6 +18,7 @@ SETTINGS = {
     "max_steps": 3, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 8, "steps": 4,
     "learning_rate": 3e-3, "lr_scheduler_type": "constant", "logging_steps": 1, "report_to": "none", "use_cpu": True,
     "bf16": False, "save_strategy": "no", "seed": 3, "disable_tqdm": True, "scale_rewards": "none",
+    "adam_epsilon": 1e-4,  # or rounding would decide where gradients are all but 0
 }  # fmt: skip
 
 
