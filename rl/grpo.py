@@ -74,7 +74,8 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         upper_B = columns["weight"][rows] < 0 if self.args.estimator == "sandwiched" else None
 
         def score(module: torch.nn.Module) -> torch.Tensor:
-            scorer = Scorer(self._denoiser, module, self.args.score_temperature, self._scorer_block)
+            scorer = Scorer(self._denoiser, module, self.args.score_temperature, self._scorer_block,
+                            recomputes=self.args.recompute_passes)  # fmt: skip
             return estimate(self._estimator, scorer, canvases, iteration, upper_B)
 
         with self.accelerator.autocast():

@@ -93,6 +93,8 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path):
     pieces, _ = train({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, tmp_path)
     assert moved(whole) > 1e-3
     assert_same(whole, pieces)
+    keeping, _ = train({"recompute_passes": False}, tmp_path)
+    assert_same(whole, keeping, atol=1e-6)
     assert log[0]["ratio/effective_sample_size"] == 1.0
 
 
