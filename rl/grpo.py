@@ -57,6 +57,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         # What TRL's loss is given, while it runs.
         self._scored_BG: torch.Tensor | None = None
         self._entropy_BG = torch.empty(0)
+        self._moments = torch.zeros(5, dtype=torch.float64, device=self.accelerator.device)
         # Micro-steps since the optimizer's last one; those that share the ratios' sum, and that sum (self_normalized).
         self._window_done, self._chunk_left, self._chunk_weight = 0, 0, torch.ones(())
 
@@ -73,7 +74,8 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         upper_B = columns["weight"][rows] < 0 if self.args.estimator == "sandwiched" else None
 
         def score(module: torch.nn.Module) -> torch.Tensor:
-            scorer = Scorer(self._denoiser, module, self.args.score_temperature, self._scorer_block)
+            scorer = Scorer(self._denoiser, module, self.args.score_temperature, self._scorer_block,
+                            recomputes=self.args.recompute_passes)  # fmt: skip
             return estimate(self._estimator, scorer, canvases, iteration, upper_B)
 
         with self.accelerator.autocast():
@@ -103,9 +105,11 @@ class DiffusionGRPOTrainer(RolloutTrainer):
     ) -> torch.Tensor:
         B, G = columns["completion_ids"].shape
         logp_BTG = torch.zeros(B, T, G, device=rows_A.device)
-        for part in torch.split(rows_A, self.args.per_device_train_batch_size) if len(rows_A) else ():
+        size = self.args.per_device_train_batch_size
+        for start in range(0, len(rows_A), size):
+            part_A = rows_A[start : start + size]
             for t in iterations:
-                logp_BTG[part, t] = self._likelihoods(model, columns, part, t)
+                logp_BTG[part_A, t] = self._likelihoods(model, columns, part_A, t)
         return logp_BTG
 
     def _new_likelihoods(self, model: torch.nn.Module, columns: Columns, iteration: int) -> torch.Tensor:
@@ -139,7 +143,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         old_BG = self._old_likelihoods(inputs, logp_BG, iteration)
         ref_BG = inputs["ref_logp"][:, min(iteration, inputs["ref_logp"].shape[1] - 1)] if self.beta else None
         valid_BG = inputs["tool_mask"].bool()
-        if self._needs_old:
+        if self._needs_old and self.model.training:
             self._log_ratios(inputs, logp_BG.detach(), old_BG, valid_BG)
         if self.args.policy_loss == "token":
             self._scored_BG, self._entropy_BG = logp_BG, inputs["entropy"]
@@ -234,16 +238,19 @@ class DiffusionGRPOTrainer(RolloutTrainer):
     # --- the log -----------------------------------------------------------------------------------------------------
 
     def _log_ratios(self, inputs: Columns, logp_BG: torch.Tensor, old_BG: torch.Tensor, valid_BG: torch.Tensor) -> None:
-        """Logs how far the ratios that the loss reads are from 1."""
+        """Logs how far the ratios that the loss reads are from 1, over all that goes into an optimizer's step."""
         log_ratio_BG = (logp_BG - old_BG) * valid_BG
         if self.args.policy_loss == "token" and self.importance_sampling_level == "token":
             log_ratio = log_ratio_BG[valid_BG & inputs["active"][:, None]]
         else:
             norm = "valid" if self.args.policy_loss == "token" else self.args.norm
             log_ratio = (log_ratio_BG.sum(1) / losses.row_norms(valid_BG, norm))[inputs["active"]]
-        moments = self.accelerator.reduce(losses.ratio_moments(log_ratio), reduction="sum")
-        for name, value in losses.ratio_metrics(moments).items():
-            self._metrics["train" if self.model.training else "eval"][name].append(value)
+        self._moments = self._moments + losses.ratio_moments(log_ratio)
+        if self.accelerator.sync_gradients:
+            total = self.accelerator.reduce(self._moments, reduction="sum")
+            for name, value in losses.ratio_metrics(total).items():
+                self._metrics["train"][name].append(value)
+            self._moments = torch.zeros_like(self._moments)
 
     def _log_mean(self, name: str, value_B: torch.Tensor) -> None:
         mean = gather(value_B.detach().mean()[None]).mean().item()

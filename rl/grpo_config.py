@@ -99,6 +99,12 @@ class DiffusionGRPOConfig(GRPOConfig):
                                        "the rollouts had."},
     )
 
+    recompute_passes: bool = field(
+        default=True,
+        metadata={"help": "Estimates of several passes keep no activations and run the passes again in the backward pass: "
+                          "memory does not grow with their number. Off is faster where there is memory."},
+    )
+
     policy_loss: str = field(
         default="token",
         metadata={"help": "token: TRL's own (see loss_type, importance_sampling_level); sequence: one ratio per "

@@ -77,9 +77,12 @@ class RolloutTrainer(ResumableGRPOTrainer):
         beta = args.beta
         if reference is not None:
             args.beta = 0.0
-        super().__init__(model=denoiser.model, reward_funcs=reward_funcs, args=args, peft_config=peft_config,
-                         processing_class=denoiser.tokenizer, **kwargs)  # fmt: skip
-        args.beta = self.beta = beta
+        try:
+            super().__init__(model=denoiser.model, reward_funcs=reward_funcs, args=args, peft_config=peft_config,
+                             processing_class=denoiser.tokenizer, **kwargs)  # fmt: skip
+        finally:
+            args.beta = beta
+        self.beta = beta
         if reference is not None:
             self.ref_model = self._prepare_reference(reference.eval())
         self.aux_loss_enabled = False

@@ -90,6 +90,8 @@ class Scorer:
         temperature: logits are divided by it; the papers score at 1 whatever temperature the rollouts had.
         block_length: the sampler's, for families that denoise block by block; None for those that attend fully.
         logits_at_once: how many logits may exist at a time.
+        recomputes: whether passes that are asked to (those of estimates that take several) are run again in the backward
+            pass. If not, all of their activations are kept: faster by a forward pass, as long as there is memory.
 
     Raises `ValueError` for a temperature that is not positive, and for a block length that is missing or has no meaning.
     """
@@ -101,6 +103,7 @@ class Scorer:
         temperature: float = 1.0,
         block_length: int | None = None,
         logits_at_once: int = _LOGITS_AT_ONCE,
+        recomputes: bool = True,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: likelihoods need a positive one")
@@ -110,7 +113,7 @@ class Scorer:
         if layout != "full" and (block_length is None or block_length < 1):
             raise ValueError(f"block_length={block_length}: {denoiser.family.name} models need the sampler's block length")
         self.denoiser, self.model, self.family = denoiser, model, denoiser.family
-        self.temperature, self.block_length = temperature, block_length
+        self.temperature, self.block_length, self.recomputes = temperature, block_length, recomputes
         self.chunk = max(1, logits_at_once // denoiser.model.config.get_text_config().vocab_size)
         self.forbidden = [denoiser.mask_id]
         if denoiser.pad_id not in denoiser.eos_ids and denoiser.pad_id != denoiser.mask_id:
@@ -150,7 +153,7 @@ class Scorer:
         for rows_A, columns in self._batches(real_BP, asked_BG):
             part = (prompt_BP[rows_A, columns:], real_BP[rows_A, columns:], canvases.completion_BG[rows_A],
                     noised_BG[rows_A], asked_BG[rows_A])  # fmt: skip
-            if recompute and torch.is_grad_enabled():
+            if recompute and self.recomputes and torch.is_grad_enabled():
                 logp_AG = checkpoint(_Pass(self), *part, use_reentrant=False)
             else:
                 logp_AG = _Pass(self)(*part)
