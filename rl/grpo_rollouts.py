@@ -66,7 +66,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
                              f"{denoiser.family.name} models see them anyway: iid or count")  # fmt: skip
         if isinstance(peft_config, LoraConfig) and peft_config.lora_dropout and args.disable_dropout:
             raise ValueError(f"lora_dropout={peft_config.lora_dropout} would be switched off by disable_dropout=True: "
-                             "with dropout the ratio of a policy to itself is not 1. Say 0 or disable_dropout=False")  # fmt: skip
+                             "with dropout a policy's ratio to itself is not 1. Say 0 or disable_dropout=False")  # fmt: skip
         check_head(denoiser)
         if denoiser.model.generation_config is None:
             denoiser.model.generation_config = GenerationConfig(eos_token_id=denoiser.eos_ids)

@@ -6,6 +6,7 @@ Axes: B rows of this rank, N rows of all ranks (ordered by rank), K completions 
 import zlib
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from lockstitch.sampling.noise import derive_seed
@@ -34,7 +35,7 @@ def trace_columns(trajectories: Sequence[Trajectory], device: torch.device) -> d
 
 def repetition(ids: Sequence[int]) -> float:
     """Share of tokens that repeat the one before."""
-    return sum(a == b for a, b in zip(ids, ids[1:], strict=False)) / max(1, len(ids) - 1)
+    return sum(a == b for a, b in pairwise(ids)) / max(1, len(ids) - 1)
 
 
 def fingerprint(ids: Sequence[int]) -> int:

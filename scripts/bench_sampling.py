@@ -7,7 +7,8 @@
 exact            LLaDA's published loop against this sampler without a cache, one token a step: the same tokens.
 approximate      The same loop against the dual cache: on a directory's model at one token a step too; on the embedded one
                  under a threshold, the fastest of a sweep whose accuracy is within a point of greedy decoding in the
-                 best of three block lengths, or the most accurate of it. The sweep's problems choose; `accuracy` is that of as many others.
+                 best of three block lengths, or the most accurate one of it. The sweep's problems choose; `accuracy` is that
+                 of as many others.
 block_cache      This sampler without and with the block cache, where it is exact: the same tokens, 256 of them. Without,
                  a pass already ends with the block, for nothing later is seen.
 shared_prefix    8 trajectories of a 512-token prompt, drawn one by one and together: the same tokens.

@@ -28,13 +28,15 @@ def even_tokens(completion_ids, **columns):
 
 
 def make_trainer(
-    settings, output_dir, denoiser=None, rewards=even_tokens, lora=False, prompts=PROMPTS, trainer=DiffusionGRPOTrainer, **more
+    settings, output_dir, denoiser=None, rewards=even_tokens, lora=False, prompts=PROMPTS, trainer=DiffusionGRPOTrainer,
+    **more,
 ):
     """A trainer of a random model; `settings` go before `SETTINGS`."""
     args = DiffusionGRPOConfig(output_dir=str(output_dir), **{**SETTINGS, **settings})
     adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
     data = Dataset.from_dict({"prompt": prompts})
-    return trainer(denoiser or random_denoiser(sharpness=2.0), rewards, args, peft_config=adapter, train_dataset=data, **more)
+    denoiser = denoiser or random_denoiser(sharpness=2.0)
+    return trainer(denoiser, rewards, args, peft_config=adapter, train_dataset=data, **more)
 
 
 def weights(trainer):

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 PAIRS = {
     "d1": {"estimator": "mean_field", "prompt_mask_ratio": 0.15},
     "coupled": {"estimator": "coupled"},
-    "espo": {"estimator": "elbo", "num_samples": 2, "mask_schedule": "complement", "policy_loss": "sequence", "scope": "canvas"},
+    "espo": {"estimator": "elbo", "num_samples": 2, "mask_schedule": "complement", "policy_loss": "sequence",
+             "scope": "canvas"},
     "gdpo": {"estimator": "elbo", "num_samples": 3, "mask_schedule": "quadrature", "policy_loss": "sequence"},
     "spg": {"estimator": "sandwiched", "num_samples": 2, "mask_distribution": "block_random", "block_length": 4,
             "policy_loss": "sandwich"},
@@ -243,7 +244,8 @@ def test_rewards_tables_evaluation_and_conversations(tmp_path):
 
     denoiser = random_denoiser(sharpness=2.0)
     denoiser.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}], "number": i} for i, text in enumerate(PROMPTS)])
+    said = [[{"role": "user", "content": text}] for text in PROMPTS]
+    rows = Dataset.from_list([{"prompt": prompt, "number": i} for i, prompt in enumerate(said)])
     args = DiffusionGRPOConfig(
         output_dir=str(tmp_path), **{**SETTINGS, "max_steps": 2, "log_completions": True, "eval_strategy": "steps",
         "eval_steps": 1, "per_device_eval_batch_size": 8, "num_generations_eval": 2, "reward_weights": [1.0, 0.5, 0.25]},
