@@ -55,5 +55,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
                     torch.randperm(sampler.num_samples, generator=sampler.generator)
         path = self._rollout_file(resume_from_checkpoint)
         if path.is_file():
-            self._buffered_inputs = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            batches = torch.load(path, map_location="cpu", weights_only=True)
+            device = self.accelerator.device
+            self._buffered_inputs = [{name: values.to(device) for name, values in batch.items()} for batch in batches]
         return epochs, micro_steps
