@@ -66,12 +66,17 @@ def _rank(rank, processes, port, settings, output_dir, more):
 
 
 def launch(processes, settings, output_dir, **more):
-    """A run in forked processes, which have everything imported; `finish` waits for it."""
+    """A run in processes of its own; `finish` waits for it.
+
+    They are forked from a server that has everything imported and no threads: a fork of the tests' own process would
+    wait for ever for threads that its arithmetic had started.
+    """
     output_dir.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lockstitch.rl.grpo"])
     ranks = [context.Process(target=_rank, args=(rank, processes, port, settings, output_dir, more))
              for rank in range(processes)]  # fmt: skip
     for rank in ranks:
