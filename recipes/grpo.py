@@ -160,7 +160,7 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
     measure = None
     if held_out:
         judge = load_reward(benchmark.rewards[0][0])
-        measure = HeldOut(denoiser, held_out, judge, samplers, recipe.held_out_every, template)
+        measure = HeldOut(denoiser.tokenizer, held_out, judge, samplers, recipe.held_out_every, template)
         callbacks.append(measure)
     if recipe.html:
         callbacks.append(ReportCallback())

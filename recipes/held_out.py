@@ -6,7 +6,6 @@ many new problems it solves, one token a step and several. The number is logged 
 Left out: several samples per problem.
 """
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,10 +14,8 @@ import torch
 from lockstitch.recipes.rl_data import prompt_ids
 from lockstitch.rewards.contract import RESERVED
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl.models import unwrap_model_for_generation
 
 
 def held_out_samplers(
@@ -43,7 +40,7 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
     """Measures at the start, every so many steps and at the end.
 
     Args:
-        denoiser: the model that is trained, in its own face.
+        tokenizer: the model's.
         rows: the problems: `prompt` as the trainer has it, and the columns that the judge reads.
         judge: the reward whose 1.0 means right.
         samplers: see `held_out_samplers`.
@@ -52,11 +49,11 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, denoiser: Denoiser, rows: Sequence[Mapping[str, Any]], judge: Callable[..., Any],
+        self, tokenizer: Any, rows: Sequence[Mapping[str, Any]], judge: Callable[..., Any],
         samplers: Mapping[int, SamplerConfig], every: int, template: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        self._denoiser, self._rows, self._judge, self._samplers, self._every = denoiser, rows, judge, samplers, every
-        self._prompts = [prompt_ids(denoiser.tokenizer, row["prompt"], **template) for row in rows]
+        self._rows, self._judge, self._samplers, self._every = rows, judge, samplers, every
+        self._prompts = [prompt_ids(tokenizer, row["prompt"], **template) for row in rows]
         self._measured = -1
         self.trainer: Any = None  # a trainer exists only after its callbacks
 
@@ -86,23 +83,14 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
         self._measured = state.global_step
         trainer = self.trainer
         assert trainer is not None
-        accelerator, model, denoiser = trainer.accelerator, trainer.model, copy.copy(self._denoiser)
+        accelerator = trainer.accelerator
         mine = range(accelerator.process_index, len(self._rows), accelerator.num_processes)
-        training = model.training
-        model.eval()
         counts = []
-        with (
-            unwrap_model_for_generation(
-                trainer.model_wrapped, accelerator, gather_deepspeed3_params=trainer.args.ds3_gather_for_generation
-            ) as whole,
-            trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
-        ):
-            denoiser.model = whole
+        with trainer.sampling_denoiser() as denoiser:
             for config in self._samplers.values():
                 drawn = sample(denoiser, [self._prompts[i] for i in mine], config) if mine else []
                 verdicts = self._verdicts(mine, [trajectory.text for trajectory in drawn])
                 counts.append([sum(v is not None and v >= 1 for v in verdicts), sum(v is not None for v in verdicts)])
-        model.train(training)
         totals = accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=accelerator.device), "sum").tolist()
         # GRPO's own `log` would take along the training metrics that wait for theirs, and any log cancels the one due.
         due = trainer.control.should_log

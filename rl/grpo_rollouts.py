@@ -13,7 +13,8 @@ functions.
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -121,11 +122,9 @@ class RolloutTrainer(ResumableGRPOTrainer):
         ids = dict(zip(texts, self._denoiser.encode(texts), strict=True))
         return [ids[prompt] for prompt in prompts], None, {}
 
-    def _generate_single_turn(
-        self, prompt_ids: list[list[int]], images: None, fields: dict[str, Any], num_generations: int, *more: Any
-    ) -> tuple[list[list[int]], None]:
-        """One trajectory per prompt (which TRL has repeated), by the seeds of the moment; returns tokens up to EOS."""
-        began = time.perf_counter()
+    @contextmanager
+    def sampling_denoiser(self) -> Iterator[Denoiser]:
+        """The denoiser as it stands in training, to sample from: weights whole on this process, without dropout."""
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -138,11 +137,21 @@ class RolloutTrainer(ResumableGRPOTrainer):
             training = model.training
             denoiser = copy.copy(self._denoiser)
             denoiser.model = model.eval()
+            try:
+                yield denoiser
+            finally:
+                model.train(training)
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: None, fields: dict[str, Any], num_generations: int, *more: Any
+    ) -> tuple[list[list[int]], None]:
+        """One trajectory per prompt (which TRL has repeated), by the seeds of the moment; returns tokens up to EOS."""
+        began = time.perf_counter()
+        with self.sampling_denoiser() as denoiser:
             self._rollouts = sample(denoiser, prompt_ids, self._sampler, seed=self._seeds)
-            model.train(training)
         seconds = time.perf_counter() - began
         statistics_N8 = gather(row_statistics(self._rollouts, seconds, self.accelerator.device))
-        mode = "train" if training else "eval"
+        mode = "train" if self.model.training else "eval"
         for name, value in rollout_metrics(statistics_N8, num_generations).items():
             self._metrics[mode][name].append(value)
         return [list(t.completion_ids) for t in self._rollouts], None

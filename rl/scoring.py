@@ -115,9 +115,7 @@ class Scorer:
         self.denoiser, self.model, self.family = denoiser, model, denoiser.family
         self.temperature, self.block_length, self.recomputes = temperature, block_length, recomputes
         self.chunk = max(1, logits_at_once // denoiser.model.config.get_text_config().vocab_size)
-        self.forbidden = [denoiser.mask_id]
-        if denoiser.pad_id not in denoiser.eos_ids and denoiser.pad_id != denoiser.mask_id:
-            self.forbidden.append(denoiser.pad_id)
+        self.forbidden = denoiser.never_drawn
 
     def __call__(
         self,

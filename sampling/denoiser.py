@@ -166,6 +166,11 @@ class Denoiser:
         return cls(model, tokenizer, known, mask_id)
 
     @property
+    def never_drawn(self) -> list[int]:
+        """Ids that no completion holds: the mask token, and padding where it is no end-of-sequence token."""
+        return [self.mask_id, *({self.pad_id} - {self.mask_id, *self.eos_ids})]
+
+    @property
     def device(self) -> torch.device:
         """Where the model lives."""
         device: torch.device = next(self.model.parameters()).device

@@ -64,9 +64,7 @@ class Denoising:
         self.on_step, self.numbers = on_step, numbers if numbers is not None else range(len(rows))
         self.canvases = Canvases(denoiser, rows, config.canvas_length, config.max_length or config.canvas_length)
         self.passes = Passes(denoiser, self.canvases, config)
-        self.forbidden = [denoiser.mask_id]
-        if denoiser.pad_id not in denoiser.eos_ids and denoiser.pad_id != denoiser.mask_id:
-            self.forbidden.append(denoiser.pad_id)
+        self.forbidden = denoiser.never_drawn
         self.position_G = torch.arange(self.canvases.masked_BG.shape[1], device=denoiser.device)
         # What a block's end may still take back must not end a row before that.
         self.stops_midway = config.stop_at_eos and config.correction not in ("remdm", "edit")
