@@ -1,0 +1,309 @@
+"""Which estimator and loss teach a small diffusion model anything? Every preset on the embedded models, by the recipes.
+
+    python scripts/compare_rl.py --tune --output runs/compare      # learning rates, on validation problems alone
+    python scripts/compare_rl.py --output runs/compare [--images docs/images]
+
+The rules, which stood before any test problem was looked at:
+
+- A task starts from its early checkpoint (`sudoku-early`, `countdown-early`). Every arm trains an adapter of one kind (LoRA,
+  all projections, r=16) on the same 4,096 generated problems, with rollouts of 64 problems x 8 completions at temperature 1
+  and 4 tokens a step. `sft` sees the gold completions of the same problems.
+- A preset keeps what its paper says of estimator, loss, advantages, divergence, clipping, inner iterations, optimizer, but
+  for the learning rate: `--tune` runs each arm at each of three, one seed, half as long, on sudoku, and takes the best mean
+  accuracy on 256 validation problems. The rates serve both tasks.
+- The budget is processor time, about the same for each arm: the optimizer's steps that fit into it are below, and the time
+  taken stands in the table. What is reported is the end of every run, for every seed, on 1,000 test problems by which
+  nothing was chosen, without noise, at 1 and at 4 tokens a step.
+
+Runs that are there are not run again, and one that was cut off goes on from its checkpoint. Pictures need matplotlib.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+from lockstitch.rewards.statistics import wilson
+from tqdm import tqdm
+
+from lockstitch import embedded_model
+from lockstitch.files import to_json, write_whole
+
+TASKS = ("sudoku", "countdown")
+CANVAS = {"sudoku": 20, "countdown": 26}
+ARMS = ("sft", "d1", "wd1", "coupled", "espo", "spg", "d2", "ours")
+RATES = (3e-4, 1e-3, 3e-3)
+TUNING_SEED = 100
+PROBLEMS, TEST, VALIDATION = 4096, 1000, 256
+TEST_SEED, VALIDATION_SEED = 200, 100
+TOKENS = (1, 4)
+CHECKPOINTS = 5
+
+ADAPTER = {"use_peft": True, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0, "load_in_4bit": False}
+QUIET = {"bf16": False, "dtype": "float32", "use_cpu": True, "report_to": "none", "logging_steps": 1}
+# What becomes of a preset on models of half a million parameters whose canvas is one block; the rest stays the paper's.
+SCALED = {
+    "prompt_form": "plain", "num_problems": PROBLEMS, "num_generations": 8, "per_device_train_batch_size": 512,
+    "gradient_accumulation_steps": 1, "rollout_micro_batch_size": 512, "temperature": 1.0, "recompute_passes": False,
+    "num_completions_to_print": 0, "html": False, "held_out_problems": 0,
+}  # fmt: skip
+# Where a paper has a value of its own for these tasks.
+PUBLISHED = {
+    "d1": {"num_iterations": 8}, "wd1": {"num_iterations": 8}, "d2": {"num_iterations": 8, "segments": None},
+    "spg": {"eubo_beta": 1.0}, "espo": {}, "coupled": {},
+}  # fmt: skip
+ESPO_BETA = {"sudoku": 1e-2, "countdown": 3e-3}
+# Optimizer's steps, a multiple of the inner iterations.
+STEPS = {
+    "sudoku": {"sft": 850, "d1": 112, "wd1": 176, "coupled": 52, "espo": 40, "spg": 112, "d2": 32, "ours": 30},
+    "countdown": {"sft": 420, "d1": 64, "wd1": 96, "coupled": 28, "espo": 24, "spg": 60, "d2": 16, "ours": 20},
+}  # fmt: skip
+
+
+def settings(arm, task, seed, rate, steps, output):
+    """All settings of a run; `sft` is the supervised recipe's."""
+    own = {"seed": seed, "max_steps": steps, "output_dir": str(output), "save_steps": max(1, steps // CHECKPOINTS),
+           "save_total_limit": None} | QUIET  # fmt: skip
+    if rate is not None:
+        own["learning_rate"] = rate
+    model = {"model_name_or_path": str(embedded_model(f"{task}-early"))}
+    if arm == "sft":
+        return model | ADAPTER | own | {
+            "objective": "diffusion", "generate": task, "num_problems": PROBLEMS, "canvas_length": CANVAS[task],
+            "loss_weighting": "mean", "per_device_train_batch_size": 64, "lr_scheduler_type": "linear", "warmup_steps": 0,
+            "weight_decay": 0.0, "gradient_checkpointing": False, "max_length": None,
+        }  # fmt: skip
+    if arm == "ours":
+        recipe = yaml.safe_load((Path("recipes/configs/tiny") / f"{task}.yaml").read_text(encoding="utf-8"))
+        return recipe | {"num_problems": PROBLEMS, "held_out_problems": 0, "html": False} | own
+    canvas = {"task": task, "reward_funcs": [task], "max_completion_length": CANVAS[task], "block_length": CANVAS[task],
+              "steps": math.ceil(CANVAS[task] / TOKENS[-1])}  # fmt: skip
+    tuned = {"beta": ESPO_BETA[task]} if arm == "espo" else {}
+    return {"rl_preset": arm} | model | ADAPTER | SCALED | canvas | PUBLISHED[arm] | tuned | own
+
+
+def train(run):
+    """Runs a recipe to its end, unless it got there; processor time goes to `cpu.jsonl`, a line for each leg."""
+    if (run / "trainer_state.json").exists():
+        return
+    config = run / "config.yaml"
+    recipe = "sft" if "objective" in yaml.safe_load(config.read_text(encoding="utf-8")) else "grpo"
+    command = [sys.executable, "-m", f"lockstitch.recipes.{recipe}", "--config", str(config)]
+    with (run / "log.txt").open("a", encoding="utf-8") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=ONE_THREAD)
+        _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    with (run / "cpu.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"seconds": usage.ru_utime + usage.ru_stime, "exit": child.returncode}) + "\n")
+    if child.returncode:
+        raise RuntimeError(f"{run} ended with {child.returncode}: see its log.txt")
+
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def measure(path, task, test):
+    """Accuracy of a model or adapter directory, by what is measured and tokens a step: bits, a problem each."""
+    from lockstitch.rewards.tasks import get_task, held_out_problems
+    from lockstitch.sampling.config import SamplerConfig
+    from lockstitch.sampling.denoiser import Denoiser
+    from lockstitch.sampling.loop import sample
+    from peft import PeftModel
+
+    denoiser = Denoiser.from_pretrained(str(embedded_model(f"{task}-early")))
+    if (path / "adapter_config.json").exists():
+        PeftModel.from_pretrained(denoiser.model, str(path)).merge_and_unload()
+    problems = {"validation": held_out_problems(get_task(task), VALIDATION, VALIDATION_SEED)}
+    if test:
+        seen = {problem.question for problem in problems["validation"]}
+        drawn = held_out_problems(get_task(task), TEST + 2 * VALIDATION, TEST_SEED)
+        problems["test"] = [problem for problem in drawn if problem.question not in seen][:TEST]
+    right = {}
+    for name, asked in problems.items():
+        for tokens in TOKENS:
+            length = CANVAS[task]
+            config = SamplerConfig(canvas_length=length, steps=math.ceil(length / tokens), batch_size=256)
+            texts = [one.text for one in sample(denoiser, [get_task(task).prompt(p.question) for p in asked], config)]
+            answers = [get_task(task).extract(text) for text in texts]
+            right[f"{name}@{tokens}"] = "".join(
+                "01"[bool(answer) and bool(get_task(task).is_correct(p.question, p.answer, answer))]
+                for p, answer in zip(asked, answers, strict=True)
+            )
+    return right
+
+
+def one(run, task, arm, seed, rate, steps, test):
+    """A run from its settings to its results, which are returned: of the checkpoints and of the end."""
+    results = run / "results.json"
+    if results.exists():
+        return json.loads(results.read_text(encoding="utf-8"))
+    run.mkdir(parents=True, exist_ok=True)
+    write_whole(run / "config.yaml", yaml.safe_dump(settings(arm, task, seed, rate, steps, run), sort_keys=False))
+    train(run)
+    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    command = [sys.executable, __file__, "--measure", task, *(str(path) for path in (*checkpoints, run))]
+    done = subprocess.run(command + ["--test"] * test, env=ONE_THREAD, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring {run}: {done.stderr[-2000:]}")
+    *curve, end = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    legs = [json.loads(line)["seconds"] for line in (run / "cpu.jsonl").read_text(encoding="utf-8").splitlines()]
+    state = json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))
+    found = {
+        "task": task, "arm": arm, "seed": seed, "learning_rate": rate, "steps": state["global_step"],
+        "cpu_seconds": round(sum(legs), 1), "curve": [
+            {"step": int(path.name.split("-")[1])} | {name: share(bits) for name, bits in right.items() if "valid" in name}
+            for path, right in zip(checkpoints, curve, strict=True)
+        ], "right": end,
+    }  # fmt: skip
+    write_whole(results, to_json(found))
+    return found
+
+
+def share(bits):
+    """The share of ones."""
+    return bits.count("1") / len(bits)
+
+
+def validation(found):
+    """What learning rates are chosen by: validation accuracy, the mean over tokens a step."""
+    return statistics.mean(share(found["right"][f"validation@{tokens}"]) for tokens in TOKENS)
+
+
+def in_parallel(jobs, work, calls):
+    """What `work` makes of each of the calls, some at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(tqdm(pool.map(lambda call: work(*call), calls), total=len(calls)))
+
+
+def tune(arguments):
+    """Each arm at each learning rate, for half the steps; the best rate by arm, for both tasks."""
+    calls = []
+    for arm, rate in itertools.product(arguments.arms, RATES):
+        if arm != "ours":  # its file says its rate
+            run = arguments.output / "tuning" / f"{arm}-{rate:g}"
+            calls.append((run, "sudoku", arm, TUNING_SEED, rate, STEPS["sudoku"][arm] // 2, False))
+    best = {}
+    print("\n| arm | " + " | ".join(f"{rate:g}" for rate in RATES) + " |\n|---|" + "---|" * len(RATES))
+    rows = in_parallel(arguments.jobs, one, calls)
+    for arm, found in itertools.groupby(rows, key=lambda row: row["arm"]):
+        found = list(found)
+        best[arm] = max(found, key=validation)["learning_rate"]
+        cells = ("/".join(f"{100 * share(row['right'][f'validation@{tokens}']):.0f}" for tokens in TOKENS) for row in found)
+        print(f"| {arm} | " + " | ".join(cells) + " |")
+    write_whole(arguments.output / "rates.json", to_json(best))
+
+
+def compare(arguments):
+    """All runs, the tables and the pictures."""
+    rates = json.loads((arguments.output / "rates.json").read_text(encoding="utf-8"))
+    start = {task: measured(arguments.output / f"start-{task}.json", task) for task in arguments.tasks}
+    calls = []
+    for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, arguments.arms):
+        run = arguments.output / task / arm / f"seed-{seed}"
+        calls.append((run, task, arm, seed, rates.get(arm), STEPS[task][arm], True))
+    rows = in_parallel(arguments.jobs, one, calls)
+    for task in arguments.tasks:
+        print_table(task, start[task], [row for row in rows if row["task"] == task])
+        if arguments.images is not None:
+            draw(task, start[task], [row for row in rows if row["task"] == task], arguments.images)
+
+
+def measured(path, task):
+    """Where a task starts from, measured once."""
+    if not path.exists():
+        write_whole(path, to_json(measure(Path("of the start alone"), task, test=True)))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def gain(start, ends):
+    """Points above the start and their standard error: that of the problems and that of the seeds, squares added."""
+    by_problem = [statistics.mean(int(end[i]) for end in ends) - int(bit) for i, bit in enumerate(start)]
+    problems = statistics.stdev(by_problem) / math.sqrt(len(by_problem))
+    seeds = statistics.stdev(share(end) for end in ends) / math.sqrt(len(ends)) if len(ends) > 1 else math.nan
+    return 100 * statistics.mean(by_problem), 100 * math.hypot(problems, seeds)
+
+
+def print_table(task, start, rows):
+    """Every arm and every seed, as Markdown: accuracy with Wilson's interval, and what the mean gained."""
+    print(f"\n{task}\n\n| arm | rate | steps | processor, s | seed | "
+          + " | ".join(f"{tokens} a step, %" for tokens in TOKENS) + " |")  # fmt: skip
+    print("|---|---|---|---|---|" + "---|" * len(TOKENS))
+
+    def cell(bits):
+        low, high = wilson(bits.count("1"), len(bits))
+        return f"{100 * share(bits):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    print("| start | | | | | " + " | ".join(cell(start[f"test@{tokens}"]) for tokens in TOKENS) + " |")
+    for arm in ARMS:
+        runs = [row for row in rows if row["arm"] == arm]
+        for row in runs:
+            rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
+            cells = " | ".join(cell(row["right"][f"test@{tokens}"]) for tokens in TOKENS)
+            print(f"| {arm} | {rate} | {row['steps']} | {row['cpu_seconds']:.0f} | {row['seed']} | {cells} |")
+        if runs:
+            gains = (gain(start[f"test@{tokens}"], [row["right"][f"test@{tokens}"] for row in runs]) for tokens in TOKENS)
+            print(f"| **{arm}** | | | | above the start | " + " | ".join(f"{points:+.1f} ± {error:.1f}"
+                                                                       for points, error in gains) + " |")  # fmt: skip
+
+
+def draw(task, start, rows, images):
+    """Validation accuracy over processor time, the mean of the seeds, an arm a line, tokens a step side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(TOKENS), figsize=(9.6, 4.0), layout="constrained", sharey=True)
+    for axes, tokens in zip(panels, TOKENS, strict=True):
+        for i, arm in enumerate(ARMS):
+            runs = [row for row in rows if row["arm"] == arm]
+            if not runs:
+                continue
+            name, begin = f"validation@{tokens}", 100 * share(start[f"validation@{tokens}"])
+            points = [(0.0, begin, begin, begin)]
+            for at in zip(*(row["curve"] for row in runs), strict=True):
+                values = [100 * point[name] for point in at]
+                seconds = statistics.mean(p["step"] / row["steps"] * row["cpu_seconds"]
+                                          for p, row in zip(at, runs, strict=True))  # fmt: skip
+                points.append((seconds, statistics.mean(values), min(values), max(values)))
+            x, middle, low, high = zip(*points, strict=True)
+            axes.plot(x, middle, label=arm, color=f"C{i}", linewidth=2.2 if arm == "ours" else 1.3, marker="o", markersize=3)
+            axes.fill_between(x, low, high, color=f"C{i}", alpha=0.12, linewidth=0)
+        axes.set(xlabel="processor seconds", title=f"{task}, {tokens} token{'s' * (tokens > 1)} a step")
+    panels[0].set_ylabel("validation accuracy, %")
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(images / f"compare-rl-{task}.png", dpi=110)
+
+
+def main():
+    """Tunes, or runs and reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--tune", action="store_true", help="choose learning rates first")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    parser.add_argument("--images", type=Path, help="also draw the curves into this directory")
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)  # a task and the directories: the script's own call
+    parser.add_argument("--test", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        task, *paths = arguments.measure
+        for path in paths:
+            print(json.dumps(measure(Path(path), task, arguments.test and path == paths[-1])), flush=True)
+    elif arguments.tune:
+        tune(arguments)
+    else:
+        compare(arguments)
+
+
+if __name__ == "__main__":
+    main()
