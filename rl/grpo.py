@@ -73,9 +73,11 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         )  # fmt: skip
         upper_B = columns["weight"][rows] < 0 if self.args.estimator == "sandwiched" else None
 
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+
         def score(module: torch.nn.Module) -> torch.Tensor:
             scorer = Scorer(self._denoiser, module, self.args.score_temperature, self._scorer_block,
-                            recomputes=self.args.recompute_passes)  # fmt: skip
+                            recomputes=self.args.recompute_passes, shares_prompts=not sharded)  # fmt: skip
             return estimate(self._estimator, scorer, canvases, iteration, upper_B)
 
         with self.accelerator.autocast():

@@ -5,12 +5,71 @@ The pass holds every canvas twice, clean and noised, at the same positions: a no
 the clean blocks before it; a clean column sees what the layout lets it (BD3-LM, 2503.09573, Fig. 2; SDAR and NBDiff,
 2512.06776). Blocks are where the sampler has them (`lockstitch.sampling.layouts`).
 
-Axes: B rows, P prompt columns (left-padded), G canvas positions, L = P + G, K columns of the pass (clean, noised), M places.
+What stands before a row's first block sees nothing of the canvas, and comes first in the pass: rows of one prompt can
+have it computed once (`Packed.prompts_apart`).
+
+Axes: B rows, U of them with different prompts, P prompt columns (left-padded), G canvas positions, L = P + G, K columns of
+the pass (prompt, clean half, noised half), M places.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lockstitch.sampling.denoiser import Family
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed pass.
+
+    Attributes:
+        arguments: what the model is called with.
+        number_BL: the block of each column of `[prompt | canvas]`.
+        high: how many prompt columns the pass has before its halves: where the last of the rows' first blocks begins.
+        low: the column of `[prompt | canvas]` that both halves begin with: where the first of them begins, at the latest.
+    """
+
+    arguments: dict[str, Any]
+    number_BL: torch.Tensor
+    high: int
+    low: int
+
+    def columns(self, row_M: torch.Tensor, column_M: torch.Tensor, shifted: bool) -> torch.Tensor:
+        """Where the pass predicts the tokens of columns of `[prompt | canvas]`, `(M,)`.
+
+        That is in the noised half, except where a shifted model predicts a block's first token from the clean one before.
+        """
+        asks_M = column_M - int(shifted)
+        noised_M = self.number_BL[row_M, asks_M] == self.number_BL[row_M, column_M]
+        return self.high + asks_M - self.low + noised_M * (self.number_BL.shape[1] - self.low)
+
+    def prompts_apart(
+        self, prompt_BP: torch.Tensor, real_BP: torch.Tensor
+    ) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor] | None:
+        """The pass in two, or None where no rows have a prompt in common.
+
+        Returns the arguments of a pass over the prompt columns, once for each prompt; those of a pass over the two halves,
+        which sees the keys of the first; and which of the prompts is each row's, `(B,)`.
+        """
+        shown_BP = 2 * prompt_BP + real_BP
+        first_B = (shown_BP[:, None] == shown_BP).all(2).long().argmax(1)
+        row_U, which_B = first_B.unique(return_inverse=True)
+        if self.high == 0 or len(row_U) == len(first_B):
+            return None
+        before, after, every = slice(self.high), slice(self.high, None), slice(None)
+        return self._part(row_U, before, before), self._part(every, after, every), which_B
+
+    def _part(self, rows: torch.Tensor | slice, columns: slice, keys: slice) -> dict[str, Any]:
+        """The arguments for some columns of some rows; `keys` are the columns that they see."""
+        ids_BK, mask_B1KK, position_BK = (
+            self.arguments[name] for name in ("input_ids", "attention_mask", "position_ids")
+        )
+        return {
+            "input_ids": ids_BK[rows, columns],
+            "attention_mask": mask_B1KK[rows, :, columns, keys],
+            "position_ids": position_BK[rows, columns],
+        }
 
 
 def block_of_column(real_BP: torch.Tensor, canvas: int, block: int, layout: str) -> torch.Tensor:
@@ -32,47 +91,43 @@ def packed_pass(
     clean_BG: torch.Tensor,
     noised_BG: torch.Tensor,
     block: int,
-    layout: str,
+    family: Family,
     dtype: torch.dtype,
-) -> tuple[dict[str, Any], torch.Tensor, int]:
-    """Arguments of the pass; the block of each column of `[prompt | canvas]`; the first column that stands there noised too.
+) -> Packed:
+    """The pass that denoises every block of `noised_BG` after the clean ones before it.
 
-    The noised half holds the canvas, and the prompt's last columns as far as any row's first block reaches back.
+    Where the first block reaches back into the prompt (`block_of_column`), the halves hold that end of it too. Rows whose
+    first blocks begin in different columns have some columns in two places; each row sees them in one alone.
     """
     width, canvas = prompt_BP.shape[1], clean_BG.shape[1]
-    number_BL = block_of_column(real_BP, canvas, block, layout)
-    low = width - int((number_BL[:, :width] >= 0).sum(1).max())
+    number_BL = block_of_column(real_BP, canvas, block, family.layout)
+    begin_B = (number_BL[:, :width] < 0).sum(1)
+    low, high = int(begin_B.min()), int(begin_B.max())
+    if family.shifted:  # the token before the canvas predicts the first one
+        low = min(low, width - 1)
     real_BL = torch.cat([real_BP, torch.ones_like(clean_BG, dtype=torch.bool)], 1)
     position_BL = (real_BL.long().cumsum(1) - 1).clamp(min=0)
 
     column_L = torch.arange(width + canvas, device=prompt_BP.device)
-    column_K = torch.cat([column_L, column_L[low:]])
-    noised_K = torch.arange(len(column_K), device=prompt_BP.device) >= width + canvas
-    number_BK, real_BK = number_BL[:, column_K], real_BL[:, column_K]
+    column_K = torch.cat([column_L[:high], column_L[low:], column_L[low:]])
+    part_K = torch.arange(3, device=prompt_BP.device).repeat_interleave(
+        torch.tensor([high, width + canvas - low, width + canvas - low], device=prompt_BP.device)
+    )
+    number_BK = number_BL[:, column_K]
     query_BK1, key_B1K = number_BK[:, :, None], number_BK[:, None, :]
-    clean_BKK = key_B1K <= query_BK1 if layout == "block_causal" else (column_K <= column_K[:, None])[None]
-    own_BKK = (key_B1K == query_BK1) & noised_K
-    seen_BKK = torch.where(noised_K[:, None], own_BKK | (key_B1K < query_BK1) & ~noised_K, clean_BKK & ~noised_K)
-    # A column always sees itself: one that saw nothing (padding) would be NaN in low precision, and spread.
+    clean_BKK = key_B1K <= query_BK1 if family.layout == "block_causal" else (column_K <= column_K[:, None])[None]
+    noised_BKK = torch.where(part_K < 2, key_B1K < query_BK1, key_B1K == query_BK1)
+    read_BK = real_BL[:, column_K] & ((part_K == 0) == (number_BK < 0))
+    seen_BKK = torch.where(part_K[:, None] < 2, clean_BKK, noised_BKK)
+    seen_BKK = seen_BKK & read_BK[:, None] & (part_K <= part_K[:, None])
+    # A column that saw nothing (padding) would be NaN in low precision, and spread: it sees itself.
     itself_KK = torch.eye(len(column_K), dtype=torch.bool, device=prompt_BP.device)
-    seen_BKK = seen_BKK & real_BK[:, None] | itself_KK
+    seen_BKK = seen_BKK | itself_KK & ~seen_BKK.any(2, keepdim=True)
     mask_B1KK = torch.zeros(seen_BKK.shape, dtype=dtype, device=prompt_BP.device)
     mask_B1KK = mask_B1KK.masked_fill_(~seen_BKK, torch.finfo(dtype).min)[:, None]
     arguments = {
-        "input_ids": torch.cat([prompt_BP, clean_BG, prompt_BP[:, low:], noised_BG], 1),
+        "input_ids": torch.cat([prompt_BP[:, :high], prompt_BP[:, low:], clean_BG, prompt_BP[:, low:], noised_BG], 1),
         "attention_mask": mask_B1KK,
         "position_ids": position_BL[:, column_K],
     }
-    return arguments, number_BL, low
-
-
-def packed_columns(
-    row_M: torch.Tensor, column_M: torch.Tensor, number_BL: torch.Tensor, low: int, shifted: bool
-) -> torch.Tensor:
-    """Where the pass predicts the tokens of columns of `[prompt | canvas]`, `(M,)`.
-
-    That is in the noised half, except where a shifted model predicts a block's first token from the clean one before.
-    """
-    asks_M = column_M - int(shifted)
-    noised_M = number_BL[row_M, asks_M] == number_BL[row_M, column_M]
-    return torch.where(noised_M, number_BL.shape[1] + asks_M - low, asks_M)
+    return Packed(arguments, number_BL, high, low)

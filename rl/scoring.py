@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from lockstitch.rl.head import ScoringHead
-from lockstitch.rl.packing import packed_columns, packed_pass
+from lockstitch.rl.packing import packed_pass
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.trajectory import Trajectory
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
 
 _LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
 
@@ -92,6 +93,8 @@ class Scorer:
         logits_at_once: how many logits may exist at a time.
         recomputes: whether passes that are asked to (those of estimates that take several) are run again in the backward
             pass. If not, all of their activations are kept: faster by a forward pass, as long as there is memory.
+        shares_prompts: whether rows of one prompt have it computed once, in families whose prompts do not see the canvas.
+            Off for sharded models: how many passes that makes depends on the rows, and ranks must make as many.
 
     Raises `ValueError` for a temperature that is not positive, and for a block length that is missing or has no meaning.
     """
@@ -104,6 +107,7 @@ class Scorer:
         block_length: int | None = None,
         logits_at_once: int = _LOGITS_AT_ONCE,
         recomputes: bool = True,
+        shares_prompts: bool = True,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: likelihoods need a positive one")
@@ -113,7 +117,8 @@ class Scorer:
         if layout != "full" and (block_length is None or block_length < 1):
             raise ValueError(f"block_length={block_length}: {denoiser.family.name} models need the sampler's block length")
         self.denoiser, self.model, self.family = denoiser, model, denoiser.family
-        self.temperature, self.block_length, self.recomputes = temperature, block_length, recomputes
+        self.temperature, self.block_length = temperature, block_length
+        self.recomputes, self.shares_prompts = recomputes, shares_prompts
         self.chunk = max(1, logits_at_once // denoiser.model.config.get_text_config().vocab_size)
         self.forbidden = denoiser.never_drawn
 
@@ -196,11 +201,30 @@ class _Pass:
             asks_M = column_M - int(family.shifted)
         else:
             assert scorer.block_length is not None
-            arguments, number_BL, low = packed_pass(
-                prompt_BP, real_BP, clean_BG, noised_BG, scorer.block_length, family.layout, scorer.denoiser.model.dtype
+            packed = packed_pass(
+                prompt_BP, real_BP, clean_BG, noised_BG, scorer.block_length, family, scorer.denoiser.model.dtype
             )
-            asks_M = packed_columns(row_M, column_M, number_BL, low, family.shifted)
+            arguments, asks_M = packed.arguments, packed.columns(row_M, column_M, family.shifted)
+            apart = packed.prompts_apart(prompt_BP, real_BP) if self._can_share() else None
+            if apart is not None:
+                prompts, arguments, which_A = apart
+                arguments["past_key_values"] = self._keys(prompts, which_A)
+                asks_M = asks_M - packed.high
         place, token_M = (row_M, asks_M), clean_BG[row_M, position_M]
         with ScoringHead(model, place, token_M, scorer.temperature, scorer.forbidden, scorer.chunk):
             logp_M = scorer.denoiser.raw_logits(model, arguments, None)[0, :, 0]
         return torch.zeros(asked_BG.shape, device=logp_M.device).index_put((row_M, position_M), logp_M)
+
+    def _can_share(self) -> bool:
+        if not (self.scorer.shares_prompts and self.scorer.family.keeps_keys):
+            return False
+        # Layers that are run again in the backward pass take no keys from elsewhere: transformers drops them.
+        return not any(getattr(m, "gradient_checkpointing", False) and m.training for m in self.model.modules())
+
+    def _keys(self, prompts: dict[str, Any], which_A: torch.Tensor) -> DynamicCache:
+        """Keys and values of prompts, for the rows that have them; by a pass without logits, around DDP's wrapper."""
+        keys, nothing_M = DynamicCache(), which_A[:0]
+        with ScoringHead(self.model, (nothing_M, nothing_M), nothing_M, 1.0, (), 1):
+            self.scorer.denoiser.raw_logits(self.model, {**prompts, "past_key_values": keys}, None)
+        keys.batch_select_indices(which_A)
+        return keys
