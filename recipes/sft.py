@@ -28,6 +28,10 @@ class RecipeArguments:
     )
     num_problems: int = field(default=200_000, metadata={"help": "How many rows to generate."})
     problem_seed: int = field(default=0, metadata={"help": "Seed of the generated rows."})
+    family: str | None = field(
+        default=None, metadata={"help": "Calling convention of the model, if its config does not say."}
+    )
+    mask_id: int | None = field(default=None, metadata={"help": "Mask token, if the tokenizer does not say."})
     new_model: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Train from scratch: a mapping of LlamaConfig values (hidden_size, ...). Then "
@@ -54,6 +58,10 @@ class RecipeArguments:
             raise ValueError(f"objective={self.objective!r} is not one of {', '.join(OBJECTIVES)}")
         if (self.generate is None) == (self.dataset_name is None):
             raise ValueError("say where the rows come from: either generate=TASK or dataset_name=NAME")
+        for name in ("family", "mask_id"):
+            if getattr(self, name) is not None and (self.objective != "diffusion" or self.new_model is not None):
+                raise ValueError(f"{name}={getattr(self, name)!r} says how a diffusion model is called that is loaded; "
+                                 "objective='autoregressive' and new_model have no use for it")  # fmt: skip
         if self.num_problems < 1:
             raise ValueError(f"num_problems={self.num_problems} must be at least 1")
         if self.num_eval_problems < 0:
@@ -157,7 +165,8 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
         if recipe.new_model is not None:
             denoiser = Denoiser(model, tokenizer)
         else:
-            denoiser = Denoiser.from_pretrained(path, trust_remote_code=training.trust_remote_code, **loading)
+            denoiser = Denoiser.from_pretrained(path, family=recipe.family, mask_id=recipe.mask_id,
+                                                trust_remote_code=training.trust_remote_code, **loading)  # fmt: skip
         model, tokenizer, family = denoiser.model, denoiser.tokenizer, denoiser.family.name
     elif recipe.new_model is None:
         model = make_causal(AutoModelForCausalLM.from_pretrained(path, **loading))

@@ -49,7 +49,7 @@ def completion_lengths(dataset: Dataset) -> list[int]:
 
 @dataclass
 class CanvasCollator:
-    """Pads completions with EOS up to the canvas, then rows on the right with padding that nothing attends to.
+    """Pads completions with EOS up to the canvas, then rows on one side with padding that nothing attends to.
 
     Rows hold `input_ids` and `labels` as TRL prepares them (`-100` on the prompt). What follows the last end of sequence
     (the line break that chat templates put there) is not part of the completion. Raises `ValueError` for a completion longer
@@ -59,12 +59,14 @@ class CanvasCollator:
         pad_id, eos_id: what rows and what canvases are filled with.
         canvas_length: None takes the longest completion of the batch.
         ends: further tokens that end a completion, such as a chat template's.
+        pads_left: pads rows on the left, so that their canvases lie in the same columns.
     """
 
     pad_id: int
     eos_id: int
     canvas_length: int | None
     ends: tuple[int, ...] = ()
+    pads_left: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         prompts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
@@ -78,11 +80,12 @@ class CanvasCollator:
         labels_BL = torch.full(shape, IGNORED)
         attention_BL = torch.zeros(shape, dtype=torch.long)
         for i, (ids, prompt) in enumerate(zip(kept, prompts, strict=True)):
-            end = prompt + canvas
-            input_ids_BL[i, : len(ids)] = torch.tensor(ids)
-            input_ids_BL[i, len(ids) : end] = self.eos_id
-            labels_BL[i, prompt:end] = input_ids_BL[i, prompt:end]
-            attention_BL[i, :end] = 1
+            begin = max(prompts) - prompt if self.pads_left else 0
+            completion, end = begin + prompt, begin + prompt + canvas
+            input_ids_BL[i, begin:end] = self.eos_id
+            input_ids_BL[i, begin : begin + len(ids)] = torch.tensor(ids)
+            labels_BL[i, completion:end] = input_ids_BL[i, completion:end]
+            attention_BL[i, begin:end] = 1
         return {"input_ids": input_ids_BL, "labels": labels_BL, "attention_mask": attention_BL}
 
     def _ended(self, ids: list[int], prompt: int) -> list[int]:

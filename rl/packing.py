@@ -54,7 +54,7 @@ class Packed:
         """
         shown_BP = 2 * prompt_BP + real_BP
         first_B = (shown_BP[:, None] == shown_BP).all(2).long().argmax(1)
-        row_U, which_B = first_B.unique(return_inverse=True)
+        row_U, which_B = torch.unique(first_B, return_inverse=True)
         if self.high == 0 or len(row_U) == len(first_B):
             return None
         before, after, every = slice(self.high), slice(self.high, None), slice(None)
@@ -70,6 +70,14 @@ class Packed:
             "attention_mask": mask_B1KK[rows, :, columns, keys],
             "position_ids": position_BK[rows, columns],
         }
+
+
+def check_block_length(family: Family, block_length: int | None) -> None:
+    """Raises `ValueError` for a block length that is missing, or that has no meaning for the family."""
+    if family.layout == "full" and block_length is not None:
+        raise ValueError(f"block_length={block_length}: {family.name} models attend fully, whatever the block")
+    if family.layout != "full" and (block_length is None or block_length < 1):
+        raise ValueError(f"block_length={block_length}: {family.name} models need the sampler's block length")
 
 
 def block_of_column(real_BP: torch.Tensor, canvas: int, block: int, layout: str) -> torch.Tensor:

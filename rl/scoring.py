@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lockstitch.rl.head import ScoringHead
-from lockstitch.rl.packing import packed_pass
+from lockstitch.rl.packing import check_block_length, packed_pass
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.trajectory import Trajectory
 from torch.nn.parallel import DistributedDataParallel
@@ -111,11 +111,7 @@ class Scorer:
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: likelihoods need a positive one")
-        layout = denoiser.family.layout
-        if layout == "full" and block_length is not None:
-            raise ValueError(f"block_length={block_length}: {denoiser.family.name} models attend fully, whatever the block")
-        if layout != "full" and (block_length is None or block_length < 1):
-            raise ValueError(f"block_length={block_length}: {denoiser.family.name} models need the sampler's block length")
+        check_block_length(denoiser.family, block_length)
         self.denoiser, self.model, self.family = denoiser, model, denoiser.family
         self.temperature, self.block_length = temperature, block_length
         self.recomputes, self.shares_prompts = recomputes, shares_prompts

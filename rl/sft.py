@@ -3,10 +3,11 @@
 Data preparation, PEFT, logging, checkpoints, resume and accelerate stay TRL's; only the collator (completions are
 padded with EOS up to a canvas, which is what the sampler will show the model) and the loss are ours.
 
-Follows LLaDA (arXiv 2502.09992, Algorithm 2). Leaves out packing, and block-wise noise: families that attend block by block
-are refused.
+Follows LLaDA (arXiv 2502.09992, Algorithm 2). Families that denoise block by block are trained on all blocks of a canvas in
+one pass, each noised by a ratio t of its own and seeing the blocks before it clean (BD3-LM, 2503.09573, Algorithm 1; SDAR,
+2510.06303). Leaves out packing of several rows into one.
 
-Axes: B rows, L positions, M masked positions of the batch in row-major order, V vocabulary.
+Axes: B rows, L positions, K columns of a pass, M masked positions of the batch in row-major order, V vocabulary.
 """
 
 import copy
@@ -18,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
 from lockstitch.rl.canvas_data import IGNORED, CanvasCollator, completion_lengths, prompts_and_completions
-from lockstitch.rl.masking import mask_completion, noise_generator, stratified_mask_ratio
+from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_generator, stratified_mask_ratio
+from lockstitch.rl.packing import block_of_column, check_block_length, packed_pass
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import Denoiser
 from trl import SFTTrainer
@@ -30,20 +32,20 @@ def masked_diffusion_loss(
     logits_MV: torch.Tensor,
     labels_BL: torch.Tensor,
     masked_BL: torch.Tensor,
-    ratio_B: torch.Tensor,
+    ratio_BL: torch.Tensor,
     weighting: str,
 ) -> torch.Tensor:
     """Cross-entropy of the masked positions.
 
-    `inverse_t` is the mean over rows of `1/(t L) * sum over masked of -log p` (LLaDA Eq. 3, in nats per completion
-    token, an upper bound on the negative log-likelihood when t is uniform on (0, 1]); `mean` is the plain mean over masked
-    positions.
+    `inverse_t` is the mean over rows of `1/L * sum over masked of -1/t log p` (LLaDA Eq. 3, in nats per completion token, an
+    upper bound on the negative log-likelihood when t is uniform on (0, 1]; so is BD3-LM's sum over blocks, whose t is the
+    block's); `mean` is the plain mean over masked positions. `ratio_BL` is t, `(B, 1)` where it is the row's.
     """
     loss_M = F.cross_entropy(logits_MV.float(), labels_BL[masked_BL], reduction="none")
     if weighting == "mean":
         return loss_M.mean()
     length_B = (labels_BL != IGNORED).sum(dim=1)
-    weight_BL = (1 / (ratio_B.to(length_B.device) * length_B)).to(loss_M)[:, None].expand(labels_BL.shape)
+    weight_BL = (1 / (ratio_BL.to(length_B.device) * length_B[:, None])).to(loss_M).expand(labels_BL.shape)
     return (loss_M * weight_BL[masked_BL]).sum() / labels_BL.shape[0]
 
 
@@ -75,6 +77,35 @@ def masked_logits(
     return torch.cat(logits)[torch.cat(places).argsort()]
 
 
+def packed_logits(
+    denoiser: Denoiser,
+    model: torch.nn.Module,
+    input_ids_BL: torch.Tensor,
+    noised_BL: torch.Tensor,
+    attention_BL: torch.Tensor,
+    masked_BL: torch.Tensor,
+    canvas: int,
+    block: int,
+) -> torch.Tensor:
+    """Logits of the masked positions, `(M, V)`, of models that denoise block by block: of each block after clean ones.
+
+    Rows are padded on the left and end with the canvas, which is clean in `input_ids_BL`. The head runs on masked positions
+    alone.
+    """
+    width = input_ids_BL.shape[1] - canvas
+    packed = packed_pass(
+        input_ids_BL[:, :width], attention_BL[:, :width].bool(), input_ids_BL[:, width:], noised_BL[:, width:],
+        block, denoiser.family, denoiser.model.dtype,
+    )  # fmt: skip
+    row_M, column_M = masked_BL.nonzero(as_tuple=True)
+    place_M = packed.columns(row_M, column_M, denoiser.family.shifted)
+    asked_BK = torch.zeros_like(packed.arguments["input_ids"], dtype=torch.bool)
+    asked_BK[row_M, place_M] = True
+    logits_MV = denoiser.raw_logits(model, packed.arguments, None, asked_BK)
+    order_BK = asked_BK.flatten().cumsum(0).view_as(asked_BK) - 1  # a shifted model answers some from the clean half
+    return logits_MV[order_BK[row_M, place_M]]
+
+
 class DiffusionSFTTrainer(SFTTrainer):
     """`SFTTrainer` for a `Denoiser`'s model: prompts and completions, or conversations, in; masked-diffusion loss out.
 
@@ -82,21 +113,18 @@ class DiffusionSFTTrainer(SFTTrainer):
     uninterrupted one would have drawn. That of an evaluation depends on (`args.seed`, batch, rank) alone, and its loss is
     always LLaDA's bound with t uniform on (0, 1]: evaluations of a run, and of runs with different noise, compare.
 
-    Raises `ValueError` for a family that does not attend fully, for a data set without prompts or completions, and for one
-    with completions longer than the canvas.
+    Raises `ValueError` for a block length that the family needs or has no use for, for a data set without prompts or
+    completions, and for one with completions longer than the canvas.
     """
 
     def __init__(self, denoiser: Denoiser, args: DiffusionSFTConfig, **kwargs: Any) -> None:
-        if denoiser.family.layout != "full":
-            raise ValueError(
-                f"{denoiser.family.name} models attend block by block: a block is to be noised while the ones before it are "
-                "clean, which one pass over a noised row does not show; supervised training takes models that attend fully"
-            )
+        check_block_length(denoiser.family, args.block_length)
         self._denoiser = denoiser
         self._step_of_batches = -1
         self._batches: Counter[bool] = Counter()
         eos, *ends = denoiser.eos_ids
-        kwargs.setdefault("data_collator", CanvasCollator(denoiser.pad_id, eos, args.canvas_length, tuple(ends)))
+        collator = CanvasCollator(denoiser.pad_id, eos, args.canvas_length, tuple(ends), args.block_length is not None)
+        kwargs.setdefault("data_collator", collator)
         super().__init__(model=denoiser.model, args=args, processing_class=denoiser.tokenizer, **kwargs)
 
     def _prepare_dataset(
@@ -149,15 +177,30 @@ class DiffusionSFTTrainer(SFTTrainer):
         """Mean loss of one micro-batch; accumulated micro-batches weigh the same."""
         training = self.model.training
         generator = noise_generator(*self._noise_key(training))
-        labels_BL = inputs["labels"]
+        ids_BL, labels_BL, attention_BL = inputs["input_ids"], inputs["labels"], inputs["attention_mask"]
+        completion_BL, block = labels_BL != IGNORED, self.args.block_length
         weighting = self.args.loss_weighting if training else "inverse_t"
         noise = self.args.noise_at(self.state.global_step / max(1, self.state.max_steps)) if training else ()
-        ratio_B = stratified_mask_ratio(labels_BL.shape[0], generator, *noise)
+        canvas = int(completion_BL[0].sum())
+        if block is None:
+            ratio_BL = stratified_mask_ratio(len(labels_BL), generator, *noise)[:, None]
+        else:
+            if not bool(completion_BL[:, -canvas:].all()):
+                raise ValueError("block_length wants canvases of one length at the end of rows that are padded on the left, "
+                                 "as CanvasCollator(pads_left=True) makes them: data_collator does not")  # fmt: skip
+            real_BP = attention_BL[:, :-canvas]
+            number_BL = block_of_column(real_BP, canvas, block, self._denoiser.family.layout)
+            ratio_BL = block_mask_ratio(number_BL, generator, *noise)
         noised_BL, masked_BL = mask_completion(
-            inputs["input_ids"], labels_BL != IGNORED, ratio_B, self._denoiser.mask_id, generator, weighting == "mean"
+            ids_BL, completion_BL, ratio_BL, self._denoiser.mask_id, generator, weighting == "mean"
         )
-        logits_MV = masked_logits(self._denoiser, model, noised_BL, inputs["attention_mask"], masked_BL)
-        loss = masked_diffusion_loss(logits_MV, labels_BL, masked_BL, ratio_B, weighting)
+        if block is None:
+            logits_MV = masked_logits(self._denoiser, model, noised_BL, attention_BL, masked_BL)
+        else:
+            logits_MV = packed_logits(
+                self._denoiser, model, ids_BL, noised_BL, attention_BL, masked_BL, canvas, block
+            )
+        loss = masked_diffusion_loss(logits_MV, labels_BL, masked_BL, ratio_BL, weighting)
         if logits_MV.shape[0] > 0:
             right = (logits_MV.detach().argmax(-1) == labels_BL[masked_BL]).float().mean()
             self._metrics["train" if training else "eval"]["masked_token_accuracy"].append(right.item())

@@ -16,6 +16,11 @@ class DiffusionSFTConfig(SFTConfig):
         metadata={"help": "Completions are padded with EOS to this many tokens and trained on all of them, as the "
                           "sampler's canvas will be. None pads to the longest completion of the batch."},
     )  # fmt: skip
+    block_length: int | None = field(
+        default=None,
+        metadata={"help": "The sampler's block length, for models that denoise block by block: each block has a mask ratio "
+                          "of its own and sees the ones before it clean. None for models that attend fully."},
+    )  # fmt: skip
     loss_weighting: str = field(
         default="inverse_t",
         metadata={"help": "'inverse_t': LLaDA's likelihood bound, cross-entropies weighted by 1/t over completion "
@@ -27,8 +32,8 @@ class DiffusionSFTConfig(SFTConfig):
     mask_ratio_high: float = field(default=1.0, metadata={"help": "Highest mask ratio t."})
     full_mask_fraction: float = field(
         default=0.0,
-        metadata={"help": "Share of the rows whose whole completion is masked (t=1), which is what sampling starts from and "
-                          "random masks hardly ever show. The other rows' t is drawn as ever."},
+        metadata={"help": "Share of the rows (with block_length, of the blocks) that are masked whole (t=1), which is what "
+                          "sampling starts from and random masks hardly ever show. The others' t is drawn as ever."},
     )  # fmt: skip
     mask_ratio_low_end: float | None = field(
         default=None, metadata={"help": "mask_ratio_low moves here linearly until the last step. None: it stays."}
@@ -49,6 +54,8 @@ class DiffusionSFTConfig(SFTConfig):
         super().__post_init__()
         if self.canvas_length is not None and self.canvas_length < 1:
             raise ValueError(f"canvas_length={self.canvas_length}: a positive number of tokens, or none at all")
+        if self.block_length is not None and self.block_length < 1:
+            raise ValueError(f"block_length={self.block_length}: a positive number of tokens, or none at all")
         if self.loss_weighting not in WEIGHTINGS:
             raise ValueError(f"loss_weighting={self.loss_weighting!r} is not one of 'inverse_t', 'mean'")
         for end in ("", "_end"):

@@ -6,10 +6,11 @@ from lockstitch.rl.scoring import Canvases
 PROMPT, CANVAS, N = [5, 6, 7], [21, 9, 33, 12, 30], 4  # the fifth position follows the end, and stays masked
 
 
-def allowed_logp(denoiser, logits_LV, temperature=1.0):
-    """Log-probabilities in which tokens that are never drawn have none."""
+def allowed_logp(denoiser, logits_LV, temperature=1.0, forbids=True):
+    """Log-probabilities in which tokens that are never drawn have none, if it `forbids` them."""
     logits_LV = logits_LV.clone()
-    logits_LV[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
+    if forbids:
+        logits_LV[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
     return torch.log_softmax(logits_LV / temperature, -1)
 
 
@@ -23,7 +24,7 @@ def plain_logits(denoiser, ids, seen=None):
     return denoiser.model(input_ids=torch.tensor([ids]), **arguments).logits[0]
 
 
-def plain_logp(denoiser, prompt, canvas, shown, block=None, temperature=1.0):
+def plain_logp(denoiser, prompt, canvas, shown, block=None, temperature=1.0, forbids=True):
     """`log p(token | prompt, shown tokens)` of each canvas position, `(G,)`, differentiable; by a pass for each block.
 
     In block-wise layouts a block is noised where nothing is shown, sees earlier blocks clean, and later ones do not exist.
@@ -31,7 +32,7 @@ def plain_logp(denoiser, prompt, canvas, shown, block=None, temperature=1.0):
     family, width = denoiser.family, len(prompt)
     noised = [token if show else denoiser.mask_id for token, show in zip(canvas, shown, strict=True)]
     if family.layout == "full":
-        logp = allowed_logp(denoiser, plain_logits(denoiser, prompt + noised), temperature)
+        logp = allowed_logp(denoiser, plain_logits(denoiser, prompt + noised), temperature, forbids)
         return torch.stack([logp[width + i - family.shifted, token] for i, token in enumerate(canvas)])
     lead = width % block if family.layout == "block_causal" and block < len(canvas) else 0
     number = [(width + i - (width - lead)) // block for i in range(len(canvas))]
@@ -46,7 +47,7 @@ def plain_logp(denoiser, prompt, canvas, shown, block=None, temperature=1.0):
         else:
             low = width + inside[0]
             seen = (column[None] <= column[:, None]) | (column >= low)[:, None]
-        logp = allowed_logp(denoiser, plain_logits(denoiser, ids, seen), temperature)
+        logp = allowed_logp(denoiser, plain_logits(denoiser, ids, seen), temperature, forbids)
         out += [logp[width + i - family.shifted, canvas[i]] for i in inside]
     return torch.stack(out)
 

@@ -25,7 +25,7 @@ from lockstitch.rl.lora import DiffusionModelConfig, lora_config
 from lockstitch.rl.masking import mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.sft import DiffusionSFTTrainer, masked_diffusion_loss, masked_logits
 from lockstitch.rl.sft_config import DiffusionSFTConfig
-from lockstitch.sampling.denoiser import BLOCK_CAUSAL, make_causal
+from lockstitch.sampling.denoiser import make_causal
 from models import dream_like, llada_like, random_denoiser, tokenizer
 from trl import SFTConfig
 
@@ -55,7 +55,7 @@ def test_masks_stay_in_the_completion_and_follow_the_ratio():
     completion = torch.zeros(400, 20, dtype=torch.bool)
     completion[:, 8:] = True
     ratio = torch.linspace(0.05, 1.0, 400)
-    noised, masked = mask_completion(ids, completion, ratio, 2, noise_generator(0))
+    noised, masked = mask_completion(ids, completion, ratio[:, None], 2, noise_generator(0))
     assert not masked[:, :8].any()
     assert torch.equal(noised == 2, masked)
     assert torch.equal(noised[~masked], ids[~masked])
@@ -92,7 +92,7 @@ def test_loss_is_unbiased_for_the_exact_bound():
                 key = tuple(mask)
                 if key not in _LOGITS:
                     _LOGITS[key] = denoiser.model(input_ids=noised).logits[masked]
-                loss = masked_diffusion_loss(_LOGITS[key], labels, masked, torch.tensor([t]), "inverse_t")
+                loss = masked_diffusion_loss(_LOGITS[key], labels, masked, torch.tensor([[t]]), "inverse_t")
                 total += t ** sum(mask) * (1 - t) ** (3 - sum(mask)) * loss.item() / len(grid)
     assert total == pytest.approx(exact, rel=2e-3)
 
@@ -163,7 +163,7 @@ def test_the_noise_moves_to_its_end(tmp_path):
 
 def test_no_mask_is_forced_where_small_ratios_weigh_much():
     ids = torch.arange(5, 9).repeat(3, 1)
-    ratio = torch.full((3,), 1e-6)
+    ratio = torch.full((3, 1), 1e-6)
     noised, masked = mask_completion(ids, ids > 5, ratio, 2, noise_generator(0), at_least_one=False)
     assert not masked.any()
     assert torch.equal(noised, ids)
@@ -177,8 +177,8 @@ def test_rows_of_several_lengths_are_scored_without_their_padding_where_masks_ar
     rows = [{"input_ids": list(range(10, 10 + n)), "labels": [-100] * p + list(range(10 + p, 10 + n))}
             for n, p in ((9, 4), (6, 3), (9, 2), (7, 5))]  # fmt: skip
     batch = CanvasCollator(0, 1, 8)(rows)
-    noised, masked = mask_completion(batch["input_ids"], batch["labels"] != -100, torch.tensor([0.5, 0.9, 0.2, 0.7]), 2,
-                                     noise_generator(3))  # fmt: skip
+    noised, masked = mask_completion(batch["input_ids"], batch["labels"] != -100,
+                                     torch.tensor([[0.5], [0.9], [0.2], [0.7]]), 2, noise_generator(3))  # fmt: skip
     expected = reference.forward_logits(reference.model, noised, batch["attention_mask"])[masked]
     for denoiser in (reference, llada_like(reference), dream_like(reference)):
         found = masked_logits(denoiser, denoiser.model, noised, batch["attention_mask"], masked)
@@ -223,11 +223,6 @@ def test_data_without_completions_is_refused(row, says, tmp_path):
         sft_trainer(random_denoiser(), [row], tmp_path)
 
 
-def test_families_that_attend_block_by_block_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="block_causal models attend block by block"):
-        sft_trainer(random_denoiser(family=BLOCK_CAUSAL), [{"prompt": "1", "completion": "2"}], tmp_path)
-
-
 def test_an_adapter_is_trained_and_evaluations_leave_the_training_alone(tmp_path):
     rows = list(tokenize_rows(prompt_completion_rows(get_task("sudoku"), 24, 0), tokenizer()))
     settings = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 1,
@@ -258,7 +253,7 @@ def test_mean_weighting_is_the_plain_mean():
     masked = torch.tensor([[False, True, False, True], [False, False, True, False]])
     expected = -torch.stack([logits.log_softmax(-1)[0, 1, 1], logits.log_softmax(-1)[0, 3, 3],
                              logits.log_softmax(-1)[1, 2, 4]]).mean()  # fmt: skip
-    found = masked_diffusion_loss(logits[masked], labels, masked, torch.tensor([0.5, 0.2]), "mean")
+    found = masked_diffusion_loss(logits[masked], labels, masked, torch.tensor([[0.5], [0.2]]), "mean")
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
