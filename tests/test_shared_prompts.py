@@ -71,7 +71,7 @@ def test_sharing_prompts_changes_only_the_cost(family, block, prompts, config, l
     model = denoiser.model
     if lora:
         names = ["k_proj", "v_proj", "lm_head"]
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=names, init_lora_weights=False))
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=names, init_lora_weights=False, task_type="CAUSAL_LM"))
     c, settings = canvases(denoiser, prompts), {"recomputes": recomputes}
     expected, pull, apart = scored(denoiser, model, config, c, block, shares_prompts=False, **settings)
     found, found_pull, shared = scored(denoiser, model, config, c, block, **settings)
