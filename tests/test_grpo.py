@@ -85,6 +85,45 @@ def test_old_likelihoods_see_the_same_noise(name, tmp_path):
     assert max(max(apart) for apart in trainer.furthest.values()) < 2e-5
 
 
+class Token(DiffusionGRPOTrainer):
+    """Holds TRL's losses over our estimates against their formula written out, and their gradients by token."""
+
+    clipped = 0
+
+    def _old_likelihoods(self, inputs, logp_BG, iteration):
+        self.read = logp_BG, super()._old_likelihoods(inputs, logp_BG, iteration), inputs["ref_logp"][:, iteration]
+        return self.read[1]
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        valid_BG, plain = inputs["tool_mask"].bool(), torch.zeros(())
+        for i, ends in enumerate(valid_BG.sum(1).tolist()):
+            norm = {"grpo": len(valid_BG) * ends, "dr_grpo": valid_BG.numel()}.get(self.loss_type, valid_BG.sum())
+            logp, old, ref = (values[i, :ends] for values in self.read)
+            log_ratio = logp - old if self.importance_sampling_level == "token" else (logp - old).mean()[None]
+            for ratio in log_ratio.exp():
+                held, A = ratio.clamp(1 - self.args.epsilon, 1 + self.args.epsilon), inputs["advantages"][i]
+                self.clipped += int(held * A < ratio * A)
+                plain = plain - min(ratio * A, held * A) * ends / len(log_ratio) / norm
+            plain = plain + self.args.beta * sum((ref - logp).exp() - (ref - logp) - 1) / norm
+        torch.testing.assert_close(loss, plain)
+        found, expected = (torch.autograd.grad(x, self.read[0], retain_graph=True)[0] for x in (loss, plain))
+        torch.testing.assert_close(found, expected)
+        return loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def test_trl_s_losses_are_their_formula_in_every_inner_iteration(loss_type, level, tmp_path):
+    """Value and gradient, once the policy has moved so far that some ratios are clipped."""
+    settings = {"loss_type": loss_type, "importance_sampling_level": level, "num_iterations": 3, "learning_rate": 1e-2,
+                "estimator": "elbo", "epsilon": 0.05, "beta": 0.1, "use_bias_correction_kl": False}  # fmt: skip
+    trainer = make_trainer(settings, tmp_path, trainer=Token)
+    trainer.train()
+    assert trainer.clipped > 0
+
+
 # --- the same run, cut up in other ways ------------------------------------------------------------------------------
 
 
@@ -188,6 +227,7 @@ def test_two_processes_are_one(name, tmp_path):
     one = finish(launch(1, {**settings, "per_device_train_batch_size": 4}, tmp_path / "one", lora=lora), tmp_path / "one")
     two = finish(launch(2, {**settings, "per_device_train_batch_size": 2}, tmp_path / "two", lora=lora), tmp_path / "two")
     assert_same(one["weights"], two["weights"])
+    assert one["log"][0]["ratio/spread"] == two["log"][0]["ratio/spread"] == 0.0  # before the policy has moved
     for before, after in zip(one["log"], two["log"], strict=True):
         for name in ("reward", "rollout/unique", "rollout/nfe_per_token", "ratio/spread", "ratio/drift"):
             assert after.get(name) == pytest.approx(before.get(name), abs=1e-5), name
