@@ -21,9 +21,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lockstitch.rewards.benchmarks import Benchmark
 
-EMBEDDED = "embedded:"
-
-
 @dataclass
 class RecipeArguments:
     """What to train on, what pays, and what is measured on the way."""
@@ -95,15 +92,14 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any, Any]:
     from lockstitch.rl.lora import DiffusionModelConfig
     from trl import TrlParser
 
-    from lockstitch import embedded_model
+    from lockstitch import model_path
 
     parser = TrlParser((RecipeArguments, HealthConfig, DiffusionGRPOConfig, DiffusionModelConfig), allow_abbrev=False)
     recipe, health, training, model_arguments = parse_layers(parser, argv)
     name = model_arguments.model_name_or_path
     if name is None:
         raise ValueError("model_name_or_path=None: say which model to train")
-    if name.startswith(EMBEDDED):
-        model_arguments.model_name_or_path = str(embedded_model(name.removeprefix(EMBEDDED)))
+    model_arguments.model_name_or_path = model_path(name)
     return recipe, health, training, model_arguments
 
 

@@ -124,6 +124,8 @@ def load_eval_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
 
 def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     """Raises `ValueError` for settings of the recipe that do not go with those of the training or of the model."""
+    if model_arguments.model_name_or_path is None:
+        raise ValueError("model_name_or_path=None: say which model to train (with new_model, whose tokenizer it has)")
     if recipe.new_model is not None and model_arguments.use_peft:
         raise ValueError("use_peft trains an adapter of a model that others can load; new_model is trained whole")
     if recipe.batch_by_length and (recipe.generate is None or training.train_sampling_strategy != "sequential"):
@@ -152,8 +154,10 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer, get_peft_config
 
+    from lockstitch import model_path
+
     check(recipe, training, model_arguments)
-    path = model_arguments.model_name_or_path
+    path = model_arguments.model_name_or_path = model_path(model_arguments.model_name_or_path)
     diffusion = recipe.objective == "diffusion"
     loading = loading_of(model_arguments)
     if recipe.new_model is not None:

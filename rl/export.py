@@ -16,6 +16,7 @@ from typing import Any
 
 from lockstitch.rl.run_record import RunRecord, read_run
 
+from lockstitch import model_path
 from lockstitch.files import to_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -34,7 +35,8 @@ class ExportConfig:
         push: upload the output to the hub as well.
         hub_model_id: its name there; by default that of the output directory, under the user's own name.
         private: whether the repository is made a private one.
-        base: the base to use and to name, where the adapter's own says something else (a path of the training machine).
+        base: the base to use and to name, where the adapter's own says something else (a path of the training machine);
+            `embedded:NAME` is one that comes with the package.
         revision: the base's revision.
         trust_remote_code: run the code that the base brings along.
     """
@@ -75,8 +77,9 @@ class _Source:
         from lockstitch.sampling.denoiser import load_model, make_bidirectional
 
         revision = self.revision if place is None else None
-        config = _model_config(place or self.base, revision, self.trust_remote_code)
-        model = load_model(place or self.base, config, self.trust_remote_code, revision=revision)
+        path = place or model_path(self.base)
+        config = _model_config(path, revision, self.trust_remote_code)
+        model = load_model(path, config, self.trust_remote_code, revision=revision)
         if place is None and self.record is not None and self.record.family == "bidirectional":
             make_bidirectional(model)
         return model
@@ -150,7 +153,7 @@ def export(config: ExportConfig, report: Report = lambda _: None) -> dict[str, A
     source = _source(config)
     if config.push:
         _check_push(source.base)
-    _model_config(source.base, source.revision, source.trust_remote_code)
+    _model_config(model_path(source.base), source.revision, source.trust_remote_code)
 
     from lockstitch.rl.merge import check_merge, tied_ends
     from lockstitch.rl.model_card import last_metrics, model_card
@@ -203,7 +206,7 @@ def _write_tokenizer(source: _Source, output: Path) -> None:
     if (source.directory / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(source.directory, trust_remote_code=trust)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(source.base, revision=source.revision, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(model_path(source.base), revision=source.revision, trust_remote_code=trust)
     tokenizer.save_pretrained(output)
 
 

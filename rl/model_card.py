@@ -12,7 +12,7 @@ from typing import Any
 from lockstitch.rl.merge import Agreement
 from lockstitch.rl.run_record import RunRecord
 
-from lockstitch import __version__
+from lockstitch import EMBEDDED, __version__
 
 STATE = "trainer_state.json"
 _NOT_METRICS = {"step", "epoch", "total_flos", "num_tokens", "learning_rate", "grad_norm"}
@@ -70,7 +70,7 @@ def model_card(
     kind = "A model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter"
     made = f"{kind}, for {origin}; made with Lockstitch {__version__}."
     parts = [f"---\n{data.to_yaml()}\n---", f"# {shown}, post-trained", made]
-    parts.append(_loading(base if is_hub_name(base) else "BASE", revision, record, merged))
+    parts.append(_loading(base, revision, record, merged))
     rows: dict[str, Any] = {"rank": adapter["r"], "alpha": adapter["lora_alpha"], "dropout": adapter["lora_dropout"]}
     if record is not None:
         rows = {"stage": record.stage, "preset": record.preset, "task": record.task,
@@ -104,11 +104,16 @@ def _loading(base: str, revision: str | None, record: RunRecord | None, merged: 
     lines = [] if merged else ["from peft import PeftModel"]
     lines += ["from lockstitch.sampling.denoiser import make_bidirectional"] if bidirectional else []
     lines += [f"from transformers import {loader}", ""]
+    embedded = base.startswith(EMBEDDED) and not merged
+    lines = ["import lockstitch", *lines] if embedded else lines
+    named = f'lockstitch.embedded_model("{base.removeprefix(EMBEDDED)}")' if embedded else (
+        f'"{base if is_hub_name(base) else "BASE"}"'
+    )
     if merged:
         lines += [f'model = {loader}.from_pretrained("DIR"{extra})']
     else:
         adapted = "make_bidirectional(base)" if bidirectional else "base"
-        lines += [f'base = {loader}.from_pretrained("{base}"{extra})']
+        lines += [f"base = {loader}.from_pretrained({named}{extra})"]
         lines += [f'model = PeftModel.from_pretrained({adapted}, "DIR")']
     text = "```python\n" + "\n".join(lines) + "\n```"
     if bidirectional:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from lockstitch.sampling.trajectory import Trajectory
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-EMBEDDED = "embedded:"
 CHUNK = 25
 
 
@@ -134,13 +133,12 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
 
-    from lockstitch import embedded_model, files, terminal
+    from lockstitch import files, model_path, terminal
 
     logging.disable_progress_bar()  # of loading weights; the prompts have a bar of their own
     if options.family is not None and options.family not in FAMILIES:
         raise ValueError(f"family={options.family!r} is not one of {', '.join(FAMILIES)}")
-    embedded = options.model.startswith(EMBEDDED)
-    model = str(embedded_model(options.model.removeprefix(EMBEDDED))) if embedded else options.model
+    model = model_path(options.model)
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=options.trust_remote_code)
     of_model = AutoConfig.from_pretrained(model, trust_remote_code=options.trust_remote_code).model_type
     requests = _requests(options, settings, model, of_model, tokenizer)

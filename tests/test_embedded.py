@@ -4,15 +4,16 @@ import random
 
 import pytest
 from lockstitch.recipes.evidence import evidence_text
-from lockstitch.rewards.tasks import get_task
+from lockstitch.rewards.tasks import get_task, held_out_problems
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.stitching.inputs import generate_problems
 from lockstitch.stitching.refine import load_solver
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lockstitch import embedded_model
+from lockstitch import embedded_adapter, embedded_model, model_path
 
 TASK_NAMES = ["arithmetic", "countdown", "sudoku"]
 MODELS = ["solver", *TASK_NAMES, *(f"{name}-early" for name in TASK_NAMES)]
@@ -44,18 +45,43 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
 LEAST = {"arithmetic": 0.6, "countdown": 0.4, "sudoku": 0.9}
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
-def test_it_does_its_task(name):
-    task = get_task(name)
-    problems = [given.problem for given in generate_problems(task, 64, 11)]
-    denoiser = Denoiser.from_pretrained(str(embedded_model(name)))
-    config = SamplerConfig(canvas_length=task.canvas_length, policy="threshold", threshold=0.95, batch_size=64)
+def solved(denoiser, task, problems, **settings):
+    config = SamplerConfig(canvas_length=task.canvas_length, batch_size=200, **settings)
     drawn = sample(denoiser, [task.prompt(problem.question) for problem in problems], config)
     right = 0
     for problem, trajectory in zip(problems, drawn, strict=True):
         answer = task.extract(trajectory.text)
         right += bool(answer) and bool(task.is_correct(problem.question, problem.answer, answer))
-    assert right / 64 >= LEAST[name]
+    return right / len(problems)
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_it_does_its_task(name):
+    task = get_task(name)
+    problems = [given.problem for given in generate_problems(task, 64, 11)]
+    denoiser = Denoiser.from_pretrained(str(embedded_model(name)))
+    assert solved(denoiser, task, problems, policy="threshold", threshold=0.95) >= LEAST[name]
+
+
+def test_the_reinforced_adapter_is_plain_peft_and_solves_more_than_its_base():
+    task = get_task("sudoku")
+    problems = held_out_problems(task, 200, seed=8)
+    denoiser = Denoiser.from_pretrained(str(embedded_model("sudoku-early")))
+    before = solved(denoiser, task, problems)
+    PeftModel.from_pretrained(denoiser.model, embedded_adapter("sudoku-early")).merge_and_unload()
+    assert solved(denoiser, task, problems) >= before + 0.15
+
+
+def test_an_unknown_adapter_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"no embedded adapter 'chess'; there are sudoku-early"):
+        embedded_adapter("chess")
+
+
+def test_a_name_becomes_a_path_where_it_is_one_of_the_package():
+    assert model_path("embedded:sudoku") == str(embedded_model("sudoku"))
+    assert model_path("GSAI-ML/LLaDA-8B-Instruct") == "GSAI-ML/LLaDA-8B-Instruct"
+    with pytest.raises(ValueError, match="no embedded model 'chess'"):
+        model_path("embedded:chess")
 
 
 LEAST_SOLVED = {"arithmetic": 0.95, "countdown": 0.85, "sudoku": 0.85}

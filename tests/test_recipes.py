@@ -276,7 +276,7 @@ def test_a_launch_leaves_model_record_and_page_and_goes_on_when_repeated(tmp_pat
     log = history(tmp_path)
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4]
     assert [entry["step"] for entry in log if "held_out/accuracy@4" in entry] == [0, 2, 4]
-    assert (tmp_path / "model.safetensors").exists()
+    assert (tmp_path / "adapter_model.safetensors").exists()
     page = (tmp_path / "report.html").read_text()
     assert "held_out/accuracy@1" in page
     assert "sudoku_reward" in page
