@@ -23,6 +23,7 @@ Axes: B rows, P prompt columns, G canvas positions.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -262,6 +263,8 @@ def _prompt(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, draw: D
     if not config.prompt_mask_ratio:
         return canvases.prompt_BP
     real_BP = canvases.prompt_mask_BP.bool()
+    if canvases.prompt_seeds_B is not None:
+        draw = replace(draw, seeds_B=canvases.prompt_seeds_B)
     return draw.prompt(canvases.prompt_BP, real_BP, config.prompt_mask_ratio, scorer.denoiser.mask_id)
 
 

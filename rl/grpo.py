@@ -70,6 +70,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             prompt_BP=columns["prompt_ids"][rows], prompt_mask_BP=columns["prompt_mask"][rows],
             completion_BG=columns["completion_ids"][rows], valid_BG=valid_BG, seeds_B=columns["noise_seed"][rows],
             commit_step_BG=columns["commit_step"][rows], block_BG=columns["block"][rows],
+            prompt_seeds_B=columns["prompt_seed"][rows] if self.args.share_prompt_mask else None,
         )  # fmt: skip
         upper_B = columns["weight"][rows] < 0 if self.args.estimator == "sandwiched" else None
 

@@ -79,6 +79,12 @@ class DiffusionGRPOConfig(GRPOConfig):
     prompt_mask_ratio: float | None = field(
         default=None, metadata={"help": "Share of prompt tokens that are masked, anew in each inner iteration (d1)."}
     )
+    share_prompt_mask: bool = field(
+        default=False,
+        metadata={"help": "Mask the same tokens of the prompt for all of its completions, as if it were one prompt. Under "
+                          "mean_field a group is then scored in one row of a pass. Off, each completion's prompt is masked "
+                          "anew, as d1's code does."},
+    )
     perturb_ratio: float | None = field(
         default=None, metadata={"help": "Share of the tokens before its block that block_random hides too (SPG)."}
     )
@@ -170,6 +176,8 @@ class DiffusionGRPOConfig(GRPOConfig):
         if not self.score_temperature > 0:
             raise ValueError(f"score_temperature={self.score_temperature} must be positive")
         self.estimator_config()  # refuses what does not fit
+        if self.share_prompt_mask and not self.prompt_mask_ratio:
+            raise ValueError(f"share_prompt_mask=True would be ignored: prompt_mask_ratio={self.prompt_mask_ratio}")
         sampler = self.sampler_config()
         if sampler.temperature == 0 and sampler.policy != "random":
             raise ValueError("temperature=0: all completions of a group would be the same")

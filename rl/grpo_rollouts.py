@@ -189,6 +189,8 @@ class RolloutTrainer(ResumableGRPOTrainer):
         for name in ("old_per_token_logps", "ref_per_token_logps"):
             columns.pop(name, None)
         columns |= trace_columns(self._rollouts, self.accelerator.device)
+        prompt_seeds = [derive_seed(self.args.seed, *key, row // K) for row in rows]
+        columns["prompt_seed"] = torch.tensor(prompt_seeds, device=self.accelerator.device)
         own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         summed = self.multi_objective_aggregation == "sum_then_normalize"
         weights_F = self.reward_weights.to(self._rewards_NF.device)

@@ -2,11 +2,13 @@
 
 While `ScoringHead` is on, the model's output head answers with the log-probabilities of the tokens asked for in place of
 logits: hidden states are narrowed to the places asked for, go through the head chunk by chunk, and a chunk's logits are
-computed anew in the backward pass. The head runs where the model calls it, so wrappers (PEFT, DDP, sharding) and LoRA on
-the head itself work as ever, and so do models whose code comes with the checkpoint. Leaves out models that change their
-logits after the head (soft caps, scales): `check_head` finds them.
+computed anew in the backward pass. A place that several tokens are asked of has its logits made once. The head runs where
+the model calls it, so wrappers (PEFT, DDP, sharding) and LoRA on the head itself work as ever, and so do models whose code
+comes with the checkpoint. Leaves out models that change their logits after the head (soft caps, scales): `check_head` finds
+them.
 
-Axes: B rows, L columns, D hidden size, M places asked for, V vocabulary.
+Axes: B rows, L columns, D hidden size, M tokens asked for, U places that they are asked of, C places of a chunk, T its
+tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -19,17 +21,17 @@ from transformers import PreTrainedModel
 
 
 def token_logp(
-    logits_MV: torch.Tensor, token_M: torch.Tensor, temperature: float, forbidden: Sequence[int]
+    logits_CV: torch.Tensor, place_T: torch.Tensor, token_T: torch.Tensor, temperature: float, forbidden: Sequence[int]
 ) -> torch.Tensor:
-    """`log softmax(logits / temperature)` of one token each, `(M,)` in float32; forbidden tokens have no probability.
+    """`log softmax(logits / temperature)` of tokens at places, `(T,)` in float32; forbidden tokens have no probability.
 
     Overwrites the logits of forbidden tokens: a copy of all would cost as much as the softmax.
     """
-    scaled_MV = logits_MV.float()
+    scaled_CV = logits_CV.float()
     if temperature != 1:
-        scaled_MV = scaled_MV / temperature
-    scaled_MV[:, list(forbidden)] = -torch.inf
-    return scaled_MV.gather(1, token_M[:, None])[:, 0] - scaled_MV.logsumexp(1)
+        scaled_CV = scaled_CV / temperature
+    scaled_CV[:, list(forbidden)] = -torch.inf
+    return scaled_CV[place_T, token_T] - scaled_CV.logsumexp(1)[place_T]
 
 
 class ScoringHead:
@@ -63,19 +65,26 @@ class ScoringHead:
             self.head.forward = self.own
 
     def _score(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
-        hidden_MD = hidden_BLD[self.place]
+        row_M, column_M = self.place
+        number_U, place_M = torch.unique(row_M * hidden_BLD.shape[1] + column_M, return_inverse=True)
+        hidden_UD = hidden_BLD.flatten(0, 1)[number_U]
+        place_M, order_M = place_M.sort(stable=True)  # a chunk's tokens stand together
+        token_M = self.token_M[order_M]
         project, temperature, forbidden = self.project, self.temperature, self.forbidden
 
-        def score(hidden_CD: torch.Tensor, token_C: torch.Tensor) -> torch.Tensor:
-            return token_logp(project(hidden_CD), token_C, temperature, forbidden)
+        def score(hidden_CD: torch.Tensor, place_T: torch.Tensor, token_T: torch.Tensor) -> torch.Tensor:
+            return token_logp(project(hidden_CD), place_T, token_T, temperature, forbidden)
 
-        parts, chunks = [], (torch.split(values, self.chunk) for values in (hidden_MD, self.token_M))
-        for hidden_CD, token_C in zip(*chunks, strict=True):
+        starts = list(range(0, max(1, len(number_U)), self.chunk))
+        bounds = torch.searchsorted(place_M, torch.tensor([*starts[1:], len(number_U)], device=place_M.device)).tolist()
+        parts = []
+        for start, first, last in zip(starts, [0, *bounds], bounds, strict=False):
+            part = hidden_UD[start : start + self.chunk], place_M[first:last] - start, token_M[first:last]
             if torch.is_grad_enabled():
-                parts.append(checkpoint(score, hidden_CD, token_C, use_reentrant=False, preserve_rng_state=False))
+                parts.append(checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False))
             else:
-                parts.append(score(hidden_CD, token_C))
-        return torch.cat(parts)[None, :, None]
+                parts.append(score(*part))
+        return torch.cat(parts)[order_M.argsort()][None, :, None]
 
 
 def output_head(model: torch.nn.Module) -> torch.nn.Module:
@@ -93,7 +102,7 @@ def check_head(denoiser: Denoiser) -> None:
     ids = torch.tensor([[denoiser.eos_ids[0], denoiser.mask_id]], device=denoiser.device)
     token = torch.tensor([denoiser.eos_ids[0]], device=denoiser.device)
     zero, one = torch.zeros_like(token), torch.ones_like(token)
-    plain = token_logp(denoiser.raw_logits(denoiser.model, {"input_ids": ids}, None)[0, 1:], token, 1.0, ())
+    plain = token_logp(denoiser.raw_logits(denoiser.model, {"input_ids": ids}, None)[0, 1:], zero, token, 1.0, ())
     with ScoringHead(denoiser.model, (zero, one), token, 1.0, (), 1):
         scored = denoiser.raw_logits(denoiser.model, {"input_ids": ids}, None)
     if scored.shape != (1, 1, 1) or not torch.allclose(scored[0, 0], plain, atol=1e-2):

@@ -1,10 +1,12 @@
 """What likelihood estimators need of a model: log-probabilities of a canvas's own tokens, given some of them.
 
 One face for every family. Nothing of size `[B, L, V]` is ever made (see `lockstitch.rl.head`). Rows are scored each by
-itself: neither the padding of the prompts nor the rows beside it change a row's numbers. Leaves out how what is shown is
-chosen: that is the estimators' work.
+itself: neither the padding of the prompts nor the rows beside it change a row's numbers. Rows that are the same to the model
+(completions of a prompt, as long as nothing of them is shown) pass as one. Leaves out how what is shown is chosen: that is
+the estimators' work.
 
-Axes: B rows (completions), P prompt columns (left-padded), G canvas positions, L = P + G, M places asked for.
+Axes: B rows (completions), U rows of a pass, P prompt columns (left-padded), G canvas positions, L = P + G, M tokens asked
+for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,6 +38,8 @@ class Canvases:
         commit_step_BG: the trace: the denoising step at which a position got its token, 0 where it was given, -1 where it
             got none. None if unknown: every position then counts as denoised.
         block_BG: the trace: the block whose denoising committed a position.
+        prompt_seeds_B: int64, the seed of the noise in each row's prompt, the same for rows that are to see the same one.
+            None is `seeds_B`.
     """
 
     prompt_BP: torch.Tensor
@@ -45,6 +49,7 @@ class Canvases:
     seeds_B: torch.Tensor
     commit_step_BG: torch.Tensor | None = None
     block_BG: torch.Tensor | None = None
+    prompt_seeds_B: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.completion_BG.shape[0]
@@ -189,12 +194,13 @@ class _Pass:
         row_M, position_M = asked_BG.nonzero(as_tuple=True)
         column_M = prompt_BP.shape[1] + position_M
         if family.layout == "full":
-            arguments: dict[str, Any] = {"input_ids": torch.cat([prompt_BP, noised_BG], 1)}
+            input_UL, real_UL, of_B = _distinct(torch.cat([prompt_BP, noised_BG], 1),
+                                                torch.cat([real_BP, torch.ones_like(asked_BG)], 1))  # fmt: skip
+            arguments: dict[str, Any] = {"input_ids": input_UL}
             if not bool(real_BP.all()):
-                real_BL = torch.cat([real_BP, torch.ones_like(asked_BG)], 1).long()
-                arguments["attention_mask"] = real_BL
-                arguments["position_ids"] = (real_BL.cumsum(1) - 1).clamp(min=0)
-            asks_M = column_M - int(family.shifted)
+                arguments["attention_mask"] = real_UL.long()
+                arguments["position_ids"] = (real_UL.long().cumsum(1) - 1).clamp(min=0)
+            passed_M, asks_M = of_B[row_M], column_M - int(family.shifted)
         else:
             assert scorer.block_length is not None
             packed = packed_pass(
@@ -206,7 +212,8 @@ class _Pass:
                 prompts, arguments, which_A = apart
                 arguments["past_key_values"] = self._keys(prompts, which_A)
                 asks_M = asks_M - packed.high
-        place, token_M = (row_M, asks_M), clean_BG[row_M, position_M]
+            passed_M = row_M
+        place, token_M = (passed_M, asks_M), clean_BG[row_M, position_M]
         with ScoringHead(model, place, token_M, scorer.temperature, scorer.forbidden, scorer.chunk):
             logp_M = scorer.denoiser.raw_logits(model, arguments, None)[0, :, 0]
         return torch.zeros(asked_BG.shape, device=logp_M.device).index_put((row_M, position_M), logp_M)
@@ -224,3 +231,10 @@ class _Pass:
             self.scorer.denoiser.raw_logits(self.model, {**prompts, "past_key_values": keys}, None)
         keys.batch_select_indices(which_A)
         return keys
+
+def _distinct(input_BL: torch.Tensor, real_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The rows that differ, `(U, L)`, which of their columns are real, and which of them each row is, `(B,)`."""
+    both_UK, of_B = torch.unique(torch.cat([input_BL, real_BL.long()], 1), dim=0, return_inverse=True)
+    if len(both_UK) == len(input_BL):
+        return input_BL, real_BL, torch.arange(len(input_BL), device=input_BL.device)
+    return both_UK[:, : input_BL.shape[1]], both_UK[:, input_BL.shape[1] :].bool(), of_B

@@ -6,6 +6,7 @@
 import functools
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -234,6 +235,8 @@ def test_masked_prompts_are_the_ones_that_are_scored():
         kinds.add(tuple(prompts[b].tolist()))
         close(row[:N], plain_logp(DENOISER, prompts[b].tolist(), CANVAS, [False] * len(CANVAS))[:N])
     assert len(kinds) > 4
+    shared = estimate(config, SCORER, replace(c, prompt_seeds_B=c.seeds_B[[3] * 6 + [8] * 6]))
+    close(shared, found[[3] * 6 + [8] * 6])
 
 
 # How the bounds stand to the likelihood

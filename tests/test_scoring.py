@@ -96,6 +96,25 @@ def test_llada_rows_of_one_length_share_a_pass():
     assert shapes == [(1, 3 + G)]
 
 
+@pytest.mark.parametrize("make", [random_denoiser, llada_like, dream_like], ids=["bidirectional", "llada", "dream"])
+def test_rows_that_are_the_same_to_the_model_are_passed_once(make):
+    """Completions of two prompts, nothing of them shown: two rows, and the numbers and gradients of each by itself."""
+    denoiser, shapes = make() if make is random_denoiser else make(random_denoiser()), []
+    prompts = [PROMPTS[1], PROMPTS[2], PROMPTS[1], PROMPTS[2]]
+    c, (_, asked) = canvases(denoiser, prompts, pad=1), masks()
+    shown, weight = torch.zeros_like(asked), torch.linspace(-1, 2, asked.numel()).view(asked.shape)
+    scorer = Scorer(denoiser, denoiser.model, logits_at_once=3 * denoiser.model.config.vocab_size)
+    rows = [slice(b, b + 1) for b in range(len(c))]
+    apart = torch.cat([scorer(c.rows(row), shown[row], asked[row]) for row in rows])
+    expected = gradients(denoiser, (weight * apart).sum())
+    denoiser.model.register_forward_pre_hook(lambda m, a, kw: shapes.append(kw["input_ids"].shape), with_kwargs=True)
+    together = scorer(c, shown, asked)
+    assert sum(rows for rows, _ in shapes) == 2
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+    found = gradients(denoiser, (weight * together).sum())
+    torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max(), rtol=1e-5)
+
+
 @every_family
 @torch.no_grad()
 def test_low_precision_and_padding_give_numbers(denoiser, block):
@@ -150,7 +169,7 @@ def test_the_head_is_left_as_it_was():
     denoiser, (shown, asked) = random_denoiser(), masks()
     head, beyond = output_head(denoiser.model), canvases(denoiser)
     beyond.completion_BG[asked] = 10**6  # a token that the head does not know
-    with pytest.raises(RuntimeError):
+    with pytest.raises(IndexError):
         Scorer(denoiser, denoiser.model)(beyond, shown, asked)
     assert "forward" not in head.__dict__
     head.forward = own = lambda x: 2 * type(head).forward(head, x)  # as accelerate's hooks do

@@ -1,0 +1,287 @@
+"""How fast an optimisation step of reinforcement learning is, and where a training step's time goes.
+
+    python scripts/bench_rl.py --json embedded.json                     # the embedded model, all weights trained
+    python scripts/bench_rl.py --model DIR --json smollm2.json          # a Llama, Qwen2 or Qwen3 (fetch_smollm2.py), LoRA
+    python scripts/bench_rl.py --only memory
+
+step     One optimisation step: likelihoods of the policy, of the one that sampled and of the reference, loss, backward pass,
+         AdamW. d1's settings (mean-field likelihoods, 15% of the prompt masked anew in each inner iteration, a ratio per
+         token, beta 0.04), a group of 8 completions of 128 tokens, a prompt of 64. `DiffusionGRPOTrainer`'s own methods
+         against the plain form of `plain_grpo.py`: whole logits in every pass, old likelihoods scored beforehand for all
+         inner iterations. A generation's cost divided by its 12 inner iterations, and that of one with a single iteration.
+         Twice: with masks of its own in each completion's prompt, as d1's code has it, and with one prompt for the group
+         (`share_prompt_mask`). The plain form passes every completion either way.
+dropped  The same on the embedded model with two groups, of which one has rewards that are all the same: the trainer does not
+         score it. Without a beta, whose pull would go with it.
+memory   The most memory that a first step makes resident, each form in a process of its own.
+shares   Whole training steps of `DiffusionGRPOTrainer` on sudoku, for d1 and for trajectory likelihoods: the shares of
+         rollouts, rewards, likelihoods scored beforehand, forward and backward passes, and the optimizer.
+
+Both forms get the same masked prompts and start from the same weights. Before anything is timed their losses must agree to
+1e-5, and what their updates do to the weights to a hundredth.
+
+On the embedded model a generation and its 12 steps are run whole. On a larger one that takes minutes, but inner iterations
+all cost the same. What is run is a generation with a single one, which scores no old likelihoods, and one scoring of these
+beside it: of them the plain form pays 12 in 12 steps, the trainer 11.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from bench_sampling import EMBEDDED, load, result
+from datasets import Dataset
+from lockstitch.rewards.puzzle_rewards import sudoku_reward
+from lockstitch.rewards.tasks import get_task, training_problems
+from lockstitch.rl.grpo import DiffusionGRPOTrainer
+from lockstitch.rl.grpo_config import DiffusionGRPOConfig
+from lockstitch.rl.lora import lora_config
+from lockstitch.sampling.denoiser import Denoiser
+from rl_steps import CANVAS, D1, GROUP, PROMPT, QUIET, Steps, trained
+from side_by_side import Results, compare, timed
+from transformers import TrainerCallback
+
+from lockstitch import embedded_model
+
+ITERATIONS = 12
+LOSS_APART, WEIGHTS_APART = 1e-5, 1e-2
+
+
+def must_agree(name, plain, ours):
+    """Ends the benchmark where losses or updates differ; else by how much they do."""
+    before = trained(plain.policy)
+    losses = plain.plain(), ours.ours()
+    loss = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    moved = trained(plain.policy) - before
+    weights = float((trained(ours.policy) - before - moved).norm() / moved.norm())
+    if not (loss <= LOSS_APART and weights <= WEIGHTS_APART):
+        raise SystemExit(f"{name}: losses {losses[0]} and {losses[1]}, updates {weights:.1e} apart")
+    return {"losses": loss, "updates": weights}
+
+
+def step(model, arguments):
+    """Ratios of whole generations on the embedded model, of one step and one scoring on others."""
+    runs, apart = {}, {}
+    for label, settings in VARIANTS.items():
+        if model == EMBEDDED:
+            for iterations in (ITERATIONS, 1):
+                name = f"{label}, {iterations} iterations"
+                runs[name], apart[name] = generations(model, arguments, iterations, name, **settings)
+        else:
+            runs |= parts(model, arguments, label, apart, **settings)
+    return result(runs, conditions=CONDITIONS, apart=apart)
+
+
+VARIANTS = {"d1": {}, "one prompt mask per group": {"share_prompt_mask": True}}
+CONDITIONS = f"a group of {GROUP} completions of {CANVAS} tokens, a prompt of {PROMPT}"
+
+
+def make(model, iterations, **settings):
+    """A model with LoRA (the embedded one without), and its generation."""
+    denoiser = load(model)
+    return Steps(denoiser, iterations, None if model == EMBEDDED else lora_config(denoiser, 16, 32), **settings)
+
+
+def generations(model, arguments, iterations, name, **settings):
+    """Whole generations: the comparison, and how far the forms are apart."""
+    plain, ours = make(model, iterations, **settings), make(model, iterations, **settings)
+    apart = must_agree(name, plain, ours)
+    sides = {"plain": timed(plain.plain), "ours": timed(ours.ours)}
+    per_step = {side: lambda run=run: run() / iterations for side, run in sides.items()}
+    return compare(name, "plain", per_step, arguments.repeats)["ours"], apart
+
+
+def parts(model, arguments, label, apart, **settings):
+    """One step of a generation of one, and a scoring of old likelihoods: what they make of 12 and of one."""
+    apart[label] = must_agree(label, make(model, 2, **settings), make(model, 2, **settings))
+    plain, ours = make(model, 1, **settings), make(model, 1, **settings)
+    singles = {"plain": [], "ours": []}
+
+    def side(name, run, old, share):
+        def seconds():
+            singles[name].append(run())
+            return singles[name][-1] + share * old()
+
+        return seconds
+
+    sides = {"plain": side("plain", timed(plain.plain), timed(plain.plain_old), 1),
+             "ours": side("ours", timed(ours.ours), timed(ours.ours_old), 1 - 1 / ITERATIONS)}  # fmt: skip
+    many = f"{label}, {ITERATIONS} iterations"
+    found = {many: compare(many, "plain", sides, arguments.repeats)["ours"]}
+    ratios = [plain / ours for plain, ours in zip(singles["plain"], singles["ours"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    found[f"{label}, 1 iterations"] = {"ratio": middle, "quartiles": [low, high], "ratios": ratios,
+                                       "seconds": {name: statistics.median(s) for name, s in singles.items()}}  # fmt: skip
+    return found
+
+
+def dropped(arguments):
+    """Two groups, one without variance."""
+    name = "dropped, 1 of 2 groups"
+    run, apart = generations(EMBEDDED, arguments, ITERATIONS, name, groups=2, beta=0.0)
+    return result({name: run}, conditions=f"{CONDITIONS}, beta 0, no variance in one of two groups", apart=apart)
+
+
+def resident(field):
+    """Bytes of this process's memory (Linux): `VmRSS` now, `VmHWM` at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def peak_of(form, model, settings, threads):
+    """The most bytes that a first step makes resident."""
+    torch.set_num_threads(threads)
+    steps = make(model, 1, **settings)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before = resident("VmRSS")
+    if form == "plain":
+        steps.plain_old()
+        steps.plain()
+    else:
+        steps.ours_old()
+        steps.ours()
+    return resident("VmHWM") - before
+
+
+def memory(model):
+    """Peaks of both forms, each in a process that has done nothing else."""
+    runs = {}
+    for label, settings in VARIANTS.items():
+        peaks = {}
+        for form in ("plain", "ours"):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                peaks[form] = alone.submit(peak_of, form, model, settings, torch.get_num_threads()).result()
+        ratio = peaks["plain"] / peaks["ours"]
+        print(f"memory, {label}: {ratio:.2f}x ({', '.join(f'{k} {v / 1e6:.0f} MB' for k, v in peaks.items())})", flush=True)
+        runs[label] = {"ratio": ratio, "quartiles": [ratio, ratio], "bytes": peaks}
+    return result(runs, conditions=CONDITIONS)
+
+
+class Clocks:
+    """Seconds by name; what is measured inside another is taken from it."""
+
+    def __init__(self, now=time.perf_counter):
+        self.seconds, self.inside, self.now, self.since = Counter(), [], now, 0.0
+
+    def _turn(self):
+        now = self.now()
+        if self.inside:
+            self.seconds[self.inside[-1]] += now - self.since
+        self.since = now
+
+    def enter(self, name):
+        self._turn()
+        self.inside.append(name)
+
+    def leave(self):
+        self._turn()
+        self.inside.pop()
+
+    @contextmanager
+    def of(self, name):
+        self.enter(name)
+        yield
+        self.leave()
+
+    def on(self, owner, method, name):
+        """Measures all calls of an object's method from now on."""
+        run = getattr(owner, method)
+
+        def measured(*arguments, **options):
+            with self.of(name):
+                return run(*arguments, **options)
+
+        setattr(owner, method, measured)
+
+
+class FromStep(TrainerCallback):
+    """Forgets what was measured up to a step."""
+
+    def __init__(self, clocks, number):
+        self.clocks, self.number = clocks, number
+
+    def on_step_end(self, args, state, control, **more):
+        if state.global_step == self.number:
+            self.clocks.seconds.clear()
+
+
+TRAINED = {  # 8 groups of 8, whose canvas is denoised 2 tokens a step (d1) and 4 (as the recipe of the embedded model)
+    "d1": {**D1, "num_iterations": ITERATIONS, "steps": 10, "temperature": 0.9},
+    "trajectory": {"estimator": "trajectory", "policy_loss": "token", "loss_type": "bnpo", "steps": 5, "temperature": 1.0},
+}
+PARTS = ("rollouts", "rewards", "scoring beforehand", "forward and loss", "backward", "optimizer", "rest")
+
+
+def shares():
+    """By setting, the share of each part in a generation and its steps, and the seconds of a step."""
+    task, found = get_task("sudoku"), {}
+    problems = training_problems(task, 512, seed=0)
+    data = Dataset.from_list([{"prompt": task.prompt(p.question), "question": p.question} for p in problems])
+    for name, settings in TRAINED.items():
+        warm = settings.get("num_iterations", 1)
+        steps = max(2 * ITERATIONS, 2 * warm)
+        args = DiffusionGRPOConfig(
+            output_dir=tempfile.mkdtemp(), per_device_train_batch_size=8 * GROUP, num_generations=GROUP,
+            max_steps=warm + steps, max_completion_length=task.canvas_length, learning_rate=1e-5, **{**QUIET, **settings},
+        )  # fmt: skip
+        denoiser, clocks = Denoiser.from_pretrained(str(embedded_model("sudoku-early")), device="cpu"), Clocks()
+        trainer = DiffusionGRPOTrainer(denoiser, sudoku_reward, args, train_dataset=data, callbacks=[FromStep(clocks, warm)])
+        for method, part in (("_generate_single_turn", "rollouts"), ("_calculate_rewards", "rewards"),
+                             ("_score_before", "scoring beforehand"), ("compute_loss", "forward and loss"),
+                             ("create_optimizer", "rest"), ("train", "rest")):  # fmt: skip
+            clocks.on(trainer, method, part)
+        clocks.on(trainer.accelerator, "backward", "backward")
+        clocks.on(trainer.accelerator, "clip_grad_norm_", "optimizer")
+        optimizer = trainer.create_optimizer()
+        optimizer.register_step_pre_hook(lambda *_, c=clocks: c.enter("optimizer"))
+        optimizer.register_step_post_hook(lambda *_, c=clocks: c.leave())
+        trainer.train()
+        total = sum(clocks.seconds.values())
+        found[name] = {"seconds": total / steps, "shares": {part: clocks.seconds[part] / total for part in PARTS}}
+        listed = ", ".join(f"{part} {share:.1%}" for part, share in found[name]["shares"].items())
+        print(f"shares, {name}: {total / steps:.3f} s a step; {listed}", flush=True)
+    return found
+
+
+def main():
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=EMBEDDED, metavar="DIR", help="a directory; by default the embedded model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where figures go; those that it holds are kept")
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="some of the figures; by default `step` and `memory`, and "
+                                                                 "on the embedded model all")  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each, at least 5 (5)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    arguments = parser.parse_args()
+    if arguments.repeats < 5:
+        parser.error(f"--repeats {arguments.repeats}: a median wants at least 5")
+    torch.set_num_threads(arguments.threads)
+    small = arguments.model == EMBEDDED
+    only = arguments.only or (NAMES if small else ("step", "memory"))
+    if not small and {"dropped", "shares"} & set(only):
+        parser.error("--only: dropped and shares are of the embedded model")
+    try:
+        results = Results(arguments.json, {"model": arguments.model, "repeats": arguments.repeats})
+    except ValueError as error:
+        parser.error(str(error))
+    measures = {
+        "step": lambda: step(arguments.model, arguments),
+        "dropped": lambda: dropped(arguments),
+        "memory": lambda: memory(arguments.model),
+        "shares": shares,
+    }
+    for name in only:
+        results.add(name, measures[name])
+
+
+NAMES = ("step", "dropped", "memory", "shares")
+
+if __name__ == "__main__":
+    main()
