@@ -27,7 +27,6 @@ beside it: of them the plain form pays 12 in 12 steps, the trainer 11.
 
 import argparse
 import multiprocessing
-import statistics
 import tempfile
 import time
 from collections import Counter
@@ -36,7 +35,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from bench_sampling import EMBEDDED, load, result
+from bench_sampling import EMBEDDED, load
 from datasets import Dataset
 from lockstitch.rewards.puzzle_rewards import sudoku_reward
 from lockstitch.rewards.tasks import get_task, training_problems
@@ -52,10 +51,19 @@ from lockstitch import embedded_model
 
 ITERATIONS = 12
 LOSS_APART, WEIGHTS_APART = 1e-5, 1e-2
+OURS = {"ours": {}, "ours, one masked prompt": {"share_prompt_mask": True}}
+CONDITIONS = f"a group of {GROUP} completions of {CANVAS} tokens, a prompt of {PROMPT}"
 
 
-def must_agree(name, plain, ours):
-    """Ends the benchmark where losses or updates differ; else by how much they do."""
+def make(model, iterations, **settings):
+    """A model with LoRA (the embedded one without), and its generation."""
+    denoiser = load(model)
+    return Steps(denoiser, iterations, None if model == EMBEDDED else lora_config(denoiser, 16, 32), **settings)
+
+
+def must_agree(name, model, **settings):
+    """Ends the benchmark where losses or updates of two inner iterations differ; else by how much they do."""
+    plain, ours = make(model, 2, **settings), make(model, 2, **settings)
     before = trained(plain.policy)
     losses = plain.plain(), ours.ours()
     loss = max(abs(a - b) for a, b in zip(*losses, strict=True))
@@ -68,65 +76,52 @@ def must_agree(name, plain, ours):
 
 def step(model, arguments):
     """Ratios of whole generations on the embedded model, of one step and one scoring on others."""
-    runs, apart = {}, {}
-    for label, settings in VARIANTS.items():
-        if model == EMBEDDED:
-            for iterations in (ITERATIONS, 1):
-                name = f"{label}, {iterations} iterations"
-                runs[name], apart[name] = generations(model, arguments, iterations, name, **settings)
-        else:
-            runs |= parts(model, arguments, label, apart, **settings)
-    return result(runs, conditions=CONDITIONS, apart=apart)
+    size = {} if model == EMBEDDED else {"prompt": 16, "canvas": 32}
+    apart = {form: must_agree(form, model, **size, **settings) for form, settings in OURS.items()}
+    if model == EMBEDDED:
+        runs = whole(f"{ITERATIONS} iterations", ITERATIONS, arguments) | whole("1 iteration", 1, arguments)
+    else:
+        runs = parts(model, arguments)
+    return {"conditions": CONDITIONS, "apart": apart, "runs": runs}
 
 
-VARIANTS = {"d1": {}, "one prompt mask per group": {"share_prompt_mask": True}}
-CONDITIONS = f"a group of {GROUP} completions of {CANVAS} tokens, a prompt of {PROMPT}"
+def whole(name, iterations, arguments, ours=OURS, **more):
+    """Generations and all of their updates on the embedded model, by the step."""
+    works = {"plain": make(EMBEDDED, iterations, **more).plain}
+    works |= {form: make(EMBEDDED, iterations, **settings, **more).ours for form, settings in ours.items()}
+    sides = {form: lambda work=work: timed(work)() / iterations for form, work in works.items()}
+    found = compare(name, "plain", sides, arguments.repeats)
+    return {f"{form}, {name}": run for form, run in found.items()}
 
 
-def make(model, iterations, **settings):
-    """A model with LoRA (the embedded one without), and its generation."""
-    denoiser = load(model)
-    return Steps(denoiser, iterations, None if model == EMBEDDED else lora_config(denoiser, 16, 32), **settings)
-
-
-def generations(model, arguments, iterations, name, **settings):
-    """Whole generations: the comparison, and how far the forms are apart."""
-    plain, ours = make(model, iterations, **settings), make(model, iterations, **settings)
-    apart = must_agree(name, plain, ours)
-    sides = {"plain": timed(plain.plain), "ours": timed(ours.ours)}
-    per_step = {side: lambda run=run: run() / iterations for side, run in sides.items()}
-    return compare(name, "plain", per_step, arguments.repeats)["ours"], apart
-
-
-def parts(model, arguments, label, apart, **settings):
+def parts(model, arguments):
     """One step of a generation of one, and a scoring of old likelihoods: what they make of 12 and of one."""
-    apart[label] = must_agree(label, make(model, 2, **settings), make(model, 2, **settings))
-    plain, ours = make(model, 1, **settings), make(model, 1, **settings)
-    singles = {"plain": [], "ours": []}
+    steps = {form: make(model, 1, **settings) for form, settings in {"plain": {}, **OURS}.items()}
+    singles = {form: [] for form in steps}
+    losses = {form: [] for form in steps}
 
-    def side(name, run, old, share):
+    def side(form, work, old, share):
         def seconds():
-            singles[name].append(run())
-            return singles[name][-1] + share * old()
+            singles[form].append(timed(lambda: losses[form].extend(work()))())
+            return singles[form][-1] + share * timed(old)()
 
         return seconds
 
-    sides = {"plain": side("plain", timed(plain.plain), timed(plain.plain_old), 1),
-             "ours": side("ours", timed(ours.ours), timed(ours.ours_old), 1 - 1 / ITERATIONS)}  # fmt: skip
-    many = f"{label}, {ITERATIONS} iterations"
-    found = {many: compare(many, "plain", sides, arguments.repeats)["ours"]}
-    ratios = [plain / ours for plain, ours in zip(singles["plain"], singles["ours"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    found[f"{label}, 1 iterations"] = {"ratio": middle, "quartiles": [low, high], "ratios": ratios,
-                                       "seconds": {name: statistics.median(s) for name, s in singles.items()}}  # fmt: skip
-    return found
+    sides = {form: side(form, one.plain, one.plain_old, 1) if form == "plain"
+             else side(form, one.ours, one.ours_old, 1 - 1 / ITERATIONS) for form, one in steps.items()}  # fmt: skip
+    found = compare(f"{ITERATIONS} iterations", "plain", sides, arguments.repeats)
+    if not abs(losses["plain"][0] - losses["ours"][0]) <= LOSS_APART:
+        raise SystemExit(f"losses of the first step: {losses['plain'][0]} and {losses['ours'][0]}")
+    runs = {f"{form}, {ITERATIONS} iterations": run for form, run in found.items()}
+    recorded = {form: iter(seconds).__next__ for form, seconds in singles.items()}
+    again = compare("1 iteration", "plain", recorded, arguments.repeats)
+    return runs | {f"{form}, 1 iteration": run for form, run in again.items()}
 
 
 def dropped(arguments):
     """Two groups, one without variance."""
-    name = "dropped, 1 of 2 groups"
-    run, apart = generations(EMBEDDED, arguments, ITERATIONS, name, groups=2, beta=0.0)
-    return result({name: run}, conditions=f"{CONDITIONS}, beta 0, no variance in one of two groups", apart=apart)
+    runs = whole("1 of 2 groups dropped", ITERATIONS, arguments, {"ours": {}}, groups=2, beta=0.0)
+    return {"conditions": f"{CONDITIONS}, beta 0, no variance in one of two groups", "runs": runs}
 
 
 def resident(field):
@@ -135,33 +130,26 @@ def resident(field):
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def peak_of(form, model, settings, threads):
-    """The most bytes that a first step makes resident."""
+def peak_of(form, model, threads):
+    """The most bytes that a first step makes resident: a scoring of old likelihoods, and a generation of one step."""
     torch.set_num_threads(threads)
-    steps = make(model, 1, **settings)
+    steps = make(model, 1, **OURS.get(form, {}))
+    works = (steps.plain_old, steps.plain) if form == "plain" else (steps.ours_old, steps.ours)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = resident("VmRSS")
-    if form == "plain":
-        steps.plain_old()
-        steps.plain()
-    else:
-        steps.ours_old()
-        steps.ours()
+    for work in works:
+        work()
     return resident("VmHWM") - before
 
 
 def memory(model):
-    """Peaks of both forms, each in a process that has done nothing else."""
-    runs = {}
-    for label, settings in VARIANTS.items():
-        peaks = {}
-        for form in ("plain", "ours"):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                peaks[form] = alone.submit(peak_of, form, model, settings, torch.get_num_threads()).result()
-        ratio = peaks["plain"] / peaks["ours"]
-        print(f"memory, {label}: {ratio:.2f}x ({', '.join(f'{k} {v / 1e6:.0f} MB' for k, v in peaks.items())})", flush=True)
-        runs[label] = {"ratio": ratio, "quartiles": [ratio, ratio], "bytes": peaks}
-    return result(runs, conditions=CONDITIONS)
+    """Peaks of all forms, each in a process that has done nothing else."""
+    peaks = {}
+    for form in ("plain", *OURS):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            peaks[form] = alone.submit(peak_of, form, model, torch.get_num_threads()).result()
+        print(f"memory: {form} {peaks[form] / 1e6:.0f} MB, {peaks[form] / peaks['plain']:.2f} of the plain", flush=True)
+    return {"conditions": CONDITIONS, "bytes": peaks, "shares": {form: peaks[form] / peaks["plain"] for form in OURS}}
 
 
 class Clocks:
@@ -226,7 +214,7 @@ def shares():
     data = Dataset.from_list([{"prompt": task.prompt(p.question), "question": p.question} for p in problems])
     for name, settings in TRAINED.items():
         warm = settings.get("num_iterations", 1)
-        steps = max(2 * ITERATIONS, 2 * warm)
+        steps = 2 * ITERATIONS
         args = DiffusionGRPOConfig(
             output_dir=tempfile.mkdtemp(), per_device_train_batch_size=8 * GROUP, num_generations=GROUP,
             max_steps=warm + steps, max_completion_length=task.canvas_length, learning_rate=1e-5, **{**QUIET, **settings},
