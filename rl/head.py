@@ -1,11 +1,11 @@
 """Log-probabilities of chosen tokens at the output head, without logits of whole canvases.
 
 While `ScoringHead` is on, the model's output head answers with the log-probabilities of the tokens asked for in place of
-logits: hidden states are narrowed to the places asked for, go through the head chunk by chunk, and a chunk's logits are
-computed anew in the backward pass. A place that several tokens are asked of has its logits made once. The head runs where
-the model calls it, so wrappers (PEFT, DDP, sharding) and LoRA on the head itself work as ever, and so do models whose code
-comes with the checkpoint. Leaves out models that change their logits after the head (soft caps, scales): `check_head` finds
-them.
+logits: hidden states are narrowed to the places asked for and go through the head chunk by chunk; where there are several
+chunks, their logits are computed anew in the backward pass. A place that several tokens are asked of has its logits made
+once. The head runs where the model calls it, so wrappers (PEFT, DDP, sharding) and LoRA on the head itself work as ever, and
+so do models whose code comes with the checkpoint. Leaves out models that change their logits after the head (soft caps,
+scales): `check_head` finds them.
 
 Axes: B rows, L columns, D hidden size, M tokens asked for, U places that they are asked of, C places of a chunk, T its
 tokens, V vocabulary.
@@ -31,7 +31,7 @@ def token_logp(
     if temperature != 1:
         scaled_CV = scaled_CV / temperature
     scaled_CV[:, list(forbidden)] = -torch.inf
-    return scaled_CV[place_T, token_T] - scaled_CV.logsumexp(1)[place_T]
+    return scaled_CV[place_T, token_T] - scaled_CV.logsumexp(1).index_select(0, place_T)
 
 
 class ScoringHead:
@@ -67,7 +67,7 @@ class ScoringHead:
     def _score(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
         row_M, column_M = self.place
         number_U, place_M = torch.unique(row_M * hidden_BLD.shape[1] + column_M, return_inverse=True)
-        hidden_UD = hidden_BLD.flatten(0, 1)[number_U]
+        hidden_UD = hidden_BLD.flatten(0, 1).index_select(0, number_U)
         place_M, order_M = place_M.sort(stable=True)  # a chunk's tokens stand together
         token_M = self.token_M[order_M]
         project, temperature, forbidden = self.project, self.temperature, self.forbidden
@@ -80,11 +80,11 @@ class ScoringHead:
         parts = []
         for start, first, last in zip(starts, [0, *bounds], bounds, strict=False):
             part = hidden_UD[start : start + self.chunk], place_M[first:last] - start, token_M[first:last]
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and len(starts) > 1:
                 parts.append(checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False))
             else:
                 parts.append(score(*part))
-        return torch.cat(parts)[order_M.argsort()][None, :, None]
+        return torch.cat(parts).index_select(0, order_M.argsort())[None, :, None]
 
 
 def output_head(model: torch.nn.Module) -> torch.nn.Module:

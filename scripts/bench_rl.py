@@ -13,7 +13,8 @@ step     One optimisation step: likelihoods of the policy, of the one that sampl
          (`share_prompt_mask`). The plain form passes every completion either way.
 dropped  The same on the embedded model with two groups, of which one has rewards that are all the same: the trainer does not
          score it. Without a beta, whose pull would go with it.
-memory   The most memory that a first step makes resident, each form in a process of its own.
+memory   The most memory that a step takes beyond what was taken before, each form in a process of its own: what becomes
+         resident, which has gaps of the allocator in it, and what tensors hold.
 shares   Whole training steps of `DiffusionGRPOTrainer` on sudoku, for d1 and for trajectory likelihoods: the shares of
          rollouts, rewards, likelihoods scored beforehand, forward and backward passes, and the optimizer.
 
@@ -44,7 +45,7 @@ from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.lora import lora_config
 from lockstitch.sampling.denoiser import Denoiser
 from rl_steps import CANVAS, D1, GROUP, PROMPT, QUIET, Steps, trained
-from side_by_side import Results, compare, timed
+from side_by_side import Results, compare, peak_memory, timed
 from transformers import TrainerCallback
 
 from lockstitch import embedded_model
@@ -131,25 +132,32 @@ def resident(field):
 
 
 def peak_of(form, model, threads):
-    """The most bytes that a first step makes resident: a scoring of old likelihoods, and a generation of one step."""
+    """The most bytes of a scoring of old likelihoods and a generation of one update, beyond what was there before: that
+    become `resident`, and that `tensors` hold at a time."""
     torch.set_num_threads(threads)
     steps = make(model, 1, **OURS.get(form, {}))
     works = (steps.plain_old, steps.plain) if form == "plain" else (steps.ours_old, steps.ours)
+    steps.columns, columns = steps.generation(GROUP, 2, 2), steps.columns
+    for work in works:  # code and the optimizer's state become resident
+        work()
+    steps.columns = columns
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = resident("VmRSS")
     for work in works:
         work()
-    return resident("VmHWM") - before
+    return {"resident": resident("VmHWM") - before, "tensors": max(peak_memory(work) for work in works)}
 
 
 def memory(model):
-    """Peaks of all forms, each in a process that has done nothing else."""
-    peaks = {}
+    """Peaks of all forms, each in a process that has done nothing else, and as shares of the plain form's."""
+    peaks, shares = {}, {}
     for form in ("plain", *OURS):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
             peaks[form] = alone.submit(peak_of, form, model, torch.get_num_threads()).result()
-        print(f"memory: {form} {peaks[form] / 1e6:.0f} MB, {peaks[form] / peaks['plain']:.2f} of the plain", flush=True)
-    return {"conditions": CONDITIONS, "bytes": peaks, "shares": {form: peaks[form] / peaks["plain"] for form in OURS}}
+        shares[form] = {kind: size / peaks["plain"][kind] for kind, size in peaks[form].items()}
+        listed = ", ".join(f"{size / 1e6:.0f} MB {kind} ({shares[form][kind]:.2f})" for kind, size in peaks[form].items())
+        print(f"memory: {form} {listed}", flush=True)
+    return {"conditions": CONDITIONS, "bytes": peaks, "shares": shares}
 
 
 class Clocks:

@@ -50,12 +50,12 @@ class Steps:
                                             train_dataset=Dataset.from_dict({"prompt": ["="]}))  # fmt: skip
         self.trainer.current_gradient_accumulation_steps = 1
         self.policy = self.trainer.model.train()
-        self.columns = self._columns(rows, prompt, canvas)
+        self.columns = self.generation(rows, prompt, canvas)
         nudge(self.policy)
         self.optimizer = torch.optim.AdamW([p for p in self.policy.parameters() if p.requires_grad], LEARNING_RATE,
                                            (0.9, args.adam_beta2), weight_decay=args.weight_decay)  # fmt: skip
 
-    def _columns(self, rows, prompt, canvas):
+    def generation(self, rows, prompt, canvas):
         """What rollouts and rewards would have made."""
         prompts = random_prompts(self.denoiser, [prompt] * (rows // GROUP))
         ones_BG = torch.ones(rows, canvas, dtype=torch.long)
