@@ -232,6 +232,7 @@ class _Pass:
         keys.batch_select_indices(which_A)
         return keys
 
+
 def _distinct(input_BL: torch.Tensor, real_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The rows that differ, `(U, L)`, which of their columns are real, and which of them each row is, `(B,)`."""
     both_UK, of_B = torch.unique(torch.cat([input_BL, real_BL.long()], 1), dim=0, return_inverse=True)

@@ -138,6 +138,22 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path):
     assert log[0]["ratio/effective_sample_size"] == 1.0
 
 
+def test_a_group_with_one_masked_prompt_passes_as_one_row(tmp_path):
+    """However the batch is cut up: the prompt's seed is its place's, not its completions'."""
+    settings = {**PAIRS["d1"], "share_prompt_mask": True, "prompt_mask_ratio": 0.5, "num_iterations": 2, "max_steps": 2}
+    trainer = make_trainer(settings, tmp_path)
+    trainer.train()
+    (columns,), shapes = trainer._buffered_inputs, []
+    assert len(set(columns["noise_seed"].tolist())) == 8
+    assert len(set(columns["prompt_seed"].tolist())) == 2
+    trainer.model.register_forward_pre_hook(lambda m, a, kw: shapes.append(kw["input_ids"].shape), with_kwargs=True)
+    trainer._likelihoods(trainer.model, columns, torch.arange(8), 1)
+    assert [rows for rows, _ in shapes] == [2]
+    pieces, _ = train({**settings, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, tmp_path)
+    assert moved(pieces) > 1e-3
+    assert_same(weights(trainer), pieces)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PAIRS if name not in ("d2", "justgrpo")])
 def test_accumulation_changes_no_loss(name, tmp_path):
