@@ -13,8 +13,8 @@ step     One optimisation step: likelihoods of the policy, of the one that sampl
          (`share_prompt_mask`). The plain form passes every completion either way.
 dropped  The same on the embedded model with two groups, of which one has rewards that are all the same: the trainer does not
          score it. Without a beta, whose pull would go with it.
-memory   The most memory that a step takes beyond what was taken before, each form in a process of its own: what becomes
-         resident, which has gaps of the allocator in it, and what tensors hold.
+memory   The most memory that a step takes beyond what was taken before, each form in a process of its own (Linux): what
+         becomes resident, and what tensors hold.
 shares   Whole training steps of `DiffusionGRPOTrainer` on sudoku, for d1 and for trajectory likelihoods: the shares of
          rollouts, rewards, likelihoods scored beforehand, forward and backward passes, and the optimizer.
 
@@ -27,6 +27,7 @@ beside it: of them the plain form pays 12 in 12 steps, the trainer 11.
 """
 
 import argparse
+import ctypes
 import multiprocessing
 import tempfile
 import time
@@ -52,6 +53,7 @@ from lockstitch import embedded_model
 
 ITERATIONS = 12
 LOSS_APART, WEIGHTS_APART = 1e-5, 1e-2
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt: blocks from this size on are mapped one by one, and unmapped when they are freed
 OURS = {"ours": {}, "ours, one masked prompt": {"share_prompt_mask": True}}
 CONDITIONS = f"a group of {GROUP} completions of {CANVAS} tokens, a prompt of {PROMPT}"
 
@@ -134,6 +136,7 @@ def resident(field):
 def peak_of(form, model, threads):
     """The most bytes of a scoring of old likelihoods and a generation of one update, beyond what was there before: that
     become `resident`, and that `tensors` hold at a time."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)  # or the allocator keeps what is freed, in gaps, some of the time
     torch.set_num_threads(threads)
     steps = make(model, 1, **OURS.get(form, {}))
     works = (steps.plain_old, steps.plain) if form == "plain" else (steps.ours_old, steps.ours)
