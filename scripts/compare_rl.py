@@ -44,7 +44,7 @@ TUNING_SEED = 100
 PROBLEMS, TEST, VALIDATION = 4096, 1000, 256
 TEST_SEED, VALIDATION_SEED = 200, 100
 TOKENS = (1, 4)
-CHECKPOINTS = 4
+CHECKPOINTS = {"sudoku": 4, "countdown": 2}
 
 ADAPTER = {"use_peft": True, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0, "load_in_4bit": False}
 QUIET = {"bf16": False, "dtype": "float32", "use_cpu": True, "report_to": "none", "logging_steps": 1}
@@ -69,7 +69,7 @@ STEPS = {
 
 def settings(arm, task, seed, rate, steps, output):
     """All settings of a run; `sft` is the supervised recipe's."""
-    own = {"seed": seed, "max_steps": steps, "output_dir": str(output), "save_steps": math.ceil(steps / CHECKPOINTS),
+    own = {"seed": seed, "max_steps": steps, "output_dir": str(output), "save_steps": math.ceil(steps / CHECKPOINTS[task]),
            "save_total_limit": None} | QUIET  # fmt: skip
     if rate is not None:
         own["learning_rate"] = rate
