@@ -39,6 +39,12 @@ from lockstitch.files import to_json, write_whole
 TASKS = ("sudoku", "countdown")
 CANVAS = {"sudoku": 20, "countdown": 26}
 ARMS = ("sft", "d1", "wd1", "coupled", "espo", "spg", "d2", "ours")
+# Our recipe with another estimator in the place of the trajectory's, all else as it is: asked for by --arms.
+SWAPPED = {
+    "ours-mean_field": {"estimator": "mean_field"},
+    "ours-coupled": {"estimator": "coupled", "num_samples": 1},
+    "ours-elbo": {"estimator": "elbo", "num_samples": 1, "mask_schedule": "complement"},
+}
 RATES = (3e-4, 1e-3, 3e-3)
 TUNING_SEED = 100
 PROBLEMS, TEST, VALIDATION = 4096, 1000, 256
@@ -62,7 +68,8 @@ PUBLISHED = {
 ESPO_BETA = {"sudoku": 1e-2, "countdown": 3e-3}
 # Optimizer's steps, a multiple of the inner iterations.
 STEPS = {
-    "sudoku": {"sft": 640, "d1": 80, "wd1": 128, "coupled": 38, "espo": 32, "spg": 84, "d2": 24, "ours": 24},
+    "sudoku": {"sft": 640, "d1": 80, "wd1": 128, "coupled": 38, "espo": 32, "spg": 84, "d2": 24, "ours": 24,
+               "ours-mean_field": 72, "ours-coupled": 42, "ours-elbo": 54},
     "countdown": {"sft": 450, "d1": 56, "wd1": 88, "coupled": 26, "espo": 24, "spg": 60, "d2": 16, "ours": 13},
 }  # fmt: skip
 
@@ -80,9 +87,9 @@ def settings(arm, task, seed, rate, steps, output):
             "loss_weighting": "mean", "per_device_train_batch_size": 64, "lr_scheduler_type": "linear", "warmup_steps": 0,
             "weight_decay": 0.0, "gradient_checkpointing": False, "max_length": None,
         }  # fmt: skip
-    if arm == "ours":
+    if arm == "ours" or arm in SWAPPED:
         recipe = yaml.safe_load((Path("recipes/configs/tiny") / f"{task}.yaml").read_text(encoding="utf-8"))
-        return recipe | {"num_problems": PROBLEMS, "held_out_problems": 0, "html": False} | own
+        return recipe | {"num_problems": PROBLEMS, "held_out_problems": 0, "html": False} | SWAPPED.get(arm, {}) | own
     canvas = {"task": task, "reward_funcs": [task], "max_completion_length": CANVAS[task], "block_length": CANVAS[task],
               "steps": math.ceil(CANVAS[task] / TOKENS[-1])}  # fmt: skip
     tuned = {"beta": ESPO_BETA[task]} if arm == "espo" else {}
@@ -186,7 +193,7 @@ def tune(arguments):
     """Each arm at each learning rate, for two thirds of the steps; the best rate by arm, for both tasks."""
     calls = []
     for arm, rate in itertools.product(arguments.arms, RATES):
-        if arm != "ours":  # its file says its rate
+        if not arm.startswith("ours"):  # its file says its rate
             run = arguments.output / "tuning" / f"{arm}-{rate:g}"
             calls.append((run, "sudoku", arm, TUNING_SEED, rate, 2 * STEPS["sudoku"][arm] // 3, False))
     best = {}
@@ -241,7 +248,7 @@ def print_table(task, start, rows):
         return f"{100 * share(bits):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     print("| start | | | | | " + " | ".join(cell(start[f"test@{tokens}"]) for tokens in TOKENS) + " |")
-    for arm in ARMS:
+    for arm in (*ARMS, *SWAPPED):
         runs = [row for row in rows if row["arm"] == arm]
         for row in runs:
             rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
@@ -274,8 +281,9 @@ def draw(task, start, rows, images):
                                           for p, row in zip(at, runs, strict=True))  # fmt: skip
                 points.append((seconds, statistics.mean(values), min(values), max(values)))
             x, middle, low, high = zip(*points, strict=True)
-            axes.plot(x, middle, label=arm, color=f"C{i}", linewidth=2.2 if arm == "ours" else 1.3, marker="o", markersize=3)
-            axes.fill_between(x, low, high, color=f"C{i}", alpha=0.12, linewidth=0)
+            color, width = ("black", 2.2) if arm == "ours" else (f"C{i}", 1.3)
+            axes.plot(x, middle, label=arm, color=color, linewidth=width, marker="o", markersize=3)
+            axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
         axes.set(xlabel="processor seconds", title=f"{task}, {tokens} token{'s' * (tokens > 1)} a step")
     panels[0].set_ylabel("validation accuracy, %")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -288,7 +296,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     parser.add_argument("--tune", action="store_true", help="choose learning rates first")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *SWAPPED], default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--images", type=Path, help="also draw the curves into this directory")
