@@ -50,7 +50,7 @@ TUNING_SEED = 100
 PROBLEMS, TEST, VALIDATION = 4096, 1000, 256
 TEST_SEED, VALIDATION_SEED = 200, 100
 TOKENS = (1, 4)
-CHECKPOINTS = {"sudoku": 4, "countdown": 2}
+CHECKPOINTS = {"sudoku": 4, "countdown": 1}
 
 ADAPTER = {"use_peft": True, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0, "load_in_4bit": False}
 QUIET = {"bf16": False, "dtype": "float32", "use_cpu": True, "report_to": "none", "logging_steps": 1}
