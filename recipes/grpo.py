@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lockstitch.rewards.benchmarks import Benchmark
 
+
 @dataclass
 class RecipeArguments:
     """What to train on, what pays, and what is measured on the way."""

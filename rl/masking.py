@@ -2,7 +2,7 @@
 
 Leaves out uniform noise. Follows LLaDA (arXiv 2502.09992, Eq. 3): every completion token is masked independently with its
 row's probability t, t uniform on (0, 1], stratified over the batch as in VDM (2107.00630, App. I). Where a model denoises
-block by block, t is its block's (BD3-LM, 2503.09573, Algorithm 1).
+block by block, t is its block's (BD3-LM, 2503.09573).
 
 Axes: B rows, L positions, N blocks of a row.
 """

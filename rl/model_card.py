@@ -104,15 +104,14 @@ def _loading(base: str, revision: str | None, record: RunRecord | None, merged: 
     lines = [] if merged else ["from peft import PeftModel"]
     lines += ["from lockstitch.sampling.denoiser import make_bidirectional"] if bidirectional else []
     lines += [f"from transformers import {loader}", ""]
-    embedded = base.startswith(EMBEDDED) and not merged
-    lines = ["import lockstitch", *lines] if embedded else lines
-    named = f'lockstitch.embedded_model("{base.removeprefix(EMBEDDED)}")' if embedded else (
-        f'"{base if is_hub_name(base) else "BASE"}"'
-    )
     if merged:
         lines += [f'model = {loader}.from_pretrained("DIR"{extra})']
     else:
         adapted = "make_bidirectional(base)" if bidirectional else "base"
+        named = f'"{base if is_hub_name(base) else "BASE"}"'
+        if base.startswith(EMBEDDED):
+            lines.insert(0, "import lockstitch")
+            named = f'lockstitch.embedded_model("{base.removeprefix(EMBEDDED)}")'
         lines += [f"base = {loader}.from_pretrained({named}{extra})"]
         lines += [f'model = PeftModel.from_pretrained({adapted}, "DIR")']
     text = "```python\n" + "\n".join(lines) + "\n```"

@@ -46,7 +46,7 @@ from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.lora import lora_config
 from lockstitch.sampling.denoiser import Denoiser
 from rl_steps import CANVAS, D1, GROUP, PROMPT, QUIET, Steps, trained
-from side_by_side import Results, compare, peak_memory, timed
+from side_by_side import Results, compare, parse, peak_memory, timed
 from transformers import TrainerCallback
 
 from lockstitch import embedded_model
@@ -252,16 +252,9 @@ def shares():
 def main():
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=EMBEDDED, metavar="DIR", help="a directory; by default the embedded model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where figures go; those that it holds are kept")
     parser.add_argument("--only", nargs="+", choices=NAMES, help="some of the figures; by default `step` and `memory`, and "
                                                                  "on the embedded model all")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each, at least 5 (5)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
-    arguments = parser.parse_args()
-    if arguments.repeats < 5:
-        parser.error(f"--repeats {arguments.repeats}: a median wants at least 5")
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(parser, EMBEDDED)
     small = arguments.model == EMBEDDED
     only = arguments.only or (NAMES if small else ("step", "memory"))
     if not small and {"dropped", "shares"} & set(only):

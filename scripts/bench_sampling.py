@@ -45,7 +45,7 @@ from lockstitch.sampling.loop import sample
 from lockstitch.sampling.uniform import sample_uniform
 from lockstitch.sampling.uniform_config import UniformConfig
 from lockstitch.stitching.inputs import generate_problems
-from side_by_side import Results, clock, compare, peak_memory, timed
+from side_by_side import Results, clock, compare, parse, peak_memory, timed
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -404,16 +404,9 @@ def diffusion_gemma(repeats):
 def main():
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=EMBEDDED, metavar="DIR", help="a directory; by default the embedded model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where figures go; those that it holds are kept")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of the comparisons")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each, at least 5 (5)")
     parser.add_argument("--accuracy", type=int, default=500, metavar="N", help="problems of the embedded sweep (500)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
-    arguments = parser.parse_args()
-    if arguments.repeats < 5:
-        parser.error(f"--repeats {arguments.repeats}: a median wants at least 5")
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(parser, EMBEDDED)
     small = arguments.model == EMBEDDED
     conditions = {"model": arguments.model, "repeats": arguments.repeats, "problems": arguments.accuracy if small else None}
     try:

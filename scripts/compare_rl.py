@@ -30,16 +30,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
+from lockstitch.recipes.layers import config_file, read_yaml
 from lockstitch.rewards.statistics import wilson
+from lockstitch.rewards.tasks import get_task, held_out_problems
 from tqdm import tqdm
 
 from lockstitch import embedded_model
 from lockstitch.files import to_json, write_whole
 
 TASKS = ("sudoku", "countdown")
-CANVAS = {"sudoku": 20, "countdown": 26}
 ARMS = ("sft", "d1", "wd1", "coupled", "espo", "spg", "d2", "ours")
-# Our recipe with another estimator in the place of the trajectory's, all else as it is: asked for by --arms.
+# Our recipe with another estimator in the place of the trajectory's, all else as it is: asked for by --arms. Not part of the
+# rules: it was added once the sudoku table was there, to say where its differences come from.
 SWAPPED = {
     "ours-mean_field": {"estimator": "mean_field"},
     "ours-coupled": {"estimator": "coupled", "num_samples": 1},
@@ -51,6 +53,7 @@ PROBLEMS, TEST, VALIDATION = 4096, 1000, 256
 TEST_SEED, VALIDATION_SEED = 200, 100
 TOKENS = (1, 4)
 CHECKPOINTS = {"sudoku": 4, "countdown": 1}
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 ADAPTER = {"use_peft": True, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0, "load_in_4bit": False}
 QUIET = {"bf16": False, "dtype": "float32", "use_cpu": True, "report_to": "none", "logging_steps": 1}
@@ -63,7 +66,7 @@ SCALED = {
 # Where a paper has a value of its own for these tasks.
 PUBLISHED = {
     "d1": {"num_iterations": 8}, "wd1": {"num_iterations": 8}, "d2": {"num_iterations": 8, "segments": None},
-    "spg": {"eubo_beta": 1.0}, "espo": {}, "coupled": {},
+    "spg": {"eubo_beta": 1.0},
 }  # fmt: skip
 ESPO_BETA = {"sudoku": 1e-2, "countdown": 3e-3}
 # Optimizer's steps, a multiple of the inner iterations.
@@ -80,20 +83,20 @@ def settings(arm, task, seed, rate, steps, output):
            "save_total_limit": None} | QUIET  # fmt: skip
     if rate is not None:
         own["learning_rate"] = rate
-    model = {"model_name_or_path": str(embedded_model(f"{task}-early"))}
+    model, length = {"model_name_or_path": f"embedded:{task}-early"}, get_task(task).canvas_length
     if arm == "sft":
         return model | ADAPTER | own | {
-            "objective": "diffusion", "generate": task, "num_problems": PROBLEMS, "canvas_length": CANVAS[task],
+            "objective": "diffusion", "generate": task, "num_problems": PROBLEMS, "canvas_length": length,
             "loss_weighting": "mean", "per_device_train_batch_size": 64, "lr_scheduler_type": "linear", "warmup_steps": 0,
             "weight_decay": 0.0, "gradient_checkpointing": False, "max_length": None,
         }  # fmt: skip
     if arm == "ours" or arm in SWAPPED:
-        recipe = yaml.safe_load((Path("recipes/configs/tiny") / f"{task}.yaml").read_text(encoding="utf-8"))
+        recipe = read_yaml(config_file(f"tiny/{task}.yaml"))
         return recipe | {"num_problems": PROBLEMS, "held_out_problems": 0, "html": False} | SWAPPED.get(arm, {}) | own
-    canvas = {"task": task, "reward_funcs": [task], "max_completion_length": CANVAS[task], "block_length": CANVAS[task],
-              "steps": math.ceil(CANVAS[task] / TOKENS[-1])}  # fmt: skip
+    canvas = {"task": task, "reward_funcs": [task], "max_completion_length": length, "block_length": length,
+              "steps": math.ceil(length / TOKENS[-1])}  # fmt: skip
     tuned = {"beta": ESPO_BETA[task]} if arm == "espo" else {}
-    return {"rl_preset": arm} | model | ADAPTER | SCALED | canvas | PUBLISHED[arm] | tuned | own
+    return {"rl_preset": arm} | model | ADAPTER | SCALED | canvas | PUBLISHED.get(arm, {}) | tuned | own
 
 
 def train(run):
@@ -101,7 +104,7 @@ def train(run):
     if (run / "trainer_state.json").exists():
         return
     config = run / "config.yaml"
-    recipe = "sft" if "objective" in yaml.safe_load(config.read_text(encoding="utf-8")) else "grpo"
+    recipe = "sft" if "objective" in read_yaml(config) else "grpo"
     command = [sys.executable, "-m", f"lockstitch.recipes.{recipe}", "--config", str(config)]
     with (run / "log.txt").open("a", encoding="utf-8") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=ONE_THREAD)
@@ -113,34 +116,30 @@ def train(run):
         raise RuntimeError(f"{run} ended with {child.returncode}: see its log.txt")
 
 
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
 def measure(path, task, test):
     """Accuracy of a model or adapter directory, by what is measured and tokens a step: bits, a problem each."""
-    from lockstitch.rewards.tasks import get_task, held_out_problems
     from lockstitch.sampling.config import SamplerConfig
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.loop import sample
     from peft import PeftModel
 
-    denoiser = Denoiser.from_pretrained(str(embedded_model(f"{task}-early")))
+    denoiser, of = Denoiser.from_pretrained(str(embedded_model(f"{task}-early"))), get_task(task)
     if (path / "adapter_config.json").exists():
         PeftModel.from_pretrained(denoiser.model, str(path)).merge_and_unload()
-    problems = {"validation": held_out_problems(get_task(task), VALIDATION, VALIDATION_SEED)}
+    problems = {"validation": held_out_problems(of, VALIDATION, VALIDATION_SEED)}
     if test:
         seen = {problem.question for problem in problems["validation"]}
-        drawn = held_out_problems(get_task(task), TEST + 2 * VALIDATION, TEST_SEED)
+        drawn = held_out_problems(of, TEST + 2 * VALIDATION, TEST_SEED)
         problems["test"] = [problem for problem in drawn if problem.question not in seen][:TEST]
     right = {}
     for name, asked in problems.items():
         for tokens in TOKENS:
-            length = CANVAS[task]
-            config = SamplerConfig(canvas_length=length, steps=math.ceil(length / tokens), batch_size=256)
-            texts = [one.text for one in sample(denoiser, [get_task(task).prompt(p.question) for p in asked], config)]
-            answers = [get_task(task).extract(text) for text in texts]
+            steps = math.ceil(of.canvas_length / tokens)
+            config = SamplerConfig(canvas_length=of.canvas_length, steps=steps, batch_size=256)
+            drawn = sample(denoiser, [of.prompt(p.question) for p in asked], config)
+            answers = [of.extract(trajectory.text) for trajectory in drawn]
             right[f"{name}@{tokens}"] = "".join(
-                "01"[bool(answer) and bool(get_task(task).is_correct(p.question, p.answer, answer))]
+                "01"[bool(answer) and bool(of.is_correct(p.question, p.answer, answer))]
                 for p, answer in zip(asked, answers, strict=True)
             )
     return right
@@ -183,10 +182,10 @@ def validation(found):
     return statistics.mean(share(found["right"][f"validation@{tokens}"]) for tokens in TOKENS)
 
 
-def in_parallel(jobs, work, calls):
-    """What `work` makes of each of the calls, some at a time."""
+def all_of(calls, jobs):
+    """The results of runs, some at a time."""
     with ThreadPoolExecutor(jobs) as pool:
-        return list(tqdm(pool.map(lambda call: work(*call), calls), total=len(calls)))
+        return list(tqdm(pool.map(lambda call: one(*call), calls), total=len(calls)))
 
 
 def tune(arguments):
@@ -198,7 +197,7 @@ def tune(arguments):
             calls.append((run, "sudoku", arm, TUNING_SEED, rate, 2 * STEPS["sudoku"][arm] // 3, False))
     best = {}
     print("\n| arm | " + " | ".join(f"{rate:g}" for rate in RATES) + " |\n|---|" + "---|" * len(RATES))
-    rows = in_parallel(arguments.jobs, one, calls)
+    rows = all_of(calls, arguments.jobs)
     for arm, found in itertools.groupby(rows, key=lambda row: row["arm"]):
         found = list(found)
         best[arm] = max(found, key=validation)["learning_rate"]
@@ -215,7 +214,7 @@ def compare(arguments):
     for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, arguments.arms):
         run = arguments.output / task / arm / f"seed-{seed}"
         calls.append((run, task, arm, seed, rates.get(arm), STEPS[task][arm], True))
-    rows = in_parallel(arguments.jobs, one, calls)
+    rows = all_of(calls, arguments.jobs)
     for task in arguments.tasks:
         print_table(task, start[task], [row for row in rows if row["task"] == task])
         if arguments.images is not None:
@@ -229,12 +228,16 @@ def measured(path, task):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def gain(start, ends):
-    """Points above the start and their standard error: that of the problems and that of the seeds, squares added."""
-    by_problem = [statistics.mean(int(end[i]) for end in ends) - int(bit) for i, bit in enumerate(start)]
-    problems = statistics.stdev(by_problem) / math.sqrt(len(by_problem))
-    seeds = statistics.stdev(share(end) for end in ends) / math.sqrt(len(ends)) if len(ends) > 1 else math.nan
-    return 100 * statistics.mean(by_problem), 100 * math.hypot(problems, seeds)
+def gain(befores, ends):
+    """Points of one arm's seeds above those of another (or above the start alone) and their standard error: that of the
+    problems, which are the same, and those of both arms' seeds, squares added. One seed of `ends` has no error."""
+    by_problem = [
+        statistics.mean(map(int, end)) - statistics.mean(map(int, before))
+        for end, before in zip(zip(*ends, strict=True), zip(*befores, strict=True), strict=True)
+    ]
+    errors = [statistics.stdev(by_problem) / math.sqrt(len(by_problem))]
+    errors += [statistics.stdev(map(share, runs)) / math.sqrt(len(runs)) for runs in (befores, ends) if len(runs) > 1]
+    return 100 * statistics.mean(by_problem), 100 * math.hypot(*errors) if len(ends) > 1 else math.nan
 
 
 def print_table(task, start, rows):
@@ -248,16 +251,19 @@ def print_table(task, start, rows):
         return f"{100 * share(bits):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     print("| start | | | | | " + " | ".join(cell(start[f"test@{tokens}"]) for tokens in TOKENS) + " |")
+    d1 = [row["right"] for row in rows if row["arm"] == "d1"]
     for arm in (*ARMS, *SWAPPED):
         runs = [row for row in rows if row["arm"] == arm]
         for row in runs:
             rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
             cells = " | ".join(cell(row["right"][f"test@{tokens}"]) for tokens in TOKENS)
             print(f"| {arm} | {rate} | {row['steps']} | {row['cpu_seconds']:.0f} | {row['seed']} | {cells} |")
-        if runs:
-            gains = (gain(start[f"test@{tokens}"], [row["right"][f"test@{tokens}"] for row in runs]) for tokens in TOKENS)
-            print(f"| **{arm}** | | | | above the start | " + " | ".join(f"{points:+.1f} ± {error:.1f}"
-                                                                       for points, error in gains) + " |")  # fmt: skip
+        for name, befores in (("the start", [start]), ("d1", d1)) if runs else ():
+            if befores and arm != name:
+                gains = (gain([right[f"test@{tokens}"] for right in befores],
+                              [row["right"][f"test@{tokens}"] for row in runs]) for tokens in TOKENS)  # fmt: skip
+                listed = " | ".join(f"{points:+.1f} ± {error:.1f}" for points, error in gains)
+                print(f"| **{arm}** | | | | above {name} | {listed} |")
 
 
 def draw(task, start, rows, images):
@@ -309,6 +315,8 @@ def main():
             print(json.dumps(measure(Path(path), task, arguments.test and path == paths[-1])), flush=True)
     elif arguments.tune:
         tune(arguments)
+    elif not (arguments.output / "rates.json").exists():
+        parser.error(f"--output {arguments.output}: no rates.json there; choose learning rates with --tune first")
     else:
         compare(arguments)
 

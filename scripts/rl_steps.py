@@ -12,15 +12,17 @@ import tempfile
 import torch
 from bench_sampling import random_prompts
 from datasets import Dataset
+from lockstitch.recipes.layers import preset_file, read_yaml
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.masks import Draw
 from plain_grpo import plain_generation, token_logps
 
 GROUP, CANVAS, PROMPT = 8, 128, 64
-D1 = {"estimator": "mean_field", "prompt_mask_ratio": 0.15, "policy_loss": "token", "loss_type": "bnpo",
-      "scale_rewards": "none", "beta": 0.04, "use_bias_correction_kl": False, "epsilon": 0.5, "max_grad_norm": 0.2,
-      "adam_beta2": 0.99, "weight_decay": 0.1}  # fmt: skip
+# What the preset says of estimator, loss and optimizer; sizes and the rollout are the benchmark's.
+OF_D1 = ("estimator", "prompt_mask_ratio", "policy_loss", "loss_type", "scale_rewards", "beta", "use_bias_correction_kl",
+         "epsilon", "max_grad_norm", "adam_beta2", "weight_decay")  # fmt: skip
+D1 = {name: read_yaml(preset_file("d1"))[name] for name in OF_D1}
 QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
          "logging_steps": 1000}  # fmt: skip
 LEARNING_RATE, NUDGE = 1e-4, 5e-3

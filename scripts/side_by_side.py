@@ -6,6 +6,7 @@ trusted. With one thread the clock is the processor's, which other work on the m
 the wall's.
 """
 
+import argparse
 import json
 import platform
 import statistics
@@ -77,6 +78,19 @@ def peak_memory(work: Work) -> int:
     levels = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
     first = next(event["args"] for event in events if event.get("name") == "[memory]")
     return int(max(levels) - (first["Total Allocated"] - first["Bytes"]))
+
+
+def parse(parser: argparse.ArgumentParser, embedded: str) -> argparse.Namespace:
+    """The command line with the options that benchmarks of a model share; sets torch's threads."""
+    parser.add_argument("--model", default=embedded, metavar="DIR", help="a directory; by default the embedded model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where figures go; those that it holds are kept")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each, at least 5 (5)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    arguments = parser.parse_args()
+    if arguments.repeats < 5:
+        parser.error(f"--repeats {arguments.repeats}: a median wants at least 5")
+    torch.set_num_threads(arguments.threads)
+    return arguments
 
 
 class Results:

@@ -1,10 +1,12 @@
 """The models that come with the package: plain transformers loads them, they share a tokenizer, and they do their tasks."""
 
+import json
 import random
 
 import pytest
 from lockstitch.recipes.evidence import evidence_text
 from lockstitch.rewards.tasks import get_task, held_out_problems
+from lockstitch.rl.export import ExportConfig, export
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
@@ -70,6 +72,17 @@ def test_the_reinforced_adapter_is_plain_peft_and_solves_more_than_its_base():
     before = solved(denoiser, task, problems)
     PeftModel.from_pretrained(denoiser.model, embedded_adapter("sudoku-early")).merge_and_unload()
     assert solved(denoiser, task, problems) >= before + 0.15
+
+
+def test_the_reinforced_adapter_is_exported_by_the_name_of_its_base(tmp_path):
+    export(ExportConfig(embedded_adapter("sudoku-early"), tmp_path / "out"))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "embedded:sudoku-early"
+    card = (tmp_path / "out" / "README.md").read_text()
+    loading = card.partition("```python\n")[2].partition("```")[0].replace('"DIR"', repr(str(tmp_path / "out")))
+    loaded = {}
+    exec(loading, loaded)
+    assert type(loaded["model"]).__name__ == "PeftModelForCausalLM"
 
 
 def test_an_unknown_adapter_is_refused_with_the_known_ones():
