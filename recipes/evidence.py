@@ -9,9 +9,9 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
-from lockstitch.rewards import arithmetic, countdown
 from lockstitch.rewards.problem import Problem
-from lockstitch.rewards.tasks import TASKS, training_problems
+from lockstitch.rewards.puzzles import arithmetic, countdown
+from lockstitch.rewards.tasks.task import TASKS, training_problems
 from lockstitch.stitching.refine import plain_solver_prompt
 from lockstitch.stitching.steps import Step, merge_clues
 

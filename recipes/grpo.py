@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lockstitch.rewards.benchmarks import Benchmark
+    from lockstitch.rewards.tasks.benchmarks import Benchmark
 
 
 @dataclass
@@ -125,8 +125,8 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
     from lockstitch.recipes.held_out import HeldOut, held_out_samplers
     from lockstitch.recipes.reporting import ReportCallback
     from lockstitch.recipes.rl_data import as_prompts, load_problems
-    from lockstitch.rewards.benchmarks import get_benchmark
     from lockstitch.rewards.plugins import load_reward
+    from lockstitch.rewards.tasks.benchmarks import get_benchmark
     from lockstitch.rl.grpo import DiffusionGRPOTrainer
     from lockstitch.rl.health import HealthCallback
     from lockstitch.rl.lora import loading_of, peft_config_of

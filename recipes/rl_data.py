@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lockstitch.rewards.benchmark_rows import load_rows
-from lockstitch.rewards.benchmarks import Benchmark, get_benchmark
+from lockstitch.rewards.tasks.benchmark_rows import load_rows
+from lockstitch.rewards.tasks.benchmarks import Benchmark, get_benchmark
 
 logger = logging.getLogger(__name__)
 

@@ -91,7 +91,7 @@ def load_rows(recipe: RecipeArguments, training: Any, tokenizer: Any) -> Any:
     from datasets import Dataset
     from lockstitch.recipes.evidence import evidence_rows
     from lockstitch.recipes.tiny import batch_by_length, prompt_completion_rows, tokenize_rows
-    from lockstitch.rewards.tasks import get_task
+    from lockstitch.rewards.tasks.task import get_task
 
     if recipe.dataset_name is not None:
         return load_split(recipe.dataset_name, recipe.dataset_train_split)
@@ -110,7 +110,7 @@ def load_eval_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
     """The rows of the evaluation, or None; generated ones never meet the training rows."""
     from datasets import Dataset
     from lockstitch.recipes.tiny import prompt_completion_rows, tokenize_rows
-    from lockstitch.rewards.tasks import get_task
+    from lockstitch.rewards.tasks.task import get_task
 
     if recipe.dataset_test_split is not None:
         assert recipe.dataset_name is not None

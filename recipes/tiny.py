@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lockstitch.rewards.tasks import TASKS, Task, held_out_problems, training_problems
+from lockstitch.rewards.tasks.task import TASKS, Task, held_out_problems, training_problems
 
 VOCABULARY = 448
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<mask>")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Protocol
 
-from lockstitch.rewards import arithmetic, countdown, sudoku
+from lockstitch.rewards.puzzles import arithmetic, countdown, sudoku
 
 SOUND, UNKNOWN, WRONG = 1.0, 0.5, 0.0
 

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.code_rewards import CodeReward
-from lockstitch.rewards.judge import read_answer
-from lockstitch.rewards.sandbox import Bubblewrap, Limits, Stopped, input_file
+from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.programs.judge import read_answer
+from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Stopped, input_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from attacks import INPUTS, KINDS, OUTPUTS, TESTS, Attack

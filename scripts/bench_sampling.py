@@ -38,7 +38,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from lockstitch.rewards.tasks import get_task
+from lockstitch.rewards.tasks.task import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import BLOCK_CAUSAL, CONTEXT_CAUSAL, Denoiser, make_causal
 from lockstitch.sampling.loop import sample

@@ -15,8 +15,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from lockstitch.rewards.code_rewards import CodeReward
-from lockstitch.rewards.sandbox import interpreter
+from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.sandbox.launchers import interpreter
 
 PROGRAM = "def f(n):\n    return sum(i * i for i in range(n))\n"
 TESTS = ["assert f(3) == 5", "assert f(100) == 328350"]

@@ -18,14 +18,15 @@ OPTIONAL = ("reasoning_gym",)
 
 
 def check_package(package: str, folder: Path) -> tuple[int, int]:
-    """Imports a package and compares its files; returns how many modules and other files it has."""
+    """Imports a package and compares its files; returns how many modules and other files it has, less those of its wings."""
     init = importlib.import_module(package).__file__
     assert init is not None
     home = Path(init).resolve().parent
     if not home.is_relative_to(INSTALLED):
         raise SystemExit(f"{package} was imported from {home}, not from the wheel under {INSTALLED}")
     modules = others = 0
-    for source in sorted(path for path in folder.rglob("*") if path.is_file()):
+    wings = {init.parent for init in folder.glob("*/__init__.py")}
+    for source in sorted(path for path in folder.rglob("*") if path.is_file() and wings.isdisjoint(path.parents)):
         relative = source.relative_to(folder)
         if "__pycache__" in relative.parts or relative == Path("README.md"):
             continue

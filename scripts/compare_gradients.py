@@ -17,7 +17,7 @@ import argparse
 
 import torch
 from lockstitch.rewards.plugins import load_reward
-from lockstitch.rewards.tasks import get_task, training_problems
+from lockstitch.rewards.tasks.task import get_task, training_problems
 from lockstitch.rl.estimator_config import EstimatorConfig
 from lockstitch.rl.estimators import estimate
 from lockstitch.rl.scoring import Canvases, Scorer

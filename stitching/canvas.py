@@ -6,7 +6,7 @@ tokens, open steps become as many masks as they had tokens, and whatever follows
 
 from collections.abc import Container, Sequence
 
-from lockstitch.rewards.tasks import Task
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.stitching.steps import Clue
 

@@ -132,7 +132,7 @@ def _progress(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
 
 def stitch(config: StitchConfig) -> int:
     """Runs the pipeline; returns the process's exit status. Raises `ValueError` before any long work."""
-    from lockstitch.rewards.tasks import get_task
+    from lockstitch.rewards.tasks.task import get_task
     from lockstitch.stitching.inputs import Given, generate_problems, read_problems
     from transformers.utils import logging
 

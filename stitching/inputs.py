@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.problem import Problem
-from lockstitch.rewards.tasks import Task, held_out_problems
+from lockstitch.rewards.tasks.task import Task, held_out_problems
 
 from lockstitch.files import read_rows
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lockstitch.rewards.extract import NUMBER, clean, same_number
-from lockstitch.rewards.tasks import Task
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.statistics import paired_difference, wilson
-from lockstitch.rewards.tasks import Task
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lockstitch.rewards.tasks import Task
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import Scorer, Scores

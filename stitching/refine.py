@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lockstitch.rewards.tasks import Task
+from lockstitch.rewards.tasks.task import Task
 
 PLAIN_MARK = "####"
 CHAT_MARK = r"The answer is \boxed{"

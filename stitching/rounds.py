@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lockstitch.rewards.steps import check_steps
-from lockstitch.rewards.tasks import Task
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.canvases import Bans, Canvas
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lockstitch.rewards.steps import check_steps
-from lockstitch.rewards.tasks import Task
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.steps import Step
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import Any
 
-from lockstitch.rewards.tasks import Task
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.stitching.refine import Answered, Script, boxed_answer, chat_messages
 
 

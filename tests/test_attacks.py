@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from attacks import ANSWERS, ATTACKS, GOOD, GOOD_PROGRAM, INPUTS, MARK, OUTPUTS, TESTS
-from lockstitch.rewards.code_rewards import CodeReward
-from lockstitch.rewards.sandbox_watch import processes_of
+from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
 pytestmark = pytest.mark.usefixtures("bubblewrap")
 

@@ -4,10 +4,10 @@ import json
 import logging
 
 import pytest
-from lockstitch.rewards.benchmark_rows import load_rows
-from lockstitch.rewards.benchmarks import BENCHMARKS, get_benchmark
 from lockstitch.rewards.plugins import available_rewards, load_reward
-from lockstitch.rewards.tasks import TASKS, get_task
+from lockstitch.rewards.tasks.benchmark_rows import load_rows
+from lockstitch.rewards.tasks.benchmarks import BENCHMARKS, get_benchmark
+from lockstitch.rewards.tasks.task import TASKS, get_task
 from test_math_rewards import rows_of
 
 FILES = {
@@ -62,7 +62,7 @@ def test_every_reward_is_a_plug_in(name):
 
 @pytest.mark.parametrize("name", sorted(set(BENCHMARKS) & set(TASKS)))
 def test_both_sides_of_a_task_agree_on_the_question(name):
-    """What `tasks.py` reads in a row is what its benchmark reads, for stitching as for grading."""
+    """What `task.py` reads in a row is what its benchmark reads, for stitching as for grading."""
     row = {"question": {"countdown": "30,100,93=23", "sudoku": "3102200002100320"}.get(name, "How many?"), "answer": "5"}
     assert get_task(name).read_row(row).question == read(name, row)["question"]
 

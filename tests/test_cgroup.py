@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from lockstitch.rewards import cgroup
-from lockstitch.rewards.cgroup import Delegation
-from lockstitch.rewards.sandbox import Bubblewrap, Limits, StartFailed
-from lockstitch.rewards.sandbox_watch import processes_of
+from lockstitch.rewards.sandbox import cgroup
+from lockstitch.rewards.sandbox.cgroup import Delegation
+from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, StartFailed
+from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
 MIB = 2**20
 

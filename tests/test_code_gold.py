@@ -6,8 +6,8 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from lockstitch.rewards.code_rewards import CodeReward
-from lockstitch.rewards.sandbox import Bubblewrap, Limits, Stopped, input_file
+from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Stopped, input_file
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from lockstitch.rewards.equations import EquationChecker
+from lockstitch.rewards.mathematics.equations import EquationChecker
 from lockstitch.rewards.steps import check_steps
 from lockstitch.stitching.segment import segment
 

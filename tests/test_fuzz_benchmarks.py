@@ -5,9 +5,9 @@ import random
 
 import pytest
 from hypothesis import strategies as st
-from lockstitch.rewards.benchmarks import BENCHMARKS
-from lockstitch.rewards.grade import Answered, read_answered
-from lockstitch.rewards.reasoning_gym_task import read_gym_row
+from lockstitch.rewards.tasks.benchmarks import BENCHMARKS
+from lockstitch.rewards.tasks.grade import Answered, read_answered
+from lockstitch.rewards.tasks.reasoning_gym_task import read_gym_row
 from test_fuzz_rewards import FRAGMENTS, fuzz, nothing_is_evaluated, timed
 
 COLUMNS = (

@@ -9,18 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lockstitch.rewards import (
-    countdown,
-    extract,
-    format_rewards,
-    marks,
-    math_rewards,
-    puzzle_rewards,
-    reasoning_gym_task,
-)
-from lockstitch.rewards.equations import EquationChecker
+from lockstitch.rewards import extract, format_rewards, marks
+from lockstitch.rewards.mathematics import math_rewards
+from lockstitch.rewards.mathematics.equations import EquationChecker
 from lockstitch.rewards.problem import Problem
-from lockstitch.rewards.tasks import TASKS
+from lockstitch.rewards.puzzles import countdown, puzzle_rewards
+from lockstitch.rewards.tasks import reasoning_gym_task
+from lockstitch.rewards.tasks.task import TASKS
 from lockstitch.rewards.workers import Failed, KillablePool, TimedOut
 from worker_functions import guarded
 
@@ -191,9 +186,11 @@ def test_two_hundred_thousand_characters_of_one_kind(piece, form):
 
 
 MODULES = [
-    "marks", "math_rewards", "puzzle_rewards", "format_rewards", "contract", "extract", "countdown", "sudoku",
-    "notations", "benchmarks", "grade", "reasoning_gym_task",
-    "code_extract", "code_rewards", "code_tests", "judge", "sandbox_fusion", "tagged",
+    "marks", "format_rewards", "contract", "extract",
+    "mathematics/math_rewards", "puzzles/puzzle_rewards", "puzzles/countdown", "puzzles/sudoku",
+    "tasks/notations", "tasks/benchmarks", "tasks/grade", "tasks/reasoning_gym_task",
+    "programs/code_extract", "programs/code_rewards", "programs/code_tests", "programs/judge", "programs/sandbox_fusion",
+    "sandbox/tagged",
 ]  # fmt: skip
 
 

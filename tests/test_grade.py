@@ -13,12 +13,12 @@ import sys
 import time
 
 import pytest
-from lockstitch.rewards.benchmark_rows import load_rows
-from lockstitch.rewards.benchmarks import get_benchmark
-from lockstitch.rewards.countdown import parse_question
-from lockstitch.rewards.grade import GradeConfig, grade, number_note, parse_reward
-from lockstitch.rewards.grade_cli import main
+from lockstitch.rewards.puzzles.countdown import parse_question
 from lockstitch.rewards.statistics import wilson
+from lockstitch.rewards.tasks.benchmark_rows import load_rows
+from lockstitch.rewards.tasks.benchmarks import get_benchmark
+from lockstitch.rewards.tasks.grade import GradeConfig, grade, number_note, parse_reward
+from lockstitch.rewards.tasks.grade_cli import main
 from test_math_rewards import TAKEN_FOR_THE_SAME, perturbed, rows_of
 
 

@@ -8,10 +8,18 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lockstitch.rewards.code_tests import BadTest, Case, Script, called_names, names_of_setup, parse_check, parse_tests
-from lockstitch.rewards.judge import is_same, longest_answer, read_answer, same_output, verdict_on
-from lockstitch.rewards.sandbox import Stopped
-from lockstitch.rewards.tagged import Other, decode, encode
+from lockstitch.rewards.programs.code_tests import (
+    BadTest,
+    Case,
+    Script,
+    called_names,
+    names_of_setup,
+    parse_check,
+    parse_tests,
+)
+from lockstitch.rewards.programs.judge import is_same, longest_answer, read_answer, same_output, verdict_on
+from lockstitch.rewards.sandbox.launchers import Stopped
+from lockstitch.rewards.sandbox.tagged import Other, decode, encode
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.integers(2**62, 2**80) | st.floats(allow_nan=False) | st.text(max_size=5)

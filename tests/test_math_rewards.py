@@ -7,9 +7,9 @@ import time
 from fractions import Fraction
 
 import pytest
-from lockstitch.rewards import math_rewards
-from lockstitch.rewards.math_rewards import grade_math, math_reward, read_answer, read_gold
-from lockstitch.rewards.math_worker import is_right
+from lockstitch.rewards.mathematics import math_rewards
+from lockstitch.rewards.mathematics.math_rewards import grade_math, math_reward, read_answer, read_gold
+from lockstitch.rewards.mathematics.math_worker import is_right
 
 
 def values(completions, golds):

@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "rl": {"sampling", "rewards"},
     "recipes": {"sampling", "rewards", "stitching", "rl"},
 }
+WINGS = {"rewards": ("sandbox", "programs", "mathematics", "puzzles", "tasks")}
+PACKAGES = [*MAY_IMPORT, *(f"{room}.{wing}" for room, wings in WINGS.items() for wing in wings)]
 SHARED = {"files", "pages", "terminal"}  # the umbrella's own modules, for every room
 SCRIPT = Path(sysconfig.get_path("scripts")) / "lockstitch"
 
@@ -52,17 +54,20 @@ def imports(path: Path) -> Iterator[str]:
 
 def test_every_package_on_disk_is_declared() -> None:
     assert sorted(SETUPTOOLS["packages"]) == sorted(FOLDERS)
-    assert set(FOLDERS) == {"lockstitch", *(f"lockstitch.{room}" for room in MAY_IMPORT)}
+    assert set(FOLDERS) == {"lockstitch", *(f"lockstitch.{package}" for package in PACKAGES)}
     on_disk = {path.parent for folder in FOLDERS.values() for path in sources(folder)}
     on_disk |= {path.parent for path in ROOT.glob("*/__init__.py")}
-    assert on_disk == set(FOLDERS.values()), "keep the rooms flat, or declare the sub-package in pyproject.toml"
+    assert on_disk == set(FOLDERS.values()), "declare the sub-package in pyproject.toml, or keep the room flat"
+    assert all(path == ROOT.joinpath(*name.split(".")[1:]) for name, path in FOLDERS.items() if name != "lockstitch")
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_rooms_refuse_to_be_imported_from_the_checkout(room: str) -> None:
-    ran = python(f"import {room}")
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_refuse_to_be_imported_from_the_checkout(package: str) -> None:
+    folder = FOLDERS[f"lockstitch.{package}"]
+    ran = python(f"import sys; sys.path[0] = {str(folder.parent)!r}; import {folder.name}")
     assert ran.returncode == 1
-    assert f"ImportError: import lockstitch.{room}" in ran.stderr
+    assert f"ImportError: import lockstitch.{package}:" in ran.stderr
+    assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or package in MAY_IMPORT
 
 
 def test_recipes_shadow_no_library() -> None:

@@ -7,8 +7,8 @@ import random
 import re
 
 import pytest
-from lockstitch.rewards import countdown, sudoku
-from lockstitch.rewards.puzzle_rewards import (
+from lockstitch.rewards.puzzles import countdown, sudoku
+from lockstitch.rewards.puzzles.puzzle_rewards import (
     arithmetic_reward,
     countdown_reward,
     read_expression,
@@ -16,7 +16,7 @@ from lockstitch.rewards.puzzle_rewards import (
     sudoku_cells_reward,
     sudoku_reward,
 )
-from lockstitch.rewards.tasks import get_task
+from lockstitch.rewards.tasks.task import get_task
 
 QUESTION = "30,100,93=23"
 PUZZLE, GRID = "3102200002100320", "3142243142131324"

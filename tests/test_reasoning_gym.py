@@ -5,11 +5,11 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from lockstitch.rewards import reasoning_gym_task
-from lockstitch.rewards.benchmark_rows import load_rows
-from lockstitch.rewards.benchmarks import get_benchmark
-from lockstitch.rewards.grade_cli import main
-from lockstitch.rewards.reasoning_gym_task import (
+from lockstitch.rewards.tasks import reasoning_gym_task
+from lockstitch.rewards.tasks.benchmark_rows import load_rows
+from lockstitch.rewards.tasks.benchmarks import get_benchmark
+from lockstitch.rewards.tasks.grade_cli import main
+from lockstitch.rewards.tasks.reasoning_gym_task import (
     gym_benchmark,
     read_gym_answer,
     read_gym_row,

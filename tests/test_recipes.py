@@ -14,7 +14,7 @@ from lockstitch.recipes.grpo import last_checkpoint, main, parse, rewards_of
 from lockstitch.recipes.held_out import held_out_samplers
 from lockstitch.recipes.layers import folder, preset_names
 from lockstitch.recipes.rl_data import as_prompts, load_problems
-from lockstitch.rewards.benchmarks import get_benchmark
+from lockstitch.rewards.tasks.benchmarks import get_benchmark
 from lockstitch.rl.lora import lora_config
 from models import random_denoiser, tokenizer
 from peft import get_peft_model

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from lockstitch.rewards import bubblewrap, sandbox, seccomp
-from lockstitch.rewards.bubblewrap import SandboxUnavailable
-from lockstitch.rewards.code_rewards import CodeReward, code_reward, examiner_of
-from lockstitch.rewards.sandbox import Bubblewrap, Limits, StartFailed, Stopped, Unsafe, input_file
-from lockstitch.rewards.sandbox_watch import processes_of
+from lockstitch.rewards.programs.code_rewards import CodeReward, code_reward, examiner_of
+from lockstitch.rewards.sandbox import bubblewrap, launchers, seccomp
+from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
+from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, StartFailed, Stopped, Unsafe, input_file
+from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
 
 def told(launcher, source, *expressions, limits=None):
@@ -77,7 +77,7 @@ def test_an_end_is_the_end_of_all_its_processes():
 @pytest.mark.usefixtures("bubblewrap")
 def test_it_ends_with_whoever_started_it():
     code = (
-        "import sys, time\nfrom lockstitch.rewards.sandbox import Bubblewrap, Limits\n"
+        "import sys, time\nfrom lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits\n"
         "with Bubblewrap().start(Limits()) as process:\n    print(process.first[0], flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
@@ -188,10 +188,10 @@ def test_an_unknown_backend_is_refused(backend, said):
 
 
 def test_a_launch_that_fails_is_a_failed_start(monkeypatch):
-    monkeypatch.setattr(sandbox, "interpreter", lambda: "/absent")
+    monkeypatch.setattr(launchers, "interpreter", lambda: "/absent")
     with pytest.raises(StartFailed, match="absent"), Unsafe().start(Limits()):
         pass
-    monkeypatch.setattr(sandbox, "interpreter", lambda: shutil.which("true"))
+    monkeypatch.setattr(launchers, "interpreter", lambda: shutil.which("true"))
     with pytest.raises(StartFailed, match="ended"), Unsafe().start(Limits()):
         pass
 

@@ -9,11 +9,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from lockstitch.rewards.code_rewards import CodeReward, code_reward
-from lockstitch.rewards.code_tests import parse_tests
-from lockstitch.rewards.judge import Exam
-from lockstitch.rewards.sandbox import Limits
-from lockstitch.rewards.sandbox_fusion import FusionExaminer
+from lockstitch.rewards.programs.code_rewards import CodeReward, code_reward
+from lockstitch.rewards.programs.code_tests import parse_tests
+from lockstitch.rewards.programs.judge import Exam
+from lockstitch.rewards.programs.sandbox_fusion import FusionExaminer
+from lockstitch.rewards.sandbox.launchers import Limits
 
 DOUBLE = "def double(x):\n    print('{\"value\": 7}')\n    return 2 * x\n"
 ASSERTS = ["assert double(1) == 2", "assert double('\u00e4\"') == '\u00e4\"\u00e4\"'", "assert double([0.5]) == [0.5, 0.5]"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lockstitch.rewards.steps import check_steps
-from lockstitch.rewards.tasks import get_task
+from lockstitch.rewards.tasks.task import get_task
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import Calculator, Confidence, Scores, load_scorer
 from lockstitch.stitching.segment import steps_of

@@ -19,7 +19,7 @@ from lockstitch.recipes.tiny import (
     tokenize_rows,
     tokenizer_texts,
 )
-from lockstitch.rewards.tasks import TASKS, get_task
+from lockstitch.rewards.tasks.task import TASKS, get_task
 from lockstitch.rl.canvas_data import CanvasCollator
 from lockstitch.rl.lora import DiffusionModelConfig, lora_config
 from lockstitch.rl.masking import mask_completion, noise_generator, stratified_mask_ratio

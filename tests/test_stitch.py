@@ -7,7 +7,7 @@ import random
 import pytest
 from lockstitch.rewards.statistics import paired_difference, wilson
 from lockstitch.rewards.steps import check_steps
-from lockstitch.rewards.tasks import get_task
+from lockstitch.rewards.tasks.task import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
@@ -196,7 +196,7 @@ def pools_of(sudoku, questions, n, config, seed=0):
 
 
 def questions(count, holes=10, seed=0):
-    from lockstitch.rewards import sudoku as puzzles
+    from lockstitch.rewards.puzzles import sudoku as puzzles
 
     rng = random.Random(seed)
     out = []

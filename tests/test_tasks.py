@@ -6,11 +6,11 @@ import re
 from fractions import Fraction
 
 import pytest
-from lockstitch.rewards import arithmetic, countdown, sudoku
 from lockstitch.rewards.extract import last_marked, last_number, same_number
 from lockstitch.rewards.problem import is_held_out
+from lockstitch.rewards.puzzles import arithmetic, countdown, sudoku
 from lockstitch.rewards.steps import check_steps
-from lockstitch.rewards.tasks import TASKS, get_task
+from lockstitch.rewards.tasks.task import TASKS, get_task
 
 GENERATED = [task for task in TASKS.values() if task.generate is not None]
 

@@ -66,7 +66,7 @@ def guarded(call):
     """
     name, argument = call
     import sympy.physics.units  # evaluates names of its own while it is imported
-    from lockstitch.rewards.math_worker import is_right
+    from lockstitch.rewards.mathematics.math_worker import is_right
 
     real_eval, real_exec = builtins.eval, builtins.exec
 

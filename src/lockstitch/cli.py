@@ -25,7 +25,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "sample": Command("lockstitch.sampling.cli", "sample trajectories, watch them being denoised, fill in blanks"),
     "stitch": Command("lockstitch.stitching.cli", "sample trajectories, stitch their best steps, answer and report"),
-    "grade": Command("lockstitch.rewards.grade_cli", "score completions of a task: accuracy, and what each earns"),
+    "grade": Command("lockstitch.rewards.tasks.grade_cli", "score completions of a task: accuracy, and what each earns"),
     "export": Command("lockstitch.rl.export_cli", "pack a trained adapter with its card, or merge it into its base"),
     "rewards": Command("lockstitch.rewards.rewards_cli", "list the installed rewards, ours and plug-ins"),
     "report": Command("lockstitch.rl.run_report", "write the page of a training run: curves, health, completions"),

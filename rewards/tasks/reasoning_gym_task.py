@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from lockstitch.rewards.benchmarks import D1_TAG_REWARDS, GYM, Benchmark, Source, instructions
 from lockstitch.rewards.contract import Completion, LogMetric, Value, completion_texts, report_none
 from lockstitch.rewards.marks import last_answer_block, last_boxed, last_hash, without_special_tokens
 from lockstitch.rewards.plugins import nearest
 from lockstitch.rewards.problem import text_of
+from lockstitch.rewards.tasks.benchmarks import D1_TAG_REWARDS, GYM, Benchmark, Source, instructions
 from lockstitch.rewards.workers import Failed, KillablePool, TimedOut
 
 TIMEOUT_SECONDS = 10.0
@@ -142,7 +142,7 @@ def grade_gym(
     wrong (0.0); else the row is (None).
     """
     _need_library()
-    from lockstitch.rewards.gym_worker import score
+    from lockstitch.rewards.tasks.gym_worker import score
 
     values: list[Value] = [0.0] * len(rows)
     reasons: list[str] = []

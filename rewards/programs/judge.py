@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lockstitch.rewards.code_tests import Case, Dialogue, Script, Test
-from lockstitch.rewards.sandbox import Launcher, Limits, Process, StartFailed, Stopped, input_file
+from lockstitch.rewards.programs.code_tests import Case, Dialogue, Script, Test
+from lockstitch.rewards.sandbox.launchers import Launcher, Limits, Process, StartFailed, Stopped, input_file
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-9
 _RELAYED = 2**20

@@ -123,7 +123,7 @@ def grade_math(texts: Sequence[str], golds: Sequence[Any], timeout: float = TIME
         golds: one per text: numbers, or texts.
         timeout: seconds that one pair may take.
     """
-    from lockstitch.rewards.math_worker import is_right
+    from lockstitch.rewards.mathematics.math_worker import is_right
 
     read = [(read_gold(gold), read_answer(text)) for text, gold in zip(texts, golds, strict=True)]
     pairs = list(dict.fromkeys((gold, answer) for gold, answer in read if gold is not None and _is_short(answer)))

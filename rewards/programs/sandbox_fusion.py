@@ -14,8 +14,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lockstitch.rewards.code_tests import Case, Dialogue
-from lockstitch.rewards.judge import (
+from lockstitch.rewards.programs.code_tests import Case, Dialogue
+from lockstitch.rewards.programs.judge import (
     Exam,
     Marks,
     error_text,
@@ -25,7 +25,7 @@ from lockstitch.rewards.judge import (
     same_output,
     verdict_on,
 )
-from lockstitch.rewards.sandbox import Limits, Stopped, worker_source
+from lockstitch.rewards.sandbox.launchers import Limits, Stopped, worker_source
 
 _PATIENCE_SECONDS = 60.0  # for a server that has a queue
 _LONGEST_REPLY = 2**24

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lockstitch.rewards.tagged import encode
+from lockstitch.rewards.sandbox.tagged import encode
 
 _BUILTINS = frozenset(vars(builtins))
 _CONTAINERS = {"set": set, "frozenset": frozenset, "tuple": tuple, "list": list}

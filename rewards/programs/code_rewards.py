@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lockstitch.rewards.code_extract import extract_code, header_in, variants
-from lockstitch.rewards.code_tests import (
+from lockstitch.rewards.contract import Completion, LogExtra, LogMetric, Value, completion_texts, report_none, rows_of
+from lockstitch.rewards.programs.code_extract import extract_code, header_in, variants
+from lockstitch.rewards.programs.code_tests import (
     BadTest,
     Dialogue,
     Test,
@@ -24,10 +25,9 @@ from lockstitch.rewards.code_tests import (
     parse_check,
     parse_tests,
 )
-from lockstitch.rewards.contract import Completion, LogExtra, LogMetric, Value, completion_texts, report_none, rows_of
-from lockstitch.rewards.judge import Exam, Examiner, LocalExaminer, Marks
-from lockstitch.rewards.sandbox import Bubblewrap, Limits, Unsafe
-from lockstitch.rewards.sandbox_fusion import FusionExaminer
+from lockstitch.rewards.programs.judge import Exam, Examiner, LocalExaminer, Marks
+from lockstitch.rewards.programs.sandbox_fusion import FusionExaminer
+from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Unsafe
 
 BACKEND_VARIABLE = "LOCKSTITCH_SANDBOX"
 _MOST_WORKERS = 64

@@ -7,7 +7,7 @@ what is longer than a machine word, `{"float": "nan"}` for what JSON has no numb
 Instances of subclasses are written as what they are instances of, by the built-in type's own methods: whatever they
 override, only the plain value arrives.
 
-This file runs on both sides of the wall: its source is also part of the program that `sandbox` starts, which can import
+This file runs on both sides of the wall: its source is also part of the program that `launchers` starts, which can import
 nothing of ours. There it imports as little as it can, because a program starts in 10 ms, and `json` or `typing` take
 as long again.
 """

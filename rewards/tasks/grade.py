@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.benchmarks import Benchmark, Weighted, get_benchmark
 from lockstitch.rewards.contract import RESERVED, Completion, Value, combine, completion_texts
 from lockstitch.rewards.plugins import load_reward
 from lockstitch.rewards.statistics import wilson
+from lockstitch.rewards.tasks.benchmarks import Benchmark, Weighted, get_benchmark
 
 from lockstitch import files
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.benchmarks import Benchmark, Source, get_benchmark
+from lockstitch.rewards.tasks.benchmarks import Benchmark, Source, get_benchmark
 
 from lockstitch.files import read_rows
 

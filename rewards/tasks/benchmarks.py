@@ -1,6 +1,6 @@
 """The benchmarks behind the tasks' names: where their rows are, how a model is asked, what pays and what is read.
 
-A task has two sides. `tasks.py` says how its questions are reasoned about, step by step, which is stitching's business; a
+A task has two sides. `task.py` says how its questions are reasoned about, step by step, which is stitching's business; a
 `Benchmark` says what grading and training need: sources of rows, prompts in the forms that people use, rewards by their
 plug-in names. `notations.py` reads its rows, `benchmark_rows.py` fetches them.
 
@@ -13,19 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lockstitch.rewards.code_extract import extract_code
 from lockstitch.rewards.marks import without_special_tokens
-from lockstitch.rewards.math_rewards import read_answer
-from lockstitch.rewards.notations import (
+from lockstitch.rewards.mathematics.math_rewards import read_answer
+from lockstitch.rewards.plugins import nearest
+from lockstitch.rewards.problem import Problem
+from lockstitch.rewards.programs.code_extract import extract_code
+from lockstitch.rewards.puzzles.puzzle_rewards import countdown_question, read_expression, read_grid, sudoku_question
+from lockstitch.rewards.tasks.notations import (
     read_humaneval_row,
     read_math_row,
     read_mbpp_row,
     read_svamp_row,
 )
-from lockstitch.rewards.plugins import nearest
-from lockstitch.rewards.problem import Problem
-from lockstitch.rewards.puzzle_rewards import countdown_question, read_expression, read_grid, sudoku_question
-from lockstitch.rewards.tasks import Task, get_task, held_out_problems, training_problems
+from lockstitch.rewards.tasks.task import Task, get_task, held_out_problems, training_problems
 
 Row = Mapping[str, Any]
 Weighted = tuple[str, float]
@@ -115,7 +115,7 @@ class Benchmark:
 def get_benchmark(name: str) -> Benchmark:
     """The benchmark of that name, or `reasoning_gym:NAME`; `ValueError` lists the known ones and says the nearest."""
     if name.startswith(GYM):
-        from lockstitch.rewards.reasoning_gym_task import gym_benchmark
+        from lockstitch.rewards.tasks.reasoning_gym_task import gym_benchmark
 
         return gym_benchmark(name.removeprefix(GYM))
     if name not in BENCHMARKS:

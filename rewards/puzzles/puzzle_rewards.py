@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from lockstitch.rewards import countdown, sudoku
 from lockstitch.rewards.contract import Completion, LogMetric, Value, completion_texts, report_none, rows_of
 from lockstitch.rewards.marks import last_answer_block, last_boxed, last_hash, without_special_tokens
 from lockstitch.rewards.problem import Problem
-from lockstitch.rewards.tasks import get_task
+from lockstitch.rewards.puzzles import countdown, sudoku
+from lockstitch.rewards.tasks.task import get_task
 
 Row = Mapping[str, Any]
 Question = TypeVar("Question")

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.benchmarks import BENCHMARKS, GYM
-from lockstitch.rewards.bubblewrap import SandboxUnavailable
-from lockstitch.rewards.grade import GradeConfig, Progress, grade
+from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
+from lockstitch.rewards.tasks.benchmarks import BENCHMARKS, GYM
+from lockstitch.rewards.tasks.grade import GradeConfig, Progress, grade
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lockstitch.rewards import arithmetic, countdown, sudoku
-from lockstitch.rewards.equations import EquationChecker
 from lockstitch.rewards.extract import last_marked, last_number, same_number
-from lockstitch.rewards.math_rewards import grade_math, read_answer, read_gold
-from lockstitch.rewards.notations import read_math_row, read_svamp_row
+from lockstitch.rewards.mathematics.equations import EquationChecker
+from lockstitch.rewards.mathematics.math_rewards import grade_math, read_answer, read_gold
 from lockstitch.rewards.problem import Problem, text_of
+from lockstitch.rewards.puzzles import arithmetic, countdown, sudoku
 from lockstitch.rewards.steps import ArithmeticChecker, CountdownChecker, StepChecker, SudokuChecker
+from lockstitch.rewards.tasks.notations import read_math_row, read_svamp_row
 
 Row = Mapping[str, Any]
 

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lockstitch.rewards import bubblewrap, cgroup, seccomp
-from lockstitch.rewards.bubblewrap import CURES, SandboxUnavailable, interpreter
-from lockstitch.rewards.sandbox_watch import files_of, memory_of
+from lockstitch.rewards.sandbox import bubblewrap, cgroup, seccomp
+from lockstitch.rewards.sandbox.bubblewrap import CURES, SandboxUnavailable, interpreter
+from lockstitch.rewards.sandbox.sandbox_watch import files_of, memory_of
 
 _MIB = 2**20
 _STARTUP_SECONDS = 60.0

@@ -1,6 +1,6 @@
 """What runs inside the sandbox, before and around a program: takes orders over one pipe and answers over another.
 
-`sandbox` starts an interpreter on the source of `tagged.py` and of this file, one after the other, so nothing here may
+`launchers` starts an interpreter on the source of `tagged.py` and of this file, one after the other, so nothing here may
 import ours. What it holds must be worth nothing to the program: code and inputs, never an expected value. A program
 shares this process and can make it say anything; all that it can say is which value a call returned.
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # inside, the source of tagged.py stands above
     from collections.abc import Callable
     from typing import Any
 
-    from lockstitch.rewards.tagged import decode, encode
+    from lockstitch.rewards.sandbox.tagged import decode, encode
 
 _HEADER = 8
 # Raised by a function that `map` or a `for` calls, these would end it in silence instead of failing the test.
