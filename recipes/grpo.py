@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lockstitch.rewards.tasks.benchmarks import Benchmark
+    from lockstitch.rewards.tasks.benchmark import Benchmark
 
 
 @dataclass

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lockstitch.rewards.tasks.benchmark import Benchmark
 from lockstitch.rewards.tasks.benchmark_rows import load_rows
-from lockstitch.rewards.tasks.benchmarks import Benchmark, get_benchmark
+from lockstitch.rewards.tasks.benchmarks import get_benchmark
 
 logger = logging.getLogger(__name__)
 

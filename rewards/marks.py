@@ -4,7 +4,7 @@ Each reader returns the text behind the last mark of its kind, or None. A mark t
 close, a block without `</answer>`) does not count, so a truncated answer is none. All of them take time linear in the length
 of the text, whatever the text is: they run in the trainer's own process, on whatever a policy writes.
 
-Left out: what the answer means, which is the rewards' business; and numbers as `tasks/task.py` reads them for its own forms.
+Left out: what the answer means, which is the rewards' business; and numbers as `extract.py` reads them for tasks' own forms.
 """
 
 import re

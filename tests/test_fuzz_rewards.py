@@ -187,8 +187,8 @@ def test_two_hundred_thousand_characters_of_one_kind(piece, form):
 
 MODULES = [
     "marks", "format_rewards", "contract", "extract",
-    "mathematics/math_rewards", "puzzles/puzzle_rewards", "puzzles/countdown", "puzzles/sudoku",
-    "tasks/notations", "tasks/benchmarks", "tasks/grade", "tasks/reasoning_gym_task",
+    "mathematics/math_rewards", "puzzles/puzzle_rewards", "puzzles/forms", "puzzles/countdown", "puzzles/sudoku",
+    "tasks/notations", "tasks/task", "tasks/benchmark", "tasks/benchmarks", "tasks/grade", "tasks/reasoning_gym_task",
     "programs/code_extract", "programs/code_rewards", "programs/code_tests", "programs/judge", "programs/sandbox_fusion",
     "sandbox/tagged",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import sysconfig
 import time
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,15 @@ MAY_IMPORT = {
     "rl": {"sampling", "rewards"},
     "recipes": {"sampling", "rewards", "stitching", "rl"},
 }
-WINGS = {"rewards": ("sandbox", "programs", "mathematics", "puzzles", "tasks")}
+WINGS = {
+    "rewards": {
+        "sandbox": set(),
+        "programs": {"sandbox"},
+        "mathematics": set(),
+        "puzzles": set(),
+        "tasks": {"sandbox", "programs", "mathematics", "puzzles"},
+    },
+}
 PACKAGES = [*MAY_IMPORT, *(f"{room}.{wing}" for room, wings in WINGS.items() for wing in wings)]
 SHARED = {"files", "pages", "terminal"}  # the umbrella's own modules, for every room
 SCRIPT = Path(sysconfig.get_path("scripts")) / "lockstitch"
@@ -49,7 +58,8 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            yield from (f"{module}.{alias.name}" for alias in node.names) if module == "lockstitch" else (module,)
+            ours = module.partition(".")[0] == "lockstitch"
+            yield from (f"{module}.{alias.name}" for alias in node.names) if ours else (module,)
 
 
 def test_every_package_on_disk_is_declared() -> None:
@@ -99,6 +109,28 @@ def test_rooms_import_what_they_may(room: str) -> None:
             top, *rest = name.split(".")
             assert top not in {"", *MAY_IMPORT}, f"{where}: write it as lockstitch.…"
             assert top != "lockstitch" or (rest and rest[0] in allowed), f"{where}, and may {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("room", WINGS)
+def test_wings_import_downwards(room: str) -> None:
+    wings = WINGS[room]
+    for path in sources(ROOT / room):
+        wing = path.parent.name if path.parent != ROOT / room else None
+        allowed = {wing, *wings[wing]} if wing else set()  # what lies in the room itself is below its wings
+        for name in imports(path):
+            met = set(name.split(".")[2:3]) & set(wings) if name.startswith(f"lockstitch.{room}.") else set()
+            assert met <= allowed, f"{path.relative_to(ROOT)} imports {name}, and may {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("room", WINGS)
+def test_no_modules_import_each_other(room: str) -> None:
+    relative = {path: path.relative_to(ROOT).with_suffix("") for path in sources(ROOT / room) if path.stem != "__init__"}
+    modules = {".".join(("lockstitch", *place.parts)): path for path, place in relative.items()}
+    graph = {
+        module: {name if name in modules else name.rpartition(".")[0] for name in imports(path)} & set(modules)
+        for module, path in modules.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises `CycleError` with the circle
 
 
 def test_importing_the_console_script_is_light() -> None:

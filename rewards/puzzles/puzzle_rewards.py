@@ -15,10 +15,17 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from lockstitch.rewards.contract import Completion, LogMetric, Value, completion_texts, report_none, rows_of
+from lockstitch.rewards.extract import last_marked
 from lockstitch.rewards.marks import last_answer_block, last_boxed, last_hash, without_special_tokens
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.puzzles import countdown, sudoku
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.puzzles.forms import (
+    arithmetic_is_correct,
+    extract_grid,
+    read_countdown_row,
+    read_number_row,
+    read_sudoku_row,
+)
 
 Row = Mapping[str, Any]
 Question = TypeVar("Question")
@@ -73,7 +80,7 @@ def countdown_question(row: Row) -> str:
     """The question `30,100,93=23` of a row; `ValueError` if it has none."""
     if "nums" in row and "numbers" not in row:
         row = {**row, "numbers": row["nums"]}
-    return get_task("countdown").read_row(row).question
+    return read_countdown_row(row).question
 
 
 def read_expression(text: str) -> str | None:
@@ -124,12 +131,12 @@ def sudoku_question(row: Row) -> str:
     """The 16 digits of a row's puzzle; `ValueError` if it has none."""
     if "puzzle" in row and "Puzzle" not in row:
         row = {**row, "Puzzle": row["puzzle"]}
-    return get_task("sudoku").read_row(row).question
+    return read_sudoku_row(row).question
 
 
 def read_grid(text: str) -> str | None:
     """The digits of the grid that a completion answers with, however many; None if it gives no answer."""
-    whole = get_task("sudoku").extract(text)
+    whole = extract_grid(text)
     if whole is not None:
         return whole
     marked = _marked(text)
@@ -194,8 +201,7 @@ def sudoku_cells_reward(
 
 def judge_arithmetic(problem: Problem, text: str) -> Value:
     """1.0 for the value of the chain (or the gold answer of a story), 0.0 for another or none; None if it is unknown."""
-    task = get_task("arithmetic")
-    right = task.is_correct(problem.question, problem.answer, task.extract(text) or "none")
+    right = arithmetic_is_correct(problem.question, problem.answer, last_marked(text) or "none")
     return None if right is None else float(right)
 
 
@@ -208,5 +214,5 @@ def arithmetic_reward(
     """
     names = ("question", "problem")
     return _score(
-        "arithmetic_reward", completions, columns, names, log_metric, get_task("arithmetic").read_row, judge_arithmetic
+        "arithmetic_reward", completions, columns, names, log_metric, read_number_row, judge_arithmetic
     )

@@ -1,6 +1,6 @@
 """Tasks: what is asked, where rows come from, how a model is asked, which rewards pay, and the grading of a whole file.
 
-`task` has each task's side of reasoning, `benchmarks` that of grading and training; `notations` reads rows,
+`task` has each task's side of reasoning, `benchmark` and `benchmarks` that of grading and training; `notations` reads rows,
 `benchmark_rows` fetches them, `reasoning_gym_task` makes them up. `grade` and `grade_cli` are `lockstitch grade`.
 """
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.tasks.benchmarks import Benchmark, Source, get_benchmark
+from lockstitch.rewards.tasks.benchmark import Benchmark, Source
+from lockstitch.rewards.tasks.benchmarks import get_benchmark
 
 from lockstitch.files import read_rows
 

@@ -18,7 +18,8 @@ from typing import Any
 from lockstitch.rewards.contract import RESERVED, Completion, Value, combine, completion_texts
 from lockstitch.rewards.plugins import load_reward
 from lockstitch.rewards.statistics import wilson
-from lockstitch.rewards.tasks.benchmarks import Benchmark, Weighted, get_benchmark
+from lockstitch.rewards.tasks.benchmark import Benchmark, Weighted
+from lockstitch.rewards.tasks.benchmarks import get_benchmark
 
 from lockstitch import files
 

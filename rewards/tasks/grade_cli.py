@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
-from lockstitch.rewards.tasks.benchmarks import BENCHMARKS, GYM
+from lockstitch.rewards.tasks.benchmarks import BENCHMARKS
 from lockstitch.rewards.tasks.grade import GradeConfig, Progress, grade
+from lockstitch.rewards.tasks.reasoning_gym_task import GYM
 
 
 def _parser() -> argparse.ArgumentParser:

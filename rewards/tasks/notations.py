@@ -2,7 +2,7 @@
 
 Each reader takes a row of a file or of the hub's data set and returns its columns with `question` added; `ValueError` says
 what is missing. Columns that a reader does not know stay. `prompt`, TRL's word for what a model is given, is renamed where a
-benchmark means something else by it. Puzzles are read by `task.py` and `puzzle_rewards.py`.
+benchmark means something else by it. Puzzles are read by `puzzles/forms.py` and `puzzle_rewards.py`.
 """
 
 from collections.abc import Mapping

@@ -18,9 +18,10 @@ from lockstitch.rewards.contract import Completion, LogMetric, Value, completion
 from lockstitch.rewards.marks import last_answer_block, last_boxed, last_hash, without_special_tokens
 from lockstitch.rewards.plugins import nearest
 from lockstitch.rewards.problem import text_of
-from lockstitch.rewards.tasks.benchmarks import D1_TAG_REWARDS, GYM, Benchmark, Source, instructions
+from lockstitch.rewards.tasks.benchmark import D1_TAG_REWARDS, Benchmark, Source, instructions
 from lockstitch.rewards.workers import Failed, KillablePool, TimedOut
 
+GYM = "reasoning_gym:"
 TIMEOUT_SECONDS = 10.0
 LONGEST_ANSWER = 20_000
 _COLUMNS = ("question", "answer", "metadata")

@@ -1,21 +1,32 @@
 """The tasks: what is asked, how it is put to a model, what counts as right.
 
 A `Task` is data and plain functions. Questions have one canonical text per task; `read_row` also takes the benchmark
-files' own notations. `generate` exists for tasks whose problems can be made up without end.
+files' own notations (`notations.py`; for puzzles, `puzzles/forms.py`). `generate` exists for tasks whose problems can be
+made up without end.
 """
 
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lockstitch.rewards.extract import last_marked, last_number, same_number
+from lockstitch.rewards.extract import last_marked, last_number
 from lockstitch.rewards.mathematics.equations import EquationChecker
 from lockstitch.rewards.mathematics.math_rewards import grade_math, read_answer, read_gold
-from lockstitch.rewards.problem import Problem, text_of
+from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.puzzles import arithmetic, countdown, sudoku
-from lockstitch.rewards.steps import ArithmeticChecker, CountdownChecker, StepChecker, SudokuChecker
+from lockstitch.rewards.puzzles.checkers import ArithmeticChecker, CountdownChecker, SudokuChecker
+from lockstitch.rewards.puzzles.forms import (
+    arithmetic_is_correct,
+    extract_expression,
+    extract_grid,
+    last_result,
+    number_is_correct,
+    read_countdown_row,
+    read_number_row,
+    read_sudoku_row,
+)
+from lockstitch.rewards.steps import StepChecker
 from lockstitch.rewards.tasks.notations import read_math_row, read_svamp_row
 
 Row = Mapping[str, Any]
@@ -54,11 +65,6 @@ class Task:
     generate: Callable[[random.Random, bool], Problem] | None = None
 
 
-def _optional_answer(row: Row) -> str | None:
-    answer = row.get("answer")
-    return None if answer is None or answer == "" else str(answer)
-
-
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
 
@@ -66,66 +72,6 @@ def _generate_arithmetic(rng: random.Random, held_out: bool) -> Problem:
     if rng.random() < 0.15:
         return arithmetic.generate_word_problem(rng, rng.choice((1, 2, 2)), held_out=held_out)
     return arithmetic.generate_chain(rng, rng.choice((1, 2, 2, 3, 3, 4, 4, 5)), held_out=held_out)
-
-
-def _read_number_row(row: Row) -> Problem:
-    answer = _optional_answer(row)
-    gold = None if answer is None else last_marked(answer) or last_number(answer)
-    return Problem(text_of(row, "question", "problem"), gold, answer)
-
-
-def _number_is_correct(question: str, gold: str | None, answer: str) -> bool | None:
-    return None if gold is None else same_number(gold, answer)
-
-
-def _arithmetic_is_correct(question: str, gold: str | None, answer: str) -> bool | None:
-    value = arithmetic.solve_chain(question)
-    return _number_is_correct(question, str(value) if value is not None else gold, answer)
-
-
-def _last_result(steps: Sequence[str]) -> str | None:
-    return last_number(steps[-1].rpartition("=")[2]) if steps and "=" in steps[-1] else None
-
-
-# --- countdown -------------------------------------------------------------------------------------------------------
-
-
-def _read_countdown_row(row: Row) -> Problem:
-    if "input" in row and "output" in row:  # d1's file
-        question = f"{row['input']}={row['output']}".replace(" ", "")
-    elif "numbers" in row and "target" in row:
-        if not isinstance(row["numbers"], list | tuple):
-            raise ValueError(f"numbers {row['numbers']!r}: a list of them is needed")
-        question = f"{','.join(str(number) for number in row['numbers'])}={row['target']}"
-    else:
-        question = text_of(row, "question")
-        words = re.fullmatch(r"Numbers:\s*\[(.*)\]\s*Target:\s*(\d+)", question)
-        question = f"{words[1]}={words[2]}" if words else question
-    numbers, target = countdown.parse_question(question)
-    return Problem(f"{','.join(map(str, numbers))}={target}", _optional_answer(row))
-
-
-def _extract_expression(completion: str) -> str | None:
-    marked = re.findall(r"####[ \t]*([-+*/() 0-9]+)", completion)
-    if marked:
-        return re.sub(r"\s", "", marked[-1]) or None
-    return countdown.conclude([line for line in completion.split("\n") if line.strip()])
-
-
-# --- sudoku ----------------------------------------------------------------------------------------------------------
-
-
-def _read_sudoku_row(row: Row) -> Problem:
-    if "Puzzle" in row:  # d1's file
-        return Problem(sudoku.parse_question(str(row["Puzzle"])), str(row.get("Solution") or "") or None)
-    question = text_of(row, "question")
-    digits = re.search(r"([0-4]{16})\s*$", question)
-    return Problem(sudoku.parse_question(digits[1] if digits else question), _optional_answer(row))
-
-
-def _extract_grid(completion: str) -> str | None:
-    cells = re.sub(r"\s", "", completion.rpartition("####")[2])
-    return cells if re.fullmatch(r"[1-4]{16}", cells) else None
 
 
 # --- math ------------------------------------------------------------------------------------------------------------
@@ -158,25 +104,25 @@ TASKS = {
     task.name: task
     for task in (
         Task(
-            "arithmetic", arithmetic.prompt, str.strip, last_marked, _arithmetic_is_correct, _read_number_row,
-            unit="line", checker=ArithmeticChecker(), conclude=_last_result, canvas_length=48, generate=_generate_arithmetic,
+            "arithmetic", arithmetic.prompt, str.strip, last_marked, arithmetic_is_correct, read_number_row,
+            unit="line", checker=ArithmeticChecker(), conclude=last_result, canvas_length=48, generate=_generate_arithmetic,
         ),
         Task(
-            "countdown", countdown.prompt, countdown.prompt, _extract_expression,
-            lambda question, gold, answer: countdown.is_solution(question, answer), _read_countdown_row,
+            "countdown", countdown.prompt, countdown.prompt, extract_expression,
+            lambda question, gold, answer: countdown.is_solution(question, answer), read_countdown_row,
             unit="line", checker=CountdownChecker(), conclude=countdown.conclude, write_step=countdown.write_step,
             canvas_length=26,
             generate=lambda rng, held_out: countdown.generate(rng, held_out=held_out),
         ),
         Task(
-            "sudoku", sudoku.prompt, sudoku.prompt, _extract_grid,
-            lambda question, gold, answer: sudoku.is_solution(question, answer), _read_sudoku_row,
+            "sudoku", sudoku.prompt, sudoku.prompt, extract_grid,
+            lambda question, gold, answer: sudoku.is_solution(question, answer), read_sudoku_row,
             unit="row", checker=SudokuChecker(), conclude=sudoku.conclude, canvas_length=20,
             generate=lambda rng, held_out: sudoku.generate(rng, held_out=held_out),
         ),
         Task(
             "gsm8k", lambda question: question + "\n", str.strip, lambda text: last_marked(text) or last_number(text),
-            _number_is_correct, _read_number_row, unit="sentence", checker=EquationChecker(), conclude=lambda steps: None,
+            number_is_correct, read_number_row, unit="sentence", checker=EquationChecker(), conclude=lambda steps: None,
         ),
         *map(_math_task, ("math500", "aime", "amc")),
         _math_task("svamp", read_svamp_row),

@@ -1,0 +1,115 @@
+"""What a sound step is in each of the puzzles: see `steps.py` for what a checker is and what its scores mean."""
+
+import re
+from fractions import Fraction
+from typing import Any
+
+from lockstitch.rewards.puzzles import arithmetic, countdown, sudoku
+from lockstitch.rewards.steps import SOUND, UNKNOWN, WRONG
+
+_EQUATION = re.compile(r"(\d+)\s*([-+*/])\s*(\d+)\s*=\s*(\d+)")
+
+
+class ArithmeticChecker:
+    """Chains and their word problems: one equation a step, operands known, each operand of the question used once.
+
+    State: the numbers not yet used, in the order of the question, and the running value.
+    """
+
+    def start(self, question: str) -> tuple[tuple[int, ...], int | None]:
+        """The question's numbers; the running value is the first of them."""
+        numbers = tuple(int(number) for number in re.findall(r"\d+", question))
+        return numbers[1:], numbers[0] if numbers else None
+
+    def advance(self, state: Any, step: str) -> tuple[Any, float]:
+        """Sound if the step continues from the running value with a number that is still to be used."""
+        unused, value = state
+        match = _EQUATION.search(step)
+        if match is None:
+            return state, UNKNOWN
+        left, operation, right, result = int(match[1]), match[2], int(match[3]), int(match[4])
+        if operation == "/" or arithmetic.apply(left, operation, right) != result:
+            return (unused, None), WRONG
+        if left != value or not unused or unused[0] != right:
+            return (unused, None), WRONG
+        return (unused[1:], result), SOUND
+
+    def is_complete(self, state: Any) -> bool:
+        """Whether every number of the question was used."""
+        unused, value = state
+        return value is not None and not unused
+
+
+class CountdownChecker:
+    """Countdown: each step combines two of the numbers at hand into a new one; the last must be the target.
+
+    State: the numbers at hand, sorted, and the target.
+    """
+
+    def start(self, question: str) -> tuple[tuple[int, ...], int]:
+        """The question's numbers and its target."""
+        numbers, target = countdown.parse_question(question)
+        return tuple(sorted(numbers)), target
+
+    def advance(self, state: Any, step: str) -> tuple[Any, float]:
+        """Sound if both operands are at hand and the equation holds, and the last number left is the target."""
+        numbers, target = state
+        match = _EQUATION.search(step)
+        if match is None:
+            return state, UNKNOWN
+        left, operation, right, result = int(match[1]), match[2], int(match[3]), int(match[4])
+        rest = list(numbers)
+        for operand in (left, right):
+            if operand not in rest:
+                return state, WRONG
+            rest.remove(operand)
+        if operation == "/":
+            holds = right != 0 and Fraction(left, right) == result
+        else:
+            holds = arithmetic.apply(left, operation, right) == result
+        if not holds or (not rest and result != target):
+            return state, WRONG
+        return (tuple(sorted([*rest, result])), target), SOUND
+
+    def is_complete(self, state: Any) -> bool:
+        """Whether one number is left, the target."""
+        numbers, target = state
+        return bool(numbers == (target,))
+
+
+class SudokuChecker:
+    """4x4 Sudoku: a step is a row; it must keep the clues and clash with no row above it.
+
+    State: the puzzle and the rows accepted so far (a row that was refused stays open).
+    """
+
+    def start(self, question: str) -> tuple[str, tuple[str, ...]]:
+        """The puzzle and no rows."""
+        return sudoku.parse_question(question), ()
+
+    def advance(self, state: Any, step: str) -> tuple[Any, float]:
+        """Sound if the row is a permutation, keeps its clues and fits the columns and boxes of the rows accepted."""
+        puzzle, above = state
+        index = len(above)
+        row = re.sub(r"\s", "", step)
+        refused = (puzzle, (*above, "0000"))
+        if index >= 4 or sorted(row) != list("1234"):
+            return refused, WRONG
+        clues = puzzle[4 * index : 4 * index + 4]
+        if any(clue not in ("0", cell) for clue, cell in zip(clues, row, strict=True)):
+            return refused, WRONG
+        # Columns against every row above and every clue below; the box against the other row of its band.
+        below = [puzzle[4 * i : 4 * i + 4] for i in range(index + 1, 4)]
+        if any(other[c] == row[c] for other in (*above, *below) for c in range(4)):
+            return refused, WRONG
+        band = index - index % 2
+        partner = band + 1 if index == band else band
+        cells = above[partner] if partner < index else puzzle[4 * partner : 4 * partner + 4]
+        if any({row[c], row[c + 1]} & ({cells[c], cells[c + 1]} - {"0"}) for c in (0, 2)):
+            return refused, WRONG
+        return (puzzle, (*above, row)), SOUND
+
+    def is_complete(self, state: Any) -> bool:
+        """Whether four rows were accepted."""
+        _, above = state
+        return len(above) == 4 and "0000" not in above
