@@ -56,7 +56,7 @@ class RecipeArguments:
         default=None, metadata={"help": "Leave prompts of more tokens out, template included."}
     )
     family: str | None = field(
-        default=None, metadata={"help": "Calling convention of the model, if its config does not say."}
+        default=None, metadata={"help": "How the model attends and predicts, if its config does not say."}
     )
     mask_id: int | None = field(default=None, metadata={"help": "Mask token, if the tokenizer does not say."})
     held_out_problems: int = field(
@@ -132,6 +132,8 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
     from lockstitch.rl.lora import loading_of, peft_config_of
     from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, write_run
     from lockstitch.sampling.denoiser import Denoiser
+    from lockstitch.sampling.layouts import check_layout, in_blocks_of
+    from lockstitch.sampling.loading import layout_of
 
     assert recipe.task is not None
     benchmark = get_benchmark(recipe.task)
@@ -142,7 +144,9 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
         held_out_path=recipe.held_out_path,
     )  # fmt: skip
     reward_funcs = rewards_of(recipe, training, benchmark)
-    sampler = training.sampler_config()
+    family, _ = layout_of(model_arguments.model_name_or_path, recipe.family, model_arguments.model_revision)
+    sampler = in_blocks_of(training.sampler_config(), family)
+    check_layout(sampler, family)
     samplers = held_out_samplers(sampler.canvas_length, sampler.block_length, recipe.held_out_tokens_per_step,
                                  sampler.batch_size)  # fmt: skip
     denoiser = Denoiser.from_pretrained(

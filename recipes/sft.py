@@ -29,7 +29,7 @@ class RecipeArguments:
     num_problems: int = field(default=200_000, metadata={"help": "How many rows to generate."})
     problem_seed: int = field(default=0, metadata={"help": "Seed of the generated rows."})
     family: str | None = field(
-        default=None, metadata={"help": "Calling convention of the model, if its config does not say."}
+        default=None, metadata={"help": "How the model attends and predicts, if its config does not say."}
     )
     mask_id: int | None = field(default=None, metadata={"help": "Mask token, if the tokenizer does not say."})
     new_model: dict[str, Any] | str | None = field(
@@ -169,7 +169,7 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
         if recipe.new_model is not None:
             denoiser = Denoiser(model, tokenizer)
         else:
-            denoiser = Denoiser.from_pretrained(path, family=recipe.family, mask_id=recipe.mask_id,
+            denoiser = Denoiser.from_pretrained(path, family=recipe.family, mask_id=recipe.mask_id, device=training.device,
                                                 trust_remote_code=training.trust_remote_code, **loading)  # fmt: skip
         model, tokenizer, family = denoiser.model, denoiser.tokenizer, denoiser.family.name
     elif recipe.new_model is None:

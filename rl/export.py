@@ -2,7 +2,8 @@
 
 The base is loaded in its own dtype, never quantised, and the adapter put on it; merged and adapted logits are compared on
 a probe, the base is seen to be restored, and what was written is loaded by plain PEFT or transformers and compared once
-more. The output directory is there whole or not at all. Leaves out adapters other than LoRA, and weights in pickles.
+more. The output directory is there whole or not at all. Under `names=published` all of it has the names of the family's own
+code, and is read back from there. Leaves out adapters other than LoRA, and weights in pickles.
 """
 
 import json
@@ -16,11 +17,11 @@ from typing import Any
 
 from lockstitch.rl.run_record import RunRecord, read_run
 
-from lockstitch import model_path
 from lockstitch.files import to_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STAGES = 5
+NAMES = ("native", "published")
 Report = Callable[[str], None]
 
 
@@ -38,7 +39,8 @@ class ExportConfig:
         base: the base to use and to name, where the adapter's own says something else (a path of the training machine);
             `embedded:NAME` is one that comes with the package.
         revision: the base's revision.
-        trust_remote_code: run the code that the base brings along.
+        trust_remote_code: run the code of a base of unknown type.
+        names: `native`, transformers' own, or `published`, those of the base's own code.
     """
 
     adapter: Path
@@ -50,8 +52,11 @@ class ExportConfig:
     base: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    names: str = "native"
 
     def __post_init__(self) -> None:
+        if self.names not in NAMES:
+            raise ValueError(f"names={self.names!r} is not one of {', '.join(NAMES)}")
         if not self.adapter.is_dir():
             raise ValueError(f"adapter={str(self.adapter)!r} is not a directory")
         if self.output.exists() and not (self.output.is_dir() and not any(self.output.iterdir())):
@@ -73,16 +78,43 @@ class _Source:
     trust_remote_code: bool
 
     def load_base(self, place: str | None = None) -> Any:
-        """The base, or another model of its kind at `place`, that attends as the run's did."""
-        from lockstitch.sampling.denoiser import load_model, make_bidirectional
+        """The base, or another model of its kind at `place`, that attends as the run's did and says so when it is saved."""
+        from lockstitch.sampling.denoiser import Denoiser
+        from lockstitch.sampling.families import FACTS
+        from lockstitch.sampling.loading import is_remote, load_model, read_config, translation_of
 
         revision = self.revision if place is None else None
-        path = place or model_path(self.base)
-        config = _model_config(path, revision, self.trust_remote_code)
-        model = load_model(path, config, self.trust_remote_code, revision=revision)
-        if place is None and self.record is not None and self.record.family == "bidirectional":
-            make_bidirectional(model)
-        return model
+        path = place or self.base
+        raw = read_config(path, revision)
+        family = self.record.family if self.record is not None else None
+        told = FACTS in raw or translation_of(raw) is not None
+        if is_remote(raw) or family is not None or (self.record is None and told):
+            mask_id = self.record.config.get("mask_id") if self.record is not None else None
+            denoiser = Denoiser.from_pretrained(path, family=None if told else family, mask_id=mask_id, revision=revision,
+                                                trust_remote_code=self.trust_remote_code and is_remote(raw))  # fmt: skip
+            return denoiser.model
+        return load_model(path, raw, revision=revision)
+
+    def adapted(self, base: Any, place: Path | None = None) -> Any:
+        """The adapter, or one at `place`, on a base; also where its names are those of the family's own code."""
+        from lockstitch.rl.adapter_names import in_published_names, native_adapter
+        from lockstitch.sampling.loading import translation_of
+        from peft import PeftModel
+        from safetensors.torch import load_file, save_file
+
+        directory = place or self.directory
+        translation = translation_of(_published(base))
+        if translation is None:
+            return PeftModel.from_pretrained(base, str(directory))
+        weights = load_file(directory / ADAPTER_WEIGHTS)
+        if not in_published_names(weights, translation):
+            return PeftModel.from_pretrained(base, str(directory))
+        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        weights, config = native_adapter(weights, config, translation, base)
+        with tempfile.TemporaryDirectory() as scratch:
+            save_file(weights, Path(scratch) / ADAPTER_WEIGHTS)
+            (Path(scratch) / ADAPTER_CONFIG).write_text(to_json(config), encoding="utf-8")
+            return PeftModel.from_pretrained(base, scratch)
 
 
 def adapter_directory(directory: Path) -> Path:
@@ -117,19 +149,33 @@ def _source(config: ExportConfig) -> _Source:
     return _Source(directory, adapter, record, base, revision, config.trust_remote_code)
 
 
-def _model_config(path: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """A model's config; `ValueError` for one that is missing or quantised."""
-    from transformers import AutoConfig
+def _published(model: Any) -> Mapping[str, Any]:
+    """The config.json that a base was published with, empty where it is of transformers' own."""
+    from lockstitch.sampling.families import FACTS
+
+    facts: Mapping[str, Any] = getattr(model.config, FACTS, None) or {}
+    return facts.get("published_config") or {}
+
+
+def _check_base(path: str, revision: str | None, names: str) -> None:
+    """Raises `ValueError` for a base that is missing or quantised, or has no published names to go back to."""
+    from lockstitch.sampling.families import FACTS
+    from lockstitch.sampling.loading import read_config, translation_of
 
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except OSError as error:
+        raw = read_config(path, revision)
+    except ValueError as error:
         raise ValueError(f"the adapter's base {path!r} cannot be loaded; say where it is with --base, a directory or a hub "
-                         f"name ({str(error).splitlines()[0]})") from error  # fmt: skip
-    if getattr(config, "quantization_config", None) is not None:
+                         f"name ({error})") from error  # fmt: skip
+    if raw.get("quantization_config") is not None:
         raise ValueError(f"the base {path!r} is quantised: an adapter cannot be merged into its rounded weights without "
                          "loss, nor checked by it; name the model that it was quantised from with --base")  # fmt: skip
-    return config
+    kept = (raw.get(FACTS) or {}).get("published_config")
+    if names == "published" and translation_of(kept or raw) is None:
+        raise ValueError(
+            f"names=published: the base {path!r} is of type {raw['model_type']!r}, whose names are transformers' own "
+            "already; names=native"
+        )
 
 
 def _check_push(base: str) -> None:
@@ -153,31 +199,34 @@ def export(config: ExportConfig, report: Report = lambda _: None) -> dict[str, A
     source = _source(config)
     if config.push:
         _check_push(source.base)
-    _model_config(model_path(source.base), source.revision, source.trust_remote_code)
+    _check_base(source.base, source.revision, config.names)
 
     from lockstitch.rl.merge import check_merge, tied_ends
     from lockstitch.rl.model_card import last_metrics, model_card
-    from peft import PeftModel
+    from lockstitch.sampling.loading import save_published
 
     report("base")
     model = source.load_base()
     report("adapter")
-    adapted = PeftModel.from_pretrained(model, str(source.directory))
+    adapted = source.adapted(model)
     if config.merge and (reason := tied_ends(adapted)) is not None:
         raise ValueError(reason)
     report("check")
     agreement, expected_BLV = check_merge(adapted)
     steps, metrics = last_metrics(config.adapter)
-    card = model_card(source.base, source.revision, source.adapter, agreement, source.record, steps, metrics, config.merge)
+    card = model_card(source.base, source.revision, source.adapter, agreement, source.record, steps, metrics, config.merge,
+                      config.names == "published")  # fmt: skip
 
     report("write")
     config.output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
     try:
-        if config.merge:
+        if config.merge and config.names == "published":
+            save_published(adapted.merge_and_unload(safe_merge=True), partial)
+        elif config.merge:
             adapted.merge_and_unload(safe_merge=True).save_pretrained(partial)
         else:
-            _write_adapter(source, partial)
+            _write_adapter(source, partial, config.names, adapted)
         _write_tokenizer(source, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         del adapted, model
@@ -191,31 +240,42 @@ def export(config: ExportConfig, report: Report = lambda _: None) -> dict[str, A
     return done | ({"url": _push(config)} if config.push else {})
 
 
-def _write_adapter(source: _Source, output: Path) -> None:
-    """The weights as they are, and the config with the base that was used and checked."""
-    shutil.copyfile(source.directory / ADAPTER_WEIGHTS, output / ADAPTER_WEIGHTS)
+def _write_adapter(source: _Source, output: Path, names: str, adapted: Any) -> None:
+    """The weights under the names that were asked for, and the config with the base that was used and checked."""
+    from lockstitch.rl.adapter_names import in_published_names, native_adapter, published_adapter
+    from lockstitch.sampling.loading import translation_of
+    from safetensors.torch import load_file, save_file
+
+    base = adapted.get_base_model()
+    translation, config = translation_of(_published(base)), source.adapter
+    weights = load_file(source.directory / ADAPTER_WEIGHTS)
+    is_published = translation is not None and in_published_names(weights, translation)
+    if translation is not None and is_published != (names == "published"):
+        renamed = native_adapter if is_published else published_adapter
+        weights, config = renamed(weights, config, translation, base)
+    save_file(weights, output / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     named = {"base_model_name_or_path": source.base, "revision": source.revision, "inference_mode": True}
-    (output / ADAPTER_CONFIG).write_text(to_json({**source.adapter, **named}), encoding="utf-8")
+    (output / ADAPTER_CONFIG).write_text(to_json({**config, **named}), encoding="utf-8")
 
 
 def _write_tokenizer(source: _Source, output: Path) -> None:
     """The tokenizer that the run left beside the adapter, with its chat template, else the base's."""
+    from lockstitch.sampling.loading import load_tokenizer
     from transformers import AutoTokenizer
 
     trust = source.trust_remote_code
     if (source.directory / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(source.directory, trust_remote_code=trust)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(source.base), revision=source.revision, trust_remote_code=trust)
+        tokenizer = load_tokenizer(source.base, source.revision, trust)
     tokenizer.save_pretrained(output)
 
 
 def _read_back(source: _Source, output: Path, merged: bool, expected_BLV: Any, tolerance: float) -> None:
     """Loads what was written and compares its logits with the adapted model's."""
     from lockstitch.rl.merge import probe_logits, relative
-    from peft import PeftModel
 
-    model = source.load_base(str(output)) if merged else PeftModel.from_pretrained(source.load_base(), str(output))
+    model = source.load_base(str(output)) if merged else source.adapted(source.load_base(), output)
     error = relative(probe_logits(model), expected_BLV)
     if not error <= tolerance:
         raise ValueError(f"what was written gives logits {error:.1e} from the adapted model's; at most {tolerance:g} passes")

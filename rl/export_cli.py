@@ -2,7 +2,8 @@
 
     lockstitch export --adapter runs/sudoku --output exports/sudoku-lora
     lockstitch export --adapter runs/sudoku --merge --output exports/sudoku
-    lockstitch export --adapter runs/8b --base GSAI-ML/LLaDA-8B-Instruct --trust_remote_code --push --output exports/8b
+    lockstitch export --adapter runs/8b --merge --names published --output exports/8b
+    lockstitch export --adapter runs/8b --base GSAI-ML/LLaDA-8B-Instruct --push --output exports/8b
 """
 
 import argparse
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rl.export import STAGES, ExportConfig, export
+from lockstitch.rl.export import NAMES, STAGES, ExportConfig, export
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,7 +30,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--merge", action="store_true", help="write the whole model, in the base's dtype")
     parser.add_argument("--base", help="the base, by name or path, instead of the one that the adapter names")
     parser.add_argument("--revision", help="the base's revision on the hub")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that the base brings along")
+    parser.add_argument("--names", choices=NAMES, default="native", help="names of tensors and config: transformers' own "
+                        "(default), or those that the family's published code reads")  # fmt: skip
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a base of unknown type")
     parser.add_argument("--push", action="store_true", help="upload the output to the hub as well")
     parser.add_argument("--hub_model_id", metavar="OWNER/NAME", help="its name there (default: the output directory's)")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")

@@ -55,7 +55,8 @@ class DiffusionGRPOConfig(GRPOConfig):
     """TRL's `GRPOConfig` plus estimator, policy loss and sampler; `max_completion_length` is the length of the canvas."""
 
     gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Off by default: some diffusion checkpoints bring code that cannot do it."}
+        default=False,
+        metadata={"help": "Off by default: recompute_passes saves as much where an estimate takes several passes."},
     )
     disable_dropout: bool = field(
         default=True,
@@ -134,7 +135,9 @@ class DiffusionGRPOConfig(GRPOConfig):
         metadata={"help": "A named set of sampler settings, which the fields below go before; temperature, top_p and "
                           "top_k are always TRL's fields."},
     )
-    block_length: int | None = field(default=None, metadata={"help": "Positions denoised together; None is the canvas."})
+    block_length: int | None = field(
+        default=None, metadata={"help": "Positions denoised together; None is the model's own block, else the canvas."}
+    )
     steps: int | None = field(
         default=None, metadata={"help": "Denoising steps of the whole canvas; None is one token a step."}
     )
@@ -239,7 +242,8 @@ class DiffusionGRPOConfig(GRPOConfig):
                      "stop_at_eos": self.scope == "valid"}  # fmt: skip
         if self.preset is None:
             return SamplerConfig(canvas_length=self.max_completion_length, **settings)
-        config = preset(self.preset, self.max_completion_length, **settings)
+        # Completions are scored as they are, in canvases of one length: the last block ends with them.
+        config = preset(self.preset, self.max_completion_length, **{"whole_blocks": False, **settings})
         if config.correction != "none" or config.length != "fixed":
             kept = ", ".join(name for name, values in PRESETS.items() if not {"correction", "length"} & values.keys())
             raise ValueError(f"preset={self.preset!r} takes tokens back or moves the canvas, and likelihoods need each "

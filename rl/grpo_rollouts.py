@@ -34,8 +34,9 @@ from lockstitch.rl.rollouts import (
     row_statistics,
     trace_columns,
 )
+from lockstitch.rl.scoring import check_trains
 from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.layouts import check_layout
+from lockstitch.sampling.layouts import check_layout, in_blocks_of
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
@@ -60,7 +61,8 @@ class RolloutTrainer(ResumableGRPOTrainer):
         for name in ("model", "processing_class", "tools", "environment_factory", "rollout_func", "quantization_config"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name}: the denoiser brings model and tokenizer, and a canvas holds a single turn")
-        self._denoiser, self._sampler = denoiser, args.sampler_config()
+        check_trains(denoiser)
+        self._denoiser, self._sampler = denoiser, in_blocks_of(args.sampler_config(), denoiser.family)
         check_layout(self._sampler, denoiser.family)
         if args.mask_distribution == "block_random" and denoiser.family.layout != "full":
             raise ValueError("mask_distribution='block_random' shows earlier blocks clean, as "

@@ -1,10 +1,10 @@
-"""LoRA for diffusion language models: which modules of a family get an adapter, and the settings of TRL's `ModelConfig`.
+"""LoRA for diffusion language models: which modules of a model get an adapter, and the settings of TRL's `ModelConfig`.
 
-A target is the end of a module's path inside a transformer block, layer and expert numbers left out: `q_proj`,
-`self_attn.q_proj`, `experts.up_proj`. Confined to the blocks, because LLaDA's code calls the last projection of every MLP
-and the output head alike (`ff_out`), and because a name that matches nothing is otherwise passed over in silence: the
-published runs on LLaDA asked for `o_proj`, `gate_proj` and `down_proj`, which that code calls `attn_out`, `ff_proj` and
-`ff_out`, and trained without them.
+A target is the end of a path inside a transformer block, layer numbers left out, under the names of transformers' own
+classes: `q_proj`, `self_attn.q_proj`, `shared_experts.up_proj`, or the stacked weights of the routed experts,
+`experts.gate_up_proj` and `experts.down_proj`. Confined to the blocks, and each must match: a name that matches nothing is
+otherwise passed over in silence. The published runs on LLaDA asked its own code for `o_proj`, `gate_proj` and `down_proj`,
+which that calls `attn_out`, `ff_proj` and `ff_out`, and trained without them; transformers' class has all of them.
 
 Dropout is 0 by default. With dropout the new and the old policy are scored under different masks of the adapter, so their
 ratio is not 1 at the first inner iteration and updates are clipped that should not be.
@@ -27,23 +27,19 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 ALL_LINEAR = "all-linear"
-_SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# LLaDA2: of the experts only the shared one, which sees every token; the routed ones (`experts.up_proj`, ...) number
-# thousands and see few tokens each, so they are for those who ask.
-_TARGETS = {
-    "llada": ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"),
-    "llada2": ("query_key_value", "attention.dense",
-               *(f"{mlp}.{name}_proj" for mlp in ("mlp", "shared_experts") for name in ("gate", "up", "down"))),
-}  # fmt: skip
-# PEFT's wrapper for causal models calls `forward` with arguments, and wants methods, that the code of these checkpoints
-# need not have; without a task it hands over what it is given.
-_BARE = ("llada", "llada2", "dream")
+_USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_TAKEN_FOR_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj")
 _BLOCK = r"(?:.*\.)?(?:layers|blocks|block_groups)\.(?:\d+\.)+"
 
 
-def default_targets(family: str) -> tuple[str, ...]:
-    """The targets of a family: every linear map of its blocks, of the experts only those that see every token."""
-    return _TARGETS.get(family, _SEPARATE)
+def default_targets(model: "torch.nn.Module") -> tuple[str, ...]:
+    """The usual targets that a model has: every linear map of its blocks that sees every token.
+
+    Routed experts number thousands and see few tokens each. They are stacked weights rather than linear maps, so they are
+    for those who ask.
+    """
+    ends = {name.rpartition(".")[2] for name in block_modules(model)}
+    return tuple(name for name in _USUAL if name in ends)
 
 
 def target_pattern(targets: Iterable[str]) -> str:
@@ -59,6 +55,24 @@ def block_modules(model: "torch.nn.Module") -> list[str]:
     return [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and re.match(_BLOCK, name)
     ]
+
+
+def stacked_experts(model: "torch.nn.Module") -> list[str]:
+    """Paths of the stacked weights of routed experts inside the blocks: three dimensions, the first one the expert's."""
+    return [name for name, weight in model.named_parameters() if weight.ndim == 3 and re.match(_BLOCK, name)]
+
+
+def targets_of(maps: Sequence[str], stacked: Sequence[str] = (), has_experts: bool = False) -> dict[str, Any]:
+    """PEFT's `target_modules` and `target_parameters` for linear maps and stacked weights at these paths.
+
+    In models with routed experts PEFT takes the names of the MLP's maps for those that the experts had before they were
+    stacked, and would adapt the experts in their place: there, such maps are targeted by their weights.
+    """
+    ends = sorted({_short(path) for path in maps})
+    taken = [end for end in ends if has_experts and end.rpartition(".")[2] in _TAKEN_FOR_EXPERTS]
+    free = [end for end in ends if end not in taken]
+    weights = [*(f"{end}.weight" for end in taken), *sorted({_short(path) for path in stacked})]
+    return {"target_modules": target_pattern(free) if free else [], "target_parameters": weights or None}
 
 
 def _short(path: str) -> str:
@@ -82,38 +96,47 @@ def lora_config(
         r: rank.
         alpha: the adapter's output is scaled by `alpha / r`.
         dropout: of the adapter's input; 0 where ratios of policies are formed.
-        targets: one or more targets, `all-linear` for every linear map of the blocks, or None for the family's own.
+        targets: one or more targets, `all-linear` for every linear map of the blocks, or None for the usual ones.
         more: further fields of `LoraConfig` (`use_rslora`, `use_dora`, `modules_to_save`, ...).
 
     Raises `ValueError` naming the targets that match nothing, and those that there are.
     """
+    from lockstitch.sampling.remote import NATIVE
     from peft import LoraConfig
 
     if type(r) is not int or r < 1:
         raise ValueError(f"lora_r={r!r} must be a whole number of at least 1")
     if not 0 <= dropout < 1:
         raise ValueError(f"lora_dropout={dropout!r} must be at least 0 and below 1")
-    names = block_modules(denoiser.model)
-    there = sorted({_short(name) for name in names})
+    names, experts = block_modules(denoiser.model), stacked_experts(denoiser.model)
+    linear = sorted({_short(name) for name in names})
     if targets is None:
-        wanted: Sequence[str] = default_targets(denoiser.family.name)
+        wanted: Sequence[str] = default_targets(denoiser.model)
     elif targets == ALL_LINEAR:
-        wanted = there
+        wanted = linear
     else:
         wanted = [targets] if isinstance(targets, str) else list(targets)
-    missing = [
-        target for target in wanted if not any(re.fullmatch(target_pattern([target]), name) for name in names)
-    ]
+
+    def matched(target: str, among: Sequence[str]) -> list[str]:
+        if among is experts and "experts." not in target:
+            return []  # `down_proj` is that of dense layers and of the shared expert
+        return [name for name in among if re.fullmatch(target_pattern([target]), name)]
+
+    missing = [target for target in wanted if not (matched(target, names) or matched(target, experts))]
     if missing or not wanted:
+        there = [*linear, *sorted({_short(name) for name in experts})]
         raise ValueError(
-            f"lora_target_modules: {', '.join(missing) or 'an empty list'} matches no linear map inside the blocks of "
-            f"this {denoiser.family.name} model; there are: {', '.join(there) or 'none'}"
+            f"lora_target_modules: {', '.join(missing) or 'an empty list'} matches nothing inside the blocks of this "
+            f"{denoiser.family.name} model; there are: {', '.join(there) or 'none'}"
         )
-    task = None if denoiser.family.name in _BARE else "CAUSAL_LM"
-    return LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_pattern(wanted), bias="none", task_type=task,
-        **more,
-    )  # fmt: skip
+    maps, stacked = ([name for target in wanted for name in matched(target, among)] for among in (names, experts))
+    settings = targets_of(maps, stacked, has_experts=bool(experts))
+    if dropout and settings["target_parameters"]:
+        raise ValueError(f"lora_dropout={dropout}: PEFT has none for {settings['target_parameters'][0]} of a model with "
+                         "experts; 0")  # fmt: skip
+    # Code of unknown types need not take the arguments, nor have the methods, that PEFT's face of causal models asks for.
+    task = "CAUSAL_LM" if denoiser.calling is NATIVE else None
+    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type=task, **settings, **more)
 
 
 @dataclass
@@ -137,7 +160,7 @@ class DiffusionModelConfig(ModelConfig):
         if self.lora_task_type != "CAUSAL_LM":
             raise ValueError(f"lora_task_type={self.lora_task_type!r}: the task follows from the model's family")
         if self.lora_target_parameters is not None:
-            raise ValueError("lora_target_parameters: adapters are put on linear maps; use lora_target_modules")
+            raise ValueError("lora_target_parameters: lora_target_modules takes stacked experts as well")
         if not (self.load_in_4bit or self.load_in_8bit):
             return
         if find_spec("bitsandbytes") is None:

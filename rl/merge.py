@@ -105,7 +105,7 @@ def check_merge(model: PeftModel) -> tuple[Agreement, torch.Tensor]:
     An adapter that cannot be merged is only run. Raises `ValueError` where the merged and the adapted model disagree, or the
     base is not restored bit for bit.
     """
-    dtype = _adapted(model)[0].get_base_layer().weight.dtype
+    dtype = next(_adapted(model)[0].get_base_layer().parameters()).dtype
     before = fingerprint(model)
     with model.disable_adapter():
         base_BLV = probe_logits(model)

@@ -54,6 +54,7 @@ def model_card(
     steps: int | None,
     metrics: Mapping[str, float],
     merged: bool,
+    published: bool = False,
 ) -> str:
     """The card's text, with the metadata that the hub reads."""
     from huggingface_hub import ModelCardData
@@ -70,7 +71,7 @@ def model_card(
     kind = "A model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter"
     made = f"{kind}, for {origin}; made with Lockstitch {__version__}."
     parts = [f"---\n{data.to_yaml()}\n---", f"# {shown}, post-trained", made]
-    parts.append(_loading(base, revision, record, merged))
+    parts.append(_loading(base, revision, record, merged, published))
     rows: dict[str, Any] = {"rank": adapter["r"], "alpha": adapter["lora_alpha"], "dropout": adapter["lora_dropout"]}
     if record is not None:
         rows = {"stage": record.stage, "preset": record.preset, "task": record.task,
@@ -93,31 +94,36 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _loading(base: str, revision: str | None, record: RunRecord | None, merged: bool) -> str:
-    """How to load it with plain transformers and PEFT, and what these do not know."""
+def _loading(base: str, revision: str | None, record: RunRecord | None, merged: bool, published: bool) -> str:
+    """How to load it: by plain transformers where that is enough, else by Lockstitch, which knows how the base attends."""
     family = record.family if record is not None else None
-    loader = "AutoModel" if family == "dream" else "AutoModelForCausalLM"
-    extra = (f', revision="{revision}"' if revision and not merged else "") + (
-        ", trust_remote_code=True" if family in ("dream", "llada", "llada2") else ""
-    )
-    bidirectional = not merged and family == "bidirectional"
-    lines = [] if merged else ["from peft import PeftModel"]
-    lines += ["from lockstitch.sampling.denoiser import make_bidirectional"] if bidirectional else []
-    lines += [f"from transformers import {loader}", ""]
+    named = f'"{base if is_hub_name(base) or base.startswith(EMBEDDED) else "BASE"}"'
+    said = [f'revision="{revision}"'] if revision else []
+    if merged and published:
+        read = _python("from lockstitch import Denoiser", "", 'denoiser = Denoiser.from_pretrained("DIR")')
+        return "The names are those of the family's own code, which reads it; so does Lockstitch:\n\n" + read
     if merged:
-        lines += [f'model = {loader}.from_pretrained("DIR"{extra})']
-    else:
-        adapted = "make_bidirectional(base)" if bidirectional else "base"
-        named = f'"{base if is_hub_name(base) else "BASE"}"'
-        if base.startswith(EMBEDDED):
-            lines.insert(0, "import lockstitch")
-            named = f'lockstitch.embedded_model("{base.removeprefix(EMBEDDED)}")'
-        lines += [f"base = {loader}.from_pretrained({named}{extra})"]
-        lines += [f'model = PeftModel.from_pretrained({adapted}, "DIR")']
-    text = "```python\n" + "\n".join(lines) + "\n```"
-    if bidirectional:
-        text += "\n\n`make_bidirectional` lets every position attend to every other, whatever the base's config says."
-    return text
+        return _python("from transformers import AutoModelForCausalLM", "",
+                       'model = AutoModelForCausalLM.from_pretrained("DIR")')  # fmt: skip
+    if record is not None and family is None:
+        return _python("from peft import PeftModel", "from transformers import AutoModelForCausalLM", "",
+                       f"base = AutoModelForCausalLM.from_pretrained({', '.join([named, *said])})",
+                       'model = PeftModel.from_pretrained(base, "DIR")')  # fmt: skip
+    if published:
+        return ("The names are those of the family's own code: put it on the base as that code loads it.\n\n"
+                + _python("from peft import PeftModel", "from transformers import AutoModel", "",
+                          f"base = AutoModel.from_pretrained({', '.join([named, *said, 'trust_remote_code=True'])})",
+                          'model = PeftModel.from_pretrained(base, "DIR")'))  # fmt: skip
+    if family in ("block_causal", "block_causal_shifted", "context_causal"):
+        said.append(f'family="{family}"')
+    text = _python("from lockstitch import Denoiser", "from peft import PeftModel", "",
+                   f"denoiser = Denoiser.from_pretrained({', '.join([named, *said])})",
+                   'denoiser.model = PeftModel.from_pretrained(denoiser.model, "DIR")')  # fmt: skip
+    return text + "\n\n`Denoiser` reads the base into transformers' own class, and lets it attend as the family does."
+
+
+def _python(*lines: str) -> str:
+    return "```python\n" + "\n".join(lines) + "\n```"
 
 
 def _is_place(value: Any) -> bool:

@@ -9,7 +9,7 @@ Axes: B rows (completions), U rows of a pass, P prompt columns (left-padded), G 
 for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -101,7 +101,8 @@ class Scorer:
         shares_prompts: whether rows of one prompt have it computed once, in families whose prompts do not see the canvas.
             Off for sharded models: how many passes that makes depends on the rows, and ranks must make as many.
 
-    Raises `ValueError` for a temperature that is not positive, and for a block length that is missing or has no meaning.
+    Raises `ValueError` for a temperature that is not positive, for a block length that is missing or has no meaning, and for
+    a model whose own code cannot be trained.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Scorer:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: likelihoods need a positive one")
         check_block_length(denoiser.family, block_length)
+        check_trains(denoiser)
         self.denoiser, self.model, self.family = denoiser, model, denoiser.family
         self.temperature, self.block_length = temperature, block_length
         self.recomputes, self.shares_prompts = recomputes, shares_prompts
@@ -154,27 +156,23 @@ class Scorer:
         noised_BG = torch.where(shown_BG, canvases.completion_BG, self.denoiser.mask_id)
         real_BP = canvases.prompt_mask_BP.bool()
         logp_BG = torch.zeros(asked_BG.shape, device=asked_BG.device)
-        for rows_A, columns in self._batches(real_BP, asked_BG):
-            part = (prompt_BP[rows_A, columns:], real_BP[rows_A, columns:], canvases.completion_BG[rows_A],
-                    noised_BG[rows_A], asked_BG[rows_A])  # fmt: skip
-            if recompute and self.recomputes and torch.is_grad_enabled():
-                logp_AG = checkpoint(_Pass(self), *part, use_reentrant=False)
-            else:
-                logp_AG = _Pass(self)(*part)
-            logp_BG = logp_BG.index_put((rows_A,), logp_AG)
-        return logp_BG
-
-    def _batches(self, real_BP: torch.Tensor, asked_BG: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
-        """Rows that share a pass, and how many columns of padding all of them have."""
         asking_B = asked_BG.any(1)
         # A rank that asks nothing still passes: the others wait for it in the backward pass.
         rows_A = asking_B.nonzero()[:, 0] if bool(asking_B.any()) else torch.zeros_like(asking_B[:1], dtype=torch.long)
-        pad_A = (~real_BP[rows_A]).sum(1)
-        if self.family.honours_mask:
-            yield rows_A, int(pad_A.min())
-            return
-        for pad in sorted(set(pad_A.tolist())):
-            yield rows_A[pad_A == pad], pad
+        padded = int((~real_BP[rows_A]).sum(1).min())  # columns of padding that all of them have
+        part = (prompt_BP[rows_A, padded:], real_BP[rows_A, padded:], canvases.completion_BG[rows_A],
+                noised_BG[rows_A], asked_BG[rows_A])  # fmt: skip
+        if recompute and self.recomputes and torch.is_grad_enabled():
+            logp_AG = checkpoint(_Pass(self), *part, use_reentrant=False)
+        else:
+            logp_AG = _Pass(self)(*part)
+        return logp_BG.index_put((rows_A,), logp_AG)
+
+
+def check_trains(denoiser: Denoiser) -> None:
+    """Raises `ValueError` for a model whose own code does not do what training asks, naming it."""
+    if not (denoiser.calling.honours_mask and denoiser.calling.trains):
+        raise ValueError(f"this model can be sampled from, not trained: {'; '.join(denoiser.calling.lacking)}")
 
 
 class _Pass:
@@ -219,7 +217,7 @@ class _Pass:
         return torch.zeros(asked_BG.shape, device=logp_M.device).index_put((row_M, position_M), logp_M)
 
     def _can_share(self) -> bool:
-        if not (self.scorer.shares_prompts and self.scorer.family.keeps_keys):
+        if not (self.scorer.shares_prompts and self.scorer.denoiser.calling.keeps_keys):
             return False
         # Layers that are run again in the backward pass take no keys from elsewhere: transformers drops them.
         return not any(getattr(m, "gradient_checkpointing", False) and m.training for m in self.model.modules())

@@ -21,6 +21,7 @@ from datasets import Dataset, IterableDataset
 from lockstitch.rl.canvas_data import IGNORED, CanvasCollator, completion_lengths, prompts_and_completions
 from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.packing import block_of_column, check_block_length, packed_pass
+from lockstitch.rl.scoring import check_trains
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import Denoiser
 from trl import SFTTrainer
@@ -58,23 +59,12 @@ def masked_logits(
 ) -> torch.Tensor:
     """Logits of the masked positions, `(M, V)`, of rows that are padded on the right.
 
-    The head runs on the columns from the first mask of the batch on. Rows of a family that ignores attention masks are run
-    in groups of one length, without their padding.
+    The head runs on the columns from the first mask of the batch on.
     """
-    if denoiser.family.honours_mask:
-        start = int(masked_BL.any(dim=0).int().argmax())
-        columns = torch.arange(start, noised_BL.shape[1], device=noised_BL.device)
-        logits_BCV = denoiser.forward_logits(model, noised_BL, attention_BL, columns)
-        return logits_BCV[masked_BL[:, start:]]
-    length_B = attention_BL.sum(dim=1)
-    place_BL = torch.arange(masked_BL.numel(), device=masked_BL.device).view(masked_BL.shape)
-    logits, places = [], []
-    for length in sorted(set(length_B.tolist())):
-        rows_B = length_B == length
-        masked = masked_BL[rows_B, :length]
-        logits.append(denoiser.forward_logits(model, noised_BL[rows_B, :length], attention_BL[rows_B, :length])[masked])
-        places.append(place_BL[rows_B, :length][masked])
-    return torch.cat(logits)[torch.cat(places).argsort()]
+    start = int(masked_BL.any(dim=0).int().argmax())
+    columns = torch.arange(start, noised_BL.shape[1], device=noised_BL.device)
+    logits_BCV = denoiser.forward_logits(model, noised_BL, attention_BL, columns)
+    return logits_BCV[masked_BL[:, start:]]
 
 
 def packed_logits(
@@ -118,12 +108,15 @@ class DiffusionSFTTrainer(SFTTrainer):
     """
 
     def __init__(self, denoiser: Denoiser, args: DiffusionSFTConfig, **kwargs: Any) -> None:
-        check_block_length(denoiser.family, args.block_length)
+        # The model's own block, where blocks are part of it and the settings say none.
+        self._block = denoiser.block_length if args.block_length is None else args.block_length
+        check_block_length(denoiser.family, self._block)
+        check_trains(denoiser)
         self._denoiser = denoiser
         self._step_of_batches = -1
         self._batches: Counter[bool] = Counter()
         eos, *ends = denoiser.eos_ids
-        collator = CanvasCollator(denoiser.pad_id, eos, args.canvas_length, tuple(ends), args.block_length is not None)
+        collator = CanvasCollator(denoiser.pad_id, eos, args.canvas_length, tuple(ends), self._block is not None)
         kwargs.setdefault("data_collator", collator)
         super().__init__(model=denoiser.model, args=args, processing_class=denoiser.tokenizer, **kwargs)
 
@@ -178,7 +171,7 @@ class DiffusionSFTTrainer(SFTTrainer):
         training = self.model.training
         generator = noise_generator(*self._noise_key(training))
         ids_BL, labels_BL, attention_BL = inputs["input_ids"], inputs["labels"], inputs["attention_mask"]
-        completion_BL, block = labels_BL != IGNORED, self.args.block_length
+        completion_BL, block = labels_BL != IGNORED, self._block
         weighting = self.args.loss_weighting if training else "inverse_t"
         noise = self.args.noise_at(self.state.global_step / max(1, self.state.max_steps)) if training else ()
         canvas = int(completion_BL[0].sum())

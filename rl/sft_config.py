@@ -19,7 +19,8 @@ class DiffusionSFTConfig(SFTConfig):
     block_length: int | None = field(
         default=None,
         metadata={"help": "The sampler's block length, for models that denoise block by block: each block has a mask ratio "
-                          "of its own and sees the ones before it clean. None for models that attend fully."},
+                          "of its own and sees the ones before it clean. None: the model's own, none where it attends "
+                          "fully."},
     )  # fmt: skip
     loss_weighting: str = field(
         default="inverse_t",

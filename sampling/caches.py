@@ -214,7 +214,7 @@ class Passes:
         if self.family.layout != "full" or (hidden and self.store is not None):
             arguments["attention_mask"] = self._mask(attention_UK, columns, hidden)
         elif hidden:
-            assert self.family.honours_mask, "rows of one length are batched together"
+            assert self.denoiser.calling.honours_mask, "rows of one length are batched together"
             arguments["attention_mask"] = attention_UK
         if hidden or not isinstance(columns, slice) or columns.start:
             arguments["position_ids"] = position_UQ

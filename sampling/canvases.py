@@ -65,8 +65,9 @@ class Canvases:
         commit_step_BG, confidence_BG, entropy_BG, block_BG, edits: the trace, as in `Trajectory`.
     """
 
-    def __init__(self, denoiser: Denoiser, rows: list[Row], length: int, room: int) -> None:
-        """Canvases of `length` positions, with room to grow to `room`."""
+    def __init__(self, denoiser: Denoiser, rows: list[Row], length: int, room: int, kept: int | None = None) -> None:
+        """Canvases of `length` positions, with room to grow to `room`; completions are cut off after `kept` of them."""
+        self.kept = kept or room
         self.device, B = denoiser.device, len(rows)
         self.mask_id = denoiser.mask_id
         self.prompts = [tuple(row.prompt_ids) for row in rows]
@@ -172,7 +173,9 @@ class Canvases:
     ) -> list[Trajectory]:
         """The finished records, with the bill of the passes (see `Passes`)."""
         lengths = self.length_B.tolist()
-        ends = torch.minimum(first_eos(self.canvas_BG, self.masked_BG, self.eos_ids), self.length_B).tolist()
+        most_B = self.length_B.clamp(max=self.kept)
+        ends = torch.minimum(first_eos(self.canvas_BG, self.masked_BG, self.eos_ids), most_B).tolist()
+        most = most_B.tolist()
         canvas, steps, blocks = self.canvas_BG.tolist(), self.commit_step_BG.tolist(), self.block_BG.tolist()
         confidence, entropy = self.confidence_BG.tolist(), self.entropy_BG.tolist()
         nfe, tokens, waits = nfe_B.tolist(), tokens_B.tolist(), waits_B.tolist()
@@ -184,9 +187,9 @@ class Canvases:
                 seed=row.seed,
                 prompt_ids=tuple(row.prompt_ids),
                 canvas_ids=tuple(canvas[b][: lengths[b]]),
-                length=min(ends[b] + 1, lengths[b]),
+                length=min(ends[b] + 1, most[b]),
                 text=texts[b],
-                finished=ends[b] < lengths[b],
+                finished=ends[b] < most[b],
                 commit_step=tuple(steps[b][: lengths[b]]),
                 confidence=tuple(confidence[b][: lengths[b]]),
                 entropy=tuple(entropy[b][: lengths[b]]),

@@ -27,6 +27,7 @@ from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
 if TYPE_CHECKING:
     from lockstitch.sampling.canvases import Look
+    from lockstitch.sampling.families import Family
     from lockstitch.sampling.prompts import Request
     from lockstitch.sampling.terminal import Ink
     from lockstitch.sampling.trajectory import Trajectory
@@ -59,9 +60,11 @@ class SampleOptions:
     )
     watch: bool = field(default=False, metadata={"help": "Draw each prompt's canvases while they are denoised."})
     html: str | None = field(default=None, metadata={"help": "Write a page with all traces to this file."})
-    family: str | None = field(default=None, metadata={"help": "Calling convention, if it cannot be told from the model."})
+    family: str | None = field(
+        default=None, metadata={"help": "How the model attends and predicts, if its config does not say."}
+    )
     mask_id: int | None = field(default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that a checkpoint brings along."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of a checkpoint of unknown type."})
     device: str | None = field(default=None, metadata={"help": "Default: the accelerator, if there is one."})
     chunk: int | None = field(
         default=None, metadata={"help": "Prompts worked on together; results are saved after each chunk. Default: 25, or 1 "
@@ -126,22 +129,20 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
 
     Raises `ValueError` before any model is loaded.
     """
-    from lockstitch.sampling.denoiser import FAMILIES
+    from lockstitch.sampling.loading import layout_of, load_tokenizer
     from lockstitch.sampling.page import write_trace
     from lockstitch.sampling.prompts import read_result_row
     from lockstitch.sampling.terminal import Ink
-    from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
 
     from lockstitch import files, model_path, terminal
 
     logging.disable_progress_bar()  # of loading weights; the prompts have a bar of their own
-    if options.family is not None and options.family not in FAMILIES:
-        raise ValueError(f"family={options.family!r} is not one of {', '.join(FAMILIES)}")
     model = model_path(options.model)
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=options.trust_remote_code)
-    of_model = AutoConfig.from_pretrained(model, trust_remote_code=options.trust_remote_code).model_type
-    requests = _requests(options, settings, model, of_model, tokenizer)
+    family, raw = layout_of(model, options.family)
+    of_model = raw["model_type"]
+    tokenizer = load_tokenizer(model, trust_remote_code=options.trust_remote_code)
+    requests = _requests(options, settings, model, family, of_model, tokenizer)
     remembered = _remembered(options, settings, asdict(requests[0].config))
     directory = None if options.output is None else Path(options.output)
     if directory is not None:
@@ -166,10 +167,9 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
 
 
 def _requests(
-    options: SampleOptions, settings: Mapping[str, Any], model: str, of_model: str, tokenizer: "Tokenizer"
+    options: SampleOptions, settings: Mapping[str, Any], model: str, family: "Family", of_model: str, tokenizer: "Tokenizer"
 ) -> "list[Request]":
     """What is asked for, read and checked; `settings` are the sampler's, those alone that were said."""
-    from lockstitch.sampling.denoiser import FAMILIES, family_of
     from lockstitch.sampling.layouts import check_layout
     from lockstitch.sampling.prompts import Reader
     from lockstitch.sampling.uniform_prompts import UniformReader, config_of
@@ -186,10 +186,10 @@ def _requests(
             if name in settings:
                 raise ValueError(f"{name}={settings[name]!r} is for {MODEL_TYPE} models, and would be ignored by this one, "
                                  f"of type {of_model!r}")  # fmt: skip
-        reader = Reader(tokenizer, {**(PRESETS[options.preset] if options.preset is not None else {}), **settings})
+        preset = PRESETS[options.preset] if options.preset is not None else {}
+        reader = Reader(tokenizer, {**preset, **settings}, family)
     requests = [reader.request(options.prompt)] if options.input is None else reader.read(Path(options.input))
     if isinstance(requests[0].config, SamplerConfig):
-        family = FAMILIES[options.family] if options.family is not None else family_of(of_model)
         check_layout(requests[0].config, family)
     return requests
 

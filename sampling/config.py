@@ -31,6 +31,8 @@ _BELONGS = {
     "window_limit": ("policy", ("deferred",)),
     "extension": ("policy", ("deferred",)),
     "certainty": ("policy", ("quota", "threshold", "factor", "deferred")),
+    "schedule_eps": ("policy", ("quota", "random")),
+    "sub_block_length": ("policy", ("quota", "random", "threshold", "factor", "entropy_bound")),
     "refresh": ("cache", ("interval",)),
     "max_length": ("length", ("dynamic",)),
     "sigma": ("correction", ("remdm",)),
@@ -40,8 +42,8 @@ _BELONGS = {
     "revise_blocks": ("correction", ("revise",)),
 }
 _NEEDED = ("threshold", "factor", "entropy_bound", "max_length", "sigma", "edit_threshold", "revise_fraction")
-_WHOLE = ("canvas_length", "block_length", "steps", "window", "window_limit", "extension", "refresh", "max_length",
-          "batch_size", "top_k")  # fmt: skip
+_WHOLE = ("canvas_length", "block_length", "sub_block_length", "steps", "window", "window_limit", "extension", "refresh",
+          "max_length", "batch_size", "top_k")  # fmt: skip
 _AT_LEAST_ZERO = ("threshold", "factor", "entropy_bound", "edit_threshold", "cfg_scale", "temperature")
 _SHARES = ("eta", "revise_fraction")
 _ETA = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0}
@@ -53,7 +55,13 @@ class SamplerConfig:
 
     Attributes:
         canvas_length: tokens of the canvas, G; under `length=dynamic` what it starts from.
-        block_length: positions denoised together before the next ones; None is the whole canvas. Must divide G.
+        block_length: positions denoised together before the next ones; None is the model's own block, and the whole canvas
+            of models that have none. Must divide G.
+        sub_block_length: positions of a block that are denoised before the next ones of it, all of the block being seen
+            (Fast-dLLM v2, 2509.26328); None is the whole block, which it must divide.
+        whole_blocks: blocks are counted as SDAR (2510.06303) and LLaDA2.x count them where the prompt ends inside a block: a
+            step's quota is that of a whole block, prompt tokens included, and the last block is denoised to its end, of
+            which the completion is cut off at G. For block-causal models.
         policy: which masked positions commit at a step. `quota`: a fixed number of them, the most certain first (LLaDA,
             2502.09992); `random`: as many, drawn at random; `threshold`: all that are at least so certain, and always
             one (Fast-dLLM, 2505.22618); `factor`: the largest k whose k-th certainty reaches 1 - factor / (k + 1)
@@ -62,6 +70,8 @@ class SamplerConfig:
         steps: denoising steps of the whole canvas under `quota` and `random`; None is one token a step. Under `threshold`
             the most there may be: a step commits at least what `quota` would (LLaDA2.x); None is at least one token. A
             multiple of the number of blocks.
+        schedule_eps: a step of `quota` and `random` commits the share 1 - s/t of the masks, rounded down, t falling linearly
+            from 1 to this (Dream, 2508.15487: 0.001), and the last step the rest; None shares them out evenly.
         threshold: certainty that commits under `threshold` and `deferred`; above 1 means one token a step.
         factor: how generous `factor` is; 0 means one token a step.
         entropy_bound: nats that the committed entropies but the largest may add up to; 0 means one token a step.
@@ -100,8 +110,11 @@ class SamplerConfig:
 
     canvas_length: int
     block_length: int | None = None
+    sub_block_length: int | None = None
+    whole_blocks: bool = False
     policy: str = "quota"
     steps: int | None = None
+    schedule_eps: float | None = None
     threshold: float | None = None
     factor: float | None = None
     entropy_bound: float | None = None
@@ -139,6 +152,8 @@ class SamplerConfig:
             raise ValueError(f"top_k={self.top_k}, top_p={self.top_p} would be ignored at temperature=0")
         if self.canvas_length % self.block:
             raise ValueError(f"block_length={self.block} does not divide canvas_length={self.canvas_length}")
+        if self.sub_block_length is not None and self.block % self.sub_block_length:
+            raise ValueError(f"sub_block_length={self.sub_block_length} does not divide block_length={self.block}")
         if (self.policy in ("quota", "random") or self.steps is not None) and (
             not self.blocks <= self.total_steps <= self.canvas_length or self.total_steps % self.blocks
         ):
@@ -166,6 +181,8 @@ class SamplerConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} must be in [0, 1]")
+        if self.schedule_eps is not None and not -1 < self.schedule_eps < 1:
+            raise ValueError(f"schedule_eps={self.schedule_eps} must be between -1 and 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
 
@@ -173,6 +190,11 @@ class SamplerConfig:
         if self.correction == "remdm" and self.policy not in ("quota", "random"):
             raise ValueError(f"correction='remdm' needs a schedule of steps: policy={self.policy!r} has none; "
                              "quota and random have")  # fmt: skip
+        if self.schedule_eps is not None and self.correction == "remdm":
+            raise ValueError(f"schedule_eps={self.schedule_eps} would be ignored by correction='remdm' and its own schedule")
+        if self.whole_blocks and (self.length != "fixed" or self.correction == "revise"):
+            raise ValueError("whole_blocks=True goes with length='fixed' and blocks of one length: not with "
+                             f"length={self.length!r}, correction={self.correction!r}")  # fmt: skip
         if self.extension is not None and self.blocks == 1:
             raise ValueError(f"extension={self.extension} would be ignored: the canvas of {self.canvas_length} is one block")
         if self.cache == "interval" and self.policy != "deferred":

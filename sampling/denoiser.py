@@ -1,67 +1,29 @@
 """The face of a diffusion language model: one way to ask any family for the logits of a canvas.
 
-A family is a layout with a calling convention. Those that run code of their checkpoint (`llada`, `dream`, `llada2`) were
-exercised on stand-ins with the same convention, not on their weights. Leaves out uniform noise.
+A family is a layout with its conventions (`families.py`); its models are transformers' own classes (`loading.py`), or run
+the code of an unknown checkpoint as far as that does what is asked of it (`remote.py`). Leaves out uniform noise.
 
-Axes: B rows, L positions, C columns, M places (a row and a column), V vocabulary.
+Axes: B rows, L positions, C columns, M places (a row and a position), V vocabulary.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from lockstitch.sampling.families import BIDIRECTIONAL, FACTS, Family
+from lockstitch.sampling.loading import is_remote, layout_of, load_model, load_tokenizer, write_facts
+from lockstitch.sampling.remote import NATIVE, Calling, load_remote
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Family:
-    """How a model family is called.
-
-    Attributes:
-        name: what `--family` calls it.
-        honours_mask: whether an attention mask hides padding; if not, rows of one length are batched together.
-        shifted: whether the logits at i predict the token at i + 1.
-        keeps_columns: whether the head can be asked for some columns alone (`logits_to_keep`).
-        layout: `full` (every position sees every other), `block_causal` (its own block and the ones before) or
-            `context_causal` (a causal prefix, and a block that sees itself and the prefix).
-        keeps_keys: whether it takes a transformers `Cache`, so that keys and values can be kept between steps.
-    """
-
-    name: str
-    honours_mask: bool
-    shifted: bool
-    keeps_columns: bool
-    layout: str = "full"
-    keeps_keys: bool = False
-
-
-BIDIRECTIONAL = Family("bidirectional", honours_mask=True, shifted=False, keeps_columns=True, keeps_keys=True)
-LLADA = Family("llada", honours_mask=False, shifted=False, keeps_columns=False)
-DREAM = Family("dream", honours_mask=True, shifted=True, keeps_columns=False)
-BLOCK_CAUSAL = Family("block_causal", honours_mask=True, shifted=False, keeps_columns=True, layout="block_causal",
-                      keeps_keys=True)  # fmt: skip
-BLOCK_CAUSAL_SHIFTED = Family("block_causal_shifted", honours_mask=True, shifted=True, keeps_columns=True,
-                              layout="block_causal", keeps_keys=True)  # fmt: skip
-LLADA2 = Family("llada2", honours_mask=True, shifted=False, keeps_columns=False, layout="block_causal", keeps_keys=True)
-CONTEXT_CAUSAL = Family("context_causal", honours_mask=True, shifted=True, keeps_columns=True, layout="context_causal",
-                        keeps_keys=True)  # fmt: skip
-FAMILIES = {family.name: family for family in (BIDIRECTIONAL, LLADA, DREAM, BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, LLADA2,
-                                               CONTEXT_CAUSAL)}  # fmt: skip
-_BY_MODEL_TYPE = {"llama": BIDIRECTIONAL, "qwen2": BIDIRECTIONAL, "qwen3": BIDIRECTIONAL, "llada": LLADA,
-                  "Dream": DREAM, "sdar": BLOCK_CAUSAL, "Fast_dLLM_Qwen": BLOCK_CAUSAL_SHIFTED,
-                  "llada2_moe": LLADA2}  # fmt: skip
-
-
-def family_of(model_type: str) -> Family:
-    """The family of a transformers `model_type`; `ValueError` names the known ones."""
-    if model_type not in _BY_MODEL_TYPE:
-        known = ", ".join(sorted(_BY_MODEL_TYPE))
-        raise ValueError(f"model type {model_type!r} is of no known diffusion family (known types: {known}); "
-                         f"say which calling convention it follows with family={'|'.join(FAMILIES)}")
-    return _BY_MODEL_TYPE[model_type]
+_NO_MASKS = (
+    "{} models start from uniformly random tokens, not from masks: `lockstitch sample` and DiffusionGemmaDenoiser sample "
+    "from them, and nothing else takes them"
+)
 
 
 def _set_causal(model: PreTrainedModel, causal: bool) -> PreTrainedModel:
@@ -73,7 +35,7 @@ def _set_causal(model: PreTrainedModel, causal: bool) -> PreTrainedModel:
 
 
 def make_bidirectional(model: PreTrainedModel) -> PreTrainedModel:
-    """Lets every position of a Llama, Qwen2 or Qwen3 model attend to every other; saved with its config."""
+    """Lets every position of one of transformers' causal models attend to every other; saved with its config."""
     return _set_causal(model, False)
 
 
@@ -82,36 +44,19 @@ def make_causal(model: PreTrainedModel) -> PreTrainedModel:
     return _set_causal(model, True)
 
 
-def load_model(
-    path: str,
-    config: Any,
-    trust_remote_code: bool = False,
-    *,
-    dtype: torch.dtype | str = "auto",
-    device: str | torch.device | None = None,
-    **loading: Any,
-) -> PreTrainedModel:
-    """A checkpoint's model as its config says, in evaluation mode; `device` is by default the accelerator, if any."""
-    if device is None:
-        device = torch.accelerator.current_accelerator() or "cpu"
-    auto_map = getattr(config, "auto_map", None) or {}
-    loader: Any = AutoModel if "AutoModelForCausalLM" not in auto_map and auto_map else AutoModelForCausalLM
-    if loading.get("quantization_config") is not None:  # its weights cannot be moved afterwards
-        loading["device_map"] = {"": device}
-    model = loader.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **loading)
-    return (model if "device_map" in loading else model.to(device)).eval()
-
-
 class Denoiser:
     """A model, its tokenizer and the few ids that denoising needs.
 
     Args:
-        model: any module whose `model(input_ids=, attention_mask=, position_ids=).logits` is `(B, L, V)`.
+        model: any module whose `model(input_ids=, attention_mask=, position_ids=).logits` is `(B, L, V)`. Its config is
+            given the facts that saving it keeps: family, layout, shift, block length, mask token.
         tokenizer: its tokenizer; must know a mask token unless `mask_id` says it.
-        family: the calling convention.
-        mask_id: the mask token, by default the tokenizer's, else the config's `mask_token_id`.
+        family: how it attends and predicts.
+        mask_id: the mask token, by default the one that the config's facts, the tokenizer or the config name.
+        calling: what can be asked of the model; everything, unless it runs code that is not transformers'.
 
-    Raises `ValueError` where a mask or an end-of-sequence token is missing.
+    Raises `ValueError` where a mask or an end-of-sequence token is missing, where tokenizer and config name different mask
+    tokens, and for families without mask tokens.
     """
 
     def __init__(
@@ -120,21 +65,25 @@ class Denoiser:
         tokenizer: Tokenizer,
         family: Family = BIDIRECTIONAL,
         mask_id: int | None = None,
+        calling: Calling = NATIVE,
     ) -> None:
-        self.model, self.tokenizer, self.family = model, tokenizer, family
-        if mask_id is None:
-            mask_id = tokenizer.mask_token_id
-        if mask_id is None:
-            mask_id = getattr(model.config, "mask_token_id", None)
-        if mask_id is None:
-            raise ValueError("neither the tokenizer nor the config names a mask token; pass mask_id")
-        self.mask_id: int = mask_id
+        if family.layout == "encoder_decoder":
+            raise ValueError(_NO_MASKS.format(family.name))
+        self.model, self.tokenizer, self.family, self.calling = model, tokenizer, family, calling
+        self.mask_id: int = _mask_id(model, tokenizer, family) if mask_id is None else mask_id
+        vocabulary = model.config.get_text_config().vocab_size
+        if not 0 <= self.mask_id < vocabulary:
+            raise ValueError(f"mask_id={self.mask_id} is no token of the model, which has {vocabulary}")
         configured = model.generation_config.eos_token_id if model.generation_config is not None else None
         ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+        ids += [i for i in family.eos_ids if _is_special(tokenizer, i)]
         self.eos_ids: list[int] = list(dict.fromkeys(i for i in ids if i is not None))
         if not self.eos_ids:
             raise ValueError("neither the tokenizer nor the generation config names an end-of-sequence token")
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+        if family.layout == "full" and calling is NATIVE:
+            make_bidirectional(model)
+        write_facts(model, family, self.mask_id)
 
     @classmethod
     def from_pretrained(
@@ -149,21 +98,48 @@ class Denoiser:
         revision: str | None = None,
         **loading: Any,
     ) -> "Denoiser":
-        """Loads a checkpoint and recognises its family from the config (`family` overrides).
+        """Loads a checkpoint of any known family: a directory, a name on the hub, or `embedded:NAME`.
 
-        `device` is by default the accelerator, if there is one. Remote code runs only if `trust_remote_code` is said.
-        `loading` goes to the model's own `from_pretrained` (`attn_implementation`, `quantization_config`). Raises
-        `ValueError` for an unknown family.
+        The family is read from the config (`family` overrides); the model is one of transformers' own classes, and none of
+        the checkpoint's code runs. An unknown model type needs `family` and `trust_remote_code`: its code is then tried on a
+        few tokens, and what it cannot do is warned of and not asked of it. `device` is by default the accelerator, if there
+        is one. `loading` goes to the model's own `from_pretrained` (`attn_implementation`, `quantization_config`). Raises
+        `ValueError` in one line for an unknown family, for what is missing or does not fit, and for `trust_remote_code`
+        where there is nothing to trust.
         """
-        if family is not None and family not in FAMILIES:
-            raise ValueError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-        known = FAMILIES[family] if family else family_of(config.model_type)
-        model = load_model(path, config, trust_remote_code, dtype=dtype, device=device, revision=revision, **loading)
-        if known is BIDIRECTIONAL:
-            make_bidirectional(model)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-        return cls(model, tokenizer, known, mask_id)
+        known, raw = layout_of(path, family, revision)
+        if known.layout == "encoder_decoder":
+            raise ValueError(_NO_MASKS.format(known.name))
+        remote = is_remote(raw)
+        if trust_remote_code and not remote:
+            raise ValueError(
+                f"trust_remote_code=True would be ignored: {path!r} is of type {raw['model_type']!r}, which runs on "
+                "transformers' own classes"
+            )
+        tokenizer = load_tokenizer(path, revision, trust_remote_code)
+        if not remote:
+            model = load_model(path, raw, dtype=dtype, device=device, revision=revision, **loading)
+            return cls(model, tokenizer, known, mask_id)
+        if not trust_remote_code:
+            raise ValueError(
+                f"{path!r} is of type {raw['model_type']!r}, which transformers does not have: it runs code of its own, "
+                "which trust_remote_code allows"
+            )
+        model, calling = load_remote(path, known, dtype=dtype, device=device, revision=revision, **loading)
+        for what in calling.lacking:
+            logger.warning("%s: %s", path, what)
+        return cls(model, tokenizer, known, mask_id, calling)
+
+    @property
+    def block_length(self) -> int | None:
+        """Positions of a block where blocks are part of the model, else None."""
+        return self.family.block_length
+
+    @property
+    def longest(self) -> int | None:
+        """Most positions that the model was made for, prompt and canvas together; None if its config does not say."""
+        longest: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return longest
 
     @property
     def never_drawn(self) -> list[int]:
@@ -201,8 +177,8 @@ class Denoiser:
             raise ValueError(f"{self.family.name} models do not attend fully: their passes depend on the block")
         arguments: dict[str, Any] = {"input_ids": input_ids_BL}
         if not bool(attention_mask_BL.all()):
-            if not self.family.honours_mask:
-                raise ValueError(f"{self.family.name} models ignore attention masks: batch rows of one length only")
+            if not self.calling.honours_mask:
+                raise ValueError("this model's own code ignores attention masks: batch rows of one length only")
             arguments["attention_mask"] = attention_mask_BL
             arguments["position_ids"] = (attention_mask_BL.cumsum(1) - 1).clamp(min=0)
         if self.family.shifted:
@@ -223,9 +199,9 @@ class Denoiser:
 
         With `asked_BC` only where it is True, `(M, V)`: what other rows are asked for costs a row nothing.
         """
-        if self.family.keeps_keys and "past_key_values" not in arguments:
+        if self.calling.keeps_keys and "past_key_values" not in arguments:
             arguments = {**arguments, "use_cache": False}  # or the pass copies every key into a cache that nobody reads
-        if not self.family.keeps_columns:
+        if not self.calling.keeps_columns:
             logits: torch.Tensor = model(**arguments).logits
             logits = logits if columns is None else logits[:, columns]
             return logits if asked_BC is None else logits[asked_BC]
@@ -247,3 +223,28 @@ def _reads(head: torch.nn.Module, asked_BC: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _is_special(tokenizer: Tokenizer, token: int) -> bool:
+    """Whether an id of the published checkpoints is a special token of this tokenizer too."""
+    return token in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[token].special
+
+
+def _mask_id(model: PreTrainedModel, tokenizer: Tokenizer, family: Family) -> int:
+    """The mask token that a checkpoint names; `ValueError` where it names none, or two."""
+    facts = getattr(model.config, FACTS, None) or {}
+    if facts.get("mask_token_id") is not None:
+        said: int = facts["mask_token_id"]
+        return said
+    named = {"the tokenizer": tokenizer.mask_token_id, "config.json": getattr(model.config, "mask_token_id", None)}
+    found = {where: token for where, token in named.items() if token is not None}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"the tokenizer says that the mask token is {found['the tokenizer']}, config.json says "
+                         f"{found['config.json']}: pass mask_id")  # fmt: skip
+    for token in found.values():
+        return int(token)
+    if family.mask_id is not None and _is_special(tokenizer, family.mask_id):
+        token = tokenizer.convert_ids_to_tokens(family.mask_id)
+        if "mask" in token.lower():
+            return family.mask_id
+    raise ValueError("neither the tokenizer nor the config names a mask token; pass mask_id")

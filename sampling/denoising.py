@@ -11,7 +11,7 @@ and a position), T those and the canvases' tails, V vocabulary.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -32,14 +32,17 @@ _ORDER, _REOPEN = 1, 2  # streams of noise beside that of the tokens
 class _Block:
     """Canvas positions `start:stop`, the `number`-th block of the run, with its masks at the outset and their schedule.
 
-    `limit` is how far it may be extended.
+    `limit` is how far it may be extended; `origin` is where its sub-blocks are counted from; the schedule commits
+    `planned_B` in `steps_B` steps.
     """
 
     start: int
     stop: int
     limit: int
+    origin: int
     number: int
     initial_B: torch.Tensor
+    planned_B: torch.Tensor
     steps_B: torch.Tensor
 
 
@@ -60,16 +63,21 @@ class Denoising:
         numbers: Sequence[int] | None = None,
     ) -> None:
         """A batch of rows; `on_step` is called before the first step and after each, with rows by their `numbers`."""
+        # The prompt's last tokens, which stand in the canvas's first block; as many in every row of a batch.
+        self.lead = len(rows[0].prompt_ids) % alignment(config, denoiser.family)
+        length = config.canvas_length
+        if config.whole_blocks:
+            length += -(self.lead + length) % config.block
+            rows = [replace(row, canvas=[*row.canvas, *[None] * (length - len(row.canvas))]) for row in rows]
         self.denoiser, self.rows, self.config = denoiser, rows, config
         self.on_step, self.numbers = on_step, numbers if numbers is not None else range(len(rows))
-        self.canvases = Canvases(denoiser, rows, config.canvas_length, config.max_length or config.canvas_length)
+        kept = config.max_length or config.canvas_length
+        self.canvases = Canvases(denoiser, rows, length, config.max_length or length, kept)
         self.passes = Passes(denoiser, self.canvases, config)
         self.forbidden = denoiser.never_drawn
         self.position_G = torch.arange(self.canvases.masked_BG.shape[1], device=denoiser.device)
         # What a block's end may still take back must not end a row before that.
         self.stops_midway = config.stop_at_eos and config.correction not in ("remdm", "edit")
-        # The prompt's last tokens, which stand in the canvas's first block; as many in every row of a batch.
-        self.lead = len(rows[0].prompt_ids) % alignment(config, denoiser.family)
 
     def run(self) -> list[Trajectory]:
         """Denoises the batch."""
@@ -128,20 +136,21 @@ class Denoising:
         Returns which rows have to go on with a longer block, bool `(B,)`, and from which turn.
         """
         config, canvases, late = self.config, self.canvases, []
-        step = 0
-        if self.denoiser.family.layout == "context_causal":
-            # A causal pass over what is written ends in the block's first token, which commits as it would
-            # autoregressively; the rest of the block is denoised after it.
+        step, origin = 0, start if start else -self.lead
+        if self.denoiser.family.opens_blocks and origin >= 0:
+            # A pass over what is written ends in the block's first token, which commits as it would autoregressively; the
+            # rest of the block is denoised after it. A block that the prompt has begun is open already.
             active_A = (rows_B & canvases.running_B & canvases.masked_BG[:, start]).nonzero()[:, 0]
             if len(active_A):
                 one_B = torch.ones_like(canvases.step_B)
-                self._step(active_A, _Block(start, start + 1, start + 1, number, one_B, one_B), step, 0)
+                self._step(active_A, _Block(start, start + 1, start + 1, origin, number, one_B, one_B, one_B), step, 0)
             start, step = start + 1, 1
         masked_BW = canvases.masked_BG[:, start:stop]
         initial_B = masked_BW.sum(1)
         # Pinned positions shorten the block's schedule in proportion, so that tokens per step stay what was asked for.
-        steps_B = (initial_B * (config.total_steps // config.blocks) + config.block - 1) // config.block
-        block = _Block(start, stop, limit, number, initial_B, steps_B)
+        planned_B = torch.full_like(initial_B, config.block) if config.whole_blocks else initial_B
+        steps_B = (planned_B * (config.total_steps // config.blocks) + config.block - 1) // config.block
+        block = _Block(start, stop, limit, origin, number, initial_B, planned_B, steps_B)
         edits_left_B = torch.zeros_like(initial_B)  # steps in which a row whose masks are gone may still edit
         for now in count(turn):
             masks_B = masked_BW.any(1)
@@ -180,23 +189,29 @@ class Denoising:
         may_AW = masked_AW  # what may commit
         if config.policy == "deferred":
             may_AW = policies.window(masked_AW, config.window or 16, config.window_limit or 128)
+        elif config.sub_block_length is not None:
+            part_W = (self.position_G[block.start : block.stop] - block.origin) // config.sub_block_length
+            may_AW = policies.leftmost(masked_AW, part_W)
 
         asked_AW = masked_AW if config.length == "dynamic" else may_AW
         if config.correction == "edit":
             asked_AW = asked_AW | held_AW
         logits_MV, end_A = self._read(rows_A, block, asked_AW)
         drawn_M = self._draw(logits_MV, rows_A, block, step, asked_AW, held_AW)
+        self._check_finite(drawn_M.entropy, rows_A, asked_AW)
         drawn = Drawn(*(torch.zeros_like(asked_AW, dtype=v.dtype).masked_scatter_(asked_AW, v) for v in drawn_M))
 
         canvases.step_B[rows_A] += 1
-        target_A = policies.quota_total(block.initial_B[rows_A], turn, block.steps_B[rows_A])
+        target_A = policies.quota_total(block.planned_B[rows_A], turn, block.steps_B[rows_A])
         taken_AW = torch.zeros_like(held_AW)
         if config.correction == "remdm":
             taken_AW = self._reopened(rows_A, block, step, held_AW, committed_A, target_A)
         count_A = target_A - committed_A + taken_AW.sum(1)
         if config.policy == "threshold":  # a floor of each step, whatever earlier ones were ahead
-            before_A = policies.quota_total(block.initial_B[rows_A], turn - 1, block.steps_B[rows_A])
+            before_A = policies.quota_total(block.planned_B[rows_A], turn - 1, block.steps_B[rows_A])
             count_A = target_A - before_A if config.steps else torch.ones_like(target_A)
+        elif config.schedule_eps is not None:
+            count_A = policies.share_of_masks(masked_AW.sum(1), turn, block.steps_B[rows_A], config.schedule_eps)
         commit_AW = self._choose(drawn, may_AW, count_A, rows_A, block, step)
         late_A = self._wants_room(rows_A, block, masked_AW, drawn.certainty, commit_AW)
         if config.correction == "edit":
@@ -219,6 +234,17 @@ class Denoising:
         if self.stops_midway:
             canvases.stop_finished()
         return changed_A, late_A
+
+    def _check_finite(self, entropy_M: torch.Tensor, rows_A: torch.Tensor, asked_AW: torch.Tensor) -> None:
+        """Raises `ValueError` naming the first row whose logits are not finite: whatever was drawn from them is noise."""
+        if not bool(entropy_M.isfinite().all()):
+            at = int((~entropy_M.isfinite()).nonzero()[0, 0])
+            row = int(rows_A[asked_AW.nonzero()[at, 0]])
+            raise ValueError(
+                f"logits of trajectory {self.numbers[row]} are not finite at denoising step "
+                f"{int(self.canvases.step_B[row]) + 1}; the model runs in {self.denoiser.model.dtype}, and float32 and "
+                "bfloat16 reach further than float16"
+            )
 
     def _wants_room(
         self, rows_A: torch.Tensor, block: _Block, masked_AW: torch.Tensor, certainty_AW: torch.Tensor,

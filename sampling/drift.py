@@ -17,7 +17,7 @@ from lockstitch.sampling.canvases import Canvases
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.denoising import Denoising
-from lockstitch.sampling.layouts import is_exact
+from lockstitch.sampling.layouts import in_blocks_of, is_exact
 from lockstitch.sampling.loop import Prompt, batches, make_rows, sample
 from lockstitch.sampling.trajectory import Trajectory
 
@@ -90,6 +90,7 @@ def measure_drift(
         raise ValueError("cache='none' has no drift; say which cache to measure")
     if not prompts:
         raise ValueError("no prompts to measure drift on: at least 1")
+    config = in_blocks_of(config, denoiser.family)
     rows = make_rows(denoiser, prompts, config, n, seed)
     cached: dict[int, Trajectory] = {}
     kl, asked = 0.0, 0

@@ -9,11 +9,13 @@
 Axes: L columns (padding, prompt, canvas), Q columns that ask, K columns that are seen.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.denoiser import Family
+from lockstitch.sampling.families import Family
+from lockstitch.sampling.remote import NATIVE, Calling
 
 EXACT = {
     "full": {"none": True, "prefix": False, "dual": False, "interval": False},
@@ -22,23 +24,31 @@ EXACT = {
 }
 
 
-def check_layout(config: SamplerConfig, family: Family) -> None:
-    """Raises `ValueError` if the settings do not fit the family, naming those that do."""
+def check_layout(config: SamplerConfig, family: Family, calling: Calling = NATIVE) -> None:
+    """Raises `ValueError` if the settings do not fit the family, or what its code can be asked for, naming those that do."""
     if config.cache not in EXACT[family.layout]:
         accepted = ", ".join(EXACT[family.layout])
         why = "whose finished blocks still see later ones" if family.layout == "full" else "where `block` is exact"
         raise ValueError(f"cache={config.cache!r} is not for {family.name} models, {why}: {accepted}")
-    if config.cache != "none" and not family.keeps_keys:
-        raise ValueError(f"cache={config.cache!r}: the code of {family.name} checkpoints cannot keep and replace keys; "
-                         "cache='none'")  # fmt: skip
+    if config.cache != "none" and not (calling.keeps_keys and calling.honours_mask):
+        raise ValueError(f"cache={config.cache!r}: this model's own code does not take what a cache needs; cache='none'")
     if config.extension is not None and family.layout == "full":
         raise ValueError(f"extension={config.extension}: every position of {family.name} models sees what is behind a block "
                          "already; block-causal and context-causal models do not")  # fmt: skip
     if config.length == "dynamic" and family.layout != "full":
         raise ValueError(f"length='dynamic' asks how sure the model is of an end that {family.name} models do not see "
                          "from the block; length='fixed'")  # fmt: skip
+    if config.whole_blocks and family.layout != "block_causal":
+        raise ValueError(f"whole_blocks=True would be ignored: blocks of {family.name} models begin with the canvas")
     if family.layout == "context_causal" and not family.shifted:
         raise ValueError(f"{family.name}: a context-causal family must predict the next token")
+
+
+def in_blocks_of(config: SamplerConfig, family: Family) -> SamplerConfig:
+    """The settings with the model's own block length where they say none and the model has one."""
+    if config.block_length is not None or family.block_length is None or family.layout == "full":
+        return config
+    return dataclasses.replace(config, block_length=min(family.block_length, config.canvas_length))
 
 
 def is_exact(cache: str, family: Family) -> bool:
@@ -49,7 +59,7 @@ def is_exact(cache: str, family: Family) -> bool:
 def alignment(config: SamplerConfig, family: Family) -> int:
     """Blocks are counted from the prompt's first token where this is above 1, and rows share a batch if their prompts'
     lengths leave the same remainder by it: then blocks lie in the same columns."""
-    return config.block if family.layout == "block_causal" and config.blocks > 1 else 1
+    return config.block if family.layout == "block_causal" and (config.blocks > 1 or config.whole_blocks) else 1
 
 
 def blocks(length: int, block: int, lead: int = 0) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """Prompts in, trajectories out: what is asked for is checked, and goes into batches for the denoising loop."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -7,7 +8,7 @@ from lockstitch.sampling.canvases import Bans, Canvas, Look, Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.denoising import Denoising
-from lockstitch.sampling.layouts import alignment, check_layout
+from lockstitch.sampling.layouts import alignment, check_layout, in_blocks_of
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
 
@@ -51,6 +52,7 @@ def sample(
     Raises `ValueError` for settings that do not fit the model's layout, an empty prompt, `n` below 1, a canvas of the wrong
     length, or a ban outside the canvas.
     """
+    config = in_blocks_of(config, denoiser.family)
     rows = make_rows(denoiser, prompts, config, n, seed, canvases, bans)
     results: dict[int, Trajectory] = {}
     for batch in batches(rows, denoiser, config):
@@ -71,7 +73,7 @@ def make_rows(
     bans: Sequence[Bans] | None = None,
 ) -> list[Row]:
     """One row for each trajectory that `sample` draws, in its order; checks what it checks."""
-    check_layout(config, denoiser.family)
+    check_layout(config, denoiser.family, denoiser.calling)
     if config.length == "dynamic" and (canvases is not None or bans is not None):
         raise ValueError("canvases and bans speak of positions; under length='dynamic' those move: length='fixed'")
     if n < 1:
@@ -88,6 +90,9 @@ def make_rows(
             raise ValueError(f"prompt {i} is empty")
         if len(canvas) != config.canvas_length:
             raise ValueError(f"canvas {i} has {len(canvas)} positions; canvas_length={config.canvas_length}")
+    _check_room(denoiser, ids, config)
+    if n > 1 and config.temperature == 0 and config.policy != "random" and config.correction != "remdm":
+        warnings.warn(f"n={n} at temperature=0: all {n} trajectories of a prompt will be equal", stacklevel=3)
     if bans is None:
         bans = [()] * len(ids)
     if len(bans) != len(ids):
@@ -107,13 +112,27 @@ def make_rows(
     ]
 
 
+def _check_room(denoiser: Denoiser, ids: Sequence[Sequence[int]], config: SamplerConfig) -> None:
+    """Raises `ValueError` for a prompt that leaves no room for its canvas in the positions that the model was made for."""
+    longest = denoiser.longest
+    if longest is None:
+        return
+    canvas = config.max_length or config.canvas_length
+    if config.whole_blocks:
+        canvas += config.block - 1
+    for i, prompt_ids in enumerate(ids):
+        if len(prompt_ids) + canvas > longest:
+            raise ValueError(f"prompt {i} has {len(prompt_ids)} tokens and its canvas up to {canvas}: more than the "
+                             f"{longest} positions that the model was made for")  # fmt: skip
+
+
 def batches(rows: Sequence[Row], denoiser: Denoiser, config: SamplerConfig) -> Iterator[list[int]]:
     """Indices of rows, those that can share a batch together, shortest prompts first so that little is padded."""
     family = denoiser.family
 
     def group(i: int) -> int:
         length = len(rows[i].prompt_ids)
-        return length % alignment(config, family) if family.honours_mask else length
+        return length % alignment(config, family) if denoiser.calling.honours_mask else length
 
     order = sorted(range(len(rows)), key=lambda i: (group(i), len(rows[i].prompt_ids), i))
     batch: list[int] = []

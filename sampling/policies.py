@@ -1,6 +1,7 @@
 """Which masked positions commit at a step: pure functions from certainties to a choice.
 
-Each takes `(B, L)` tensors and returns a bool `(B, L)`; each commits at least one masked position of a row that has any.
+Each takes `(B, L)` tensors and returns a bool `(B, L)`; each commits at least one masked position of a row that has any,
+unless a schedule says none.
 `certainty` is what `tokens.draw` calls so: probability, margin or exp(-entropy).
 
 Axes: B rows, L positions of the block.
@@ -31,6 +32,27 @@ def quota_total(masks_B: torch.Tensor, step: int, steps_B: torch.Tensor) -> torc
     As equal a number each step as can be, the remainder first: `masks // steps + (step < masks % steps)`.
     """
     return (step + 1) * (masks_B // steps_B) + (masks_B % steps_B).clamp(max=step + 1)
+
+
+def share_of_masks(masks_B: torch.Tensor, step: int, steps_B: torch.Tensor, eps: float) -> torch.Tensor:
+    """How many masks step `step` (from 0) of `steps_B` commits under Dream's schedule (2508.15487).
+
+    The share 1 - s/t of those that are left, rounded down, t and s being two neighbours of `steps + 1` times from 1 to
+    `eps`; all at the last step. Float32, as there: what is rounded down must be the same number.
+    """
+    count_B = masks_B.clone()
+    for steps in steps_B.unique().tolist():
+        if step < steps - 1:
+            time_S = torch.linspace(1, eps, steps + 1, device=masks_B.device)
+            share_B = (masks_B.float() * (1 - time_S[step + 1] / time_S[step])).long()
+            count_B = torch.where(steps_B == steps, share_B, count_B)
+    return count_B
+
+
+def leftmost(masked_BL: torch.Tensor, part_L: torch.Tensor) -> torch.Tensor:
+    """The masked positions of each row that lie in the same part as its first one; `part_L` numbers the parts."""
+    part_B1 = part_L[masked_BL.long().argmax(1)][:, None]
+    return masked_BL & (part_L == part_B1)
 
 
 def threshold(

@@ -13,10 +13,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llada": {"block_length": 32, "policy": "quota"},
     # Fast-dLLM (2505.22618) on full attention: a threshold, and only the block is recomputed. Approximate.
     "fast": {"block_length": 32, "policy": "threshold", "threshold": 0.9, "cache": "dual"},
-    # Dream (2508.15487): no blocks, the position of lowest entropy first.
-    "dream": {"policy": "quota", "certainty": "entropy", "temperature": 0.2, "top_p": 0.95},
-    # SDAR, LLaDA2.x and NBDiff: a threshold in each block, finished blocks kept. Exact.
-    "block": {"block_length": 32, "policy": "threshold", "threshold": 0.9, "cache": "block"},
+    # Dream (2508.15487): no blocks, the position of lowest entropy first, by a schedule that hurries at its end.
+    "dream": {"policy": "quota", "certainty": "entropy", "temperature": 0.2, "top_p": 0.95, "schedule_eps": 0.001},
+    # Block-causal and context-causal models: a threshold in each of the model's blocks, finished blocks kept. Exact.
+    "block": {"policy": "threshold", "threshold": 0.9, "cache": "block"},
+    # SDAR (2510.06303): the same, with its own threshold, and blocks that are whole.
+    "sdar": {"policy": "threshold", "threshold": 0.85, "cache": "block", "whole_blocks": True},
+    # Fast-dLLM v2 (2509.26328): a block's first token from the pass before, the others in sub-blocks of 8.
+    "fast_dllm_v2": {"sub_block_length": 8, "policy": "threshold", "threshold": 0.9, "cache": "block", "whole_blocks": True},
+    # LLaDA2.x: a high threshold; with `steps`, a step commits at least its quota.
+    "llada2": {"policy": "threshold", "threshold": 0.95, "cache": "block", "whole_blocks": True},
     # Deferred commitment (2601.02076): no blocks, a window that slides.
     "dcd": {"policy": "deferred", "threshold": 0.9, "window": 16, "window_limit": 128},
     # Diffusion in Diffusion (2601.13599): a draft in blocks of 4, then the least sure quarter again, seeing everything.

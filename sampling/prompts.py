@@ -14,6 +14,8 @@ from lockstitch.sampling import blanks
 from lockstitch.sampling.canvases import Look
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.families import BIDIRECTIONAL, Family
+from lockstitch.sampling.layouts import in_blocks_of
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
@@ -51,10 +53,12 @@ class Reader:
     Attributes:
         tokenizer: the model's.
         settings: values of `SamplerConfig` that were set, `canvas_length` or not.
+        family: the model's, whose block length is taken where the settings say none.
     """
 
     tokenizer: Tokenizer
     settings: Mapping[str, Any]
+    family: Family = BIDIRECTIONAL
 
     def read(self, path: Path) -> list[Request]:
         """The requests of a file; `ValueError` names every bad line."""
@@ -91,13 +95,13 @@ class Reader:
         if own is None:
             if length is None:
                 raise ValueError("canvas_length is needed, for the prompt has neither blanks nor a canvas")
-            return SamplerConfig(**self.settings)
+            return in_blocks_of(SamplerConfig(**self.settings), self.family)
         if length is not None:
             raise ValueError(f"canvas_length={length} would be ignored: the row's own canvas has {len(own)} positions")
         config = SamplerConfig(**{**self.settings, "canvas_length": len(own)})
         if config.length != "fixed":
             raise ValueError(f"length={config.length!r} moves the positions of the row's own canvas; fixed does not")
-        return config
+        return in_blocks_of(config, self.family)
 
     def _canvas(self, canvas: object) -> tuple[int | None, ...]:
         if not isinstance(canvas, list) or not canvas:

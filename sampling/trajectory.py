@@ -64,7 +64,8 @@ class Trajectory:
         prompt: index of its prompt in the call.
         seed: the seed of its own noise.
         prompt_ids: tokens of the prompt.
-        canvas_ids: tokens of the whole canvas; the mask token where `commit_step` is -1.
+        canvas_ids: tokens of the whole canvas; the mask token where `commit_step` is -1. Under `whole_blocks` it goes on to
+            the end of a block, beyond what was asked for.
         length: tokens of the completion, up to and with its first EOS.
         text: the completion without special tokens.
         finished: whether it ended in EOS.

@@ -40,7 +40,8 @@ from pathlib import Path
 import torch
 from lockstitch.rewards.tasks.task import get_task
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.denoiser import BLOCK_CAUSAL, CONTEXT_CAUSAL, Denoiser, make_causal
+from lockstitch.sampling.denoiser import Denoiser, make_causal
+from lockstitch.sampling.families import BLOCK_CAUSAL, CONTEXT_CAUSAL
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.uniform import sample_uniform
 from lockstitch.sampling.uniform_config import UniformConfig

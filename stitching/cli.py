@@ -12,7 +12,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,21 @@ class StitchConfig:
     model: str | None = field(
         default=None, metadata={"help": "Diffusion model: a directory or hub name. Default: the embedded one of the task."}
     )
-    family: str | None = field(default=None, metadata={"help": "Calling convention, if it cannot be told: "
-                                                               "bidirectional, llada or dream."})  # fmt: skip
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that a checkpoint brings along."})
+    family: str | None = field(
+        default=None, metadata={"help": "How the model attends and predicts, if its config does not say."}
+    )
+    mask_id: int | None = field(default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of a checkpoint of unknown type."})
     device: str | None = field(default=None, metadata={"help": "Of the diffusion model (default: the accelerator, if any)."})
     num_trajectories: int | None = field(default=None, metadata={"help": "N, trajectories per problem (default 8)."})
     canvas_length: int | None = field(default=None, metadata={"help": "Tokens of the canvas (default: the task's)."})
-    block_length: int | None = field(default=None, metadata={"help": "Positions denoised together (default: all)."})
+    preset: str | None = field(
+        default=None, metadata={"help": "Named settings of the sampler, such as llada, dream, sdar; what is said beside it "
+                                        "goes before what it says."}
+    )  # fmt: skip
+    block_length: int | None = field(
+        default=None, metadata={"help": "Positions denoised together (default: the model's own block, else all)."}
+    )
     policy: str | None = field(default=None, metadata={"help": "quota (default) or threshold."})
     steps: int | None = field(
         default=None, metadata={"help": "Denoising steps under quota (default: four tokens a step)."}
@@ -103,8 +111,9 @@ class StitchConfig:
         if self.output is None and self.question is None:
             raise ValueError("--output DIR is needed (only --question can do without)")
         if self.trajectories is not None:
-            sampling = ("model", "family", "device", "num_trajectories", "canvas_length", "block_length", "policy", "steps",
-                        "threshold", "temperature", "rounds", "round_width", "round_temperature")  # fmt: skip
+            sampling = ("model", "family", "mask_id", "device", "num_trajectories", "canvas_length", "preset",
+                        "block_length", "policy", "steps", "threshold", "temperature", "rounds", "round_width",
+                        "round_temperature")  # fmt: skip
             ignored = [name for name in sampling if getattr(self, name) is not None]
             if self.trust_remote_code and not self.scorer.startswith("prm:"):
                 ignored.append("trust_remote_code")
@@ -206,6 +215,9 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
         return None, None
     from lockstitch.sampling.config import SamplerConfig
     from lockstitch.sampling.denoiser import Denoiser
+    from lockstitch.sampling.layouts import check_layout, in_blocks_of
+    from lockstitch.sampling.loading import layout_of
+    from lockstitch.sampling.presets import preset
 
     from lockstitch import embedded_model
 
@@ -214,19 +226,23 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
     canvas = config.canvas_length or task.canvas_length
     if canvas is None:
         raise ValueError(f"task {task.name!r} has no canvas length of its own: say --canvas_length")
-    policy = config.policy or "quota"
-    block = config.block_length
-    steps = config.steps
-    if policy == "quota" and steps is None:
-        blocks = max(1, canvas // (block or canvas))
-        steps = max(blocks, canvas // 4 // blocks * blocks)
-    sampler_config = SamplerConfig(
-        canvas_length=canvas, block_length=block, policy=policy, steps=steps, threshold=config.threshold,
-        temperature=0.7 if config.temperature is None else config.temperature, batch_size=config.batch_size,
-    )  # fmt: skip
     path = str(embedded_model(task.name)) if embedded else str(config.model)
-    denoiser = Denoiser.from_pretrained(path, family=config.family, trust_remote_code=config.trust_remote_code,
-                                        device=config.device)
+    family, _ = layout_of(path, config.family)
+    said = {name: getattr(config, name) for name in ("block_length", "policy", "steps", "threshold")}
+    said |= {"temperature": config.temperature, "batch_size": config.batch_size}
+    settings = {name: value for name, value in said.items() if value is not None}
+    if config.preset is not None:
+        # Recombined canvases have the length that was asked for: the last block ends with it.
+        sampler_config = in_blocks_of(preset(config.preset, canvas, **{"whole_blocks": False, **settings}), family)
+    else:
+        settings = {"temperature": 0.7} | settings
+        sampler_config = in_blocks_of(SamplerConfig(canvas_length=canvas, **settings), family)
+        if sampler_config.policy == "quota" and config.steps is None:
+            blocks = sampler_config.blocks
+            sampler_config = replace(sampler_config, steps=max(blocks, canvas // 4 // blocks * blocks))
+    check_layout(sampler_config, family)
+    denoiser = Denoiser.from_pretrained(path, family=config.family, mask_id=config.mask_id, device=config.device,
+                                        trust_remote_code=config.trust_remote_code)  # fmt: skip
     return denoiser, sampler_config
 
 

@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import torch
-from lockstitch.sampling.denoiser import BIDIRECTIONAL, DREAM, LLADA, Denoiser, Family, make_bidirectional
+from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
+from lockstitch.sampling.families import BIDIRECTIONAL, DREAM, Family
+from lockstitch.sampling.remote import Calling
 from transformers import (
     AutoTokenizer,
     DiffusionGemmaConfig,
@@ -49,13 +51,14 @@ def random_denoiser(
         torch.manual_seed(seed)
         model = model_class(config).eval()
         torch.nn.init.normal_(model.lm_head.weight, std=sharpness / 32**0.5)
-    if family is BIDIRECTIONAL:
-        make_bidirectional(model)
     return Denoiser(model, tok, family)
 
 
+WITHOUT_MASK = Calling(honours_mask=False, keeps_columns=False, keeps_keys=False)
+
+
 class WithoutMask(torch.nn.Module):
-    """LLaDA's calling convention over any model: no attention mask, no positions, no choice of columns."""
+    """Code that ignores what it is not made for, over any model: no attention mask, no positions, no choice of columns."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -65,8 +68,13 @@ class WithoutMask(torch.nn.Module):
         return SimpleNamespace(logits=self.model(input_ids=input_ids).logits)
 
 
+def without_mask(denoiser: Denoiser) -> Denoiser:
+    """The same weights behind such code."""
+    return Denoiser(WithoutMask(denoiser.model), denoiser.tokenizer, denoiser.family, calling=WITHOUT_MASK)
+
+
 class Shifted(torch.nn.Module):
-    """Dream's calling convention over a Llama: what the head reads at i, and so the logits, predict the token at i + 1."""
+    """Dream's convention over a Llama: what the head reads at i, and so the logits, predict the token at i + 1."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -77,14 +85,10 @@ class Shifted(torch.nn.Module):
         return SimpleNamespace(logits=self.model.lm_head(hidden.roll(-1, dims=1)))
 
 
-def llada_like(denoiser: Denoiser) -> Denoiser:
-    """The same weights behind LLaDA's convention."""
-    return Denoiser(WithoutMask(denoiser.model), denoiser.tokenizer, LLADA)
-
-
 def dream_like(denoiser: Denoiser) -> Denoiser:
     """The same weights behind Dream's convention."""
-    return Denoiser(Shifted(denoiser.model), denoiser.tokenizer, DREAM)
+    calling = Calling(keeps_columns=False, keeps_keys=False)
+    return Denoiser(Shifted(denoiser.model), denoiser.tokenizer, DREAM, calling=calling)
 
 
 def random_diffusion_gemma(

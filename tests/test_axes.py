@@ -7,18 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.denoiser import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL
 from lockstitch.sampling.drift import measure_drift
+from lockstitch.sampling.families import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL
 from lockstitch.sampling.layouts import EXACT
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.presets import PRESETS, preset
-from models import dream_like, llada_like, random_denoiser
+from models import dream_like, random_denoiser, without_mask
 
 PROMPTS = ["12, +27, -15\n", "3102\n2000\n0210\n0320\n", "Ann has 12 apples. How many?\n", " 30 100  93 =  23\n"]
 G = 12
 MODELS = {
     "bidirectional": lambda: random_denoiser("qwen3"),
-    "llada": lambda: llada_like(random_denoiser()),
+    "llada": lambda: without_mask(random_denoiser()),
     "dream": lambda: dream_like(random_denoiser()),
     "block_causal": lambda: random_denoiser("qwen3", family=BLOCK_CAUSAL),
     "block_causal_shifted": lambda: random_denoiser("qwen2", family=BLOCK_CAUSAL_SHIFTED),
@@ -253,7 +253,7 @@ FITS = {
     "bidirectional": {"llada", "fast", "dream", "dcd", "draft_revise", "remdm", "daedal"},
     "llada": {"llada", "dream", "dcd", "draft_revise", "remdm", "daedal"},
     "dream": {"llada", "dream", "dcd", "draft_revise", "remdm", "daedal"},
-    "block_causal": {"llada", "dream", "block", "dcd", "draft_revise", "remdm"},
+    "block_causal": {"llada", "dream", "block", "sdar", "fast_dllm_v2", "llada2", "dcd", "draft_revise", "remdm"},
     "context_causal": {"llada", "dream", "block", "dcd", "draft_revise", "remdm"},
 }
 
@@ -269,7 +269,7 @@ def test_presets_run_where_they_fit_and_are_refused_elsewhere(family):
             (t,) = sample(model(family), PROMPTS[:1], config)
             assert model(family).mask_id not in t.completion_ids
         else:
-            with pytest.raises(ValueError, match=r"cache=|length="):
+            with pytest.raises(ValueError, match=r"cache=|length=|whole_blocks="):
                 sample(model(family), PROMPTS[:1], config)
     with pytest.raises(ValueError, match=r"'speedy' is not one of llada, fast"):
         preset("speedy", 32)
@@ -318,7 +318,7 @@ DRAWS = [{}, {"temperature": 1.0}, {"temperature": 0.8, "top_p": 0.9, "top_k": 1
 def combinations(draw):
     family = draw(st.sampled_from(sorted(MODELS)))
     denoiser = model(family)
-    caches = [name for name in EXACT[denoiser.family.layout] if name == "none" or denoiser.family.keeps_keys]
+    caches = [name for name in EXACT[denoiser.family.layout] if name == "none" or denoiser.calling.keeps_keys]
     policy, correction = draw(st.sampled_from(POLICIES)), draw(st.sampled_from(CORRECTIONS))
     if correction.get("correction") == "remdm" and policy["policy"] not in ("quota", "random"):
         correction = {}

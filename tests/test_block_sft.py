@@ -16,7 +16,8 @@ from lockstitch.rl.masking import block_mask_ratio, noise_generator
 from lockstitch.rl.packing import block_of_column
 from lockstitch.rl.sft import DiffusionSFTTrainer, masked_diffusion_loss, packed_logits
 from lockstitch.rl.sft_config import DiffusionSFTConfig
-from lockstitch.sampling.denoiser import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL, Denoiser
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.families import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL
 from models import random_denoiser, tokenizer
 
 PROMPT, ANSWER, BLOCK = [10, 11, 9], [12, 13, 14, 15], 2

@@ -15,7 +15,7 @@ from lockstitch.rl.estimator_config import DISTRIBUTIONS, EstimatorConfig
 from lockstitch.rl.estimators import elbo_passes, estimate
 from lockstitch.rl.masks import Draw, gauss_legendre
 from lockstitch.rl.scoring import Scorer
-from lockstitch.sampling.denoiser import BLOCK_CAUSAL
+from lockstitch.sampling.families import BLOCK_CAUSAL
 from models import random_denoiser
 
 DENOISER = random_denoiser("llama", sharpness=3.0)

@@ -6,7 +6,8 @@ import math
 import pytest
 from llada_code import write_checkpoint
 from lockstitch.recipes.grpo import parse, train
-from lockstitch.sampling.denoiser import FAMILIES, make_bidirectional
+from lockstitch.sampling.denoiser import make_bidirectional
+from lockstitch.sampling.families import FAMILIES
 from models import random_denoiser, tokenizer
 from safetensors.torch import load_file
 

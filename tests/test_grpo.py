@@ -8,10 +8,8 @@ from datasets import Dataset
 from grpo_runs import PROMPTS, SETTINGS, even_tokens, finish, launch, make_trainer, train, weights
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
-from lockstitch.sampling.denoiser import LLADA, Denoiser, make_bidirectional
 from models import random_denoiser
 from peft import LoraConfig
-from transformers import LlamaForCausalLM
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -177,28 +175,6 @@ def test_order_within_a_batch_changes_nothing(tmp_path):
 
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
     assert_same(train(settings, tmp_path)[0], train(settings, tmp_path, trainer=Reversed)[0])
-
-
-@pytest.mark.slow
-def test_families_without_attention_masks_are_grouped_by_length(tmp_path):
-    """LLaDA's convention cannot be told of padding: its rows must be scored as if there were none."""
-    padded, _ = train({}, tmp_path)
-    grouped, _ = train({}, tmp_path, denoiser=without_mask(random_denoiser(sharpness=2.0)))
-    assert_same(padded, grouped)
-
-
-class BlindLlama(LlamaForCausalLM):
-    """Knows token ids alone, as LLaDA's own code does."""
-
-    def forward(self, input_ids):
-        return super().forward(input_ids=input_ids)
-
-
-def without_mask(denoiser):
-    """The same weights behind LLaDA's convention."""
-    model = BlindLlama(denoiser.model.config)
-    model.load_state_dict(denoiser.model.state_dict())
-    return Denoiser(make_bidirectional(model), denoiser.tokenizer, LLADA)
 
 
 @pytest.mark.slow

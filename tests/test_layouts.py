@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.denoiser import (
+from lockstitch.sampling.denoising import Denoising
+from lockstitch.sampling.families import (
     BLOCK_CAUSAL,
     BLOCK_CAUSAL_SHIFTED,
     CONTEXT_CAUSAL,
@@ -14,10 +15,9 @@ from lockstitch.sampling.denoiser import (
     LLADA2,
     family_of,
 )
-from lockstitch.sampling.denoising import Denoising
 from lockstitch.sampling.layouts import EXACT, blocks, is_exact
 from lockstitch.sampling.loop import make_rows, sample
-from models import dream_like, llada_like, random_denoiser
+from models import dream_like, random_denoiser, without_mask
 from transformers import DynamicCache
 
 # Lengths 13, 20, 29 and 17, so that a block of 4 begins inside the prompt at every remainder.
@@ -187,7 +187,7 @@ def test_trajectories_of_one_prompt_share_the_pass_over_it():
     assert [t.ledger.nfe for t in beside] == [drawn[0].ledger.nfe + (k == 0) for k, (drawn, *_) in enumerate(apart)]
 
 
-@pytest.mark.parametrize(("disguise", "cache"), [(None, "none"), (None, "prefix"), (None, "dual"), (llada_like, "none")])
+@pytest.mark.parametrize(("disguise", "cache"), [(None, "none"), (None, "prefix"), (None, "dual"), (without_mask, "none")])
 def test_rows_that_are_the_same_go_through_a_pass_as_one(disguise, cache):
     denoiser = random_denoiser("qwen3")
     denoiser = disguise(denoiser) if disguise else denoiser
@@ -416,8 +416,8 @@ def test_what_does_not_fit_a_layout_is_refused():
         run(causal, cache="dual")
     with pytest.raises(ValueError, match=r"extension=16: every position of bidirectional models sees"):
         run(full, policy="deferred", threshold=0.9, extension=16, block_length=4)
-    for disguise in (llada_like, dream_like):
-        with pytest.raises(ValueError, match=r"cannot keep and replace keys; cache='none'"):
+    for disguise in (without_mask, dream_like):
+        with pytest.raises(ValueError, match=r"cache='dual': this model's own code .*cache='none'"):
             run(disguise(full), cache="dual")
     with pytest.raises(ValueError, match=r"length='dynamic'.*length='fixed'"):
         run(causal, length="dynamic", max_length=24, policy="threshold", threshold=0.9, stop_at_eos=True)
@@ -426,8 +426,8 @@ def test_what_does_not_fit_a_layout_is_refused():
 
 
 def test_families_are_known_by_their_type():
-    assert family_of("sdar") is BLOCK_CAUSAL
-    assert family_of("Fast_dLLM_Qwen").shifted
-    assert all(family.layout in EXACT for family in FAMILIES.values())
-    assert not is_exact("dual", family_of("llama"))
-    assert is_exact("block", family_of("llada2_moe"))
+    assert family_of({"model_type": "sdar"}).layout == "block_causal"
+    assert family_of({"model_type": "Fast_dLLM_Qwen"}).shifted
+    assert {family.layout for family in FAMILIES.values()} == {*EXACT, "encoder_decoder"}
+    assert not is_exact("dual", family_of({"model_type": "llama"}))
+    assert is_exact("block", family_of({"model_type": "llada2_moe"}))

@@ -1,8 +1,10 @@
 """LoRA targets per family, and the adapter flags of the recipes."""
 
+import copy
 import importlib.util
 import warnings
-from types import SimpleNamespace
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,51 +12,18 @@ from lockstitch.recipes.sft import RecipeArguments, train
 from lockstitch.rl.export import ExportConfig, export
 from lockstitch.rl.lora import (
     DiffusionModelConfig,
-    block_modules,
-    default_targets,
     loading_of,
     lora_config,
     peft_config_of,
 )
 from lockstitch.rl.sft_config import DiffusionSFTConfig
-from lockstitch.sampling.denoiser import DREAM, FAMILIES, LLADA, LLADA2, Denoiser
-from models import dream_like, llada_like, random_denoiser, tokenizer
+from lockstitch.sampling.denoiser import Denoiser
+from models import dream_like, random_denoiser, without_mask
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lockstitch import embedded_model
-
-
-def linear_maps(*names):
-    return nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
-
-
-def named(family, **tree):
-    """A model of which only the names of the modules count."""
-    model = nn.ModuleDict(tree)
-    model.config, model.generation_config = SimpleNamespace(), None
-    return Denoiser(model, tokenizer(), family)
-
-
-def llada():
-    """The module names of LLaDA's code: the head is called like the last projection of each block."""
-    block = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
-    transformer = nn.ModuleDict({"blocks": nn.ModuleList([linear_maps(*block), linear_maps(*block)]),
-                                 "ff_out": nn.Linear(4, 9)})  # fmt: skip
-    return named(LLADA, model=nn.ModuleDict({"transformer": transformer}))
-
-
-def llada2():
-    """The module names of LLaDA2's code: one dense layer, then experts."""
-    mlp = ("gate_proj", "up_proj", "down_proj")
-    experts = nn.ModuleDict({"experts": nn.ModuleList([linear_maps(*mlp) for _ in range(3)]),
-                             "shared_experts": linear_maps(*mlp)})  # fmt: skip
-    layers = nn.ModuleList([
-        nn.ModuleDict({"attention": linear_maps("query_key_value", "dense"), "mlp": linear_maps(*mlp)}),
-        nn.ModuleDict({"attention": linear_maps("query_key_value", "dense"), "mlp": experts}),
-    ])  # fmt: skip
-    return named(LLADA2, model=nn.ModuleDict({"layers": layers}), lm_head=nn.Linear(4, 9))
 
 
 def adapted(denoiser, **settings):
@@ -73,31 +42,47 @@ def test_every_linear_map_of_the_blocks_is_a_target_and_the_head_is_not(kind):
     assert len(expected) == 14
 
 
-def test_the_head_of_llada_is_spared_though_it_bears_the_name_of_a_target():
-    found = adapted(llada())
-    assert len(found) == 14
-    assert "model.transformer.blocks.1.ff_out" in found
-    assert "model.transformer.ff_out" not in found
-    assert adapted(llada(), targets="ff_out") == {f"model.transformer.blocks.{i}.ff_out" for i in range(2)}
+GOLDEN = Path(__file__).parent / "families"
 
 
-def test_routed_experts_are_adapted_only_when_asked_for():
-    assert not any(".experts." in name for name in adapted(llada2()))
-    assert len(adapted(llada2())) == 2 * 2 + 3 + 3
-    assert adapted(llada2(), targets=["experts.up_proj"]) == {f"model.layers.1.mlp.experts.{i}.up_proj" for i in range(3)}
-    assert adapted(llada2(), targets="all-linear") == set(block_modules(llada2().model))
+@cache
+def golden(name):
+    return Denoiser.from_pretrained(str(GOLDEN / name), device="cpu")
 
 
-def test_the_targets_that_d1_asked_for_on_llada_are_refused():
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
-    with pytest.raises(ValueError, match=r"o_proj, down_proj, gate_proj matches no .*there are: attn_out, ff_out, ff_proj"):
-        lora_config(llada(), 8, 16, targets=names)
+@pytest.mark.parametrize(("name", "count"), [("llada", 14), ("dream", 14), ("sdar", 14), ("fastv2", 14), ("llada_moe", 8),
+                                             ("llada2", 8 + 3 + 3)])  # fmt: skip
+def test_every_map_that_sees_every_token_is_a_target(name, count):
+    """Attention, dense layers and the shared expert; neither head nor router nor routed experts."""
+    found = adapted(copy.deepcopy(golden(name)))
+    assert len(found) == count
+    assert not any("experts" in one and "shared" not in one for one in found)
+    assert not any(one.endswith(("lm_head", "gate")) for one in found)
+
+
+def test_stacked_experts_are_adapted_when_asked_for():
+    denoiser = copy.deepcopy(golden("llada2"))
+    config = lora_config(denoiser, 2, 4, targets=["q_proj", "experts.gate_up_proj", "experts.down_proj"])
+    model = get_peft_model(denoiser.model, config)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert sum(".mlp.experts." in name for name in trained) == 4  # A and B of both, in the one layer that has experts
+    assert sum(".q_proj." in name for name in trained) == 4
+    assert len(trained) == 8
+    with pytest.raises(ValueError, match=r"lora_dropout=0.1: PEFT has none for mlp.experts.down_proj"):
+        lora_config(golden("llada2"), 2, 4, 0.1, targets=["experts.down_proj"])
+
+
+def test_names_of_published_code_are_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match=r"ff_out matches nothing .*there are: mlp.down_proj.*self_attn.o_proj"):
+        lora_config(golden("llada"), 8, 16, targets=["q_proj", "ff_out"])
+    d1 = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
+    assert len(adapted(copy.deepcopy(golden("llada")), targets=d1)) == 14
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"targets": ["lm_head"]}, "lora_target_modules: lm_head matches no"),
+        ({"targets": ["lm_head"]}, "lora_target_modules: lm_head matches nothing"),
         ({"targets": []}, "an empty list"),
         ({"targets": "q_pro"}, "q_pro matches no"),
         ({"dropout": 1.0}, "lora_dropout=1.0"),
@@ -110,12 +95,7 @@ def test_bad_adapters_are_refused(settings, says):
         lora_config(random_denoiser(), 0, 4)
 
 
-def test_every_family_has_targets_of_its_own_kind():
-    assert all(len(set(default_targets(name))) >= 7 for name in FAMILIES)
-    assert default_targets("llada") != default_targets(DREAM.name) == default_targets("bidirectional")
-
-
-@pytest.mark.parametrize("convention", [llada_like, dream_like])
+@pytest.mark.parametrize("convention", [without_mask, dream_like])
 def test_a_wrapped_model_is_called_in_its_own_convention(convention):
     """Code of checkpoints need not take the arguments that PEFT's causal wrapper adds."""
     denoiser = convention(random_denoiser())

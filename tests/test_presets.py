@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 from lockstitch.recipes.grpo import parse
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
-from lockstitch.sampling.denoiser import BLOCK_CAUSAL, CONTEXT_CAUSAL, DREAM, LLADA, Denoiser
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.families import BLOCK_CAUSAL, CONTEXT_CAUSAL, DREAM, LLADA
 from models import random_denoiser
 from transformers import LlamaForCausalLM
 

@@ -10,9 +10,9 @@ from lockstitch.rl.estimator_config import EstimatorConfig
 from lockstitch.rl.estimators import elbo_passes, estimate
 from lockstitch.rl.scoring import Canvases, Scorer
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.denoiser import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL
+from lockstitch.sampling.families import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL
 from lockstitch.sampling.loop import sample
-from models import dream_like, llada_like, random_denoiser
+from models import dream_like, random_denoiser
 
 DENOISER = random_denoiser("llama", sharpness=3.0)
 SCORER = Scorer(DENOISER, DENOISER.model)
@@ -39,7 +39,7 @@ ROLLOUTS = {
     "threshold": {"policy": "threshold", "threshold": 0.3},
     "blocks": {"policy": "threshold", "threshold": 0.3, "block_length": 4},
 }
-DISGUISES = {"bidirectional": lambda d: d, "llada": llada_like, "dream": dream_like}
+DISGUISES = {"bidirectional": lambda d: d, "dream": dream_like}
 
 
 def rollouts(denoiser, **settings):
@@ -143,15 +143,13 @@ def whole(config, scorer, c, iteration=0, upper_B=None):
 @pytest.mark.parametrize("config", CONFIGS, ids=label)
 @torch.no_grad()
 def test_estimates_do_not_depend_on_the_batch(config):
-    """Micro-batches, their order, padding and LLaDA's grouping: the same numbers, for rows are keyed by their own seeds."""
+    """Micro-batches, their order, and padding: the same numbers, for rows are keyed by their own seeds."""
     denoiser, c = rows_of_all_kinds()
     scorer = Scorer(denoiser, denoiser.model)
     together = whole(config, scorer, c, 1)
     assert together.dtype == torch.float32
     assert together.isfinite().all()
     close(whole(config, scorer, rows_of_all_kinds(pad=3)[1], 1), together)
-    disguised = llada_like(denoiser)
-    close(whole(config, Scorer(disguised, disguised.model), c, 1), together)
     sandwiched, upper_B = config.estimator == "sandwiched", torch.arange(len(c)) % 2 == 0
     for index in (torch.tensor([4, 0]), torch.tensor([5, 3, 1]), torch.tensor([2])):
         part = estimate(config, scorer, c.rows(index), 1, upper_B[index] if sandwiched else None)

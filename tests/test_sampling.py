@@ -7,11 +7,11 @@ import pytest
 import torch
 from llada_reference import llada_loop
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.denoiser import family_of
+from lockstitch.sampling.families import family_of
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
-from models import dream_like, llada_like, random_denoiser
+from models import dream_like, random_denoiser, without_mask
 
 PROMPTS = ["12, +27, -15\n", "3102\n2000\n0210\n0320\n", "Ann has 12 apples. How many?\n", " 30 100  93 =  23\n"]
 G = 12
@@ -138,7 +138,7 @@ def test_seed_per_prompt(denoiser):
                                *tokens(run(denoiser, PROMPTS[1:2], seed=6, temperature=1.0))]  # fmt: skip
 
 
-@pytest.mark.parametrize("disguise", [llada_like, dream_like])
+@pytest.mark.parametrize("disguise", [without_mask, dream_like])
 def test_calling_conventions_give_the_same_tokens(denoiser, disguise):
     settings = {"block_length": 4, "steps": 6, "temperature": 1.0}
     assert tokens(run(disguise(denoiser), n=2, **settings)) == tokens(run(denoiser, n=2, **settings))
@@ -146,7 +146,7 @@ def test_calling_conventions_give_the_same_tokens(denoiser, disguise):
 
 def test_padding_never_reaches_a_model_that_would_attend_to_it(denoiser):
     seen = []
-    disguised = llada_like(denoiser)
+    disguised = without_mask(denoiser)
     handle = disguised.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append((kwargs["input_ids"] == denoiser.pad_id).any().item()), with_kwargs=True
     )
@@ -334,4 +334,4 @@ def test_bad_calls_are_refused(denoiser):
     with pytest.raises(ValueError, match="canvas 0 has 3 positions"):
         run(denoiser, ["1"], canvases=[[None] * 3])
     with pytest.raises(ValueError, match=r"model type 'gpt2' .*llama"):
-        family_of("gpt2")
+        family_of({"model_type": "gpt2"})

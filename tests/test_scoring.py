@@ -8,8 +8,10 @@ import torch.distributed as dist
 from likelihoods import gradients, plain_logp
 from lockstitch.rl.head import check_head, output_head
 from lockstitch.rl.scoring import Canvases, Scorer
-from lockstitch.sampling.denoiser import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL, Denoiser
-from models import WithoutMask, dream_like, llada_like, random_denoiser
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.families import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL
+from lockstitch.sampling.remote import Calling
+from models import WithoutMask, dream_like, random_denoiser, without_mask
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,7 +39,6 @@ def families():
     plain = random_denoiser("qwen3", seed=3)
     yield "bidirectional", random_denoiser("llama"), None
     yield "qwen2", random_denoiser("qwen2"), None
-    yield "llada", llada_like(plain), None
     yield "dream", dream_like(plain), None
     for family in (BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL):
         yield family.name, random_denoiser("qwen3", family=family), BLOCK
@@ -83,20 +84,22 @@ def test_a_row_is_scored_by_itself(denoiser, block):
         torch.testing.assert_close(scorer(c.rows(row), shown[row], asked[row]), together[row], atol=1e-5, rtol=1e-5)
 
 
-def test_llada_rows_of_one_length_share_a_pass():
-    """No padding reaches a model that would attend to it; rows that ask nothing cost nothing."""
-    denoiser, shapes = llada_like(random_denoiser()), []
+def test_rows_that_ask_nothing_cost_nothing():
+    denoiser, shapes = random_denoiser(), []
     denoiser.model.register_forward_pre_hook(lambda m, a, kw: shapes.append(kw["input_ids"].shape), with_kwargs=True)
     c, (shown, asked) = canvases(denoiser, pad=2), masks()
-    Scorer(denoiser, denoiser.model)(c, shown, asked)
-    assert sorted(map(tuple, shapes)) == [(1, 4 + G), (1, 6 + G), (2, 3 + G)]
-    shapes.clear()
     asked[[1, 2, 3]] = False
     Scorer(denoiser, denoiser.model)(c, shown, asked)
     assert shapes == [(1, 3 + G)]
 
 
-@pytest.mark.parametrize("make", [random_denoiser, llada_like, dream_like], ids=["bidirectional", "llada", "dream"])
+def test_code_that_cannot_be_trained_is_refused():
+    blind = without_mask(random_denoiser())
+    with pytest.raises(ValueError, match="sampled from, not trained"):
+        Scorer(blind, blind.model)
+
+
+@pytest.mark.parametrize("make", [random_denoiser, dream_like], ids=["bidirectional", "dream"])
 def test_rows_that_are_the_same_to_the_model_are_passed_once(make):
     """Completions of two prompts, nothing of them shown: two rows, and the numbers and gradients of each by itself."""
     denoiser, shapes = make() if make is random_denoiser else make(random_denoiser()), []
@@ -237,7 +240,8 @@ class Capped(WithoutMask):
 def test_a_model_that_changes_its_logits_after_the_head_is_found():
     for _, denoiser, _ in FAMILIES:
         check_head(denoiser)
-    capped = Denoiser(Capped(random_denoiser().model), random_denoiser().tokenizer, llada_like(random_denoiser()).family)
+    calling = Calling(keeps_columns=False, keeps_keys=False)
+    capped = Denoiser(Capped(random_denoiser().model), random_denoiser().tokenizer, calling=calling)
     with pytest.raises(ValueError, match="Capped does not answer with what its output head says"):
         check_head(capped)
 

@@ -26,7 +26,7 @@ from lockstitch.rl.masking import mask_completion, noise_generator, stratified_m
 from lockstitch.rl.sft import DiffusionSFTTrainer, masked_diffusion_loss, masked_logits
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import make_causal
-from models import dream_like, llada_like, random_denoiser, tokenizer
+from models import dream_like, random_denoiser, tokenizer
 from trl import SFTConfig
 
 
@@ -172,7 +172,7 @@ def test_no_mask_is_forced_where_small_ratios_weigh_much():
     loss.backward()
 
 
-def test_rows_of_several_lengths_are_scored_without_their_padding_where_masks_are_ignored():
+def test_rows_of_several_lengths_are_scored_without_their_padding():
     reference = random_denoiser()
     rows = [{"input_ids": list(range(10, 10 + n)), "labels": [-100] * p + list(range(10 + p, 10 + n))}
             for n, p in ((9, 4), (6, 3), (9, 2), (7, 5))]  # fmt: skip
@@ -180,7 +180,7 @@ def test_rows_of_several_lengths_are_scored_without_their_padding_where_masks_ar
     noised, masked = mask_completion(batch["input_ids"], batch["labels"] != -100,
                                      torch.tensor([[0.5], [0.9], [0.2], [0.7]]), 2, noise_generator(3))  # fmt: skip
     expected = reference.forward_logits(reference.model, noised, batch["attention_mask"])[masked]
-    for denoiser in (reference, llada_like(reference), dream_like(reference)):
+    for denoiser in (reference, dream_like(reference)):
         found = masked_logits(denoiser, denoiser.model, noised, batch["attention_mask"], masked)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -9,7 +9,8 @@ from likelihoods import close, gradients
 from lockstitch.rl.estimator_config import EstimatorConfig
 from lockstitch.rl.estimators import estimate
 from lockstitch.rl.scoring import Canvases, Scorer
-from lockstitch.sampling.denoiser import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL, LLADA2, Denoiser
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.families import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL, LLADA2
 from models import random_denoiser
 from peft import LoraConfig, get_peft_model
 

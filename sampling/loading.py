@@ -1,0 +1,242 @@
+"""Checkpoints from a directory or the hub into transformers' own classes, and out again under their published names.
+
+Config, tensor names and fused or stacked tensors are translated while transformers reads the shards (`families.py` says
+how), so that there is never a second copy of a model in memory. What a checkpoint lacks, or has beside what its class takes,
+is refused. Leaves out models that run their own code: `remote.py`.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from lockstitch.sampling.families import FACTS, Family, Translation, family_of, native_values, translation_of
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lockstitch import model_path
+
+_PUBLISHED = "published_config"  # beside the facts: config.json as the authors wrote it
+
+
+def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
+    """A checkpoint's config.json as it stands; `ValueError` in one line where there is none that can be read."""
+    path = model_path(path)
+    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
+        raise ValueError(f"{path!r} holds an adapter, not a model: `lockstitch export --merge` makes one of it and its base")
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model at {path!r}: {_first_line(error)}") from error
+    if not raw.get("model_type"):
+        raise ValueError(f"no model at {path!r}: there is no config.json, or one without a model_type")
+    return dict(raw)
+
+
+def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer beside a checkpoint: transformers' own class also where the checkpoint brings code for it.
+
+    Raises `ValueError` in one line where there is none that can be read.
+    """
+    path = model_path(path)
+    raw = read_config(path, revision)
+    translation = None if trust_remote_code else translation_of(raw)
+    told: dict[str, Any] = {} if translation is None else {"config": native_config(raw, translation)}
+    try:
+        if translation is not None and translation.tokenizer and _brings_tokenizer(path, revision):
+            return getattr(transformers, translation.tokenizer).from_pretrained(path, revision=revision)
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code, **told)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the tokenizer of {path!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def _brings_tokenizer(path: str, revision: str | None) -> bool:
+    from transformers.utils import cached_file
+
+    file = cached_file(path, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return file is not None and "auto_map" in json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@cache
+def _native_class(name: str) -> Any:
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise ValueError(f"this transformers ({transformers.__version__}) has no {name}; a newer one does")
+    return found
+
+
+def native_config(raw: Mapping[str, Any], translation: Translation) -> PretrainedConfig:
+    """The config of the native class for a published config.json, which it keeps for the way back."""
+    config_class = _native_class(translation.native).config_class
+    plain = config_class()
+    known = {"rope_theta", "partial_rotary_factor", "mask_token_id", *plain.to_dict(), *plain.attribute_map}
+    values = native_values(raw, translation, known.__contains__)
+    scaling = raw.get("rope_scaling")
+    if "rope_parameters" in values:
+        values = {key: value for key, value in values.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    elif scaling:
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        values["rope_parameters"] = {**scaling, "rope_type": kind, "rope_theta": raw.get("rope_theta", 10_000.0)}
+    config: PretrainedConfig = config_class(**values)
+    config.dtype = raw.get("dtype") or raw.get("torch_dtype")
+    config.diffusion = {_PUBLISHED: dict(raw)}
+    return config
+
+
+def transforms(translation: Translation) -> list[Any]:
+    """transformers' weight conversions from the published names to the native ones, and to its own stacked tensors."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
+
+    own = [WeightRenaming(published, native) for published, native in translation.names]
+    split = [WeightConverter([one], list(several), [Split(dim=0)]) for one, several in translation.fused]
+    native = _native_class(translation.native)
+    return [*own, *split, *(get_checkpoint_conversion_mapping(native.config_class.model_type) or [])]
+
+
+@cache
+def _reader(native: str, of: str) -> Any:
+    """A class of transformers' under a name of its own, so that its weight conversions are those of a family alone."""
+    return type(f"{native}From{of}", (_native_class(native),), {"__module__": __name__})
+
+
+def load_model(
+    path: str,
+    raw: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    **loading: Any,
+) -> PreTrainedModel:
+    """The model of a checkpoint with this config.json, as a class of transformers' own, in evaluation mode.
+
+    `device` is by default the accelerator, if there is one; `loading` goes to `from_pretrained`. Raises `ValueError` for
+    what does not load whole: files that are missing or broken, tensors that are missing, left over or of another shape.
+    """
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+
+    path, translation = model_path(path), translation_of(raw)
+    if device is None:
+        device = torch.accelerator.current_accelerator() or "cpu"
+    if loading.get("quantization_config") is not None:  # its weights cannot be moved afterwards
+        loading["device_map"] = {"": device}
+    loading |= {"dtype": dtype, "revision": revision, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if translation is None:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        reader: Any = transformers.AutoModelForCausalLM
+    else:
+        config = native_config(raw, translation)
+        reader = _reader(translation.native, translation.model_types[0])
+        register_checkpoint_conversion_mapping(reader.__name__, transforms(translation), overwrite=True)
+    try:
+        with _unreported():
+            model, info = reader.from_pretrained(path, config=config, **loading)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"the weights of {path!r} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(f"the weights of {path!r} cannot be loaded: {_first_line(error)}") from error
+    _check_whole(path, info)
+    if translation is not None:
+        model.__class__ = _native_class(translation.native)
+        model._weight_conversions = None  # or saving would go back to the published names
+    return (model if "device_map" in loading else model.to(device)).eval()
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Without transformers' table of what does not fit, which `_check_whole` says in a line."""
+    reporter = logging.getLogger("transformers.modeling_utils")
+    level = reporter.level
+    reporter.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        reporter.setLevel(level)
+
+
+def _check_whole(path: str, info: Mapping[str, Any]) -> None:
+    left = [name for name in info["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq")]
+    shapes = [f"{name} {tuple(there)}, not {tuple(wanted)}" for name, there, wanted in info["mismatched_keys"]]
+    for what, names in (
+        ("lacks", sorted(info["missing_keys"])),
+        ("has left over", sorted(left)),
+        ("has", sorted(shapes)),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(
+                f"the checkpoint {path!r} does not fit its config.json: it {what} {', '.join(names[:3])}{more}"
+            )
+
+
+def write_facts(model: PreTrainedModel, family: Family, mask_id: int) -> None:
+    """Notes in a model's config what it is, so that what is saved of it loads without being told."""
+    kept = (getattr(model.config, FACTS, None) or {}).get(_PUBLISHED)
+    facts: dict[str, Any] = {
+        "family": family.name,
+        "layout": family.layout,
+        "shifted": family.shifted,
+        "block_length": family.block_length,
+        "mask_token_id": mask_id,
+    }
+    setattr(model.config, FACTS, facts | ({_PUBLISHED: kept} if kept is not None else {}))
+
+
+def published_config(config: PretrainedConfig) -> dict[str, Any]:
+    """The config.json that the authors' own code reads, for a model that was loaded from it; `ValueError` for others."""
+    kept = (getattr(config, FACTS, None) or {}).get(_PUBLISHED)
+    if kept is None:
+        raise ValueError(
+            "names=published: this model was not read from a family's published checkpoint, so there are no "
+            "published names to go back to; names=native"
+        )
+    return dict(kept)
+
+
+def save_published(model: PreTrainedModel, directory: Path) -> None:
+    """Writes a model under its family's published names, with the config.json that its authors' code reads.
+
+    Raises `ValueError` for a model that was not read from a published checkpoint, and for one whose vocabulary has changed.
+    """
+    raw = published_config(model.config)
+    translation = translation_of(raw)
+    assert translation is not None
+    before = native_config(raw, translation)
+    if before.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"names=published: the vocabulary was {before.vocab_size} tokens in the published checkpoint and "
+            f"is {model.config.vocab_size} now"
+        )
+    model._weight_conversions = transforms(translation)
+    try:
+        model.save_pretrained(directory)
+    finally:
+        model._weight_conversions = None
+    dtype = str(model.dtype).removeprefix("torch.")
+    key = "dtype" if "dtype" in raw else "torch_dtype"
+    (directory / "config.json").write_text(json.dumps({**raw, key: dtype}, indent=2) + "\n", encoding="utf-8")
+
+
+def is_remote(raw: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's type is neither transformers' own nor translated, so that it runs code of its own."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return translation_of(raw) is None and raw["model_type"] not in CONFIG_MAPPING
+
+
+def layout_of(path: str, family: str | None = None, revision: str | None = None) -> tuple[Family, dict[str, Any]]:
+    """The family of a checkpoint and its config.json, before any weights are loaded."""
+    raw = read_config(path, revision)
+    return family_of(raw, family), raw

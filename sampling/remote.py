@@ -1,0 +1,187 @@
+"""Checkpoints of unknown types, which bring their own code: tried on a few tokens before anything is asked of them.
+
+Published code differs in what it honours: some of it ignores attention masks, or reads them inverted, takes no positions,
+no cache and no choice of columns, or answers nothing in training mode; and with today's transformers the rotary frequencies
+that it does not save are left as whatever was in memory. What a model does is seen here once, at loading, and what it does
+not is switched off or refused by name: a full-attention model whose code ignores masks is run on rows of one length.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lockstitch.sampling.families import Family
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+
+_CLOSE = 1e-3  # of the largest logit: the same numbers by another order of additions, also in half precision
+
+
+@dataclass(frozen=True)
+class Calling:
+    """What can be asked of a model.
+
+    Attributes:
+        honours_mask: whether an attention mask with positions hides padding; if not, rows of one length run together.
+        keeps_columns: whether the head can be asked for some columns alone (`logits_to_keep`).
+        keeps_keys: whether it takes a transformers `Cache`, so that keys and values can be kept between passes.
+        trains: whether it answers in training mode as in evaluation.
+        lacking: each thing that it does not do, in words.
+    """
+
+    honours_mask: bool = True
+    keeps_columns: bool = True
+    keeps_keys: bool = True
+    trains: bool = True
+    lacking: tuple[str, ...] = ()
+
+
+NATIVE = Calling()
+_WORDS = {
+    "honours_mask": "its code does not hide padding by an attention mask: rows of one length run together, and training and "
+    "caches that need masks are refused",
+    "keeps_columns": "its code computes logits of all columns, whichever are asked for",
+    "keeps_keys": "its code does not keep keys in a cache of transformers': cache='none' alone",
+    "trains": "its code answers otherwise, or not at all, in training mode: it can be sampled from, not trained",
+}
+
+
+def load_remote(
+    path: str,
+    family: Family,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    **loading: Any,
+) -> tuple[PreTrainedModel, Calling]:
+    """A checkpoint by the code that it brings, and what that code does of what is asked of a model.
+
+    Raises `ValueError` in one line where it does not load, where its buffers are not what its config says, and for a family
+    that needs what its code does not do.
+    """
+    if device is None:
+        device = torch.accelerator.current_accelerator() or "cpu"
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=True)
+        auto_map = getattr(config, "auto_map", None) or {}
+        face: Any = AutoModel if auto_map and "AutoModelForCausalLM" not in auto_map else AutoModelForCausalLM
+        model = face.from_pretrained(
+            path, config=config, dtype=dtype, revision=revision, trust_remote_code=True, **loading
+        )
+    except Exception as error:
+        what = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        raise ValueError(f"the code of {path!r} does not load with this transformers: {what}") from error
+    model = (model if "device_map" in loading else model.to(device)).eval()
+    mend_rotary(model)
+    return model, probe(model, family)
+
+
+def mend_rotary(model: torch.nn.Module) -> None:
+    """Computes rotary frequencies anew that loading left uninitialised; `ValueError` for those whose rule is not plain.
+
+    A buffer that is not saved is made on no device while weights stream in, and comes back as what was in memory.
+    """
+    config = model.config
+    parameters = getattr(config, "rope_parameters", None) or {}
+    base = getattr(config, "rope_theta", None) or parameters.get("rope_theta", 10_000.0)
+    scaling = getattr(config, "rope_scaling", None) or {}
+    plain = scaling.get("rope_type", scaling.get("type", "default")) == "default"
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[2] not in ("inv_freq", "original_inv_freq"):
+            continue
+        half = torch.arange(buffer.numel(), dtype=torch.float32, device=buffer.device)
+        expected = base ** -(half / buffer.numel())
+        if buffer.shape == expected.shape and torch.allclose(buffer.float(), expected, rtol=1e-2):
+            continue
+        if not plain:
+            raise ValueError(
+                f"the buffer {name} is not what config.json says, as it was left uninitialised by loading, and "
+                f"rope_scaling={scaling!r} is no plain rule to compute it by"
+            )
+        buffer.copy_(expected.to(buffer.dtype))
+        warnings.warn(
+            f"{name} was left uninitialised by loading, and computed anew from rope_theta={base}", stacklevel=2
+        )
+
+
+@torch.no_grad()
+def probe(model: PreTrainedModel, family: Family) -> Calling:
+    """Sees by a few tokens what a model's code does; `ValueError` where the family needs what it does not."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = (torch.arange(12, device=model.device) * 7919 % max(2, vocabulary - 3) + 1).clamp(max=vocabulary - 1)[None]
+    plain = _answer(model, input_ids=ids)
+    if plain is None or plain.shape != (1, 12, plain.shape[-1]) or not bool(plain.isfinite().all()):
+        raise ValueError("its code gives no finite logits for every token of model(input_ids=...)")
+    scale = plain.abs().max()
+
+    def same(logits: torch.Tensor | None, wanted: torch.Tensor) -> bool:
+        close = logits is not None and logits.shape == wanted.shape
+        return close and bool(((logits - wanted).abs().max() <= _CLOSE * scale).item())
+
+    columns = torch.tensor([3, 7], device=ids.device)
+    found = {
+        "honours_mask": _hides_padding(model, ids, plain, same, family),
+        "keeps_columns": same(_answer(model, input_ids=ids, logits_to_keep=columns), plain[:, columns]),
+        "keeps_keys": _keeps_keys(model, ids, plain, same),
+    }
+    model.train()
+    found["trains"] = same(_answer(model, input_ids=ids), plain) or _has_dropout(model)
+    model.eval()
+    if family.layout != "full" and not found["honours_mask"]:
+        raise ValueError(
+            f"{family.name} models need masks of four dimensions, (rows, 1, queries, keys), added to attention, and its "
+            "code does not read them so"
+        )
+    return Calling(**found, lacking=tuple(_WORDS[name] for name, holds in found.items() if not holds))
+
+
+def _has_dropout(model: torch.nn.Module) -> bool:
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+
+
+def _answer(model: torch.nn.Module, **arguments: Any) -> torch.Tensor | None:
+    """A model's logits, or None where its code cannot take the arguments."""
+    try:
+        logits: torch.Tensor | None = model(**arguments).logits
+    except Exception:  # noqa: BLE001  (somebody else's code, asked whether it can)
+        return None
+    return logits if logits is None or bool(logits.isfinite().all()) else None
+
+
+def _hides_padding(model: PreTrainedModel, ids: torch.Tensor, plain: torch.Tensor, same: Any, family: Family) -> bool:
+    """Whether padding on the left changes nothing, and under a layout of blocks whether a mask of one's own is read."""
+    padded = torch.cat([ids[:, -1:].repeat(1, 5), ids], 1)
+    real = torch.ones_like(padded)
+    real[:, :5] = 0
+    position = (real.cumsum(1) - 1).clamp(min=0)
+    if family.layout == "full":
+        logits = _answer(model, input_ids=padded, attention_mask=real, position_ids=position)
+        return logits is not None and same(logits[:, 5:], plain)
+    block = torch.arange(12, device=ids.device) // 4
+    mask = torch.zeros(12, 12, device=ids.device, dtype=model.dtype)
+    mask.masked_fill_(block[None] > block[:, None], torch.finfo(model.dtype).min)
+    whole = _answer(model, input_ids=ids, attention_mask=mask[None, None])
+    first = _answer(model, input_ids=ids[:, :8], attention_mask=mask[None, None, :8, :8])
+    other = _answer(model, input_ids=ids.flip(1), attention_mask=mask[None, None])
+    if whole is None or first is None or other is None:
+        return False
+    # Later blocks are hidden; within a block what comes later is seen.
+    changed = ids.clone()
+    changed[0, 3] = (changed[0, 3] + 1) % plain.shape[-1]
+    within = _answer(model, input_ids=changed, attention_mask=mask[None, None])
+    return same(whole[:, :8], first) and within is not None and not same(within[:, :1], whole[:, :1])
+
+
+def _keeps_keys(model: PreTrainedModel, ids: torch.Tensor, plain: torch.Tensor, same: Any) -> bool:
+    """Whether keys that a first pass leaves in a cache are what a second one, over other tokens, sees."""
+    try:
+        keys = DynamicCache()
+        model(input_ids=ids, past_key_values=keys, use_cache=True)
+        if keys.get_seq_length() != ids.shape[1]:
+            return False
+        position = torch.arange(12, 16, device=ids.device)[None]
+        behind = model(input_ids=ids[:, :4], past_key_values=keys, position_ids=position, use_cache=True).logits
+    except Exception:  # noqa: BLE001  (somebody else's code, asked whether it can)
+        return False
+    return keys.get_seq_length() == 16 and behind is not None and not same(behind, plain[:, :4])
