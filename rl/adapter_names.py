@@ -88,7 +88,7 @@ def native_adapter(
             stem = _renamed(name, translation, back=False).removesuffix(one)
             sizes = [model.get_submodule(stem + part).weight.shape[0] for part in several]
             for part, rows in zip(several, b.split(sizes), strict=True):
-                renamed |= _keyed(stem + part, a, rows.contiguous())
+                renamed |= _keyed(stem + part, a.clone(), rows.contiguous())
                 ranks[part], alphas[part] = a.shape[0], alphas.get(one, config["lora_alpha"])
         ranks.pop(one, None)
         alphas.pop(one, None)

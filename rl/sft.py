@@ -21,6 +21,7 @@ from datasets import Dataset, IterableDataset
 from lockstitch.rl.canvas_data import IGNORED, CanvasCollator, completion_lengths, prompts_and_completions
 from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.packing import block_of_column, check_block_length, packed_pass
+from lockstitch.rl.resume import WholeCheckpoints
 from lockstitch.rl.scoring import check_trains
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import Denoiser
@@ -96,7 +97,7 @@ def packed_logits(
     return logits_MV[order_BK[row_M, place_M]]
 
 
-class DiffusionSFTTrainer(SFTTrainer):
+class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
     """`SFTTrainer` for a `Denoiser`'s model: prompts and completions, or conversations, in; masked-diffusion loss out.
 
     The noise of a training batch depends on (`args.seed`, optimiser step, micro-step, rank), so a resumed run draws what the

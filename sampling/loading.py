@@ -158,12 +158,15 @@ def load_model(
 def _unreported() -> Iterator[None]:
     """Without transformers' table of what does not fit, which `_check_whole` says in a line."""
     reporter = logging.getLogger("transformers.modeling_utils")
-    level = reporter.level
-    reporter.setLevel(logging.ERROR)
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    reporter.addFilter(is_no_report)
     try:
         yield
     finally:
-        reporter.setLevel(level)
+        reporter.removeFilter(is_no_report)
 
 
 def _check_whole(path: str, info: Mapping[str, Any]) -> None:

@@ -1,26 +1,24 @@
-"""Two papers' presets train a stand-in for every model family, by the recipe: ratios, their clip, a reference."""
+"""What a person does with a checkpoint of any family, by the commands: reinforcement learning, supervised training, resuming,
+exporting under either kind of names, stitching. On the golden checkpoints, for two steps each."""
 
 import json
 import math
+import shutil
 
 import pytest
-from llada_code import write_checkpoint
-from lockstitch.recipes.grpo import parse, train
-from lockstitch.sampling.denoiser import make_bidirectional
-from lockstitch.sampling.families import FAMILIES
-from models import random_denoiser, tokenizer
-from safetensors.torch import load_file
+import torch
+from lockstitch.recipes import grpo, sft
+from lockstitch.rl import export_cli
+from lockstitch.sampling import cli as sample_cli
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.stitching import cli as stitch_cli
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from test_families import GOLDEN, NAMES, golden, save_as
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+every_family = pytest.mark.parametrize("name", NAMES)
 
-# Family and architecture. LLaDA's brings its own code; Dream, SDAR, LLaDA2 and Fast-dLLM are stood in for by their
-# conventions over a transformers model.
-STAND_INS = {
-    "llama": ("bidirectional", "llama"), "a2d-qwen2": ("bidirectional", "qwen2"),
-    "a2d-qwen3": ("bidirectional", "qwen3"), "llada": ("llada", None), "dream": ("dream", "qwen2"),
-    "sdar": ("block_causal", "qwen3"), "fast-dllm": ("block_causal_shifted", "qwen2"), "llada2": ("llada2", "qwen3"),
-    "context-causal": ("context_causal", "qwen3"),
-}  # fmt: skip
 SMALL = {
     "task": "sudoku", "prompt_form": "plain", "num_problems": 16, "reward_funcs": "grpo_runs:even_tokens",
     "max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_generations": 4,
@@ -28,42 +26,128 @@ SMALL = {
     "load_in_4bit": "false", "dtype": "float32", "bf16": "false", "use_cpu": "true", "logging_steps": 1,
     "report_to": "none", "save_strategy": "no", "html": "false",
 }  # fmt: skip
+SUPERVISED = {
+    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0,
+    "canvas_length": 8, "bf16": "false", "use_cpu": "true", "dtype": "float32", "report_to": "none",
+    "logging_steps": 1, "save_steps": 1, "gradient_checkpointing": "true",
+}  # fmt: skip
 
 
-def save(family, kind, path):
-    """A random checkpoint."""
-    if kind is None:
-        write_checkpoint(path, tokenizer())
-        return
-    denoiser = random_denoiser(kind, sharpness=2.0, family=FAMILIES[family])
-    if denoiser.family.layout == "full":
-        make_bidirectional(denoiser.model)
-    denoiser.model.save_pretrained(path)
-    denoiser.tokenizer.save_pretrained(path)
+def words(settings):
+    return [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
 
 
-def test_there_is_a_stand_in_for_every_family():
-    assert {family for family, _ in STAND_INS.values()} == set(FAMILIES)
+def history(directory):
+    log = json.loads((directory / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in log if "loss" in entry]
 
 
+def changed_weights(directory, name):
+    """Tensors of a saved model that training moved, and those that it did not."""
+    after = Denoiser.from_pretrained(str(directory), device="cpu").model.state_dict()
+    before = golden(name).model.state_dict()
+    assert before.keys() == after.keys()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    return moved, before.keys() - moved
+
+
+@every_family
+@pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("preset", ["espo", "d2"])
-@pytest.mark.parametrize("name", STAND_INS)
-def test_two_steps(name, preset, tmp_path, monkeypatch):
-    """One on the policy that sampled, one off it."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    family, kind = STAND_INS[name]
-    save(family, kind, tmp_path / "model")
-    settings = SMALL | {"rl_preset": preset, "model_name_or_path": tmp_path / "model", "output_dir": tmp_path / "run",
-                        "family": family, "trust_remote_code": "true" if kind is None else "false"}  # fmt: skip
-    if name == "llada2":
-        settings["lora_target_modules"] = "all-linear"  # its own have other names
-    train(*parse([str(word) for key, value in settings.items() for word in (f"--{key}", value)]))
-    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
-    first, second = [entry for entry in log if "loss" in entry]
+def test_two_steps_of_reinforcement_learning(name, preset, adapter, tmp_path):
+    """One on the policy that sampled, one off it; every target that was asked for is matched and trained."""
+    settings = SMALL | {"rl_preset": preset, "model_name_or_path": GOLDEN / name, "output_dir": tmp_path / "run",
+                        "use_peft": str(adapter).lower()}  # fmt: skip
+    if not adapter:
+        del settings["lora_r"]
+    grpo.train(*grpo.parse(words(settings)))
+    first, second = history(tmp_path / "run")
     assert first["ratio/spread"] == 0.0 < second["ratio/spread"]
     assert first["kl"] == pytest.approx(0.0, abs=1e-6)
     assert second["kl"] > 1e-6
     assert all(math.isfinite(entry["loss"]) and entry["grad_norm"] > 0 for entry in (first, second))
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["family"] == family
-    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
-    assert all(weight.any() for key, weight in adapter.items() if "lora_B" in key)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["family"] == NAMES[name]
+    if adapter:
+        weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
+        assert all(weight.any() for key, weight in weights.items() if "lora_B" in key)
+    else:
+        moved, still = changed_weights(tmp_path / "run", name)
+        # Nothing reaches the bias that routes, nor experts that no token was sent to.
+        assert len(moved) > 0.8 * len(moved | still)
+
+
+@every_family
+def test_supervised_resumed_exported_and_stitched(name, tmp_path, capsys):
+    rows = [{"prompt": f"{i}+{i}=", "completion": f"{2 * i}"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tmp_path / "run"
+    settings = SUPERVISED | {"model_name_or_path": GOLDEN / name, "dataset_name": tmp_path / "rows.jsonl",
+                             "output_dir": run}  # fmt: skip
+    if golden(name).family.layout != "full":
+        settings["block_length"] = 4
+    supervise(settings | {"max_steps": 2})
+    whole = history(run)
+    shutil.rmtree(run)
+    supervise(settings | {"max_steps": 1, "lr_scheduler_type": "constant"})
+    shutil.rmtree(run)
+    supervise(settings | {"max_steps": 2, "save_strategy": "steps"})
+    shutil.rmtree(run / "checkpoint-2")
+    supervise(settings | {"max_steps": 2})  # goes on from the checkpoint of the first step
+    assert [entry["loss"] for entry in history(run)] == pytest.approx([entry["loss"] for entry in whole], rel=1e-4)
+    assert len(whole) == 2
+
+    adapter = tmp_path / "adapter"
+    supervise(settings | {"output_dir": adapter, "max_steps": 2, "use_peft": "true", "lora_r": 2, "lora_alpha": 4})
+    for names in ("native", "published"):
+        for merge in (False, True):
+            output = tmp_path / f"{names}-{merge}"
+            arguments = words({"adapter": adapter, "output": output, "names": names})
+            assert export_cli.main(arguments + ["--merge"] * merge) == 0, capsys.readouterr().err
+    check_exports(name, tmp_path, adapter)
+
+    text = tmp_path / "stitched"
+    arguments = {"task": "sudoku", "question": "3102200002100320", "model": tmp_path / "native-True", "solver": "none",
+                 "num_trajectories": 2, "canvas_length": 20, "block_length": 4, "output": text}  # fmt: skip
+    assert stitch_cli.main(words(arguments)) == 0
+    assert (text / "report.html").is_file()
+    arguments = {"model": tmp_path / "published-True", "prompt": "3+4=", "canvas_length": 8,
+                 "preset": golden(name).family.decoding, "block_length": 4, "device": "cpu"}  # fmt: skip
+    if name == "fastv2":
+        arguments["sub_block_length"] = 2
+    assert sample_cli.main(words(arguments)) == 0
+
+
+def supervise(settings):
+    from unittest.mock import patch
+
+    with patch("sys.argv", ["sft", *words(settings)]):
+        sft.main()
+
+
+def check_exports(name, directory, adapter):
+    """All four are the same model; an adapter under published names is what it says, by plain arithmetic on the tensors."""
+    ids = torch.tensor([[17, 93, 242, 2, 2, 2]])
+
+    def logits(model):
+        with torch.no_grad():
+            return model(input_ids=ids, use_cache=False).logits
+
+    base = Denoiser.from_pretrained(str(GOLDEN / name), device="cpu").model
+    adapted = PeftModel.from_pretrained(base, str(adapter))
+    expected = logits(adapted.eval())
+    assert (expected - logits(golden(name).model)).abs().max() > 1e-3
+    for place in ("native-True", "published-True"):
+        torch.testing.assert_close(logits(Denoiser.from_pretrained(str(directory / place), device="cpu").model), expected,
+                                   atol=1e-4, rtol=1e-4)  # fmt: skip
+    before = load_file(GOLDEN / name / "model.safetensors")
+    weights = load_file(directory / "published-False" / "adapter_model.safetensors")
+    config = json.loads((directory / "published-False" / "adapter_config.json").read_text())
+    for key, a in weights.items():
+        if ".lora_A." in key:
+            module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            alpha = next((v for end, v in config["alpha_pattern"].items() if module.endswith(end)), config["lora_alpha"])
+            before[f"{module}.weight"] += alpha / len(a) * weights[key.replace("lora_A", "lora_B")] @ a
+    save_as(directory / "by hand", name)
+    save_file(before, directory / "by hand" / "model.safetensors")
+    torch.testing.assert_close(logits(Denoiser.from_pretrained(str(directory / "by hand"), device="cpu").model), expected,
+                               atol=1e-4, rtol=1e-4)  # fmt: skip
