@@ -74,7 +74,7 @@ class Denoiser:
         vocabulary = model.config.get_text_config().vocab_size
         if not 0 <= self.mask_id < vocabulary:
             raise ValueError(f"mask_id={self.mask_id} is no token of the model, which has {vocabulary}")
-        configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+        configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
         ids += [i for i in family.eos_ids if _is_special(tokenizer, i)]
         self.eos_ids: list[int] = list(dict.fromkeys(i for i in ids if i is not None))
@@ -116,8 +116,8 @@ class Denoiser:
                 f"trust_remote_code=True would be ignored: {path!r} is of type {raw['model_type']!r}, which runs on "
                 "transformers' own classes"
             )
-        tokenizer = load_tokenizer(path, revision, trust_remote_code)
         if not remote:
+            tokenizer = load_tokenizer(path, revision)
             model = load_model(path, raw, dtype=dtype, device=device, revision=revision, **loading)
             return cls(model, tokenizer, known, mask_id)
         if not trust_remote_code:
@@ -128,7 +128,7 @@ class Denoiser:
         model, calling = load_remote(path, known, dtype=dtype, device=device, revision=revision, **loading)
         for what in calling.lacking:
             logger.warning("%s: %s", path, what)
-        return cls(model, tokenizer, known, mask_id, calling)
+        return cls(model, load_tokenizer(path, revision, trust_remote_code=True), known, mask_id, calling)
 
     @property
     def block_length(self) -> int | None:

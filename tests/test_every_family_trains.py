@@ -1,5 +1,5 @@
-"""What a person does with a checkpoint of any family, by the commands: reinforcement learning, supervised training, resuming,
-exporting under either kind of names, stitching. On the golden checkpoints, for two steps each."""
+"""What a person does with a checkpoint of any family, by the commands: reinforcement learning, supervised training,
+resuming, exporting under either kind of names, stitching. On the golden checkpoints, for two steps each."""
 
 import json
 import math

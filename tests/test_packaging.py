@@ -189,3 +189,20 @@ def test_constraints_pin_what_we_ask_for() -> None:
     assert pins == sorted(pins, key=lambda pin: pin.lower())
     asked = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["dev"]]
     assert {re.split(r"[<>=]", text)[0] for text in asked} <= {pin.split("==")[0].lower() for pin in pins}
+
+
+def test_the_umbrella_hands_out_names_without_loading_the_rooms():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, time; began = time.perf_counter(); import lockstitch; took = time.perf_counter() - began\n"
+        "assert took < 0.2, took\n"
+        "assert not {'torch', 'transformers', 'lockstitch.sampling'} & set(sys.modules)\n"
+        "from lockstitch import Denoiser, SamplerConfig, sample, Trajectory, DiffusionGRPOTrainer, DiffusionGRPOConfig\n"
+        "assert Denoiser.__module__ == 'lockstitch.sampling.denoiser'\n"
+        "assert all(getattr(lockstitch, name) is not None and name in dir(lockstitch) for name in lockstitch.__all__)\n"
+        "assert not hasattr(lockstitch, 'nothing')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,15 +1,66 @@
 """Reasoning and reinforcement-learning post-training of diffusion language models.
 
 The rooms: `lockstitch.sampling` draws trajectories, `lockstitch.stitching` combines their best steps, `lockstitch.rewards`
-says what is right, `lockstitch.rl` trains, `lockstitch.recipes` launches. Importing the umbrella loads none of them.
+says what is right, `lockstitch.rl` trains, `lockstitch.recipes` launches. Importing the umbrella loads none of them; the
+names below are loaded from their rooms when they are first asked for.
+
+    from lockstitch import Denoiser, SamplerConfig, sample
 """
 
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lockstitch.rl.grpo import DiffusionGRPOTrainer
+    from lockstitch.rl.grpo_config import DiffusionGRPOConfig
+    from lockstitch.rl.sft import DiffusionSFTTrainer
+    from lockstitch.rl.sft_config import DiffusionSFTConfig
+    from lockstitch.sampling.config import SamplerConfig
+    from lockstitch.sampling.denoiser import Denoiser
+    from lockstitch.sampling.loop import sample
+    from lockstitch.sampling.presets import preset
+    from lockstitch.sampling.trajectory import Trajectory
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Denoiser",
+    "DiffusionGRPOConfig",
+    "DiffusionGRPOTrainer",
+    "DiffusionSFTConfig",
+    "DiffusionSFTTrainer",
+    "SamplerConfig",
+    "Trajectory",
+    "embedded_adapter",
+    "embedded_model",
+    "model_path",
+    "preset",
+    "sample",
+]
+_ROOMS = {
+    "Denoiser": "sampling.denoiser",
+    "DiffusionGRPOConfig": "rl.grpo_config",
+    "DiffusionGRPOTrainer": "rl.grpo",
+    "DiffusionSFTConfig": "rl.sft_config",
+    "DiffusionSFTTrainer": "rl.sft",
+    "SamplerConfig": "sampling.config",
+    "Trajectory": "sampling.trajectory",
+    "preset": "sampling.presets",
+    "sample": "sampling.loop",
+}
+
 EMBEDDED = "embedded:"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})
 
 
 def embedded_model(name: str) -> Path:

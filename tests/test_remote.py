@@ -1,0 +1,103 @@
+"""Unknown checkpoints, which run their own code: what it cannot do is found by a few tokens, and refused or gone without."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from lockstitch.rl.scoring import Scorer
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.loop import sample
+from lockstitch.sampling.remote import mend_rotary
+from models import tokenizer
+from remote_code import FogConfig, FogModel, write_checkpoint
+
+PROMPTS = [[17, 93, 242], [154, 129, 121, 395, 64, 154, 188]]
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+    def load(habit="plain", family="bidirectional", **config):
+        path = write_checkpoint(tmp_path / habit, tokenizer(), habit, **config)
+        return Denoiser.from_pretrained(str(path), family=family, trust_remote_code=True, device="cpu")
+
+    return load
+
+
+def test_code_runs_only_if_that_is_said_and_the_family_too(tmp_path):
+    path = str(write_checkpoint(tmp_path / "fog", tokenizer()))
+    with pytest.raises(ValueError, match="model type 'fog' is of no known diffusion family"):
+        Denoiser.from_pretrained(path)
+    with pytest.raises(ValueError, match="it runs code of its own, which trust_remote_code allows"):
+        Denoiser.from_pretrained(path, family="bidirectional")
+
+
+def test_code_that_does_everything_is_asked_for_everything(load):
+    denoiser = load()
+    assert denoiser.calling.lacking == ()
+    expected = sample(denoiser, PROMPTS, SamplerConfig(canvas_length=8))
+    cached = sample(denoiser, PROMPTS, SamplerConfig(canvas_length=8, block_length=4, cache="dual"))
+    assert len(cached) == len(expected) == 2
+    Scorer(denoiser, denoiser.model)
+
+
+def test_code_that_ignores_masks_is_run_on_rows_of_one_length_and_not_trained(load, caplog):
+    with caplog.at_level(logging.WARNING):
+        denoiser = load("blind")
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "does not hide padding" in said
+    assert "computes logits of all columns" in said
+    assert "does not keep keys" in said
+    together = sample(denoiser, PROMPTS, SamplerConfig(canvas_length=8))
+    alone = [sample(denoiser, [prompt], SamplerConfig(canvas_length=8))[0] for prompt in PROMPTS]
+    assert [t.canvas_ids for t in together] == [t.canvas_ids for t in alone]
+    with pytest.raises(ValueError, match="cache='none'"):
+        sample(denoiser, PROMPTS, SamplerConfig(canvas_length=8, block_length=4, cache="dual"))
+    with pytest.raises(ValueError, match=r"sampled from, not trained: .*does not hide padding"):
+        Scorer(denoiser, denoiser.model)
+
+
+@pytest.mark.parametrize("habit", ["blind", "inverted"])
+def test_blocks_need_masks_that_are_read_as_they_are_meant(load, habit):
+    with pytest.raises(ValueError, match="block_causal models need masks of four dimensions"):
+        load(habit, "block_causal")
+
+
+def test_blocks_are_sampled_where_masks_are_read(load):
+    denoiser = load(family="block_causal")
+    config = SamplerConfig(canvas_length=8, block_length=4, stop_at_eos=False)
+    plain, cached = (sample(denoiser, PROMPTS, replace(config, cache=cache)) for cache in ("none", "block"))
+    assert [t.canvas_ids for t in plain] == [t.canvas_ids for t in cached]
+
+
+def test_code_that_is_silent_in_training_is_sampled_from(load):
+    denoiser = load("silent")
+    assert not denoiser.calling.trains
+    sample(denoiser, PROMPTS, SamplerConfig(canvas_length=4))
+    with pytest.raises(ValueError, match=r"not trained: .*training mode"):
+        Scorer(denoiser, denoiser.model)
+
+
+def test_rotary_frequencies_are_what_the_config_says():
+    model = FogModel(FogConfig())
+    expected = model.inv_freq.clone()
+    model.inv_freq.fill_(7.0)
+    with pytest.warns(UserWarning, match="inv_freq was left uninitialised by loading"):
+        mend_rotary(model)
+    torch.testing.assert_close(model.inv_freq, expected)
+    model.inv_freq.fill_(7.0)
+    model.config.rope_scaling = {"rope_type": "yarn", "factor": 4.0}
+    with pytest.raises(ValueError, match=r"inv_freq is not what config\.json says"):
+        mend_rotary(model)
+
+
+def test_code_that_does_not_load_is_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    path = write_checkpoint(tmp_path / "broken", tokenizer())
+    code = (path / "modeling_fog.py").read_text()
+    (path / "modeling_fog.py").write_text(code.replace("class Block", "raise RuntimeError('no such thing')\nclass Block"))
+    with pytest.raises(ValueError, match="does not load with this transformers: RuntimeError: no such thing"):
+        Denoiser.from_pretrained(str(path), family="bidirectional", trust_remote_code=True)
