@@ -57,7 +57,7 @@ def published_adapter(
                     f"names=published: {one} is one matrix there, whose norms DoRA would share; names=native"
                 )
             parts = [(stem + part, pairs.pop(stem + part, None)) for part in several]
-            a, b = _side_by_side([(model.get_submodule(name).weight.shape[0], pair) for name, pair in parts])
+            a, b = _side_by_side([(_outputs(model, name), pair) for name, pair in parts])
             renamed |= _keyed(_renamed(stem + one, translation), a, b)
             ranks[one], alphas[one] = a.shape[0], _alpha(config, a.shape[0])
     for name, (a, b) in pairs.items():
@@ -86,8 +86,8 @@ def native_adapter(
         for name in [name for name in pairs if name.endswith(one)]:
             a, b = pairs.pop(name)
             stem = _renamed(name, translation, back=False).removesuffix(one)
-            sizes = [model.get_submodule(stem + part).weight.shape[0] for part in several]
-            for part, rows in zip(several, b.split(sizes), strict=True):
+            sizes = [_outputs(model, stem + part) for part in several]
+            for part, rows in zip(several, torch.split(b, sizes), strict=True):
                 renamed |= _keyed(stem + part, a.clone(), rows.contiguous())
                 ranks[part], alphas[part] = a.shape[0], alphas.get(one, config["lora_alpha"])
         ranks.pop(one, None)
@@ -120,6 +120,13 @@ def _pairs(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, tuple[torch.T
     return {name: (a, b) for name, (a, b) in both.items()}, rest
 
 
+def _outputs(model: torch.nn.Module, name: str) -> int:
+    """Outputs of the linear map of that name."""
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]
+
+
 def _keyed(name: str, a: torch.Tensor, b: torch.Tensor) -> Weights:
     return {f"{_PREFIX}{name}.lora_A.weight": a, f"{_PREFIX}{name}.lora_B.weight": b}
 
@@ -130,7 +137,8 @@ def _renamed(name: str, translation: Translation, back: bool = True) -> str:
     steps = [step for step in transforms(translation) if isinstance(step, WeightRenaming)]
     if back:
         steps = [step.reverse_transform() for step in reversed(steps)]
-    return apply_renamings(f"{name}.weight", steps).removesuffix(".weight")
+    renamed: str = apply_renamings(f"{name}.weight", steps)
+    return renamed.removesuffix(".weight")
 
 
 def _side_by_side(

@@ -80,8 +80,8 @@ class _Source:
     def load_base(self, place: str | None = None) -> Any:
         """The base, or another model of its kind at `place`, that attends as the run's did and says so when it is saved."""
         from lockstitch.sampling.denoiser import Denoiser
-        from lockstitch.sampling.families import FACTS
-        from lockstitch.sampling.loading import is_remote, load_model, read_config, translation_of
+        from lockstitch.sampling.families import FACTS, translation_of
+        from lockstitch.sampling.loading import is_remote, load_model, read_config
 
         revision = self.revision if place is None else None
         path = place or self.base
@@ -98,7 +98,7 @@ class _Source:
     def adapted(self, base: Any, place: Path | None = None) -> Any:
         """The adapter, or one at `place`, on a base; also where its names are those of the family's own code."""
         from lockstitch.rl.adapter_names import in_published_names, native_adapter
-        from lockstitch.sampling.loading import translation_of
+        from lockstitch.sampling.families import translation_of
         from peft import PeftModel
         from safetensors.torch import load_file, save_file
 
@@ -159,8 +159,8 @@ def _published(model: Any) -> Mapping[str, Any]:
 
 def _check_base(path: str, revision: str | None, names: str) -> None:
     """Raises `ValueError` for a base that is missing or quantised, or has no published names to go back to."""
-    from lockstitch.sampling.families import FACTS
-    from lockstitch.sampling.loading import read_config, translation_of
+    from lockstitch.sampling.families import FACTS, translation_of
+    from lockstitch.sampling.loading import read_config
 
     try:
         raw = read_config(path, revision)
@@ -243,7 +243,7 @@ def export(config: ExportConfig, report: Report = lambda _: None) -> dict[str, A
 def _write_adapter(source: _Source, output: Path, names: str, adapted: Any) -> None:
     """The weights under the names that were asked for, and the config with the base that was used and checked."""
     from lockstitch.rl.adapter_names import in_published_names, native_adapter, published_adapter
-    from lockstitch.sampling.loading import translation_of
+    from lockstitch.sampling.families import translation_of
     from safetensors.torch import load_file, save_file
 
     base = adapted.get_base_model()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lockstitch.sampling.denoiser import Family
+from lockstitch.sampling.families import Family
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ class RunRecord:
         base: the model that it started from: a hub name or a path.
         revision: the base's commit on the hub (`base_revision`), None for a path.
         stage: `sft` or `grpo`.
-        family: the base's calling convention, one of `lockstitch.sampling.denoiser.FAMILIES`; None for an autoregressive
-            model.
+        family: the base's, one of `lockstitch.sampling.families.FAMILIES`; None for an autoregressive model.
         task: the task whose problems it was trained on, if it was one.
         data: the data set, if it was one.
         preset: the preset of the recipe, if there was one.

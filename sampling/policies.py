@@ -41,7 +41,7 @@ def share_of_masks(masks_B: torch.Tensor, step: int, steps_B: torch.Tensor, eps:
     `eps`; all at the last step. Float32, as there: what is rounded down must be the same number.
     """
     count_B = masks_B.clone()
-    for steps in steps_B.unique().tolist():
+    for steps in set(steps_B.tolist()):
         if step < steps - 1:
             time_S = torch.linspace(1, eps, steps + 1, device=masks_B.device)
             share_B = (masks_B.float() * (1 - time_S[step + 1] / time_S[step])).long()

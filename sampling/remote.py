@@ -116,8 +116,9 @@ def probe(model: PreTrainedModel, family: Family) -> Calling:
     scale = plain.abs().max()
 
     def same(logits: torch.Tensor | None, wanted: torch.Tensor) -> bool:
-        close = logits is not None and logits.shape == wanted.shape
-        return close and bool(((logits - wanted).abs().max() <= _CLOSE * scale).item())
+        if logits is None or logits.shape != wanted.shape:
+            return False
+        return bool(((logits - wanted).abs().max() <= _CLOSE * scale).item())
 
     columns = torch.tensor([3, 7], device=ids.device)
     found = {

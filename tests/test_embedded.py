@@ -82,7 +82,7 @@ def test_the_reinforced_adapter_is_exported_by_the_name_of_its_base(tmp_path):
     loading = card.partition("```python\n")[2].partition("```")[0].replace('"DIR"', repr(str(tmp_path / "out")))
     loaded = {}
     exec(loading, loaded)
-    assert type(loaded["model"]).__name__ == "PeftModelForCausalLM"
+    assert type(loaded["denoiser"].model).__name__ == "PeftModelForCausalLM"
 
 
 def test_an_unknown_adapter_is_refused_with_the_known_ones():
