@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lockstitch.errors import one_line
+
 if TYPE_CHECKING:
     from lockstitch.rewards.tasks.benchmark import Benchmark
 
@@ -119,8 +121,8 @@ def rewards_of(recipe: RecipeArguments, training: Any, benchmark: "Benchmark") -
     return [load_reward(name) for name, _ in weighted]
 
 
-def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: Any) -> None:
-    """Runs the recipe and leaves everything in `training.output_dir`."""
+def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments: Any) -> Any:
+    """The recipe's trainer; writes `run.json`. Raises `ValueError` and `OSError` for what is the user's to mend."""
     from datasets import Dataset
     from lockstitch.recipes.held_out import HeldOut, held_out_samplers
     from lockstitch.recipes.reporting import ReportCallback
@@ -156,8 +158,7 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
     template = training.chat_template_kwargs or {}
     rows = as_prompts(problems.train, denoiser.tokenizer, recipe.max_prompt_length, **template)
     held_out = as_prompts(problems.held_out, denoiser.tokenizer, recipe.max_prompt_length, **template)
-    watch = HealthCallback(health)
-    callbacks: list[Any] = [watch]
+    callbacks: list[Any] = [HealthCallback(health)]
     measure = None
     if held_out:
         judge = load_reward(benchmark.rewards[0][0])
@@ -178,12 +179,26 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
         revision = base_revision(path, model_arguments.model_revision)
         write_run(output, RunRecord(path, revision, "grpo", denoiser.family.name, recipe.task, recipe.train_dataset,
                                     recipe.rl_preset, settings))  # fmt: skip
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or last_checkpoint(output))
-    trainer.save_model(training.output_dir)
+    return trainer
+
+
+def run(trainer: Any) -> None:
+    """Trains, and leaves everything in the output directory."""
+    from lockstitch.rl.health import HealthCallback
+
+    output = Path(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint or last_checkpoint(output))
+    trainer.save_model(trainer.args.output_dir)
     trainer.save_state()
-    if watch.reason is not None:
-        trainer.accelerator.print(f"Stopped early: {watch.reason}")
-    trainer.accelerator.print(f"Saved to {training.output_dir}")
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, HealthCallback) and callback.reason is not None:
+            trainer.accelerator.print(f"Stopped early: {callback.reason}")
+    trainer.accelerator.print(f"Saved to {output}")
+
+
+def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: Any) -> None:
+    """Runs the recipe and leaves everything in `training.output_dir`."""
+    run(prepare(recipe, health, training, model_arguments))
 
 
 def last_checkpoint(output: Path) -> str | None:
@@ -195,12 +210,9 @@ def last_checkpoint(output: Path) -> str | None:
 
 def main() -> None:
     """Reads the layers of settings, then trains."""
-    try:
-        arguments = parse(sys.argv[1:])
-    except ValueError as error:
-        print(f"grpo: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    train(*arguments)
+    with one_line("grpo"):
+        trainer = prepare(*parse(sys.argv[1:]))
+    run(trainer)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lockstitch.errors import one_line
+
 OBJECTIVES = ("diffusion", "autoregressive")
 
 
@@ -142,16 +144,14 @@ def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
                          "dataset_test_split needs a directory or a hub name")  # fmt: skip
 
 
-def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
-    """Runs the recipe and saves the model to `training.output_dir`."""
-    import torch
+def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> Any:
+    """The recipe's trainer; writes `run.json`. Raises `ValueError` and `OSError` for what is the user's to mend."""
     from lockstitch.recipes.tiny import new_model
     from lockstitch.rl.lora import loading_of, peft_config_of
     from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, write_run
     from lockstitch.rl.sft import DiffusionSFTTrainer
     from lockstitch.sampling.denoiser import Denoiser, make_causal
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer, get_peft_config
 
     from lockstitch import model_path
@@ -169,8 +169,14 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
         if recipe.new_model is not None:
             denoiser = Denoiser(model, tokenizer)
         else:
-            denoiser = Denoiser.from_pretrained(path, family=recipe.family, mask_id=recipe.mask_id, device=training.device,
-                                                trust_remote_code=training.trust_remote_code, **loading)  # fmt: skip
+            denoiser = Denoiser.from_pretrained(
+                path,
+                family=recipe.family,
+                mask_id=recipe.mask_id,
+                device=training.device,
+                trust_remote_code=training.trust_remote_code,
+                **loading,
+            )
         model, tokenizer, family = denoiser.model, denoiser.tokenizer, denoiser.family.name
     elif recipe.new_model is None:
         model = make_causal(AutoModelForCausalLM.from_pretrained(path, **loading))
@@ -183,19 +189,33 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
         peft_config = get_peft_config(model_arguments)
         trainer = SFTTrainer(model=model, args=training, processing_class=tokenizer, peft_config=peft_config, **rows)
 
-    output = Path(training.output_dir)
-    checkpoint = training.resume_from_checkpoint
-    if checkpoint is None and output.is_dir():
-        checkpoint = get_last_checkpoint(str(output))
     if trainer.is_world_process_zero():
         revision = base_revision(path, model_arguments.model_revision)
         settings = changed_settings(recipe, training, model_arguments)
-        write_run(output, RunRecord(path, revision, "sft", family, recipe.generate, recipe.dataset_name, None, settings))
+        record = RunRecord(path, revision, "sft", family, recipe.generate, recipe.dataset_name, None, settings)
+        write_run(Path(training.output_dir), record)
+    return trainer
+
+
+def run(trainer: Any) -> None:
+    """Trains, and saves the model to the output directory."""
+    import torch
+    from transformers.trainer_utils import get_last_checkpoint
+
+    output = Path(trainer.args.output_dir)
+    checkpoint = trainer.args.resume_from_checkpoint
+    if checkpoint is None and output.is_dir():
+        checkpoint = get_last_checkpoint(str(output))
     with torch.random.fork_rng():
         trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(training.output_dir)
+    trainer.save_model(trainer.args.output_dir)
     trainer.save_state()
-    trainer.accelerator.print(f"Model saved to {training.output_dir}")
+    trainer.accelerator.print(f"Model saved to {output}")
+
+
+def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
+    """Runs the recipe and saves the model to `training.output_dir`."""
+    run(prepare(recipe, training, model_arguments))
 
 
 def main() -> None:
@@ -205,11 +225,12 @@ def main() -> None:
     from trl import SFTConfig, TrlParser
 
     # The solver is trained by TRL's own trainer, which must not be offered options that it would ignore.
-    recipe = TrlParser((RecipeArguments,)).parse_args_and_config(return_remaining_strings=True)[0]
-    config_class = DiffusionSFTConfig if recipe.objective == "diffusion" else SFTConfig
-    parser = TrlParser((RecipeArguments, config_class, DiffusionModelConfig))
-    recipe, training, model_arguments = parser.parse_args_and_config()
-    train(recipe, training, model_arguments)
+    with one_line("sft"):
+        recipe = TrlParser((RecipeArguments,)).parse_args_and_config(return_remaining_strings=True)[0]
+        config_class = DiffusionSFTConfig if recipe.objective == "diffusion" else SFTConfig
+        parser = TrlParser((RecipeArguments, config_class, DiffusionModelConfig))
+        trainer = prepare(*parser.parse_args_and_config())
+    run(trainer)
 
 
 if __name__ == "__main__":

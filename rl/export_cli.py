@@ -7,12 +7,13 @@
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lockstitch.rl.export import NAMES, STAGES, ExportConfig, export
+
+from lockstitch.errors import reported
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,22 +58,19 @@ def summary(done: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *([done["url"]] if "url" in done else [])])
 
 
-def main(argv: list[str]) -> int:
+@reported("lockstitch export", "interrupted; nothing was written")
+def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch export`: 0, or 2 with the reason on the error stream."""
     options = _parser().parse_args(argv)
-    try:
-        config = ExportConfig(**vars(options))
-        from tqdm import tqdm
+    config = ExportConfig(**vars(options))
+    from tqdm import tqdm
 
-        with tqdm(total=STAGES, unit="stage", disable=None) as bar:
+    with tqdm(total=STAGES, unit="stage", disable=None) as bar:
 
-            def report(stage: str) -> None:
-                bar.set_description(stage)
-                bar.update()
+        def report(stage: str) -> None:
+            bar.set_description(stage)
+            bar.update()
 
-            done = export(config, report)
-    except ValueError as error:
-        print(f"lockstitch export: {error}", file=sys.stderr)
-        return 2
+        done = export(config, report)
     print(summary(done))
     return 0

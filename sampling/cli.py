@@ -25,6 +25,8 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS
 from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
+from lockstitch.errors import GOES_ON, reported
+
 if TYPE_CHECKING:
     from lockstitch.sampling.canvases import Look
     from lockstitch.sampling.families import Family
@@ -286,22 +288,15 @@ def _screen() -> tuple[int, int | None]:
     return size.columns, size.lines if sys.stdout.isatty() else None
 
 
+@reported("lockstitch sample", f"interrupted; with --output, {GOES_ON}")
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch sample`."""
     from trl import TrlParser
 
     parser = TrlParser((SampleOptions, sampler_options()), prog="lockstitch sample",
                        formatter_class=argparse.HelpFormatter)  # the help says the defaults that there are
-    try:
-        options, sampler = parser.parse_args_and_config(argv)
-        return sample(options, {name: value for name, value in asdict(sampler).items() if value is not None})
-    except (ValueError, OSError) as error:  # OSError: a model or a file that cannot be read
-        print(f"lockstitch sample: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nlockstitch sample: interrupted; with --output, the same command goes on where this one stopped",
-              file=sys.stderr)  # fmt: skip
-        return 130
+    options, sampler = parser.parse_args_and_config(argv)
+    return sample(options, {name: value for name, value in asdict(sampler).items() if value is not None})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lockstitch.errors import GOES_ON, reported
+
 EMBEDDED = "embedded"
 NONE = "none"
 
@@ -262,17 +264,14 @@ def _load_readers(config: StitchConfig, task: Any) -> tuple[Any, Any]:
     return scorer, load_solver(str(embedded_model("solver")) if solver == EMBEDDED else solver, task)
 
 
+@reported("lockstitch stitch", f"interrupted; with --output, {GOES_ON}")
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch stitch`."""
     from trl import TrlParser
 
     parser = TrlParser((StitchConfig,), prog="lockstitch stitch")
-    try:
-        (config,) = parser.parse_args_and_config(argv)
-        return stitch(config)
-    except (ValueError, ConnectionError) as error:
-        print(f"lockstitch stitch: {error}", file=sys.stderr)
-        return 2
+    (config,) = parser.parse_args_and_config(argv)
+    return stitch(config)
 
 
 if __name__ == "__main__":

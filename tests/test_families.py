@@ -477,3 +477,36 @@ def test_no_second_copy_is_held_while_loading(tmp_path):
     model = load_model(str(GOLDEN / "llada2"), raw, device="cpu")
     shares = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in model.parameters()}
     assert sum(shares.values()) == sum(weight.nbytes for weight in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["llada", "dream", "llada2"])
+def test_shards_are_read_together(name, tmp_path):
+    """Also where the experts of a layer lie in several files."""
+    save_as(tmp_path, name)
+    weights = load_file(tmp_path / "model.safetensors")
+    keys = sorted(weights, key=lambda key: hash((key, 3)))  # in no order
+    index = {"metadata": {}, "weight_map": {}}
+    for i in range(3):
+        file = f"model-{i + 1:05}-of-00003.safetensors"
+        save_file({key: weights[key] for key in keys[i::3]}, tmp_path / file, metadata={"format": "pt"})
+        index["weight_map"] |= dict.fromkeys(keys[i::3], file)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    state = Denoiser.from_pretrained(str(tmp_path), device="cpu").model.state_dict()
+    assert all(torch.equal(weight, state[key]) for key, weight in golden(name).model.state_dict().items())
+
+
+def test_a_tied_head_of_llada_is_the_embeddings(tmp_path):
+    save_as(tmp_path, "llada", drop=["model.transformer.ff_out.weight"], weight_tying=True)
+    denoiser = Denoiser.from_pretrained(str(tmp_path), device="cpu")
+    assert torch.equal(denoiser.model.lm_head.weight, denoiser.model.model.embed_tokens.weight)
+    save_published(denoiser.model, tmp_path / "back")
+    assert load_file(tmp_path / "back" / "model.safetensors").keys() == load_file(tmp_path / "model.safetensors").keys()
+
+
+def test_a_config_of_llada_may_leave_out_what_has_a_default(tmp_path):
+    save_as(tmp_path, "llada", n_kv_heads=None, embedding_size=448, multi_query_attention="GONE", rope="GONE", alibi="GONE")
+    ids = torch.tensor([PROMPTS[2]])
+    with torch.no_grad():
+        found = Denoiser.from_pretrained(str(tmp_path), device="cpu").model(input_ids=ids).logits
+        assert torch.equal(found, golden("llada").model(input_ids=ids).logits)

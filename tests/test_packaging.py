@@ -39,7 +39,7 @@ WINGS = {
     },
 }
 PACKAGES = [*MAY_IMPORT, *(f"{room}.{wing}" for room, wings in WINGS.items() for wing in wings)]
-SHARED = {"files", "pages", "terminal"}  # the umbrella's own modules, for every room
+SHARED = {"errors", "files", "pages", "terminal"}  # the umbrella's own modules, for every room
 SCRIPT = Path(sysconfig.get_path("scripts")) / "lockstitch"
 
 

@@ -1,0 +1,56 @@
+"""The one place that turns a user's mistake into a line on the error stream and exit status 2.
+
+What is the user's is what the code says so by: `ValueError` with the value and what is accepted, and `OSError` for what
+cannot be read or written. Everything else is a fault of ours, and stays a traceback.
+
+    with one_line("lockstitch sample"):
+        ...
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+
+GOES_ON = "the same command goes on where this one stopped"
+
+
+@contextmanager
+def one_line(program: str, interrupted: str = "interrupted") -> Iterator[None]:
+    """Within the block, mistakes end the process with 2 and a message, Ctrl-C with 130, and a closed pipe in silence.
+
+    Raises:
+        SystemExit: in each of these cases.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        # Whoever read our output has gone: nothing is left to say, nor anyone to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except (ValueError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"\n{program}: {interrupted}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def reported(program: str, interrupted: str = "interrupted") -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Makes a command's `main` of a function that raises: it returns the exit status in place of raising."""
+
+    def decorate(main: Callable[..., int]) -> Callable[..., int]:
+        @wraps(main)
+        def reported_main(argv: list[str] | None = None) -> int:
+            try:
+                with one_line(program, interrupted):
+                    return main(argv)
+            except SystemExit as ended:
+                if isinstance(ended.code, int):
+                    return ended.code
+                raise
+
+        return reported_main
+
+    return decorate
