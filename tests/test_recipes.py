@@ -315,6 +315,7 @@ def test_wrong_options_end_with_a_line(monkeypatch, capsys):
 def test_a_model_that_does_not_load_is_said_in_one_line(recipe, tmp_path):
     """By the real command, as a launcher starts it: exit status 2 and no traceback."""
     data = ["--task", "sudoku", "--prompt_form", "plain"] if recipe == "grpo" else ["--generate", "sudoku"]
+    data += ["--num_problems", "8"]
     command = [sys.executable, "-m", f"lockstitch.recipes.{recipe}", "--model_name_or_path", str(tmp_path), "--output_dir",
                str(tmp_path / "run"), "--bf16", "false", "--use_cpu", "true", *data]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
