@@ -14,13 +14,14 @@ A run that was interrupted goes on from its last checkpoint when it is launched 
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lockstitch.errors import one_line
+from lockstitch.errors import GOES_ON, one_line
 
 if TYPE_CHECKING:
+    from lockstitch.recipes.run_directory import Run
     from lockstitch.rewards.tasks.benchmark import Benchmark
 
 
@@ -121,24 +122,35 @@ def rewards_of(recipe: RecipeArguments, training: Any, benchmark: "Benchmark") -
     return [load_reward(name) for name, _ in weighted]
 
 
-def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments: Any) -> Any:
-    """The recipe's trainer; writes `run.json`. Raises `ValueError` and `OSError` for what is the user's to mend."""
+def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments: Any) -> "Run | None":
+    """The recipe's trainer, ready to run; None where the run is finished already.
+
+    Raises `ValueError` and `OSError` for what is the user's to mend.
+    """
     from datasets import Dataset
     from lockstitch.recipes.held_out import HeldOut, held_out_samplers
     from lockstitch.recipes.reporting import ReportCallback
     from lockstitch.recipes.rl_data import as_prompts, load_problems
+    from lockstitch.recipes.run_directory import Run, is_finished
     from lockstitch.rewards.plugins import load_reward
     from lockstitch.rewards.tasks.benchmarks import get_benchmark
+    from lockstitch.rl.checkpoints import last_checkpoint
     from lockstitch.rl.grpo import DiffusionGRPOTrainer
     from lockstitch.rl.health import HealthCallback
     from lockstitch.rl.lora import loading_of, peft_config_of
-    from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, write_run
+    from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
     from lockstitch.sampling.loading import layout_of
 
     assert recipe.task is not None
     benchmark = get_benchmark(recipe.task)
+    path = model_arguments.model_name_or_path
+    family, _ = layout_of(path, recipe.family, model_arguments.model_revision)
+    settings = changed_settings(recipe, health, training, model_arguments)
+    record = RunRecord(path, None, "grpo", family.name, recipe.task, recipe.train_dataset, recipe.rl_preset, settings)
+    if is_finished(Path(training.output_dir), record, training):
+        return None
     problems = load_problems(
         recipe.task, recipe.prompt_form, train_source=recipe.train_source, train_path=recipe.train_path,
         train_dataset=recipe.train_dataset, train_split=recipe.train_split, num_problems=recipe.num_problems,
@@ -146,7 +158,6 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
         held_out_path=recipe.held_out_path,
     )  # fmt: skip
     reward_funcs = rewards_of(recipe, training, benchmark)
-    family, _ = layout_of(model_arguments.model_name_or_path, recipe.family, model_arguments.model_revision)
     sampler = in_blocks_of(training.sampler_config(), family)
     check_layout(sampler, family)
     samplers = held_out_samplers(sampler.canvas_length, sampler.block_length, recipe.held_out_tokens_per_step,
@@ -172,28 +183,23 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     )  # fmt: skip
     if measure is not None:
         measure.trainer = trainer
-    output = Path(training.output_dir)
-    if trainer.accelerator.is_main_process:
-        path = model_arguments.model_name_or_path
-        settings = changed_settings(recipe, health, training, model_arguments)
-        revision = base_revision(path, model_arguments.model_revision)
-        write_run(output, RunRecord(path, revision, "grpo", denoiser.family.name, recipe.task, recipe.train_dataset,
-                                    recipe.rl_preset, settings))  # fmt: skip
-    return trainer
+    record = replace(record, revision=base_revision(path, model_arguments.model_revision))
+    checkpoint = training.resume_from_checkpoint or last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
+    return Run(trainer, record, checkpoint and str(checkpoint))
 
 
-def run(trainer: Any) -> None:
-    """Trains, and leaves everything in the output directory."""
+def run(prepared: "Run | None") -> None:
+    """Trains what there is to train."""
     from lockstitch.rl.health import HealthCallback
 
-    output = Path(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint or last_checkpoint(output))
-    trainer.save_model(trainer.args.output_dir)
-    trainer.save_state()
+    if prepared is None:
+        return
+    prepared()
+    trainer = prepared.trainer
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, HealthCallback) and callback.reason is not None:
             trainer.accelerator.print(f"Stopped early: {callback.reason}")
-    trainer.accelerator.print(f"Saved to {output}")
+    trainer.accelerator.print(f"Saved to {trainer.args.output_dir}")
 
 
 def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: Any) -> None:
@@ -201,18 +207,14 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
     run(prepare(recipe, health, training, model_arguments))
 
 
-def last_checkpoint(output: Path) -> str | None:
-    """The newest checkpoint that was written to its end, or None."""
-    # A checkpoint that was cut off has no state, which is written last.
-    whole = sorted(output.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
-    return str(whole[-1].parent) if whole else None
-
-
 def main() -> None:
     """Reads the layers of settings, then trains."""
+    from lockstitch.rl.checkpoints import NotFiniteError
+
     with one_line("grpo"):
-        trainer = prepare(*parse(sys.argv[1:]))
-    run(trainer)
+        prepared = prepare(*parse(sys.argv[1:]))
+    with one_line("grpo", f"interrupted; {GOES_ON}", NotFiniteError):
+        run(prepared)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,14 @@ or `.parquet` file) or, for the embedded models, generated (`--generate TASK`). 
 `lockstitch export` packs. A run that was interrupted goes on from its last checkpoint when it is launched again.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lockstitch.errors import one_line
+from lockstitch.errors import GOES_ON, one_line
+
+if TYPE_CHECKING:
+    from lockstitch.recipes.run_directory import Run
 
 OBJECTIVES = ("diffusion", "autoregressive")
 
@@ -144,27 +147,43 @@ def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
                          "dataset_test_split needs a directory or a hub name")  # fmt: skip
 
 
-def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> Any:
-    """The recipe's trainer; writes `run.json`. Raises `ValueError` and `OSError` for what is the user's to mend."""
+def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Run | None":
+    """The recipe's trainer, ready to run; None where the run is finished already.
+
+    Raises `ValueError` and `OSError` for what is the user's to mend.
+    """
+    from lockstitch.recipes.run_directory import Run, is_finished
     from lockstitch.recipes.tiny import new_model
+    from lockstitch.rl.checkpoints import WholeCheckpoints, last_checkpoint
     from lockstitch.rl.lora import loading_of, peft_config_of
-    from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, write_run
+    from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings
     from lockstitch.rl.sft import DiffusionSFTTrainer
     from lockstitch.sampling.denoiser import Denoiser, make_causal
+    from lockstitch.sampling.loading import layout_of
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTTrainer, get_peft_config
+
+    class Solver(WholeCheckpoints, SFTTrainer):  # type: ignore[misc]
+        """TRL's own trainer, with checkpoints that are whole or absent."""
 
     from lockstitch import model_path
 
     check(recipe, training, model_arguments)
     path = model_arguments.model_name_or_path = model_path(model_arguments.model_name_or_path)
     diffusion = recipe.objective == "diffusion"
+    family = None
+    if diffusion:
+        named = recipe.new_model is None
+        family = layout_of(path, recipe.family, model_arguments.model_revision)[0].name if named else "bidirectional"
+    settings = changed_settings(recipe, training, model_arguments)
+    record = RunRecord(path, None, "sft", family, recipe.generate, recipe.dataset_name, None, settings)
+    if is_finished(Path(training.output_dir), record, training):
+        return None
     loading = loading_of(model_arguments)
     if recipe.new_model is not None:
         tokenizer = AutoTokenizer.from_pretrained(path)
         assert isinstance(recipe.new_model, dict)
         model = new_model(tokenizer, bidirectional=diffusion, seed=training.seed, **recipe.new_model)
-    family = None
     if diffusion:
         if recipe.new_model is not None:
             denoiser = Denoiser(model, tokenizer)
@@ -177,7 +196,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> Any
                 trust_remote_code=training.trust_remote_code,
                 **loading,
             )
-        model, tokenizer, family = denoiser.model, denoiser.tokenizer, denoiser.family.name
+        model, tokenizer = denoiser.model, denoiser.tokenizer
     elif recipe.new_model is None:
         model = make_causal(AutoModelForCausalLM.from_pretrained(path, **loading))
         tokenizer = AutoTokenizer.from_pretrained(path, revision=model_arguments.model_revision)
@@ -187,30 +206,22 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> Any
         trainer: Any = DiffusionSFTTrainer(denoiser, training, peft_config=peft_config, **rows)
     else:
         peft_config = get_peft_config(model_arguments)
-        trainer = SFTTrainer(model=model, args=training, processing_class=tokenizer, peft_config=peft_config, **rows)
+        trainer = Solver(model=model, args=training, processing_class=tokenizer, peft_config=peft_config, **rows)
 
-    if trainer.is_world_process_zero():
-        revision = base_revision(path, model_arguments.model_revision)
-        settings = changed_settings(recipe, training, model_arguments)
-        record = RunRecord(path, revision, "sft", family, recipe.generate, recipe.dataset_name, None, settings)
-        write_run(Path(training.output_dir), record)
-    return trainer
+    record = replace(record, revision=base_revision(path, model_arguments.model_revision))
+    checkpoint = training.resume_from_checkpoint or last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
+    return Run(trainer, record, checkpoint and str(checkpoint))
 
 
-def run(trainer: Any) -> None:
-    """Trains, and saves the model to the output directory."""
+def run(prepared: "Run | None") -> None:
+    """Trains what there is to train."""
     import torch
-    from transformers.trainer_utils import get_last_checkpoint
 
-    output = Path(trainer.args.output_dir)
-    checkpoint = trainer.args.resume_from_checkpoint
-    if checkpoint is None and output.is_dir():
-        checkpoint = get_last_checkpoint(str(output))
+    if prepared is None:
+        return
     with torch.random.fork_rng():
-        trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(trainer.args.output_dir)
-    trainer.save_state()
-    trainer.accelerator.print(f"Model saved to {output}")
+        prepared()
+    prepared.trainer.accelerator.print(f"Model saved to {prepared.trainer.args.output_dir}")
 
 
 def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
@@ -220,6 +231,7 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
 
 def main() -> None:
     """Parses YAML and command line, then trains."""
+    from lockstitch.rl.checkpoints import NotFiniteError
     from lockstitch.rl.lora import DiffusionModelConfig
     from lockstitch.rl.sft_config import DiffusionSFTConfig
     from trl import SFTConfig, TrlParser
@@ -229,8 +241,9 @@ def main() -> None:
         recipe = TrlParser((RecipeArguments,)).parse_args_and_config(return_remaining_strings=True)[0]
         config_class = DiffusionSFTConfig if recipe.objective == "diffusion" else SFTConfig
         parser = TrlParser((RecipeArguments, config_class, DiffusionModelConfig))
-        trainer = prepare(*parser.parse_args_and_config())
-    run(trainer)
+        prepared = prepare(*parser.parse_args_and_config())
+    with one_line("sft", f"interrupted; {GOES_ON}", NotFiniteError):
+        run(prepared)
 
 
 if __name__ == "__main__":

@@ -6,50 +6,15 @@ rollouts still in use are part of the checkpoint, a file for each rank. With ano
 these rollouts are generated anew.
 
 What each rank's generators draw beside that is restored by `Trainer`.
-
-Experts are stacked in memory, and one by one in what transformers saves; its `Trainer` takes up a checkpoint without putting
-them together again, and would go on with the experts that it began with. Checkpoints here keep them as they are in memory.
-And where a base's config.json is a published one, PEFT cannot compare vocabularies by it, and must not be left to.
 """
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lockstitch.sampling.families import FACTS
-from peft import PeftModel
-from transformers import PreTrainedModel, Trainer
+from lockstitch.rl.checkpoints import WholeCheckpoints
 from trl import GRPOTrainer
-
-
-class WholeCheckpoints(Trainer):
-    """A `Trainer` whose checkpoints hold every tensor under the name that resuming looks for."""
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        if not _internal_call or not isinstance(model, PreTrainedModel):
-            super().save_model(output_dir, _internal_call)
-            return
-        kept = getattr(model, "_weight_conversions", None)
-        model._weight_conversions = []  # nothing is taken apart
-        try:
-            super().save_model(output_dir, _internal_call)
-        finally:
-            model._weight_conversions = kept
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        published = (getattr(model.config, FACTS, None) or {}).get("published_config")
-        if published is None or not isinstance(model, PeftModel):
-            super()._save(output_dir, state_dict)
-            return
-        model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            del model.save_pretrained
 
 
 class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):

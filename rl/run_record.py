@@ -1,6 +1,6 @@
 """`run.json`: what a training run was, beside what it left behind, so that its adapter can be exported without guessing.
 
-A recipe writes it into its output directory before it trains; `lockstitch export` reads it.
+A recipe writes it into its output directory with the first checkpoint; `lockstitch export` reads it.
 """
 
 import json

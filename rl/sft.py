@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
 from lockstitch.rl.canvas_data import IGNORED, CanvasCollator, completion_lengths, prompts_and_completions
+from lockstitch.rl.checkpoints import WholeCheckpoints
 from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.packing import block_of_column, check_block_length, packed_pass
-from lockstitch.rl.resume import WholeCheckpoints
 from lockstitch.rl.scoring import check_trains
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import Denoiser

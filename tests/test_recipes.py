@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from lockstitch.recipes.gpu_memory import Shape, memory_of, memory_parts
-from lockstitch.recipes.grpo import last_checkpoint, main, parse, rewards_of
+from lockstitch.recipes.grpo import main, parse, rewards_of
 from lockstitch.recipes.held_out import held_out_samplers
 from lockstitch.recipes.layers import folder, preset_names
 from lockstitch.recipes.rl_data import as_prompts, load_problems
 from lockstitch.rewards.tasks.benchmarks import get_benchmark
+from lockstitch.rl.checkpoints import last_checkpoint
 from lockstitch.rl.lora import lora_config
 from models import random_denoiser, tokenizer
 from peft import get_peft_model
@@ -270,7 +271,7 @@ def test_a_launch_leaves_model_record_and_page_and_goes_on_when_repeated(tmp_pat
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["stage"], record["task"]) == ("grpo", "sudoku")
     assert record["base"] == str(lockstitch.embedded_model("sudoku-early"))
-    assert Path(last_checkpoint(tmp_path)).name == "checkpoint-2"
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
     (tmp_path / "checkpoint-3").mkdir()  # one that was cut off
     launch(["recipes/grpo.py", "--config", "tiny/sudoku.yaml"], tmp_path, "--max_steps", "4")
     log = history(tmp_path)

@@ -13,11 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 
+from lockstitch.files import unlock_all
+
 GOES_ON = "the same command goes on where this one stopped"
 
 
 @contextmanager
-def one_line(program: str, interrupted: str = "interrupted") -> Iterator[None]:
+def one_line(
+    program: str,
+    interrupted: str = "interrupted",
+    mistakes: type[Exception] | tuple[type[Exception], ...] = (ValueError, OSError),
+) -> Iterator[None]:
     """Within the block, mistakes end the process with 2 and a message, Ctrl-C with 130, and a closed pipe in silence.
 
     Raises:
@@ -29,7 +35,7 @@ def one_line(program: str, interrupted: str = "interrupted") -> Iterator[None]:
         # Whoever read our output has gone: nothing is left to say, nor anyone to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
-    except (ValueError, OSError) as error:
+    except mistakes as error:
         print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -50,6 +56,8 @@ def reported(program: str, interrupted: str = "interrupted") -> Callable[[Callab
                 if isinstance(ended.code, int):
                     return ended.code
                 raise
+            finally:
+                unlock_all()
 
         return reported_main
 

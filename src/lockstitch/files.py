@@ -2,15 +2,15 @@
 
 What is read is read whole and checked before any work starts; what is wrong with a file is said line by line, all of it at
 once. What is written is there whole or not at all, or grows by whole rows: a run that was interrupted goes on where it
-stopped, and a directory that was made with another configuration is refused.
-
-Left out: two runs at a time in one directory.
+stopped, and a directory that was made with another configuration, or that another process is writing into, is refused.
 """
 
 import csv
+import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 Row = Mapping[str, Any]
 Read = TypeVar("Read")
 
-CONFIG, RESULTS, SUMMARY = "config.json", "results.jsonl", "summary.json"
+CONFIG, RESULTS, SUMMARY, LOCK = "config.json", "results.jsonl", "summary.json", ".lock"
 SHOWN_ERRORS = 10
 
 
@@ -26,29 +26,80 @@ SHOWN_ERRORS = 10
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
-    """(line number, row or what is wrong with the line) of a `.jsonl` or `.csv` file; place in the array of a `.json`."""
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".csv":
-        yield from enumerate(csv.DictReader(io.StringIO(text)), start=2)
-    elif path.suffix == ".json":
-        array = json.loads(text)
-        if not isinstance(array, list):
-            raise ValueError(f"{path} holds no JSON array but {type(array).__name__}")
-        yield from ((number, _object(row)) for number, row in enumerate(array, start=1))
-    else:
-        for number, line in enumerate(text.split("\n"), start=1):  # rows may hold U+2028, at which splitlines would split
-            if not line.strip():
-                continue
+    """(line number, row or what is wrong with the line) of a `.jsonl` or `.csv` file; place in the array of a `.json`.
+
+    Each may be compressed (`.gz`). Raises `ValueError` for what cannot be taken apart into rows.
+    """
+    lines = _bytes_of(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")  # rows may hold U+2028, at which splitlines splits
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if suffix in (".csv", ".json"):
+        bad = [f"line {number} is not UTF-8" for number, line in enumerate(lines, start=1) if _decoded(line) is None]
+        if bad:
+            raise ValueError(f"{path}: {bad[0]}")
+        text = b"\n".join(lines).decode("utf-8")
+        if suffix == ".csv":
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, f"not JSON ({error.msg} at column {error.colno})"
-                continue
-            yield number, _object(row)
+                for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2):
+                    yield number, _sound(row) if None not in row else "more columns than the header has"
+            except csv.Error as error:
+                raise ValueError(f"{path} is no table: {error}") from error
+            return
+        array = _parsed(text)
+        if not isinstance(array, list):
+            raise ValueError(f"{path} holds no JSON array but {array if isinstance(array, str) else type(array).__name__}")
+        yield from ((number, _object(row)) for number, row in enumerate(array, start=1))
+        return
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        decoded = _decoded(line)
+        yield number, "not UTF-8" if decoded is None else _object(_parsed(decoded))
+
+
+def _bytes_of(path: Path) -> bytes:
+    data = path.read_bytes()
+    if path.suffix != ".gz":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not whole, or not compressed by gzip: {error}") from error
+
+
+def _decoded(line: bytes) -> str | None:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _parsed(text: str) -> Any:
+    """What a JSON text says, or in words why it says nothing."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"not JSON ({error.msg} at column {error.colno})"
+    except RecursionError:
+        return "JSON that is nested too deeply"
+    except ValueError as error:  # a number of more digits than Python converts
+        return f"not JSON ({error})"
 
 
 def _object(row: Any) -> Row | str:
-    return row if isinstance(row, dict) else f"a JSON object is needed, not {type(row).__name__}"
+    if isinstance(row, str) and row.startswith(("not JSON", "JSON that is")):
+        return row
+    return _sound(row) if isinstance(row, dict) else f"a JSON object is needed, not {type(row).__name__}"
+
+
+def _sound(row: Row) -> Row | str:
+    """The row, or what is wrong with it: half of a pair of surrogates is no character, and cannot be written again."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no character"
+    except RecursionError:
+        return "JSON that is nested too deeply"
+    return row
 
 
 def read_rows(path: Path, read: Callable[[Row], Read]) -> list[Read]:
@@ -93,11 +144,12 @@ def to_json(value: Mapping[str, Any]) -> str:
 
 
 def claim_directory(directory: Path, config: Mapping[str, Any]) -> None:
-    """Makes an output directory this configuration's own; `ValueError` names what differs from its earlier one.
+    """Makes an output directory this configuration's and this process's own; `ValueError` names what stands against it.
 
-    A directory without results yet is anybody's.
+    A directory without results yet is any configuration's.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    lock(directory)
     path = directory / CONFIG
     started = (directory / RESULTS).exists()
     if started and not path.exists():
@@ -113,6 +165,51 @@ def claim_directory(directory: Path, config: Mapping[str, Any]) -> None:
         write_whole(path, to_json(config))
 
 
+_LOCKS: dict[Path, Any] = {}  # open files, whose locks end with this process, however it ends
+
+
+def lock(directory: Path) -> None:
+    """Keeps other processes from writing into a directory until this one ends; `ValueError` if another one does.
+
+    Where the file system has no locks there is none, in silence: nothing is worse than before.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not everywhere
+        return
+    directory = directory.resolve()
+    if directory in _LOCKS:
+        return
+    file = (directory / LOCK).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"{directory} is being written into by another process; wait for it, or choose another") from None
+    except OSError:
+        file.close()
+        return
+    _LOCKS[directory] = file
+
+
+def unlock_all() -> None:
+    """Lets other processes write into the directories that this one has locked: a command has ended, not its process."""
+    while _LOCKS:
+        _LOCKS.popitem()[1].close()
+
+
+def finished_by_index(path: Path) -> list[dict[str, Any]]:
+    """`finished_rows`, whose `index` counts from 0; `ValueError` where a row was taken out, doubled or put elsewhere."""
+    rows = finished_rows(path)
+    for number, row in enumerate(rows):
+        if row.get("index") != number:
+            raise ValueError(
+                f"line {number + 1} of {path} is row {row.get('index')!r}, where row {number} should stand: the file was "
+                "changed by hand, or by two runs at once; choose another output"
+            )
+    return rows
+
+
 def finished_rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a results file; a last line that was cut off is removed from the file."""
     if not path.exists():
@@ -122,7 +219,14 @@ def finished_rows(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(data):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+    rows = []
+    for number, line in enumerate(whole.decode("utf-8", errors="replace").split("\n"), start=1):
+        row = _parsed(line) if line else {}
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} of {path} is no row of ours: {row}; choose another output")
+        if line:
+            rows.append(row)
+    return rows
 
 
 def append_chunks(path: Path, chunks: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:

@@ -1,0 +1,107 @@
+"""The output directory of a training run: one configuration's, one process's at a time, and finished once.
+
+A launch into a directory that holds a run goes on from its last whole checkpoint, says what differs if its settings are
+others, and does nothing if the run has reached its end. `run.json` says what a run is from its first checkpoint on.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lockstitch.rl.checkpoints import STATE, last_checkpoint
+from lockstitch.rl.run_record import RUN, RunRecord, write_run
+
+from lockstitch import files
+
+# What may differ between the launches of a run: where and how it runs and tells, and how far it goes.
+FREE = frozenset({
+    "output_dir", "max_steps", "num_train_epochs", "resume_from_checkpoint", "logging_steps", "logging_first_step",
+    "logging_strategy", "logging_dir", "log_level", "report_to", "run_name", "project", "trackio_space_id", "save_steps",
+    "save_strategy", "save_total_limit", "disable_tqdm", "use_cpu", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataset_num_proc", "rollout_micro_batch_size", "recompute_passes", "gradient_checkpointing", "torch_compile", "html",
+    "log_completions", "num_completions_to_print", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy",
+    "hub_token",
+})  # fmt: skip
+
+
+@dataclass
+class Run:
+    """A trainer with the record of what it trains, and where it goes on from."""
+
+    trainer: Any
+    record: RunRecord
+    checkpoint: str | None
+
+    def __call__(self) -> None:
+        """Trains, and leaves everything in the output directory; `run.json` with the first checkpoint."""
+        trainer, output = self.trainer, Path(self.trainer.args.output_dir)
+
+        def keep_record() -> None:
+            if trainer.is_world_process_zero():
+                write_run(output, self.record)
+
+        trainer.before_checkpoint = keep_record
+        trainer.train(resume_from_checkpoint=self.checkpoint)
+        keep_record()
+        trainer.save_model(trainer.args.output_dir)
+        trainer.save_state()
+
+
+def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print) -> bool:
+    """Whether a run has reached its end; makes the directory this process's own.
+
+    Args:
+        output: the run's directory.
+        record: of the launch.
+        training: its arguments (`max_steps`, `num_train_epochs`).
+        say: told that the run is finished, and how to go on all the same.
+
+    Raises:
+        ValueError: another process writes into the directory, or it holds a run of other settings, or one of which nothing
+            says what it was.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("RANK", "0")) == 0:
+        files.lock(output)
+    state = _state(output / STATE)
+    if state is None and last_checkpoint(output) is None:
+        return False
+    path = output / RUN
+    if not path.is_file():
+        raise ValueError(f"output_dir={str(output)!r} holds a run, and no {RUN} that says of what; choose another")
+    _check_same(output, json.loads(path.read_text(encoding="utf-8")), record)
+    if state is None:
+        return False
+    steps, wanted = state["global_step"], training.max_steps
+    more = steps < wanted if wanted > 0 else (state.get("epoch") or 0) < training.num_train_epochs and not _stopped(state)
+    if more:
+        return False
+    say(f"{output} holds this run, finished after {steps} steps: nothing to do. A higher max_steps goes on from there")
+    return True
+
+
+def _state(path: Path) -> dict[str, Any] | None:
+    """A trainer's state as it was saved at the end of a run, or None."""
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return state
+
+
+def _stopped(state: Mapping[str, Any]) -> bool:
+    """Whether a run without `max_steps` ended before its epochs did: something stopped it for good."""
+    return bool(state["global_step"] < state["max_steps"])
+
+
+def _check_same(output: Path, earlier: Mapping[str, Any], record: RunRecord) -> None:
+    facts = ("base", "stage", "family", "task", "data", "preset")
+    before = {**{name: earlier.get(name) for name in facts}, **earlier.get("config", {})}
+    now = {**{name: getattr(record, name) for name in facts}, **json.loads(json.dumps(record.config))}
+    names = sorted({*before, *now} - FREE)
+    changed = [f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in names
+               if before.get(name) != now.get(name)]  # fmt: skip
+    if changed:
+        raise ValueError(f"output_dir={str(output)!r} holds a run of other settings ({'; '.join(changed)}); choose another")

@@ -1,0 +1,150 @@
+"""Checkpoints that are whole or absent, and that a run can go on from.
+
+`Trainer` writes a checkpoint file by file into its place, where a kill leaves half of one that looks like the latest. Here
+it is written beside and moved. Weights that are not finite are never saved: training ends, and says at which step.
+
+Experts are stacked in memory, and one by one in what transformers saves; its `Trainer` takes up a checkpoint without putting
+them together again, and would go on with the experts that it began with. Checkpoints here keep them as they are in memory.
+And where a base's config.json is a published one, PEFT cannot compare vocabularies by it, and must not be left to.
+
+Left out: checkpoints of several machines that share no file system.
+"""
+
+import json
+import os
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lockstitch.sampling.families import FACTS
+from peft import PeftModel
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+STATE = "trainer_state.json"
+_STAGING = ".checkpoint"
+
+
+class NotFiniteError(ValueError):
+    """Weights that were about to be saved hold infinities or no numbers."""
+
+
+class WholeCheckpoints(Trainer):
+    """A `Trainer` whose checkpoints are whole or absent, and hold every tensor under the name that resuming looks for.
+
+    Attributes:
+        before_checkpoint: called by the main process before each checkpoint takes its place; None for nothing.
+    """
+
+    before_checkpoint: Callable[[], None] | None = None
+    _staging: str | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        directory: str = super()._get_output_dir(trial)
+        return directory if self._staging is None else self._staging
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        output = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        staging, limit = output / _STAGING, self.args.save_total_limit
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self._staging, self.args.save_total_limit = str(staging), None  # which is kept to once the new one is in its place
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging, self.args.save_total_limit = None, limit
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        if self.state.best_global_step:
+            best = output / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(staging / name / STATE))
+        if self.before_checkpoint is not None:
+            self.before_checkpoint()
+        shutil.rmtree(output / name, ignore_errors=True)
+        os.replace(staging / name, output / name)
+        shutil.rmtree(staging, ignore_errors=True)
+        rotate_checkpoints(
+            output_dir=str(output), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        self._check_finite(model)
+        if not _internal_call or not isinstance(model, PreTrainedModel):
+            super().save_model(output_dir, _internal_call)
+            return
+        kept = getattr(model, "_weight_conversions", None)
+        model._weight_conversions = []  # nothing is taken apart
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            model._weight_conversions = kept
+
+    def _check_finite(self, model: torch.nn.Module) -> None:
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and not bool(weight.isfinite().all()):
+                raise NotFiniteError(f"{name} is not finite after step {self.state.global_step}; nothing of it was saved")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        published = (getattr(model.config, FACTS, None) or {}).get("published_config")
+        if published is None or not isinstance(model, PeftModel):
+            super()._save(output_dir, state_dict)
+            return
+        model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del model.save_pretrained
+
+
+def torn(checkpoint: Path) -> str | None:
+    """What of a checkpoint is missing or was cut off, in words; None if it is whole."""
+    if not (checkpoint / STATE).is_file():
+        return f"it has no {STATE}"
+    weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")]
+    if not weights:
+        return "it has no weights"
+    for path in checkpoint.glob("*.safetensors"):
+        if not _is_whole_safetensors(path):
+            return f"{path.name} is cut off"
+    for path in checkpoint.glob("*.pt"):
+        if not zipfile.is_zipfile(path):
+            return f"{path.name} is cut off"
+    return None
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(8)
+        if len(head) < 8:
+            return False
+        (length,) = struct.unpack("<Q", head)
+        text = file.read(min(length, path.stat().st_size))
+    try:
+        entries = json.loads(text)
+    except ValueError:
+        return False
+    ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    return path.stat().st_size == 8 + length + max(ends, default=0)
+
+
+def last_checkpoint(output: Path, say: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The newest checkpoint that is whole, or None; `say` is told of newer ones that are not."""
+    found = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+        why = torn(path)
+        if why is None:
+            return path
+        say(f"{path} is not whole ({why}) and is passed over")
+    return None

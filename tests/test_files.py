@@ -1,0 +1,123 @@
+"""Rows of files as people have them, and output directories that belong to one configuration and one process."""
+
+import gzip
+import json
+import multiprocessing
+import subprocess
+import sys
+
+import pytest
+
+from lockstitch import files
+
+
+def read(path):
+    return files.read_rows(path, lambda row: row["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("rows.jsonl", b'{"a": "x"}\n{"a": "y"}\n'),
+        ("rows.jsonl", b'\xef\xbb\xbf{"a": "x"}\r\n\r\n{"a": "y"}'),
+        ("rows.json", b'\xef\xbb\xbf[{"a": "x"}, {"a": "y"}]'),
+        ("rows.csv", b"a,b\r\nx,1\r\ny,2\r\n"),
+        ("rows.csv", b'\xef\xbb\xbfa\nx\n"y"\n'),
+    ],
+)
+def test_rows_are_read_as_people_write_them(name, data, tmp_path):
+    for suffix, content in (("", data), (".gz", gzip.compress(data))):
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(content)
+        assert read(path) == ["x", "y"]
+
+
+def test_what_looks_like_a_line_end_and_is_none_stays_in_its_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"a": "one\u2028two\u0085three\x00"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read(path) == ["one\u2028two\u0085three\x00"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"a": "\xff"}', "line 2: not UTF-8"),
+        (b'{"a": "\\ud800"}', "line 2: holds half of a surrogate pair"),
+        (b"[" * 100_000, "line 2: JSON that is nested too deeply"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 2: JSON that is nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "line 2: not JSON"),
+        (b'{"a": 1', "line 2: not JSON"),
+        (b'"a"', "line 2: a JSON object is needed, not str"),
+    ],
+)
+def test_bad_lines_are_named(line, says, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    with pytest.raises(ValueError, match=says):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("rows.jsonl.gz", b"not gzip", "is not whole, or not compressed by gzip"),
+        ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 100)[:-9], "is not whole"),
+        ("rows.json", b'{"a": 1}', "holds no JSON array but dict"),
+        ("rows.json", b'[{"a": 1}', "holds no JSON array but not JSON"),
+        ("rows.csv", b"a,b\n1,2,3\n", "line 2: more columns than the header has"),
+        ("rows.csv", b"a\n\xff\n", "line 2 is not UTF-8"),
+        ("rows.jsonl", b"\n", "holds no rows"),
+    ],
+)
+def test_files_that_are_none_are_refused(name, data, says, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=says):
+        read(tmp_path / name)
+
+
+def _hold(directory, held, release):
+    files.claim_directory(directory, {"seed": 0})
+    held.set()
+    release.wait(30)
+
+
+def test_a_second_process_is_refused_and_a_dead_one_forgotten(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held, release))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(ValueError, match="is being written into by another process"):
+        files.claim_directory(tmp_path, {"seed": 0})
+    other.kill()
+    other.join()
+    files.claim_directory(tmp_path, {"seed": 0})
+    files.unlock_all()
+
+
+@pytest.mark.parametrize(
+    ("indices", "says"),
+    [([0, 2], "line 2 .* is row 2, where row 1"), ([0, 1, 1], "line 3 .* is row 1"), ([1], "line 1 .* is row 1")],
+)
+def test_rows_that_were_taken_out_or_doubled_are_noticed(indices, says, tmp_path):
+    path = tmp_path / files.RESULTS
+    path.write_text("".join(json.dumps({"index": i}) + "\n" for i in indices))
+    with pytest.raises(ValueError, match=says):
+        files.finished_by_index(path)
+
+
+def test_a_line_that_is_no_row_is_noticed_and_a_cut_one_removed(tmp_path):
+    path = tmp_path / files.RESULTS
+    path.write_text('{"index": 0}\n{"index": 1')
+    assert files.finished_by_index(path) == [{"index": 0}]
+    assert path.read_text() == '{"index": 0}\n'
+    path.write_text('{"index": 0}\nrubbish\n')
+    with pytest.raises(ValueError, match=r"line 2 of .* is no row of ours"):
+        files.finished_by_index(path)
+
+
+def test_a_closed_pipe_is_silent(tmp_path):
+    code = "from lockstitch.errors import one_line\nwith one_line('x'):\n    while True: print('line', flush=True)"
+    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "$1" | head -1', "-", code], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert (done.stdout, done.stderr) == ("line\n", "")

@@ -1,0 +1,167 @@
+"""A recipe's directory: finished once, one configuration's, never half a checkpoint, and nothing lost to a kill."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lockstitch.recipes import sft
+from lockstitch.rl.checkpoints import last_checkpoint, torn
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SETTINGS = {
+    "model_name_or_path": "embedded:sudoku-early", "generate": "sudoku", "num_problems": 64, "canvas_length": 20,
+    "max_steps": 4, "save_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 0,
+    "bf16": "false", "use_cpu": "true", "dtype": "float32", "report_to": "none", "logging_steps": 1,
+    "gradient_checkpointing": "false", "lr_scheduler_type": "constant",
+}  # fmt: skip
+
+
+def words(output, **changed):
+    settings = SETTINGS | {"output_dir": output} | changed
+    return [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
+
+
+def launch(output, monkeypatch, **changed):
+    monkeypatch.setattr(sys, "argv", ["sft", *words(output, **changed)])
+    sft.main()
+
+
+def losses(output):
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+
+
+def contents(directory):
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_alone_and_goes_on_if_more_is_asked(tmp_path, monkeypatch, capsys):
+    launch(tmp_path, monkeypatch)
+    before = contents(tmp_path)
+    capsys.readouterr()
+    launch(tmp_path, monkeypatch)
+    assert "finished after 4 steps: nothing to do" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+    launch(tmp_path, monkeypatch, max_steps=6)
+    assert list(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["max_steps"] == 6
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused_with_both_values(finished, tmp_path, monkeypatch, capsys):
+    launch(tmp_path, monkeypatch, max_steps=2)
+    if not finished:
+        (tmp_path / "trainer_state.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path, monkeypatch, learning_rate=2e-3, seed=3)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "learning_rate: 0.001 then, 0.002 now" in said
+    assert "seed: None then, 3 now" in said
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_nothing_is_known_of_is_refused(tmp_path, monkeypatch, capsys):
+    launch(tmp_path, monkeypatch, max_steps=1)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(SystemExit):
+        launch(tmp_path, monkeypatch, max_steps=2)
+    assert "holds a run, and no run.json that says of what" in capsys.readouterr().err
+
+
+def test_nothing_is_recorded_before_there_is_a_checkpoint(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit):
+        launch(tmp_path, monkeypatch, learning_rate=1e30, save_steps=2)
+    assert not (tmp_path / "run.json").exists()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path, monkeypatch, capsys):
+    launch(tmp_path, monkeypatch, max_steps=1)
+    (tmp_path / "trainer_state.json").unlink()
+    optimizer = torch.load(tmp_path / "checkpoint-1" / "optimizer.pt", weights_only=True)
+    optimizer["state"][0]["exp_avg"][0] = torch.inf
+    torch.save(optimizer, tmp_path / "checkpoint-1" / "optimizer.pt")
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path, monkeypatch, max_steps=3)
+    assert ended.value.code == 2
+    assert "is not finite after step 2; nothing of it was saved" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert all(weight.isfinite().all() for weight in load_file(tmp_path / "checkpoint-1" / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_torn_checkpoint_is_named_and_the_one_before_taken(name, tmp_path, monkeypatch, capsys):
+    launch(tmp_path, monkeypatch, max_steps=3)
+    whole = losses(tmp_path)
+    (tmp_path / "trainer_state.json").unlink()
+    path = tmp_path / "checkpoint-3" / name
+    if name == "trainer_state.json":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size - 1000)
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
+    launch(tmp_path, monkeypatch, max_steps=3)
+    assert "checkpoint-3 is not whole" in capsys.readouterr().out
+    assert losses(tmp_path) == pytest.approx(whole)
+    assert torn(tmp_path / "checkpoint-3") is None
+
+
+def start(command, output, **changed):
+    return subprocess.Popen([sys.executable, "-m", f"lockstitch.recipes.{command}", *words(output, **changed)],
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused(tmp_path):
+    first = start("sft", tmp_path, max_steps=200)
+    while not (tmp_path / ".lock").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    second = start("sft", tmp_path, max_steps=200)
+    said, _ = second.communicate()
+    first.kill()
+    first.wait()
+    assert second.returncode == 2
+    assert "is being written into by another process" in said.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_kills_lose_nothing(tmp_path, monkeypatch):
+    """Fifteen of them, at any moment from the first step on; then the run ends with the losses of one that nobody killed."""
+    steps, rng = 30, random.Random(0)
+    launch(tmp_path / "whole", monkeypatch, max_steps=steps)
+    output, kills = tmp_path / "killed", 0
+    while kills < 15:
+        run = start("sft", output, max_steps=steps)
+        began = newest(output)
+        while run.poll() is None and newest(output) <= began:
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.15)
+        if run.poll() is not None:
+            break
+        run.kill()
+        run.wait()
+        kills += 1
+    done = start("sft", output, max_steps=steps)
+    said, _ = done.communicate()
+    assert done.returncode == 0, said
+    assert kills >= 10
+    assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    for path in output.glob("checkpoint-*"):
+        assert torn(path) is None
+
+
+def newest(output: Path) -> int:
+    """The step of the latest checkpoint directory, whole or not."""
+    return max((int(path.name.split("-")[1]) for path in output.glob("checkpoint-*")), default=0)
