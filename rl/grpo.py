@@ -10,6 +10,7 @@ The whole canvas conditions the model in training, as it did in the rollout; tok
 Axes: B rows (completions), A of them scored, G canvas positions, T inner iterations.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,35 +20,65 @@ from lockstitch.rl import losses
 from lockstitch.rl.estimators import estimate
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.grpo_rollouts import Columns, RolloutTrainer
+from lockstitch.rl.models import as_denoiser, name_of
 from lockstitch.rl.one_pass import as_one_pass
 from lockstitch.rl.scoring import Canvases, Scorer
-from lockstitch.sampling.denoiser import Denoiser
 from peft import PeftConfig
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
+logger = logging.getLogger(__name__)
+
 
 class DiffusionGRPOTrainer(RolloutTrainer):
-    """`GRPOTrainer` for a `Denoiser`'s model.
+    """`GRPOTrainer` for a diffusion language model.
 
     Args:
-        denoiser: the model, which is trained in place (or wrapped by `peft_config`).
-        reward_funcs, train_dataset, eval_dataset, peft_config, callbacks, ...: as in `GRPOTrainer`.
-        args: the settings.
+        model: a name on the hub, a directory, `embedded:NAME`, one of transformers' models or a `Denoiser`; it is trained in
+            place (or wrapped by `peft_config`).
+        args: the settings. None is a canvas of 256 tokens denoised by a threshold and with a cache (preset `fast`, or
+            `block` for models that denoise block by block), and every other default of `DiffusionGRPOConfig`.
+        reward_funcs, train_dataset, eval_dataset, processing_class, peft_config, callbacks, ...: as in `GRPOTrainer`.
 
-    Raises `ValueError` for settings that do not fit the model's family, and for LoRA dropout that `args` would switch off.
+    Raises `ValueError` for a plain `GRPOConfig`, for settings that do not fit the model's family, and for LoRA dropout that
+    `args` would switch off.
     """
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        model: Any,
         reward_funcs: Any,
-        args: DiffusionGRPOConfig,
+        args: DiffusionGRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: Any = None,
+        optimizers: Any = (None, None),
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
+        if args is not None and not isinstance(args, DiffusionGRPOConfig):
+            raise ValueError(f"args is a {type(args).__name__}: DiffusionGRPOConfig takes the same options, and more")
+        denoiser = as_denoiser(model, processing_class, (args.model_init_kwargs or {}) if args is not None else None)
+        if args is None:
+            by = "fast" if denoiser.family.layout == "full" else "block"
+            args = DiffusionGRPOConfig(f"{name_of(model)}-GRPO", preset=by, max_completion_length=256)
+            logger.info("args=None: canvases of %d tokens, preset %r", args.max_completion_length, by)
+        args.model_init_kwargs = None  # TRL is handed a model
         self._estimator = args.estimator_config()
-        super().__init__(denoiser, reward_funcs, args, peft_config, **kwargs)
+        super().__init__(
+            denoiser,
+            reward_funcs,
+            args,
+            peft_config,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **kwargs,
+        )
         self._scorer_block = None if denoiser.family.layout == "full" else self._sampler.block
         # Whether an estimate draws noise, which is new in each inner iteration.
         self._draws = args.estimator in ("coupled", "elbo", "sandwiched") or bool(args.prompt_mask_ratio)

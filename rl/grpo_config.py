@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from lockstitch.rl.estimator_config import EstimatorConfig
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
@@ -48,6 +49,14 @@ _REFUSED: dict[str, str] = {
 _TOKEN_ONLY = ("loss_type", "importance_sampling_level", "top_entropy_quantile", "off_policy_mask_threshold",
                "use_bias_correction_kl")  # fmt: skip
 _CLIPPED_ONLY = ("epsilon", "epsilon_high", "delta")
+
+
+def precision_of(args: Any) -> bool | None:
+    """TRL's `bf16`, which is on unless it is said otherwise: off on a CPU, where it is many times slower."""
+    if args.bf16 is None and (args.use_cpu or torch.accelerator.current_accelerator() is None):
+        return False
+    said: bool | None = args.bf16
+    return said
 
 
 @dataclass
@@ -166,6 +175,7 @@ class DiffusionGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self._refuse_autoregressive()
+        self.bf16 = precision_of(self)
         super().__post_init__()
         self._check_loss()
         if self.pad_to_multiple_of is not None:

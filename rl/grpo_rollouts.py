@@ -58,9 +58,9 @@ class RolloutTrainer(ResumableGRPOTrainer):
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        for name in ("model", "processing_class", "tools", "environment_factory", "rollout_func", "quantization_config"):
+        for name in ("tools", "environment_factory", "rollout_func", "quantization_config"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"{name}: the denoiser brings model and tokenizer, and a canvas holds a single turn")
+                raise ValueError(f"{name}: a canvas holds a single turn, and is denoised by lockstitch.sampling")
         check_trains(denoiser)
         self._denoiser, self._sampler = denoiser, in_blocks_of(args.sampler_config(), denoiser.family)
         check_layout(self._sampler, denoiser.family)

@@ -21,6 +21,7 @@ from datasets import Dataset, IterableDataset
 from lockstitch.rl.canvas_data import IGNORED, CanvasCollator, completion_lengths, prompts_and_completions
 from lockstitch.rl.checkpoints import WholeCheckpoints
 from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_generator, stratified_mask_ratio
+from lockstitch.rl.models import as_denoiser, name_of
 from lockstitch.rl.packing import block_of_column, check_block_length, packed_pass
 from lockstitch.rl.scoring import check_trains
 from lockstitch.rl.sft_config import DiffusionSFTConfig
@@ -98,7 +99,10 @@ def packed_logits(
 
 
 class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
-    """`SFTTrainer` for a `Denoiser`'s model: prompts and completions, or conversations, in; masked-diffusion loss out.
+    """`SFTTrainer` for a diffusion language model: prompts and completions, or conversations, in; a diffusion loss out.
+
+    `model` is a name on the hub, a directory, `embedded:NAME`, one of transformers' models or a `Denoiser`; the other
+    arguments are `SFTTrainer`'s.
 
     The noise of a training batch depends on (`args.seed`, optimiser step, micro-step, rank), so a resumed run draws what the
     uninterrupted one would have drawn. That of an evaluation depends on (`args.seed`, batch, rank) alone, and its loss is
@@ -108,7 +112,14 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
     completions, and for one with completions longer than the canvas.
     """
 
-    def __init__(self, denoiser: Denoiser, args: DiffusionSFTConfig, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any, args: DiffusionSFTConfig | None = None, processing_class: Any = None, **kwargs: Any
+    ) -> None:
+        if args is not None and not isinstance(args, DiffusionSFTConfig):
+            raise ValueError(f"args is a {type(args).__name__}: DiffusionSFTConfig takes the same options, and more")
+        denoiser = as_denoiser(model, processing_class, (args.model_init_kwargs or {}) if args is not None else None)
+        args = args if args is not None else DiffusionSFTConfig(f"{name_of(model)}-SFT")
+        args.model_init_kwargs = None  # TRL is handed a model
         # The model's own block, where blocks are part of it and the settings say none.
         self._block = denoiser.block_length if args.block_length is None else args.block_length
         check_block_length(denoiser.family, self._block)

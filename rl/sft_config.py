@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from trl import SFTConfig
 
 WEIGHTINGS = ("inverse_t", "mean")
@@ -52,6 +53,8 @@ class DiffusionSFTConfig(SFTConfig):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        if self.bf16 is None and (self.use_cpu or torch.accelerator.current_accelerator() is None):
+            self.bf16 = False  # TRL's default, which is many times slower on a CPU
         super().__post_init__()
         if self.canvas_length is not None and self.canvas_length < 1:
             raise ValueError(f"canvas_length={self.canvas_length}: a positive number of tokens, or none at all")
