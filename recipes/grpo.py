@@ -2,6 +2,7 @@
 
     accelerate launch -m lockstitch.recipes.grpo --config recipes/configs/tiny/sudoku.yaml
     accelerate launch -m lockstitch.recipes.grpo --rl_preset espo --task countdown --model_name_or_path MODEL ...
+    accelerate launch -m lockstitch.recipes.grpo --dataset_name my.jsonl --reward_funcs my_reward.py:score ...
 
 Settings come in layers: a preset (`--rl_preset d1`: a paper's settings, `recipes/presets`), a config file, the command line;
 later ones win, and a key that nobody knows is refused. Beside the recipe's own options below there are all of
@@ -35,22 +36,40 @@ class RecipeArguments:
     rl_preset: str | None = field(
         default=None, metadata={"help": "A paper's settings, below the config file: see recipes/presets."}
     )
-    prompt_form: str = field(
-        default="tags", metadata={"help": "How the model is asked: tags, boxed, fenced or plain, as the task has them."}
+    prompt_form: str | None = field(
+        default=None,
+        metadata={"help": "How the model is asked: tags (default), boxed, fenced or plain, as the task has them."},
     )
     reward_funcs: list[str] | None = field(
         default=None,
-        metadata={"help": "Rewards: names of plug-ins (`lockstitch rewards`) or package.module:function. By default the "
-                          "task's own with its weights; otherwise see reward_weights."},
+        metadata={"help": "Rewards: names of plug-ins (`lockstitch rewards`), package.module:function or file.py:function. "
+                          "By default the task's own with its weights; otherwise see reward_weights."},
     )
     train_source: str | None = field(
         default=None, metadata={"help": "Which of the task's sources to train on; `train` by default."}
     )
     train_path: str | None = field(default=None, metadata={"help": "A file or folder to read them from."})
-    train_dataset: str | None = field(
-        default=None, metadata={"help": "Train on this data set of the hub (or local copy), in a notation the task reads."}
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "One's own data: a hub name, a directory, or a file. With a task, rows that it reads; without "
+                          "one, a column `prompt` (texts or messages), and all others to the rewards."},
+    )  # fmt: skip
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration on the hub."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Its split."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Without a task: the split to measure on, in the place of the last training rows."}
     )
-    train_split: str = field(default="train", metadata={"help": "Its split."})
+    columns: str | None = field(
+        default=None, metadata={"help": "Its columns under other names: prompt:question,answer:solution."}
+    )
+    chat_template: bool | None = field(
+        default=None,
+        metadata={"help": "Whether prompts go through the tokenizer's chat template; by default if it has one."},
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "What every conversation begins with."})
+    held_out_threshold: float = field(
+        default=1.0, metadata={"help": "Reward from which a held-out completion counts as right."}
+    )
     num_problems: int | None = field(
         default=None, metadata={"help": "Train on the first so many rows; where problems are made up, on so many new ones."}
     )
@@ -80,8 +99,23 @@ class RecipeArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.task is None and self.dataset_name is None:
+            raise ValueError("task=None, dataset_name=None: say what to train on, --task sudoku or --dataset_name my.jsonl")
+        if self.task is None and self.reward_funcs is None:
+            raise ValueError(f"reward_funcs=None: say what pays on dataset_name={self.dataset_name!r}, my_reward.py:score "
+                             "for example")  # fmt: skip
         if self.task is None:
-            raise ValueError("task=None: say what to train on, --task sudoku for example")
+            for name in ("train_source", "train_path", "held_out_source", "held_out_path"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}={getattr(self, name)!r} is a task's, and task=None")
+            if self.prompt_form is not None:
+                raise ValueError(f"prompt_form={self.prompt_form!r} would be ignored: own prompts are asked as they are")
+        elif self.dataset_test_split is not None:
+            raise ValueError(f"dataset_test_split={self.dataset_test_split!r} would be ignored with a task: held_out_source")
+        if self.dataset_name is None:
+            for name in ("dataset_config", "columns"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}={getattr(self, name)!r} is of dataset_name, which is missing")
         for name, least in (("num_problems", 1), ("max_prompt_length", 1), ("held_out_every", 1), ("held_out_problems", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -113,13 +147,41 @@ def rewards_of(recipe: RecipeArguments, training: Any, benchmark: "Benchmark") -
 
     if recipe.reward_funcs is not None:
         return [load_reward(name) for name in recipe.reward_funcs]
-    weighted = benchmark.rewards_for(recipe.prompt_form)
+    weighted = benchmark.rewards_for(recipe.prompt_form or "tags")
     if training.reward_weights is None:
         training.reward_weights = [weight for _, weight in weighted]
     elif len(training.reward_weights) != len(weighted):
         raise ValueError(f"reward_weights={training.reward_weights}: task {benchmark.name!r} has the rewards "
                          f"{', '.join(name for name, _ in weighted)}")  # fmt: skip
     return [load_reward(name) for name, _ in weighted]
+
+
+def _what_pays(recipe: RecipeArguments, training: Any) -> tuple[Any, list[Callable[..., Any]], Callable[..., Any]]:
+    """The problems, the rewards, and the one of these that judges what is held out."""
+    from lockstitch.recipes.rl_data import load_problems, own_problems
+    from lockstitch.recipes.rows import read_columns
+    from lockstitch.rewards.plugins import load_reward
+    from lockstitch.rewards.tasks.benchmarks import get_benchmark
+
+    data = {"dataset_config": recipe.dataset_config, "dataset_train_split": recipe.dataset_train_split,
+            "columns": read_columns(recipe.columns)}  # fmt: skip
+    if recipe.task is None:
+        assert recipe.dataset_name is not None
+        assert recipe.reward_funcs is not None
+        rewards = [load_reward(name) for name in recipe.reward_funcs]
+        problems = own_problems(
+            recipe.dataset_name, dataset_test_split=recipe.dataset_test_split, num_problems=recipe.num_problems,
+            held_out=recipe.held_out_problems, **data,
+        )  # fmt: skip
+        return problems, rewards, rewards[0]
+    benchmark = get_benchmark(recipe.task)
+    problems = load_problems(
+        recipe.task, recipe.prompt_form or "tags", train_source=recipe.train_source, train_path=recipe.train_path,
+        dataset_name=recipe.dataset_name, num_problems=recipe.num_problems, seed=recipe.problem_seed,
+        held_out=recipe.held_out_problems, held_out_source=recipe.held_out_source, held_out_path=recipe.held_out_path,
+        **data,
+    )  # fmt: skip
+    return problems, rewards_of(recipe, training, benchmark), load_reward(benchmark.rewards[0][0])
 
 
 def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments: Any) -> "Run | None":
@@ -130,10 +192,8 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from datasets import Dataset
     from lockstitch.recipes.held_out import HeldOut, held_out_samplers
     from lockstitch.recipes.reporting import ReportCallback
-    from lockstitch.recipes.rl_data import as_prompts, load_problems
+    from lockstitch.recipes.rl_data import as_prompts
     from lockstitch.recipes.run_directory import Run, is_finished
-    from lockstitch.rewards.plugins import load_reward
-    from lockstitch.rewards.tasks.benchmarks import get_benchmark
     from lockstitch.rl.checkpoints import last_checkpoint
     from lockstitch.rl.grpo import DiffusionGRPOTrainer
     from lockstitch.rl.health import HealthCallback
@@ -143,21 +203,13 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
     from lockstitch.sampling.loading import layout_of
 
-    assert recipe.task is not None
-    benchmark = get_benchmark(recipe.task)
     path = model_arguments.model_name_or_path
     family, _ = layout_of(path, recipe.family, model_arguments.model_revision)
     settings = changed_settings(recipe, health, training, model_arguments)
-    record = RunRecord(path, None, "grpo", family.name, recipe.task, recipe.train_dataset, recipe.rl_preset, settings)
+    record = RunRecord(path, None, "grpo", family.name, recipe.task, recipe.dataset_name, recipe.rl_preset, settings)
     if is_finished(Path(training.output_dir), record, training):
         return None
-    problems = load_problems(
-        recipe.task, recipe.prompt_form, train_source=recipe.train_source, train_path=recipe.train_path,
-        train_dataset=recipe.train_dataset, train_split=recipe.train_split, num_problems=recipe.num_problems,
-        seed=recipe.problem_seed, held_out=recipe.held_out_problems, held_out_source=recipe.held_out_source,
-        held_out_path=recipe.held_out_path,
-    )  # fmt: skip
-    reward_funcs = rewards_of(recipe, training, benchmark)
+    problems, reward_funcs, judge = _what_pays(recipe, training)
     sampler = in_blocks_of(training.sampler_config(), family)
     check_layout(sampler, family)
     samplers = held_out_samplers(sampler.canvas_length, sampler.block_length, recipe.held_out_tokens_per_step,
@@ -167,13 +219,13 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
         trust_remote_code=training.trust_remote_code, **loading_of(model_arguments),
     )  # fmt: skip
     template = training.chat_template_kwargs or {}
-    rows = as_prompts(problems.train, denoiser.tokenizer, recipe.max_prompt_length, **template)
-    held_out = as_prompts(problems.held_out, denoiser.tokenizer, recipe.max_prompt_length, **template)
+    asked = (denoiser.tokenizer, recipe.max_prompt_length, recipe.chat_template, recipe.system_prompt)
+    rows, held_out = (as_prompts(some, *asked, **template) for some in (problems.train, problems.held_out))
     callbacks: list[Any] = [HealthCallback(health)]
     measure = None
     if held_out:
-        judge = load_reward(benchmark.rewards[0][0])
-        measure = HeldOut(denoiser.tokenizer, held_out, judge, samplers, recipe.held_out_every, template)
+        measure = HeldOut(denoiser.tokenizer, held_out, judge, samplers, recipe.held_out_every, template,
+                          recipe.held_out_threshold)  # fmt: skip
         callbacks.append(measure)
     if recipe.html:
         callbacks.append(ReportCallback())

@@ -46,12 +46,14 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
         samplers: see `held_out_samplers`.
         every: steps between measurements.
         template: arguments of the chat template.
+        threshold: the judge's reward from which a completion counts as right.
     """
 
     def __init__(
         self, tokenizer: Any, rows: Sequence[Mapping[str, Any]], judge: Callable[..., Any],
-        samplers: Mapping[int, SamplerConfig], every: int, template: Mapping[str, Any],
+        samplers: Mapping[int, SamplerConfig], every: int, template: Mapping[str, Any], threshold: float = 1.0,
     ) -> None:  # fmt: skip
+        self._threshold = threshold
         self._rows, self._judge, self._samplers, self._every = rows, judge, samplers, every
         self._prompts = [prompt_ids(tokenizer, row["prompt"], **template) for row in rows]
         self._measured = -1
@@ -90,7 +92,8 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
             for config in self._samplers.values():
                 drawn = sample(denoiser, [self._prompts[i] for i in mine], config) if mine else []
                 verdicts = self._verdicts(mine, [trajectory.text for trajectory in drawn])
-                counts.append([sum(v is not None and v >= 1 for v in verdicts), sum(v is not None for v in verdicts)])
+                known = [verdict for verdict in verdicts if verdict is not None]
+                counts.append([sum(verdict >= self._threshold for verdict in known), len(known)])
         totals = accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=accelerator.device), "sum").tolist()
         # GRPO's own `log` would take along the training metrics that wait for theirs, and any log cancels the one due.
         due = trainer.control.should_log

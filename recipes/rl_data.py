@@ -9,10 +9,11 @@ Left out: mixtures of tasks.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lockstitch.recipes.rows import load_split, renamed
 from lockstitch.rewards.tasks.benchmark import Benchmark
 from lockstitch.rewards.tasks.benchmark_rows import load_rows
 from lockstitch.rewards.tasks.benchmarks import get_benchmark
@@ -24,7 +25,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Problems:
-    """Rows with `prompt` (a text), `question` and the columns that the rewards read."""
+    """Rows with `prompt` (a text, or messages), `question` where they are a task's, and what the rewards read."""
 
     train: Rows
     held_out: Rows
@@ -32,8 +33,9 @@ class Problems:
 
 def load_problems(
     task: str, form: str, *, train_source: str | None = None, train_path: str | None = None,
-    train_dataset: str | None = None, train_split: str = "train", num_problems: int | None = None, seed: int = 0,
-    held_out: int = 0, held_out_source: str | None = None, held_out_path: str | None = None,
+    dataset_name: str | None = None, dataset_config: str | None = None,
+    dataset_train_split: str = "train", columns: Mapping[str, str] | None = None, num_problems: int | None = None,
+    seed: int = 0, held_out: int = 0, held_out_source: str | None = None, held_out_path: str | None = None,
 ) -> Problems:  # fmt: skip
     """Both sides of a task.
 
@@ -42,8 +44,10 @@ def load_problems(
         form: of the prompts.
         train_source: which of the task's sources is trained on; `train` by default.
         train_path: a file or folder to read it from.
-        train_dataset: another data set of the hub (or a local copy) whose rows the task can read.
-        train_split: its split.
+        dataset_name: another data set whose rows the task can read, as `rows.load_split` takes it.
+        dataset_config: its configuration.
+        dataset_train_split: its split.
+        columns: its columns under the names that the task reads.
         num_problems: how many to train on: the first so many, or that many new ones.
         seed: of generated problems.
         held_out: how many problems to measure on; 0 for none.
@@ -55,8 +59,8 @@ def load_problems(
     """
     benchmark = get_benchmark(task)
     benchmark.check_form(form)
-    if train_dataset is not None and (train_path is not None or train_source is not None):
-        raise ValueError(f"train_dataset={train_dataset!r} leaves no use for train_path and train_source")
+    if dataset_name is not None and (train_path is not None or train_source is not None):
+        raise ValueError(f"dataset_name={dataset_name!r} leaves no use for train_path and train_source")
     if held_out_source is not None and held_out_source == (train_source or "train"):
         raise ValueError(f"held_out_source={held_out_source!r} is what is trained on; held_out_problems alone sets rows of "
                          "it aside")  # fmt: skip
@@ -66,7 +70,10 @@ def load_problems(
     generated = "held_out" in benchmark.sources and held_out_source is None and held_out_path is None
     apart = held_out > 0 and not generated and held_out_source is None and held_out_path is None
     wanted = None if num_problems is None else num_problems + (held_out if apart else 0)
-    train = _training_rows(benchmark, form, train_source, train_path, train_dataset, train_split, wanted, seed)
+    own = None
+    if dataset_name is not None:
+        own = renamed(load_split(dataset_name, dataset_train_split, dataset_config), columns or {}).to_list()
+    train = _training_rows(benchmark, form, train_source, train_path, own, wanted, seed)
     if held_out < 1:
         return Problems(train, [])
     if apart:
@@ -81,22 +88,52 @@ def load_problems(
 
 
 def _training_rows(
-    benchmark: Benchmark, form: str, source: str | None, path: str | None, dataset: str | None, split: str,
-    count: int | None, seed: int,
-) -> Rows:  # fmt: skip
-    if dataset is not None:
-        from datasets import load_dataset
-
-        rows = [benchmark.read(row) for row in load_dataset(dataset, split=split).to_list()[:count]]
+    benchmark: Benchmark, form: str, source: str | None, path: str | None, own: Rows | None, count: int | None, seed: int
+) -> Rows:
+    if own is not None:
+        rows = [benchmark.read(row) for row in own[:count]]
         return [{**row, "prompt": benchmark.prompt(row["question"], form)} for row in rows]
     if source is None and "train" not in benchmark.sources and path is None:
         raise ValueError(
             f"task {benchmark.name!r} has no rows of its own to train on, only {', '.join(benchmark.sources)} to measure "
-            "on: name some with train_path or train_dataset"
+            "on: name some with train_path or dataset_name"
         )
     chosen = source if source is not None or "train" not in benchmark.sources else "train"
     rows = load_rows(benchmark.name, source=chosen, path=path, form=form, conversational=False, count=count, seed=seed)
     return rows
+
+
+def own_problems(
+    dataset_name: str, *, dataset_config: str | None = None, dataset_train_split: str = "train",
+    dataset_test_split: str | None = None, columns: Mapping[str, str] | None = None, num_problems: int | None = None,
+    held_out: int = 0,
+) -> Problems:  # fmt: skip
+    """Both sides of one's own data: a column `prompt`, a text or messages, and whatever else the rewards read.
+
+    Held out are `held_out` rows of `dataset_test_split` (all of it, if 0), or the last ones of the training split.
+
+    Raises:
+        ValueError: no such data, no prompts in it, or nothing left to train on.
+    """
+    train = _prompts(renamed(load_split(dataset_name, dataset_train_split, dataset_config), columns or {}), dataset_name)
+    if dataset_test_split is not None:
+        held = _prompts(renamed(load_split(dataset_name, dataset_test_split, dataset_config), columns or {}), dataset_name)
+        return Problems(train[:num_problems], held[: held_out or None])
+    wanted = train if num_problems is None else train[: num_problems + held_out]
+    if held_out >= len(wanted):
+        raise ValueError(f"held_out_problems={held_out} of {len(wanted)} rows leave nothing to train on")
+    return Problems(wanted[: len(wanted) - held_out], wanted[len(wanted) - held_out :] if held_out else [])
+
+
+def _prompts(rows: Any, name: str) -> Rows:
+    if "prompt" not in rows.column_names:
+        raise ValueError(f"{name!r} has no column 'prompt', a text or messages; it has {', '.join(rows.column_names)}: "
+                         "name the one that is with columns=prompt:NAME, or say which task reads such rows")  # fmt: skip
+    made: Rows = rows.to_list()
+    for number, row in enumerate(made):
+        if not row["prompt"] or not isinstance(row["prompt"], str | list):
+            raise ValueError(f"row {number} of {name!r} has the prompt {row['prompt']!r}: a text or messages are needed")
+    return made
 
 
 def _without(train: Rows, held: Rows) -> Rows:
@@ -110,22 +147,38 @@ def _without(train: Rows, held: Rows) -> Rows:
     return kept
 
 
-def as_prompts(rows: Sequence[dict[str, Any]], tokenizer: Any, max_prompt_length: int | None, **template: Any) -> Rows:
+def as_prompts(
+    rows: Sequence[dict[str, Any]], tokenizer: Any, max_prompt_length: int | None, chat_template: bool | None = None,
+    system_prompt: str | None = None, **template: Any,
+) -> Rows:  # fmt: skip
     """Rows as the trainer wants them: conversations where the tokenizer has a template for them, long prompts left out.
 
     Args:
-        rows: with `prompt` as text.
+        rows: with `prompt` as text or messages.
         tokenizer: of the model that will read them.
         max_prompt_length: most tokens of a prompt, template included; None for any.
+        chat_template: whether texts become conversations; None where the tokenizer has a template.
+        system_prompt: what a conversation begins with, if it has no such message.
         template: arguments of the chat template.
 
     Raises:
-        ValueError: every prompt is longer.
+        ValueError: every prompt is longer; or there is no template where one is needed.
     """
-    conversational = tokenizer.chat_template is not None
-    made = [
-        {**row, "prompt": [{"role": "user", "content": row["prompt"]}] if conversational else row["prompt"]} for row in rows
-    ]
+    has_template = tokenizer.chat_template is not None
+    conversational = has_template if chat_template is None else chat_template
+    if not has_template and (conversational or system_prompt is not None):
+        raise ValueError("chat_template and system_prompt need a tokenizer with a chat template, which this one has not")
+    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    made = []
+    for row in rows:
+        prompt = row["prompt"]
+        if isinstance(prompt, str) and conversational:
+            prompt = [*system, {"role": "user", "content": prompt}]
+        elif not isinstance(prompt, str):
+            if not has_template:
+                raise ValueError("prompts of messages need a tokenizer with a chat template, which this one has not")
+            prompt = [*system, *prompt] if prompt[0].get("role") != "system" else prompt
+        made.append({**row, "prompt": prompt})
     if max_prompt_length is None:
         return made
     kept = [row for row in made if len(prompt_ids(tokenizer, row["prompt"], **template)) <= max_prompt_length]

@@ -50,6 +50,10 @@ class RecipeArguments:
     dataset_name: str | None = field(
         default=None, metadata={"help": "Prompts and completions, or conversations: a hub name, a directory or a file."}
     )
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration on the hub."})
+    columns: str | None = field(
+        default=None, metadata={"help": "Its columns under other names: prompt:question,completion:solution."}
+    )
     dataset_train_split: str = field(default="train", metadata={"help": "Its split."})
     dataset_test_split: str | None = field(
         default=None, metadata={"help": "Its split for evaluation, which eval_strategy asks for."}
@@ -78,17 +82,12 @@ class RecipeArguments:
             raise ValueError(f"dataset_test_split={self.dataset_test_split!r} is a split of dataset_name, which is missing")
 
 
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+def own_rows(recipe: RecipeArguments, split: str) -> Any:
+    """A split of the data that was named, its columns renamed."""
+    from lockstitch.recipes.rows import load_split, read_columns, renamed
 
-
-def load_split(name: str, split: str) -> Any:
-    """A split of a data set by its hub name or directory, or all of a local file."""
-    from datasets import load_dataset
-
-    path = Path(name)
-    if path.suffix in FORMATS and path.is_file():
-        return load_dataset(FORMATS[path.suffix], data_files=name, split="train")
-    return load_dataset(name, split=split)
+    assert recipe.dataset_name is not None
+    return renamed(load_split(recipe.dataset_name, split, recipe.dataset_config), read_columns(recipe.columns))
 
 
 def load_rows(recipe: RecipeArguments, training: Any, tokenizer: Any) -> Any:
@@ -99,7 +98,7 @@ def load_rows(recipe: RecipeArguments, training: Any, tokenizer: Any) -> Any:
     from lockstitch.rewards.tasks.task import get_task
 
     if recipe.dataset_name is not None:
-        return load_split(recipe.dataset_name, recipe.dataset_train_split)
+        return own_rows(recipe, recipe.dataset_train_split)
     assert recipe.generate is not None
     if recipe.generate == "evidence":
         rows = evidence_rows(recipe.num_problems, recipe.problem_seed)
@@ -118,8 +117,7 @@ def load_eval_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
     from lockstitch.rewards.tasks.task import get_task
 
     if recipe.dataset_test_split is not None:
-        assert recipe.dataset_name is not None
-        return load_split(recipe.dataset_name, recipe.dataset_test_split)
+        return own_rows(recipe, recipe.dataset_test_split)
     if recipe.num_eval_problems == 0:
         return None
     assert recipe.generate is not None
@@ -142,6 +140,8 @@ def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     if evaluated != (training.eval_strategy != "no"):
         raise ValueError(f"eval_strategy={str(training.eval_strategy)!r} and the rows to evaluate (dataset_test_split or "
                          "num_eval_problems) belong together: say both or neither")  # fmt: skip
+    from lockstitch.recipes.rows import FORMATS
+
     if recipe.dataset_test_split is not None and Path(recipe.dataset_name or "").suffix in FORMATS:
         raise ValueError(f"dataset_name={recipe.dataset_name!r} is one file, without splits: "
                          "dataset_test_split needs a directory or a hub name")  # fmt: skip

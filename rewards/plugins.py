@@ -2,8 +2,8 @@
 
 A package offers rewards as entry points of the group `lockstitch.rewards`; ours are declared in the same way. They are
 listed without importing anything: what a reward needs and does is read from the source text of its module, which is found
-without running it. A reward that no package offers is named by its place, `package.module:function` (or, as on TRL's command
-line, `package.module.function`), looked for in the working directory first.
+without running it. A reward that no package offers is named by its place: `path/to/file.py:function`, or
+`package.module:function` (on TRL's command line `package.module.function`), looked for in the working directory first.
 
 Left out: registries and decorators, which would need the import that listing must not do.
 """
@@ -11,7 +11,9 @@ Left out: registries and decorators, which would need the import that listing mu
 import ast
 import difflib
 import importlib
+import importlib.util
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.abc import InspectLoader
@@ -55,7 +57,7 @@ def load_reward(spec: str) -> Callable[..., Any]:
     """The reward of that name, or at that place.
 
     Args:
-        spec: a listed name; or `package.module:function`, or `package.module.function`.
+        spec: a listed name; or `path/to/file.py:function`, `package.module:function`, or `package.module.function`.
 
     Raises:
         ValueError: there is no such reward, with the known ones and the nearest; or several packages offer one of that
@@ -65,6 +67,8 @@ def load_reward(spec: str) -> Callable[..., Any]:
     if len(points) > 1:
         sources = " and ".join(sorted(f"{_source(point)} ({point.value})" for point in points))
         raise ValueError(f"reward {spec!r} is offered by {sources}; name the one you mean as package.module:function")
+    if not points and spec.partition(":")[0].endswith(".py"):
+        return _in_file(spec, Path(spec.partition(":")[0]), spec.partition(":")[2])
     module, path = _place(points[0].value if points else spec)
     if not module or not path:
         raise ValueError(_unknown(spec))
@@ -117,6 +121,38 @@ def _callable(spec: str, module_name: str, path: str) -> Callable[..., Any]:
         raise ValueError(f"reward {spec!r}: there is no module {error.name!r} (looked in {here} first)") from error
     finally:
         sys.path.remove(here)
+    return _attribute(spec, module_name, found, path)
+
+
+def _in_file(spec: str, file: Path, path: str) -> Callable[..., Any]:
+    """The function of that name in a file, which is run as a module of its own; what lies beside it can be imported."""
+    if not path:
+        raise ValueError(f"reward {spec!r} names no function: {file}:FUNCTION")
+    if not file.is_file():
+        raise ValueError(f"reward {spec!r}: {str(file)!r} is not a file")
+    name = f"lockstitch_file_{zlib.crc32(str(file.resolve()).encode()):x}"
+    found = sys.modules.get(name)
+    if found is None:
+        place = importlib.util.spec_from_file_location(name, file)
+        assert place is not None
+        assert place.loader is not None
+        found = sys.modules[name] = importlib.util.module_from_spec(place)
+        here = str(file.resolve().parent)
+        sys.path.insert(0, here)
+        try:
+            place.loader.exec_module(found)
+        except SyntaxError as error:
+            del sys.modules[name]
+            raise ValueError(f"reward {spec!r}: {file} is no Python, line {error.lineno}: {error.msg}") from error
+        except BaseException:
+            del sys.modules[name]
+            raise
+        finally:
+            sys.path.remove(here)
+    return _attribute(spec, str(file), found, path)
+
+
+def _attribute(spec: str, module_name: str, found: Any, path: str) -> Callable[..., Any]:
     for name in path.split("."):
         try:
             found = getattr(found, name)

@@ -191,7 +191,7 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"say on how many problems, too \(held_out_problems\)"):
         load_problems("gsm8k", "tags", held_out_source="test")
     with pytest.raises(ValueError, match="leaves no use for train_path"):
-        load_problems("gsm8k", "tags", train_dataset="a/b", train_path="c")
+        load_problems("gsm8k", "tags", dataset_name="a/b", train_path="c")
 
 
 def test_prompts_follow_the_tokenizer(caplog):
