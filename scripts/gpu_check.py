@@ -4,14 +4,15 @@
     python scripts/gpu_check.py --size 3b              # in an environment of your own
     python scripts/gpu_check.py --device cpu --size tiny
 
-tests       The tests marked `gpu` (`tests/test_gpu.py`): every family's golden checkpoint on the accelerator against the CPU.
+tests       The tests marked `gpu` (`tests/test_gpu.py`): every family's golden checkpoint, the accelerator against the CPU.
             Tokens under the family's preset and with every cache, likelihoods, steps of training, export; the drift of
             bfloat16.
 throughput  This sampler against LLaDA's loop as one would write it today, on a random Llama: see `gpu_figures.py`.
 memory      Peak of one optimisation step of reinforcement learning against the formula of `recipes/gpu_memory.py`.
 
-Sized to take at most 8 minutes on one GPU, the first that is visible. Writes gpu_check.json and a page, gpu_check.html, both or neither, at the end; those of
-an earlier run are removed first. The exit status is 0 if all tests passed, 1 if one did not, 2 for what was not understood.
+Sized to take at most 8 minutes on one GPU, the first that is visible. At its end it writes gpu_check.json and a page,
+gpu_check.html, both or neither; those of an earlier run are removed first. The exit status is 0 if all tests passed, 1 if
+one did not, 2 for what was not understood.
 `--device cpu` proves that all of it runs, and its figures say nothing of a GPU.
 """
 
@@ -39,11 +40,14 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv):
     """The command line."""
-    parser = Parser("gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser("gpu_check", description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu", help="cpu only to prove that it runs (gpu)")
     parser.add_argument("--size", choices=SIZES, default="1b", help="of the random Llama, in parameters (1b)")
     parser.add_argument("--turns", type=int, default=5, help="most turns of each side of a comparison, at least 2 (5)")
-    parser.add_argument("--output", type=Path, default=ROOT / "runs/gpu_check", metavar="DIR", help="where the files go")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "runs/gpu_check", metavar="DIR", help="where the files go"
+    )
     arguments = parser.parse_args(argv)
     if arguments.turns < 2:
         parser.error(f"--turns {arguments.turns}: a spread wants at least 2")
@@ -61,7 +65,10 @@ def device_of(arguments):
     if arguments.device == "cpu":
         return torch.device("cpu")
     if not torch.accelerator.is_available():
-        print("gpu_check: no accelerator found; --device cpu --size tiny proves without one that it runs", file=sys.stderr)
+        print(
+            "gpu_check: no accelerator found; --device cpu --size tiny proves without one that it runs",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     return torch.accelerator.current_accelerator()
 
@@ -78,8 +85,16 @@ def run_tests(device):
         try:
             done = subprocess.run(command, cwd=ROOT, env=environment, timeout=TESTS_LIMIT, check=False)
         except subprocess.TimeoutExpired:
-            return [{"test": "all", "case": "", "outcome": "failed", "seconds": TESTS_LIMIT, "recorded": {},
-                     "reason": f"not at their end after {TESTS_LIMIT} s"}]  # fmt: skip
+            return [
+                {
+                    "test": "all",
+                    "case": "",
+                    "outcome": "failed",
+                    "seconds": TESTS_LIMIT,
+                    "recorded": {},
+                    "reason": f"not at their end after {TESTS_LIMIT} s",
+                }
+            ]
         if not report.exists():
             raise SystemExit(f"gpu_check: pytest ended with status {done.returncode} and left no report")
         return read_report(report)
@@ -94,11 +109,21 @@ def read_report(path):
         outcome, reason = "passed", ""
         for kind, end in ends.items():
             if end is not None:
-                outcome, reason = "skipped" if kind == "skipped" else "failed", (end.get("message") or "").split("\n")[0]
+                outcome, reason = (
+                    "skipped" if kind == "skipped" else "failed",
+                    (end.get("message") or "").split("\n")[0],
+                )
         recorded = {one.get("name"): float(one.get("value")) for one in case.iter("property")}
-        rows.append({"test": name.removeprefix("test_").replace("_", " "), "case": parameters.removesuffix("]"),
-                     "outcome": outcome, "seconds": float(case.get("time")), "recorded": recorded,
-                     "reason": reason})  # fmt: skip
+        rows.append(
+            {
+                "test": name.removeprefix("test_").replace("_", " "),
+                "case": parameters.removesuffix("]"),
+                "outcome": outcome,
+                "seconds": float(case.get("time")),
+                "recorded": recorded,
+                "reason": reason,
+            }
+        )
     return rows
 
 
@@ -110,9 +135,17 @@ def conditions(arguments, device):
 
     module = None if device.type == "cpu" else torch.get_device_module(device)
     name = module.get_device_name() if module is not None else platform.processor() or platform.machine()
-    return {"device": device.type, "name": name, "size": arguments.size, "torch": torch.__version__,
-            "CUDA": torch.version.cuda, "transformers": transformers.__version__, "Python": platform.python_version(),
-            "flash attention": is_flash_attn_2_available(), "threads": torch.get_num_threads()}  # fmt: skip
+    return {
+        "device": device.type,
+        "name": name,
+        "size": arguments.size,
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda,
+        "transformers": transformers.__version__,
+        "Python": platform.python_version(),
+        "flash attention": is_flash_attn_2_available(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def write_both(directory, texts):

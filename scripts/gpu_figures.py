@@ -6,9 +6,9 @@ throughput  LLaDA's loop as one would write it today: every step a whole pass wi
             the end of every canvas, in batches of 1 and 8 prompts of one length. Sides take turns; where a turn of all
             takes long there are fewer. Rounding differs between sides, so that tokens of a random model, whose
             probabilities are all but equal, agree in part: the share is shown.
-memory      The most memory that tensors hold in two optimisation steps of reinforcement learning, the model included: d1's
-            settings, 8 completions, as `rl_steps.py` runs them (no rollouts). An adapter on bfloat16 weights, and all weights in
-            float32, both with a reference and passes in bfloat16. Beside it the formula's parts for such a step.
+memory      The most memory that tensors hold in two optimisation steps of reinforcement learning, the model included:
+            d1's settings, 8 completions, as `rl_steps.py` runs them (no rollouts). An adapter on bfloat16 weights, and all
+            weights in float32, both with a reference and passes in bfloat16. Beside it the formula's parts for such a step.
 """
 
 import gc
@@ -55,8 +55,13 @@ RANK = 16
 def random_llama(size, dtype, device):
     """A Llama of random weights that attends fully, with the embedded tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(embedded_model("sudoku"))
-    config = LlamaConfig(**MODELS[size], tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
-                         pad_token_id=tokenizer.pad_token_id, bos_token_id=None)  # fmt: skip
+    config = LlamaConfig(
+        **MODELS[size],
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -73,34 +78,51 @@ def seconds_of(work, device, taken):
     return taken[-1]
 
 
+def works_of(denoiser, size, batch):
+    """What the sides do, by name: each gives the canvases of the same prompts."""
+    prompt, canvas, block = LENGTHS[size]
+    prompts = random_prompts(denoiser, [prompt] * batch)
+
+    def ours(cache):
+        config = SamplerConfig(canvas, block, cache=cache, stop_at_eos=False)
+        return [list(t.canvas_ids) for t in sample(denoiser, prompts, config)]
+
+    works = {LOOP: partial(llada_loop, denoiser, prompts, canvas, block, canvas, light=True)}
+    return works | {side: partial(ours, cache) for side, cache in OURS.items()}
+
+
 def throughput(size, device, turns):
     """By batch: seconds, tokens a second and the ratio to the loop of each side, medians and quartiles."""
     denoiser = random_llama(size, torch.bfloat16, device)
     prompt, canvas, block = LENGTHS[size]
-    found = {"parameters": sum(weight.numel() for weight in denoiser.model.parameters()), "prompt": prompt,
-             "canvas": canvas, "block": block, "batches": {}}  # fmt: skip
+    found = {
+        "parameters": sum(weight.numel() for weight in denoiser.model.parameters()),
+        "prompt": prompt,
+        "canvas": canvas,
+        "block": block,
+        "batches": {},
+    }
     for batch in BATCHES:
-        prompts = random_prompts(denoiser, [prompt] * batch)
-
-        def ours(cache, prompts=prompts):
-            config = SamplerConfig(canvas, block, cache=cache, stop_at_eos=False)
-            return [list(t.canvas_ids) for t in sample(denoiser, prompts, config)]
-
-        works = {LOOP: partial(llada_loop, denoiser, prompts, canvas, block, canvas, light=True)}
-        works |= {side: partial(ours, cache) for side, cache in OURS.items()}
+        works = works_of(denoiser, size, batch)
         rows = {side: work() for side, work in works.items()}  # and that was their warm-up
         once = sum(seconds_of(work, device, []) for work in works.values())
         taken = {side: [] for side in works}
         count = min(turns, max(2, int(SECONDS / once)))
         sides = {side: partial(seconds_of, work, device, taken[side]) for side, work in works.items()}
         ratios = compare(f"batch {batch}", LOOP, sides, count)
-        found["batches"][str(batch)] = {"turns": count, "sides": {
-            side: {"seconds": spread(values), "tokens_per_second": batch * canvas / statistics.median(values),
-                   "ratio": 1.0 if side == LOOP else ratios[side]["ratio"],
-                   "ratio_quartiles": [1.0, 1.0] if side == LOOP else ratios[side]["quartiles"],
-                   "tokens_of_the_loop": agreement(rows[side], rows[LOOP])}
-            for side, values in taken.items()
-        }}  # fmt: skip
+        found["batches"][str(batch)] = {
+            "turns": count,
+            "sides": {
+                side: {
+                    "seconds": spread(values),
+                    "tokens_per_second": batch * canvas / statistics.median(values),
+                    "ratio": 1.0 if side == LOOP else ratios[side]["ratio"],
+                    "ratio_quartiles": [1.0, 1.0] if side == LOOP else ratios[side]["quartiles"],
+                    "tokens_of_the_loop": agreement(rows[side], rows[LOOP]),
+                }
+                for side, values in taken.items()
+            },
+        }
     return found
 
 
@@ -133,8 +155,15 @@ def two_steps(size, device, adapter):
     """Makes a model and takes two steps: the second one has the optimizer's moments beside its activations."""
     denoiser = random_llama(size, torch.bfloat16 if adapter else torch.float32, device)
     prompt, canvas, _ = LENGTHS[size]
-    steps = Steps(denoiser, 1, lora_config(denoiser, RANK, 2 * RANK) if adapter else None, prompt=prompt, canvas=canvas,
-                  use_cpu=device.type == "cpu", bf16=True)  # fmt: skip
+    steps = Steps(
+        denoiser,
+        1,
+        lora_config(denoiser, RANK, 2 * RANK) if adapter else None,
+        prompt=prompt,
+        canvas=canvas,
+        use_cpu=device.type == "cpu",
+        bf16=True,
+    )
     losses = [*steps.ours(), *steps.ours()]
     if not all(map(math.isfinite, losses)):
         raise SystemExit(f"gpu_check: a step's loss is not finite: {losses}")
@@ -146,8 +175,14 @@ def shape_of(size):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**it, tie_word_embeddings=True))
     heads, shared = it["num_attention_heads"], it["num_key_value_heads"]
-    return Shape(sum(weight.numel() for weight in model.parameters()), it["num_hidden_layers"], it["hidden_size"],
-                 it["intermediate_size"], (heads + 2 * shared) * it["head_dim"], it["vocab_size"])  # fmt: skip
+    return Shape(
+        sum(weight.numel() for weight in model.parameters()),
+        it["num_hidden_layers"],
+        it["hidden_size"],
+        it["intermediate_size"],
+        (heads + 2 * shared) * it["head_dim"],
+        it["vocab_size"],
+    )
 
 
 def memory(size, device):
@@ -156,9 +191,15 @@ def memory(size, device):
     found = {}
     for name, adapter in (("adapter", True), ("all weights", False)):
         parts = memory_parts(
-            shape_of(size), rows=GROUP, length=prompt + canvas, weight_bytes=2.0 if adapter else 4.0,
-            rank=RANK if adapter else None, reference=not adapter, rollout_rows=GROUP, block=block,
-        )  # fmt: skip
+            shape_of(size),
+            rows=GROUP,
+            length=prompt + canvas,
+            weight_bytes=2.0 if adapter else 4.0,
+            rank=RANK if adapter else None,
+            reference=not adapter,
+            rollout_rows=GROUP,
+            block=block,
+        )
         compared = {part: round(1e9 * parts[part]) for part in ("weights", "training", "activations")}
         row = {"rows": GROUP, "length": prompt + canvas, "rank": RANK if adapter else None, "formula": compared}
         found[name] = row | fits(partial(peak, partial(two_steps, size, device, adapter), device))

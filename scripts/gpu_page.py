@@ -12,23 +12,21 @@ th:first-child, td:first-child, td.text { text-align: left; }
            padding: 1rem 1.4rem; }
 .failed { color: #a33f00; font-weight: 700; }
 """
-CPU = ("This ran on a CPU. Its figures say nothing of a GPU.",
-       "It proves that the check itself runs, on tiny models.")  # fmt: skip
+CPU = ("This ran on a CPU. Its figures say nothing of a GPU.", "It proves that the check itself runs, on tiny models.")
 
 
 def table(head, rows):
     """A table; cells that are no numbers stand left."""
     cells = "".join(f"<th>{escape(str(name))}</th>" for name in head)
-    lines = "".join(
-        "<tr>" + "".join(f"<td{' class=text' if isinstance(cell, str) else ''}>{shown(cell)}</td>" for cell in row) + "</tr>\n"
-        for row in rows
-    )
+    lines = "".join("<tr>" + "".join(map(shown, row)) + "</tr>\n" for row in rows)
     return f"<table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n"
 
 
 def shown(cell):
-    """A cell's text: four digits of a fraction."""
-    return escape(f"{cell:.4g}" if isinstance(cell, float) else str(cell))
+    """A cell: four digits of a fraction."""
+    if isinstance(cell, str):
+        return f"<td class=text>{escape(cell)}</td>"
+    return f"<td>{cell:.4g}</td>" if isinstance(cell, float) else f"<td>{cell}</td>"
 
 
 def span(pair, unit=""):
@@ -41,35 +39,43 @@ def tests(rows):
     names = list(dict.fromkeys(row["test"] for row in rows))
     outcomes = ("passed", "failed", "skipped")
     counts = [
-        [name, *(sum(row["test"] == name and row["outcome"] == outcome for row in rows) for outcome in outcomes),
-         sum(row["seconds"] for row in rows if row["test"] == name)]
+        [
+            name,
+            *(sum(row["test"] == name and row["outcome"] == outcome for row in rows) for outcome in outcomes),
+            sum(row["seconds"] for row in rows if row["test"] == name),
+        ]
         for name in names
-    ]  # fmt: skip
+    ]
     text = table(["test", *outcomes, "seconds"], counts)
-    failed = [row for row in rows if row["outcome"] == "failed"]
-    if failed:
-        text += "<p class=failed>What failed:</p>" + table(["test", "case", "why"],
-                                                           [[row[key] for key in ("test", "case", "reason")] for row in failed])  # fmt: skip
-    skipped = [row for row in rows if row["outcome"] == "skipped"]
-    if skipped:
-        text += "<p>What was skipped:</p>" + table(["test", "case", "why"],
-                                                   [[row[key] for key in ("test", "case", "reason")] for row in skipped])  # fmt: skip
+    for outcome, title in (("failed", "What failed"), ("skipped", "What was skipped")):
+        these = [[row["test"], row["case"], row["reason"]] for row in rows if row["outcome"] == outcome]
+        if these:
+            text += f'<p class="{outcome}">{title}:</p>\n{table(["test", "case", "why"], these)}'
     recorded = [[row["case"], what, value] for row in rows for what, value in row["recorded"].items()]
     return text + "<p>How far the device is from float32 on the CPU:</p>" + table(["case", "what", "value"], recorded)
 
 
 def throughput(found):
     """A table for each batch."""
-    text = (f"<p>A random Llama of {found['parameters'] / 1e9:.3g} thousand million parameters in bfloat16; prompts of "
-            f"{found['prompt']} tokens, a canvas of {found['canvas']} in blocks of {found['block']}, one token a step. "
-            "Medians, and quartiles in between.</p>\n")  # fmt: skip
+    text = (
+        f"<p>A random Llama of {found['parameters'] / 1e9:.3g} thousand million parameters in bfloat16; prompts of "
+        f"{found['prompt']} tokens, a canvas of {found['canvas']} in blocks of {found['block']}, one token a step. "
+        "Medians, and quartiles in between.</p>\n"
+    )
     head = ["side", "seconds", "quartiles", "tokens a second", "times as fast", "quartiles", "tokens of the loop"]
     for batch, run in found["batches"].items():
         rows = [
-            [side, one["seconds"]["median"], span(one["seconds"]["quartiles"]), one["tokens_per_second"], one["ratio"],
-             span(one["ratio_quartiles"]), f"{one['tokens_of_the_loop']:.0%}"]
+            [
+                side,
+                one["seconds"]["median"],
+                span(one["seconds"]["quartiles"]),
+                one["tokens_per_second"],
+                one["ratio"],
+                span(one["ratio_quartiles"]),
+                f"{one['tokens_of_the_loop']:.0%}",
+            ]
             for side, one in run["sides"].items()
-        ]  # fmt: skip
+        ]
         text += f"<p>Batch {escape(batch)}, {run['turns']} turns:</p>\n{table(head, rows)}"
     return text
 
@@ -81,12 +87,16 @@ def memory(found):
     for name, one in found.items():
         parts = one["formula"]
         total = sum(parts.values())
-        measured = [one["reason"], ""] if one["peak"] is None else [f"{one['peak'] / 1e6:,.1f} MB", one["peak"] / total]
+        measured = (
+            [one["reason"], ""] if one["peak"] is None else [f"{one['peak'] / 1e6:,.1f} MB", one["peak"] / total]
+        )
         rows.append([name, *(f"{value / 1e6:,.1f} MB" for value in [*parts.values(), total]), *measured])
     (first, *_) = found.values()
-    return (f"<p>{first['rows']} completions in rows of {first['length']} tokens; MB are 1e6 bytes of tensors. The formula's parts "
-            "for rollouts and for the rest are left out, as no rollout is run and only tensors are counted.</p>\n"
-            + table(head, rows))  # fmt: skip
+    return (
+        f"<p>{first['rows']} completions in rows of {first['length']} tokens; MB are 1e6 bytes of tensors. The formula's "
+        "parts for rollouts and for the rest are left out, as no rollout is run and only tensors are counted.</p>\n"
+        + table(head, rows)
+    )
 
 
 def page(found):

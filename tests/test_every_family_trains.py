@@ -88,8 +88,8 @@ SHIPPED = [("sdar", "SDAR-8B-Chat", 4), ("llada2", "LLaDA2.0-mini", 8), ("fastv2
 
 @pytest.mark.parametrize(("name", "folder", "block"), SHIPPED)
 def test_two_steps_of_a_shipped_config(name, folder, block, tmp_path):
-    overrides = {"model_name_or_path": GOLDEN / name, "output_dir": tmp_path, "block_length": block,
-                 "reward_funcs": "grpo_runs:even_tokens"}  # fmt: skip
+    overrides = {"model_name_or_path": GOLDEN / name, "output_dir": tmp_path, "block_length": block}
+    overrides["reward_funcs"] = "grpo_runs:even_tokens"
     arguments = grpo.parse(["--config", f"{folder}/countdown.yaml", *words(SIZES | overrides)])
     assert arguments[2].preset == golden(name).family.decoding
     grpo.train(*arguments)

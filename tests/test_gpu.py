@@ -126,8 +126,15 @@ def test_bfloat16_stays_near_float32(name, attention, device, record_property):
 @pytest.mark.parametrize(("name", "dtype"), DTYPES)
 def test_a_step_of_reinforcement_learning_and_its_export(name, dtype, device, tmp_path):
     run = tmp_path / "run"
-    changed = {"rl_preset": "espo", "model_name_or_path": GOLDEN / name, "output_dir": run, "use_peft": "true",
-               "max_steps": 1, "dtype": dtype, **on(device, dtype)}  # fmt: skip
+    changed = {
+        "rl_preset": "espo",
+        "model_name_or_path": GOLDEN / name,
+        "output_dir": run,
+        "use_peft": "true",
+        "max_steps": 1,
+        "dtype": dtype,
+        **on(device, dtype),
+    }
     grpo.train(*grpo.parse(words(SMALL | changed)))
     (step,) = history(run)
     assert math.isfinite(step["loss"])
@@ -140,8 +147,14 @@ def test_a_step_of_reinforcement_learning_and_its_export(name, dtype, device, tm
 def test_a_supervised_step(name, device, tmp_path, monkeypatch):
     rows = "".join(f'{{"prompt": "{i}+{i}=", "completion": "{2 * i}"}}\n' for i in range(4))
     (tmp_path / "rows.jsonl").write_text(rows)
-    changed = {"model_name_or_path": GOLDEN / name, "dataset_name": tmp_path / "rows.jsonl", "save_strategy": "no",
-               "output_dir": tmp_path / "run", "max_steps": 1, **on(device, "float32")}  # fmt: skip
+    changed = {
+        "model_name_or_path": GOLDEN / name,
+        "dataset_name": tmp_path / "rows.jsonl",
+        "save_strategy": "no",
+        "output_dir": tmp_path / "run",
+        "max_steps": 1,
+        **on(device, "float32"),
+    }
     if golden(name).family.layout != "full":
         changed["block_length"] = 4
     monkeypatch.setattr("sys.argv", ["sft", *words(SUPERVISED | changed)])
