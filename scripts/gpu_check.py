@@ -17,6 +17,7 @@ one did not, 2 for what was not understood.
 """
 
 import argparse
+import math
 import os
 import platform
 import subprocess
@@ -113,7 +114,7 @@ def read_report(path):
                     "skipped" if kind == "skipped" else "failed",
                     (end.get("message") or "").split("\n")[0],
                 )
-        recorded = {one.get("name"): float(one.get("value")) for one in case.iter("property")}
+        recorded = {one.get("name"): number(one.get("value")) for one in case.iter("property")}
         rows.append(
             {
                 "test": name.removeprefix("test_").replace("_", " "),
@@ -125,6 +126,12 @@ def read_report(path):
             }
         )
     return rows
+
+
+def number(text):
+    """A recorded figure; as text where it is not finite, which JSON cannot say."""
+    value = float(text)
+    return value if math.isfinite(value) else text
 
 
 def conditions(arguments, device):
@@ -171,11 +178,14 @@ def main(argv):
     from gpu_figures import memory, throughput
     from gpu_page import page
 
+    from lockstitch.errors import one_line
     from lockstitch.files import to_json
 
     names = ("gpu_check.json", "gpu_check.html")
-    for name in names:
-        (arguments.output / name).unlink(missing_ok=True)
+    with one_line("gpu_check"):  # before minutes of work, not after
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (arguments.output / name).unlink(missing_ok=True)
     began = time.monotonic()
     found = {"conditions": conditions(arguments, device), "tests": run_tests(device)}
     found["throughput"] = throughput(arguments.size, device, arguments.turns)

@@ -58,7 +58,7 @@ def tests(rows):
 def throughput(found):
     """A table for each batch."""
     text = (
-        f"<p>A random Llama of {found['parameters'] / 1e9:.3g} thousand million parameters in bfloat16; prompts of "
+        f"<p>A random Llama of {found['parameters'] / 1e6:,.3f} million parameters in bfloat16; prompts of "
         f"{found['prompt']} tokens, a canvas of {found['canvas']} in blocks of {found['block']}, one token a step. "
         "Medians, and quartiles in between.</p>\n"
     )

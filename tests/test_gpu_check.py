@@ -18,6 +18,7 @@ REPORT = """<testsuites><testsuite>
 <properties><property name="off" value="0.25"/></properties>
 </testcase>
 <testcase name="test_tokens_are_the_cpus[dream]" time="0.5">
+<properties><property name="off" value="nan"/></properties>
 <failure message="assert 1 == 2&#10;more">trace</failure>
 </testcase>
 <testcase name="test_other" time="0.0"><skipped type="pytest.skip" message="no &lt;flash&gt;">why</skipped></testcase>
@@ -100,6 +101,7 @@ def test_the_page_shows_what_failed_and_on_what_it_ran(tmp_path):
     rows = gpu_check.read_report(tmp_path / "tests.xml")
     assert [row["outcome"] for row in rows] == ["passed", "failed", "skipped"]
     assert (rows[0]["test"], rows[0]["case"], rows[0]["recorded"]) == ("tokens are the cpus", "llada", {"off": 0.25})
+    assert rows[1]["recorded"] == {"off": "nan"}
     on_gpu, on_cpu = (page(figures(device, rows)) for device in ("cuda", "cpu"))
     warning = "This ran on a CPU. Its figures say nothing of a GPU."
     assert warning in on_cpu
@@ -118,6 +120,16 @@ def test_both_files_are_written_or_neither(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         gpu_check.write_both(tmp_path / "new", {"a": "1", "b": "\ud800"})
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_an_output_that_cannot_be_made_is_said_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as end:
+        gpu_check.main(["--device", "cpu", "--size", "tiny", "--output", str(tmp_path / "file" / "out")])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("gpu_check: ")
+    assert said.count("\n") == 1
 
 
 def test_the_random_llama_has_the_published_size():
