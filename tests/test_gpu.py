@@ -132,6 +132,7 @@ def test_a_step_of_reinforcement_learning_and_its_export(name, dtype, device, tm
         "output_dir": run,
         "use_peft": "true",
         "max_steps": 1,
+        "gradient_accumulation_steps": 1,
         "dtype": dtype,
         **on(device, dtype),
     }
