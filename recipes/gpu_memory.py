@@ -11,7 +11,7 @@ What is counted, for a model that is whole on every GPU (`single`, `ddp`); the R
     activations  rows x (prompt + canvas) x layers x (8 hidden + 4 feed-forward) x 2 bytes, for one micro-batch and one
                  pass: an estimate's passes are run one by one
     rollouts     logits of the rows that are denoised together: rows x columns x vocabulary x 12 bytes; the columns are a
-                 block, or prompt and canvas where a family's code gives no fewer
+                 block
     rest         2 GB: the CUDA context, buffers, fragments
 
 Left out: sharding, gradient checkpointing, and what fragmentation may add. No figure here was measured on a GPU.
@@ -35,7 +35,6 @@ class Shape:
     feed_forward: int
     attention_out: int
     vocabulary: int
-    keeps_columns: bool = True
 
     def lora_parameters(self, rank: int) -> float:
         """Parameters of an adapter on every linear map of the blocks."""
@@ -45,11 +44,12 @@ class Shape:
 
 # Depths and widths as these models are described; none of the checkpoints was loaded here.
 SHAPES = {
-    "GSAI-ML/LLaDA-8B-Instruct": Shape(8.02e9, 32, 4096, 12288, 3 * 4096, 126464, keeps_columns=False),
-    "Dream-org/Dream-v0-Instruct-7B": Shape(7.62e9, 28, 3584, 18944, 3584 + 2 * 512, 152064, keeps_columns=False),
+    "GSAI-ML/LLaDA-8B-Instruct": Shape(8.02e9, 32, 4096, 12288, 3 * 4096, 126464),
+    "Dream-org/Dream-v0-Instruct-7B": Shape(7.62e9, 28, 3584, 18944, 3584 + 2 * 512, 152064),
     "JetLM/SDAR-8B-Chat": Shape(8.19e9, 36, 4096, 12288, 4096 + 2 * 1024, 151936),
+    "Efficient-Large-Model/Fast_dLLM_v2_7B": Shape(7.6e9, 28, 3584, 18944, 3584 + 2 * 512, 152064),
     # Eight routed experts and a shared one see a token; adapters are put on attention and the shared one.
-    "inclusionAI/LLaDA2.0-mini": Shape(16.3e9, 20, 2048, 9 * 512, 2048 + 2 * 512, 157184, keeps_columns=False),
+    "inclusionAI/LLaDA2.0-mini": Shape(16.3e9, 20, 2048, 9 * 512, 2048 + 2 * 512, 157184),
     "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1": Shape(0.75e9, 28, 1024, 3072, 2048 + 2 * 1024, 151936),
 }
 
@@ -71,12 +71,11 @@ def memory_parts(
         block: positions of a block.
     """
     trained = shape.parameters if rank is None else shape.lora_parameters(rank)
-    columns = block if shape.keeps_columns else length
     return {
         "weights": shape.parameters * weight_bytes * (2 if reference else 1) / GIGA,
         "training": trained * (16 if rank is not None else 16 - min(weight_bytes, 4)) / GIGA,
         "activations": rows * length * shape.layers * (8 * shape.hidden + 4 * shape.feed_forward) * 2 / GIGA,
-        "rollouts": rollout_rows * columns * shape.vocabulary * 12 / GIGA,
+        "rollouts": rollout_rows * block * shape.vocabulary * 12 / GIGA,
         "rest": BASE_GB,
     }
 

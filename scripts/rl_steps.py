@@ -64,7 +64,7 @@ class Steps:
         active_B = torch.arange(rows) < (GROUP if self.args.drop_zero_variance else rows)
         generator = torch.Generator().manual_seed(2)
         advantage_B = torch.randn(rows, generator=generator) * (torch.arange(rows) < GROUP)
-        return {
+        columns = {
             "prompt_ids": torch.tensor(prompts).repeat_interleave(GROUP, 0),
             "prompt_mask": torch.ones(rows, prompt, dtype=torch.long),
             "completion_ids": torch.tensor(random_prompts(self.denoiser, [canvas] * rows, seed=1)),
@@ -73,6 +73,7 @@ class Steps:
             "prompt_seed": torch.arange(rows) // GROUP, "advantages": advantage_B, "weight": advantage_B,
             "active": active_B, "num_items_in_batch": ones_BG.sum(),
         }  # fmt: skip
+        return {name: column.to(self.denoiser.device) for name, column in columns.items()}
 
     def prompts(self):
         """The prompts as the library masks them, for each inner iteration."""
@@ -122,7 +123,7 @@ def nudge(policy):
     with torch.no_grad():
         for parameter in policy.parameters():
             if parameter.requires_grad:
-                parameter += NUDGE * torch.randn(parameter.shape, generator=generator)
+                parameter += NUDGE * torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
 def trained(policy):

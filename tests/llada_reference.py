@@ -32,7 +32,7 @@ def llada_loop(
     ids_BL = torch.tensor([
         [padding] * (width - len(prompt)) + list(prompt) + [mask if token is None else token for token in canvas]
         for prompt, canvas in zip(prompts, given, strict=True)
-    ])  # fmt: skip
+    ], device=denoiser.device)  # fmt: skip
     real_BL = torch.ones_like(ids_BL)
     for b, prompt in enumerate(prompts):
         real_BL[b, : width - len(prompt)] = 0

@@ -76,6 +76,34 @@ def test_two_steps_of_reinforcement_learning(name, preset, adapter, tmp_path):
         assert len(moved) > 0.8 * len(moved | still)
 
 
+# Sizes alone: whatever else the file says is what is run.
+SIZES = {
+    "num_problems": 16, "held_out_problems": 4, "max_steps": 2, "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2, "num_generations": 4, "max_completion_length": 16,
+    "lora_r": 2, "lora_alpha": 2, "dtype": "float32", "bf16": "false", "use_cpu": "true", "report_to": "none",
+    "logging_steps": 1, "save_strategy": "no", "log_completions": "false",
+}  # fmt: skip
+SHIPPED = [("sdar", "SDAR-8B-Chat", 4), ("llada2", "LLaDA2.0-mini", 8), ("fastv2", "Fast_dLLM_v2_7B", 8)]
+
+
+@pytest.mark.parametrize(("name", "folder", "block"), SHIPPED)
+def test_two_steps_of_a_shipped_config(name, folder, block, tmp_path):
+    overrides = {"model_name_or_path": GOLDEN / name, "output_dir": tmp_path, "block_length": block}
+    overrides["reward_funcs"] = "grpo_runs:even_tokens"
+    arguments = grpo.parse(["--config", f"{folder}/countdown.yaml", *words(SIZES | overrides)])
+    assert arguments[2].preset == golden(name).family.decoding
+    grpo.train(*arguments)
+    log = history(tmp_path)
+    assert len(log) == 2
+    assert all(math.isfinite(entry["loss"]) and entry["grad_norm"] > 0 for entry in log)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["family"], record["task"]) == (NAMES[name], "countdown")
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    assert all(weight.any() for key, weight in weights.items() if "lora_B" in key)
+    measured = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert sum("held_out/accuracy@1" in entry for entry in measured) == 2
+
+
 @every_family
 def test_supervised_resumed_exported_and_stitched(name, tmp_path, capsys):
     rows = [{"prompt": f"{i}+{i}=", "completion": f"{2 * i}"} for i in range(12)]

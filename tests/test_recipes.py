@@ -231,7 +231,7 @@ def test_an_adapter_has_the_parameters_that_are_counted():
 
 
 def test_memory_is_the_sum_that_the_readme_shows():
-    shape = Shape(8e9, 32, 4096, 12288, 3 * 4096, 126464, keeps_columns=False)
+    shape = Shape(8e9, 32, 4096, 12288, 3 * 4096, 126464)
     parts = memory_parts(shape, rows=3, length=656, weight_bytes=2.0, rank=128, reference=False, rollout_rows=12, block=32)
     assert parts["weights"] == 16.0
     assert parts["training"] == pytest.approx(335.5e6 * 16 / 1e9, rel=1e-3)
