@@ -7,6 +7,7 @@ function `main(argv: list[str]) -> int` of its room, which parses its own argume
 """
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,16 +17,19 @@ from lockstitch import __version__
 
 
 class Command(NamedTuple):
-    """The module whose `main` runs the command, and what the command does in a line."""
+    """The module whose function runs the command, what the command does in a line, and the function's name."""
 
     module: str
     summary: str
+    function: str = "main"
 
 
 COMMANDS = {
     "sample": Command("lockstitch.sampling.cli", "sample trajectories, watch them being denoised, fill in blanks"),
     "stitch": Command("lockstitch.stitching.cli", "sample trajectories, stitch their best steps, answer and report"),
     "grade": Command("lockstitch.rewards.tasks.grade_cli", "score completions of a task: accuracy, and what each earns"),
+    "sft": Command("lockstitch.recipes.launch", "train on prompts and completions", "sft"),
+    "grpo": Command("lockstitch.recipes.launch", "train by reinforcement learning, on a task or one's own data", "grpo"),
     "export": Command("lockstitch.rl.export_cli", "pack a trained adapter with its card, or merge it into its base"),
     "rewards": Command("lockstitch.rewards.rewards_cli", "list the installed rewards, ours and plug-ins"),
     "report": Command("lockstitch.rl.run_report", "write the page of a training run: curves, health, completions"),
@@ -60,12 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
-        status: int = import_module(COMMANDS[argv[0]].module).main(argv[1:])
+        module, _, function = COMMANDS[argv[0]]
+        status: int = getattr(import_module(module), function)(argv[1:])
         return status
     parser = _parser()
     parser.parse_known_args(argv[:1])  # `--help` and `--version` end here
-    given = f"unknown command {argv[0]!r}" if argv else "a command is missing"
-    parser.error(f"{given}; known: {', '.join(COMMANDS)}")
+    given, near = "a command is missing", ""
+    if argv:
+        given = f"unknown command {argv[0]!r}"
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        near = f"; {close[0]}?" if close else ""
+    parser.error(f"{given}{near}; known: {', '.join(COMMANDS)}")
 
 
 if __name__ == "__main__":
