@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lockstitch.recipes.rl_data import prompt_ids
 from lockstitch.rewards.contract import RESERVED
+from lockstitch.sampling.chat import encode
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.loop import sample
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -55,7 +55,7 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
     ) -> None:  # fmt: skip
         self._threshold = threshold
         self._rows, self._judge, self._samplers, self._every = rows, judge, samplers, every
-        self._prompts = [prompt_ids(tokenizer, row["prompt"], **template) for row in rows]
+        self._prompts = [encode(row["prompt"], tokenizer, **template) for row in rows]
         self._measured = -1
         self.trainer: Any = None  # a trainer exists only after its callbacks
 

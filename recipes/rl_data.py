@@ -17,6 +17,7 @@ from lockstitch.recipes.rows import load_split, renamed
 from lockstitch.rewards.tasks.benchmark import Benchmark
 from lockstitch.rewards.tasks.benchmark_rows import load_rows
 from lockstitch.rewards.tasks.benchmarks import get_benchmark
+from lockstitch.sampling.chat import Chat, encode
 
 logger = logging.getLogger(__name__)
 
@@ -164,37 +165,14 @@ def as_prompts(
     Raises:
         ValueError: every prompt is longer; or there is no template where one is needed.
     """
-    has_template = tokenizer.chat_template is not None
-    conversational = has_template if chat_template is None else chat_template
-    if not has_template and (conversational or system_prompt is not None):
-        raise ValueError("chat_template and system_prompt need a tokenizer with a chat template, which this one has not")
-    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    made = []
-    for row in rows:
-        prompt = row["prompt"]
-        if isinstance(prompt, str) and conversational:
-            prompt = [*system, {"role": "user", "content": prompt}]
-        elif not isinstance(prompt, str):
-            if not has_template:
-                raise ValueError("prompts of messages need a tokenizer with a chat template, which this one has not")
-            prompt = [*system, *prompt] if prompt[0].get("role") != "system" else prompt
-        made.append({**row, "prompt": prompt})
+    chat = Chat.of(tokenizer, chat_template, system_prompt)
+    made = [{**row, "prompt": chat.messages(row["prompt"])} for row in rows]
     if max_prompt_length is None:
         return made
-    kept = [row for row in made if len(prompt_ids(tokenizer, row["prompt"], **template)) <= max_prompt_length]
+    kept = [row for row in made if len(encode(row["prompt"], tokenizer, **template)) <= max_prompt_length]
     if rows and not kept:
         raise ValueError(f"every prompt is longer than max_prompt_length={max_prompt_length} tokens")
     if len(kept) < len(made):
         logger.warning("%d of %d prompts are longer than max_prompt_length=%d tokens and left out", len(made) - len(kept),
                        len(made), max_prompt_length)  # fmt: skip
     return kept
-
-
-def prompt_ids(tokenizer: Any, prompt: Any, **template: Any) -> list[int]:
-    """Token ids of a prompt as the trainer makes them: a text bare, a conversation in the model's template."""
-    if isinstance(prompt, str):
-        ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return ids
-    templated: list[int] = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True,
-                                                         return_dict=True, **template)["input_ids"]  # fmt: skip
-    return templated

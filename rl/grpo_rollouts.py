@@ -121,7 +121,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
         if not isinstance(prompts[0], str):
             return super()._tokenize_prompts(prompts)
         texts = list(dict.fromkeys(prompts))
-        ids = dict(zip(texts, self._denoiser.encode(texts), strict=True))
+        ids = dict(zip(texts, self._denoiser.encode_prompts(texts), strict=True))
         return [ids[prompt] for prompt in prompts], None, {}
 
     @contextmanager

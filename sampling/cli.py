@@ -57,6 +57,12 @@ class SampleOptions:
     )  # fmt: skip
     n: int = field(default=1, metadata={"help": "Trajectories per prompt. Default: 1."})
     seed: int = field(default=0, metadata={"help": "Seed of all noise. Default: 0."})
+    chat_template: bool | None = field(
+        default=None,
+        metadata={"help": "Whether prompts without blanks go through the tokenizer's chat template; by default if there is "
+                          "one."},
+    )  # fmt: skip
+    system_prompt: str | None = field(default=None, metadata={"help": "What a conversation begins with."})
     output: str | None = field(
         default=None, metadata={"help": "Directory for results.jsonl and config.json. Without it the texts are printed."}
     )
@@ -146,6 +152,8 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
     tokenizer = load_tokenizer(model, trust_remote_code=options.trust_remote_code)
     requests = _requests(options, settings, model, family, of_model, tokenizer)
     remembered = _remembered(options, settings, asdict(requests[0].config))
+    if options.chat_template is None:
+        remembered["chat_template"] = tokenizer.chat_template is not None and of_model != MODEL_TYPE
     directory = None if options.output is None else Path(options.output)
     if directory is not None:
         files.claim_directory(directory, remembered)
@@ -172,13 +180,14 @@ def _requests(
     options: SampleOptions, settings: Mapping[str, Any], model: str, family: "Family", of_model: str, tokenizer: "Tokenizer"
 ) -> "list[Request]":
     """What is asked for, read and checked; `settings` are the sampler's, those alone that were said."""
+    from lockstitch.sampling.chat import Chat
     from lockstitch.sampling.layouts import check_layout
     from lockstitch.sampling.prompts import Reader
     from lockstitch.sampling.uniform_prompts import UniformReader, config_of
 
     reader: Reader | UniformReader
     if of_model == MODEL_TYPE:
-        for name in ("preset", "family", "mask_id", "trust_remote_code"):
+        for name in ("preset", "family", "mask_id", "trust_remote_code", "chat_template", "system_prompt"):
             if getattr(options, name):
                 raise ValueError(f"{name}={getattr(options, name)!r} would be ignored by a {of_model} model, which has no "
                                  "mask token and runs its own schedule, without code of the checkpoint")  # fmt: skip
@@ -189,7 +198,8 @@ def _requests(
                 raise ValueError(f"{name}={settings[name]!r} is for {MODEL_TYPE} models, and would be ignored by this one, "
                                  f"of type {of_model!r}")  # fmt: skip
         preset = PRESETS[options.preset] if options.preset is not None else {}
-        reader = Reader(tokenizer, {**preset, **settings}, family)
+        chat = Chat.of(tokenizer, options.chat_template, options.system_prompt)
+        reader = Reader(tokenizer, {**preset, **settings}, family, chat)
     requests = [reader.request(options.prompt)] if options.input is None else reader.read(Path(options.input))
     if isinstance(requests[0].config, SamplerConfig):
         check_layout(requests[0].config, family)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.families import BIDIRECTIONAL, FACTS, Family
 from lockstitch.sampling.loading import is_remote, layout_of, load_model, load_tokenizer, write_facts
 from lockstitch.sampling.remote import NATIVE, Calling, load_remote
@@ -55,6 +56,9 @@ class Denoiser:
         mask_id: the mask token, by default the one that the config's facts, the tokenizer or the config name.
         calling: what can be asked of the model; everything, unless it runs code that is not transformers'.
 
+    Attributes:
+        chat: how texts are put to the model; as they are, unless it is set.
+
     Raises `ValueError` where a mask or an end-of-sequence token is missing, where tokenizer and config name different mask
     tokens, and for families without mask tokens.
     """
@@ -70,6 +74,7 @@ class Denoiser:
         if family.layout == "encoder_decoder":
             raise ValueError(_NO_MASKS.format(family.name))
         self.model, self.tokenizer, self.family, self.calling = model, tokenizer, family, calling
+        self.chat = Chat()
         self.mask_id: int = _mask_id(model, tokenizer, family) if mask_id is None else mask_id
         vocabulary = model.config.get_text_config().vocab_size
         if not 0 <= self.mask_id < vocabulary:
@@ -152,9 +157,13 @@ class Denoiser:
         device: torch.device = next(self.model.parameters()).device
         return device
 
-    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of plain-text prompts, without special tokens of the tokenizer's own."""
-        return [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as they are, without special tokens of the tokenizer's own."""
+        return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts as `chat` says: as they are, unless it is set."""
+        return [self.chat.encode(prompt, self.tokenizer) for prompt in prompts]
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Texts of token ids, special tokens left out."""

@@ -79,7 +79,7 @@ def make_rows(
     if n < 1:
         raise ValueError(f"n={n} trajectories per prompt: at least 1")
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    encoded = iter(denoiser.encode(texts))
+    encoded = iter(denoiser.encode_prompts(texts))
     ids = [next(encoded) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
     if canvases is None:
         canvases = [[None] * config.canvas_length] * len(ids)

@@ -6,12 +6,13 @@ canvas length of its own; the others take the one that was set.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lockstitch.sampling import blanks
 from lockstitch.sampling.canvases import Look
+from lockstitch.sampling.chat import Chat, Messages
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.families import BIDIRECTIONAL, Family
@@ -54,11 +55,13 @@ class Reader:
         tokenizer: the model's.
         settings: values of `SamplerConfig` that were set, `canvas_length` or not.
         family: the model's, whose block length is taken where the settings say none.
+        chat: how prompts without blanks and canvases are put to the model.
     """
 
     tokenizer: Tokenizer
     settings: Mapping[str, Any]
     family: Family = BIDIRECTIONAL
+    chat: Chat = field(default_factory=Chat)
 
     def read(self, path: Path) -> list[Request]:
         """The requests of a file; `ValueError` names every bad line."""
@@ -66,8 +69,12 @@ class Reader:
 
     def request(self, text: object, canvas: object = None) -> Request:
         """One request; `ValueError` says what is wrong with it."""
+        if isinstance(text, list) and text and all(isinstance(message, dict) for message in text):
+            if canvas is not None:
+                raise ValueError("a prompt of messages has no canvas of its own: 'canvas' goes with a text")
+            return self._chatted(text)
         if not isinstance(text, str) or not text:
-            raise ValueError(f"'prompt' must be a non-empty text, not {text!r}")
+            raise ValueError(f"'prompt' must be a non-empty text or messages, not {text!r}")
         parts = blanks.parse(text)
         spans: tuple[blanks.Span, ...] = ()
         prompt = text
@@ -81,10 +88,16 @@ class Reader:
         else:
             (prompt,) = (part for part in parts if isinstance(part, str))
             own = None if canvas is None else self._canvas(canvas)
+            if own is None and self.chat.template:
+                return self._chatted(prompt)
         prompt_ids = tuple(self._encode(prompt))
         if not prompt_ids:
             raise ValueError(f"prompt {prompt!r} has no tokens")
         return Request(text, prompt_ids, self._config(own), own, spans)
+
+    def _chatted(self, prompt: str | Messages) -> Request:
+        shown = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
+        return Request(shown, tuple(self.chat.encode(prompt, self.tokenizer)), self._config(None))
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

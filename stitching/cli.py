@@ -53,6 +53,11 @@ class StitchConfig:
     device: str | None = field(default=None, metadata={"help": "Of the diffusion model (default: the accelerator, if any)."})
     num_trajectories: int | None = field(default=None, metadata={"help": "N, trajectories per problem (default 8)."})
     canvas_length: int | None = field(default=None, metadata={"help": "Tokens of the canvas (default: the task's)."})
+    chat_template: bool | None = field(
+        default=None,
+        metadata={"help": "Whether questions go through the tokenizer's chat template; by default if it has one."},
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "What a conversation begins with."})
     preset: str | None = field(
         default=None, metadata={"help": "Named settings of the sampler, such as llada, dream, sdar; what is said beside it "
                                         "goes before what it says."}
@@ -113,7 +118,8 @@ class StitchConfig:
         if self.output is None and self.question is None:
             raise ValueError("--output DIR is needed (only --question can do without)")
         if self.trajectories is not None:
-            sampling = ("model", "family", "mask_id", "device", "num_trajectories", "canvas_length", "preset",
+            sampling = ("model", "family", "mask_id", "device", "chat_template", "system_prompt", "num_trajectories",
+                        "canvas_length", "preset",
                         "block_length", "policy", "steps", "threshold", "temperature", "rounds", "round_width",
                         "round_temperature")  # fmt: skip
             ignored = [name for name in sampling if getattr(self, name) is not None]
@@ -215,6 +221,7 @@ def _width() -> int:
 def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any, Any]:
     if config.trajectories is not None:
         return None, None
+    from lockstitch.sampling.chat import Chat
     from lockstitch.sampling.config import SamplerConfig
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
@@ -245,6 +252,7 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
     check_layout(sampler_config, family)
     denoiser = Denoiser.from_pretrained(path, family=config.family, mask_id=config.mask_id, device=config.device,
                                         trust_remote_code=config.trust_remote_code)  # fmt: skip
+    denoiser.chat = Chat.of(denoiser.tokenizer, config.chat_template, config.system_prompt)
     return denoiser, sampler_config
 
 

@@ -122,7 +122,7 @@ def test_wrong_command_lines_are_refused():
         parse([*SUDOKU, *CPU, "--num_generation", "4"])
     with pytest.raises(ValueError, match="neither a file nor one of the recipes' own"):
         parse([*SUDOKU, "--config", "absent.yaml"])
-    with pytest.raises(ValueError, match="task=None: say what to train on"):
+    with pytest.raises(ValueError, match="task=None, dataset_name=None: say what to train on"):
         parse(["--model_name_or_path", "m", *CPU])
 
 

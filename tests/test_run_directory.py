@@ -124,10 +124,9 @@ def start(command, output, **changed):
 @pytest.mark.slow
 def test_a_second_process_is_refused(tmp_path):
     first = start("sft", tmp_path, max_steps=200)
-    while not (tmp_path / ".lock").exists():
+    while newest(tmp_path) == 0:
         assert first.poll() is None
         time.sleep(0.1)
-    time.sleep(1)
     second = start("sft", tmp_path, max_steps=200)
     said, _ = second.communicate()
     first.kill()

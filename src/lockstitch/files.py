@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 Row = Mapping[str, Any]
 Read = TypeVar("Read")
 
-CONFIG, RESULTS, SUMMARY, LOCK = "config.json", "results.jsonl", "summary.json", ".lock"
+CONFIG, RESULTS, SUMMARY = "config.json", "results.jsonl", "summary.json"
 SHOWN_ERRORS = 10
 
 
@@ -165,7 +165,7 @@ def claim_directory(directory: Path, config: Mapping[str, Any]) -> None:
         write_whole(path, to_json(config))
 
 
-_LOCKS: dict[Path, Any] = {}  # open files, whose locks end with this process, however it ends
+_LOCKS: dict[Path, int] = {}  # directories that are held open: their locks end with this process, however it ends
 
 
 def lock(directory: Path) -> None:
@@ -180,22 +180,22 @@ def lock(directory: Path) -> None:
     directory = directory.resolve()
     if directory in _LOCKS:
         return
-    file = (directory / LOCK).open("a")
+    held = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(held)
         raise ValueError(f"{directory} is being written into by another process; wait for it, or choose another") from None
     except OSError:
-        file.close()
+        os.close(held)
         return
-    _LOCKS[directory] = file
+    _LOCKS[directory] = held
 
 
 def unlock_all() -> None:
     """Lets other processes write into the directories that this one has locked: a command has ended, not its process."""
     while _LOCKS:
-        _LOCKS.popitem()[1].close()
+        os.close(_LOCKS.popitem()[1])
 
 
 def finished_by_index(path: Path) -> list[dict[str, Any]]:

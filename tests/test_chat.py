@@ -1,0 +1,88 @@
+"""One rule for chat templates, wherever prompts are put to a model."""
+
+import json
+
+import pytest
+from lockstitch.sampling.chat import Chat
+from lockstitch.sampling.cli import main as sample_main
+from lockstitch.stitching.cli import main as stitch_main
+from models import random_denoiser, tokenizer
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'][0] }}({{ message['content'] }}){% endfor %}"
+    "{% if add_generation_prompt %}a({% endif %}"
+)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A checkpoint whose tokenizer has a template."""
+    denoiser = random_denoiser()
+    denoiser.tokenizer.chat_template = TEMPLATE
+    denoiser.model.save_pretrained(tmp_path / "model")
+    denoiser.tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def prompts_of(capsys, *words):
+    assert sample_main([str(word) for word in words]) == 0, capsys.readouterr().err
+
+
+def asked(directory):
+    """The prompts that the model read."""
+    rows = [json.loads(line) for line in (directory / "results.jsonl").read_text().splitlines()]
+    return [tokenizer().decode(row["trajectories"][0]["prompt_ids"]) for row in rows]
+
+
+def test_the_template_is_used_where_there_is_one_unless_it_is_said_otherwise(model, tmp_path, capsys):
+    words = ["--model", model, "--prompt", "1+1=", "--canvas_length", 4, "--device", "cpu", "--output"]
+    prompts_of(capsys, *words, tmp_path / "default")
+    prompts_of(capsys, *words, tmp_path / "bare", "--chat_template", "false")
+    prompts_of(capsys, *words, tmp_path / "system", "--system_prompt", "be brief")
+    assert asked(tmp_path / "default") == ["u(1+1=)a("]
+    assert asked(tmp_path / "bare") == ["1+1="]
+    assert asked(tmp_path / "system") == ["s(be brief)u(1+1=)a("]
+    config = json.loads((tmp_path / "default" / "config.json").read_text())
+    assert config["chat_template"] is True
+    assert json.loads((tmp_path / "bare" / "config.json").read_text())["chat_template"] is False
+    assert sample_main([*map(str, words), str(tmp_path / "default"), "--chat_template", "false"]) == 2
+    assert "chat_template: True then, False now" in capsys.readouterr().err
+
+
+def test_messages_are_prompts_and_blanks_stay_as_they_are(model, tmp_path, capsys):
+    talk = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "2+2="}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": talk}) + "\n" + json.dumps({"prompt": "3+3="}) + "\n")
+    words = ["--model", model, "--device", "cpu", "--output"]
+    prompts_of(capsys, *words, tmp_path / "talk", "--input", tmp_path / "rows.jsonl", "--canvas_length", 4)
+    assert asked(tmp_path / "talk") == ["u(1+1=)a(2)u(2+2=)a(", "u(3+3=)a("]
+    prompts_of(capsys, *words, tmp_path / "blanks", "--prompt", "1+1=[[:2]]")
+    assert asked(tmp_path / "blanks") == ["1+1="]
+
+
+def test_what_cannot_be_is_refused():
+    plain = tokenizer()
+    for said in ({"template": True}, {"system": "x"}):
+        with pytest.raises(ValueError, match="need a tokenizer with a chat template"):
+            Chat.of(plain, **said)
+    with pytest.raises(ValueError, match="prompts of messages need a chat template"):
+        Chat.of(plain).messages([{"role": "user", "content": "x"}])
+    plain.chat_template = TEMPLATE
+    with pytest.raises(ValueError, match="system_prompt='x' would be ignored"):
+        Chat.of(plain, False, "x")
+
+
+def test_stitching_asks_through_the_template_too(model, tmp_path, capsys):
+    words = ["--task", "gsm8k", "--question", "1+1?", "--model", model, "--canvas_length", "4", "--num_trajectories", "2",
+             "--solver", "none", "--device", "cpu"]  # fmt: skip
+    assert stitch_main([*words, "--output", str(tmp_path / "chat")]) == 0, capsys.readouterr().err
+    assert stitch_main([*words, "--output", str(tmp_path / "bare"), "--chat_template", "false"]) == 0
+    chat, bare = ((tmp_path / name / "results.jsonl").read_text() for name in ("chat", "bare"))
+    assert chat != bare
+
+
+def test_pieces_of_a_canvas_are_never_put_into_the_template():
+    denoiser = random_denoiser()
+    denoiser.tokenizer.chat_template = TEMPLATE
+    denoiser.chat = Chat.of(denoiser.tokenizer)
+    assert denoiser.decode(denoiser.encode(["1+1="])) == ["1+1="]
+    assert denoiser.decode(denoiser.encode_prompts(["1+1="])) == ["u(1+1=)a("]
