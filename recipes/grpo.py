@@ -163,8 +163,8 @@ def _what_pays(recipe: RecipeArguments, training: Any) -> tuple[Any, list[Callab
     from lockstitch.rewards.plugins import load_reward
     from lockstitch.rewards.tasks.benchmarks import get_benchmark
 
-    data = {"dataset_config": recipe.dataset_config, "dataset_train_split": recipe.dataset_train_split,
-            "columns": read_columns(recipe.columns)}  # fmt: skip
+    data: dict[str, Any] = {"dataset_config": recipe.dataset_config, "dataset_train_split": recipe.dataset_train_split,
+                            "columns": read_columns(recipe.columns)}  # fmt: skip
     if recipe.task is None:
         assert recipe.dataset_name is not None
         assert recipe.reward_funcs is not None
@@ -237,7 +237,7 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
         measure.trainer = trainer
     record = replace(record, revision=base_revision(path, model_arguments.model_revision))
     checkpoint = training.resume_from_checkpoint or last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
-    return Run(trainer, record, checkpoint and str(checkpoint))
+    return Run(trainer, record, None if checkpoint is None else str(checkpoint))
 
 
 def run(prepared: "Run | None") -> None:

@@ -210,7 +210,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
 
     record = replace(record, revision=base_revision(path, model_arguments.model_revision))
     checkpoint = training.resume_from_checkpoint or last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
-    return Run(trainer, record, checkpoint and str(checkpoint))
+    return Run(trainer, record, None if checkpoint is None else str(checkpoint))
 
 
 def run(prepared: "Run | None") -> None:

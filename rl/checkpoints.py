@@ -136,7 +136,8 @@ def _is_whole_safetensors(path: Path) -> bool:
     except ValueError:
         return False
     ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-    return path.stat().st_size == 8 + length + max(ends, default=0)
+    whole: int = 8 + length + max(ends, default=0)
+    return path.stat().st_size == whole
 
 
 def last_checkpoint(output: Path, say: Callable[[str], None] = lambda _: None) -> Path | None:

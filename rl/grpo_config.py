@@ -8,8 +8,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from lockstitch.rl.estimator_config import EstimatorConfig
+from lockstitch.rl.sft_config import precision_of
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
 from trl import GRPOConfig
@@ -49,14 +49,6 @@ _REFUSED: dict[str, str] = {
 _TOKEN_ONLY = ("loss_type", "importance_sampling_level", "top_entropy_quantile", "off_policy_mask_threshold",
                "use_bias_correction_kl")  # fmt: skip
 _CLIPPED_ONLY = ("epsilon", "epsilon_high", "delta")
-
-
-def precision_of(args: Any) -> bool | None:
-    """TRL's `bf16`, which is on unless it is said otherwise: off on a CPU, where it is many times slower."""
-    if args.bf16 is None and (args.use_cpu or torch.accelerator.current_accelerator() is None):
-        return False
-    said: bool | None = args.bf16
-    return said
 
 
 @dataclass

@@ -1,11 +1,20 @@
 """Settings of the supervised stage: TRL's `SFTConfig`, the diffusion loss and the noise it is trained under."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from trl import SFTConfig
 
 WEIGHTINGS = ("inverse_t", "mean")
+
+
+def precision_of(args: Any) -> bool | None:
+    """TRL's `bf16`, which is on unless it is said otherwise: off on a CPU, where it is many times slower."""
+    if args.bf16 is None and (args.use_cpu or torch.accelerator.current_accelerator() is None):
+        return False
+    said: bool | None = args.bf16
+    return said
 
 
 @dataclass
@@ -53,8 +62,7 @@ class DiffusionSFTConfig(SFTConfig):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.bf16 is None and (self.use_cpu or torch.accelerator.current_accelerator() is None):
-            self.bf16 = False  # TRL's default, which is many times slower on a CPU
+        self.bf16 = precision_of(self)
         super().__post_init__()
         if self.canvas_length is not None and self.canvas_length < 1:
             raise ValueError(f"canvas_length={self.canvas_length}: a positive number of tokens, or none at all")

@@ -209,7 +209,8 @@ def test_bad_lines_are_named_before_any_model_is_loaded(tmp_path, capsys):
     assert main([*SUDOKU, "--input", str(source), "--output", str(out)]) == 2
     said = capsys.readouterr().err
     for expected in (
-        "9 bad lines", "line 2: not JSON", "line 3: 'prompt' must be a non-empty text or messages, not None", "line 4: 'prompt'",
+        "9 bad lines", "line 2: not JSON", "line 3: 'prompt' must be a non-empty text or messages, not None",
+        "line 4: 'prompt'",
         "line 5: blank '[[b:0]]'", "line 6: blank '[[b:2]]': some text must stand before",
         "line 7: canvas_length=20 would be ignored: the row's own canvas has 2 positions",
         "line 8: 'canvas' holds 5000 at position 1", "line 9: the mask token 2 is pinned at canvas position 0",
