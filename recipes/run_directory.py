@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rl.checkpoints import STATE, last_checkpoint
+from lockstitch.rl.model_card import run_card
 from lockstitch.rl.run_record import RUN, RunRecord, write_run
+from peft import PeftModel
 
 from lockstitch import files
 
@@ -44,10 +46,14 @@ class Run:
                 write_run(output, self.record)
 
         trainer.before_checkpoint = keep_record
+        length = getattr(trainer.args, "max_completion_length", None) or getattr(trainer.args, "canvas_length", None)
+        adapter = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
+        trainer.card = run_card(self.record, output.resolve().name, adapter, length)
         trainer.train(resume_from_checkpoint=self.checkpoint)
         keep_record()
         trainer.save_model(trainer.args.output_dir)
         trainer.save_state()
+        trainer.create_model_card()  # which PEFT has written its own in the place of
 
 
 def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print) -> bool:

@@ -26,6 +26,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
+from lockstitch.files import write_whole
+
 STATE = "trainer_state.json"
 _STAGING = ".checkpoint"
 
@@ -39,14 +41,21 @@ class WholeCheckpoints(Trainer):
 
     Attributes:
         before_checkpoint: called by the main process before each checkpoint takes its place; None for nothing.
+        card: the README of the output directory; None for none, as TRL's speaks of autoregressive generation.
     """
 
     before_checkpoint: Callable[[], None] | None = None
+    card: str | None = None
     _staging: str | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
         directory: str = super()._get_output_dir(trial)
         return directory if self._staging is None else self._staging
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the card, where there is one."""
+        if self.card is not None and self.is_world_process_zero():
+            write_whole(Path(self.args.output_dir) / "README.md", self.card)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         output = Path(self._get_output_dir(trial))

@@ -94,6 +94,58 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def run_card(record: RunRecord, name: str, adapter: bool, canvas_length: int | None) -> str:
+    """The README of a run's directory: what it is made from, by what, and how to sample from it in three lines.
+
+    Args:
+        record: the run's.
+        name: of its directory.
+        adapter: whether it holds an adapter rather than a whole model.
+        canvas_length: tokens of its canvases; None if they had no length of their own, or the model is autoregressive.
+    """
+    from huggingface_hub import ModelCardData
+
+    named = is_hub_name(record.base)
+    data = ModelCardData(
+        base_model=record.base if named else None,
+        library_name="peft" if adapter else "transformers",
+        datasets=record.data if record.data and is_hub_name(record.data) else None,
+        pipeline_tag="text-generation",
+        tags=["lockstitch", *(["diffusion-language-model"] if record.family else []), *(["lora"] if adapter else [])],
+    )
+    shown = _embedded_name(record.base) or (record.base if named else Path(record.base).name)
+    kind = "A LoRA adapter for" if adapter else "Trained from"
+    made = f"{kind} `{shown}`" + (f" at revision `{record.revision}`" if record.revision else "")
+    rewards = record.config.get("reward_funcs")
+    rows = {"stage": record.stage, "preset": record.preset, "task": record.task,
+            "data": Path(record.data).name if record.data else None,
+            "rewards": ", ".join(Path(one).name for one in rewards) if rewards else None,
+            "family": record.family}  # fmt: skip
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {name}", f"{made}; made with Lockstitch {__version__}.",
+             _table(("", ""), {key: value for key, value in rows.items() if value is not None}),
+             "## Use it", _sampling(record, adapter, canvas_length)]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _sampling(record: RunRecord, adapter: bool, canvas_length: int | None) -> str:
+    if record.family is None:
+        return _python("from transformers import AutoModelForCausalLM", "",
+                       'model = AutoModelForCausalLM.from_pretrained("DIR")')  # fmt: skip
+    length = canvas_length or 128
+    if adapter:
+        return ("```console\nlockstitch export --adapter DIR --merge --output merged\n"
+                f"lockstitch sample --model merged --prompt '...' --canvas_length {length}\n```")  # fmt: skip
+    return _python("from lockstitch import Denoiser, SamplerConfig, sample", "",
+                   'denoiser = Denoiser.from_pretrained("DIR")',
+                   f'(trajectory,) = sample(denoiser, ["..."], SamplerConfig(canvas_length={length}))')  # fmt: skip
+
+
+def _embedded_name(base: str) -> str | None:
+    """`embedded:NAME` for the directory of a model that comes with the package."""
+    path = Path(base)
+    return f"{EMBEDDED}{path.name}" if path.parent.name == "embedded" and path.parent.parent.name == "lockstitch" else None
+
+
 def _loading(base: str, revision: str | None, record: RunRecord | None, merged: bool, published: bool) -> str:
     """How to load it: by plain transformers where that is enough, else by Lockstitch, which knows how the base attends."""
     family = record.family if record is not None else None

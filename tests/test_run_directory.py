@@ -55,6 +55,23 @@ def test_a_finished_run_is_left_alone_and_goes_on_if_more_is_asked(tmp_path, mon
     assert json.loads((tmp_path / "run.json").read_text())["config"]["max_steps"] == 6
 
 
+@pytest.mark.parametrize("adapter", [True, False])
+def test_the_card_is_true(adapter, tmp_path, monkeypatch):
+    more = {"use_peft": "true", "lora_r": 2} if adapter else {}
+    launch(tmp_path / "mine", monkeypatch, max_steps=1, **more)
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert ("A LoRA adapter for" if adapter else "Trained from") + " `embedded:sudoku-early`" in card
+    assert "| task | sudoku |" in card
+    assert "canvas_length" in card
+    assert "pipeline(" not in card
+    assert str(tmp_path) not in card
+    assert "/embedded/" not in card
+    if not adapter:
+        code = card.split("```python\n")[1].split("```")[0].replace("DIR", str(tmp_path / "mine")).replace("...", "3102")
+        exec(code, scope := {})
+        assert len(scope["trajectory"].canvas_ids) == 20
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_settings_are_refused_with_both_values(finished, tmp_path, monkeypatch, capsys):
     launch(tmp_path, monkeypatch, max_steps=2)
