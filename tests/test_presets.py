@@ -1,44 +1,16 @@
-"""Every preset takes two steps on a tiny model, and two of them on a stand-in of every family."""
-
-from types import SimpleNamespace
+"""Every preset takes two steps on a tiny model, and two of them under every layout."""
 
 import pytest
 import torch
 from datasets import Dataset
 from lockstitch.recipes.grpo import parse
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
-from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.families import BLOCK_CAUSAL, CONTEXT_CAUSAL, DREAM, LLADA
+from lockstitch.sampling.families import BLOCK_CAUSAL, CONTEXT_CAUSAL
 from models import random_denoiser
-from transformers import LlamaForCausalLM
 
-
-class CalledAsLlada(LlamaForCausalLM):
-    """A Llama behind LLaDA's convention: no attention mask, no positions. Trainers want transformers' own class."""
-
-    def forward(self, input_ids):
-        return SimpleNamespace(logits=self.lm_head(self.model(input_ids=input_ids)[0]))
-
-
-class CalledAsDream(LlamaForCausalLM):
-    """A Llama behind Dream's convention: the logits at i predict the token at i + 1."""
-
-    def forward(self, input_ids, attention_mask=None, position_ids=None):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)[0]
-        return SimpleNamespace(logits=self.lm_head(hidden.roll(-1, dims=1)))
-
-
-def called_as(model_class, family):
-    denoiser = random_denoiser()
-    denoiser.model.__class__ = model_class
-    return Denoiser(denoiser.model, denoiser.tokenizer, family)
-
-
-FAMILIES = {  # beside the Llama, on which all presets are run
+FAMILIES = {  # beside the Llama, on which all presets are run, and the golden checkpoints of test_every_family_trains.py
     "qwen2": lambda: random_denoiser("qwen2"),
     "qwen3": lambda: random_denoiser("qwen3"),
-    "llada": lambda: called_as(CalledAsLlada, LLADA),
-    "dream": lambda: called_as(CalledAsDream, DREAM),
     "block_causal": lambda: random_denoiser("qwen3", family=BLOCK_CAUSAL),
     "context_causal": lambda: random_denoiser("qwen3", family=CONTEXT_CAUSAL),
 }
