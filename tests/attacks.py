@@ -247,7 +247,7 @@ OUTSIDE = [
          "__import__('pytest')"),
     _any("writes outside", *(f"open({path!r}, 'w')" for path in (
         "/lockstitch-attack", "/usr/lib/lockstitch-attack", "/dev/lockstitch-attack", "/root/lockstitch-attack",
-        "/home/lockstitch-attack", "/var/tmp/lockstitch-attack", "/dev/shm/lockstitch-attack")),
+        "/home/lockstitch-attack", "/var/tmp/lockstitch-attack", "/dev/fd/lockstitch-attack")),
         "open(os.__file__ + '.lockstitch-attack', 'w')", "open('HOST_FILE', 'w')"),
     _any("runs a shell", "os.system('true') == 0", "subprocess.run(['/bin/sh', '-c', 'true']).returncode == 0",
          "subprocess.run(['bwrap', '--version']).returncode == 0"),

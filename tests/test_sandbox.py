@@ -49,7 +49,8 @@ def writable():
         "[os.path.exists(p) for p in ('/proc', '/etc', '/bin/sh', '/usr/bin', '/sys', '/var', '/run')]", "sys.stdin.read()",
     )  # fmt: skip
     assert [answer["value"] for answer in answers] == [
-        ["null"], ["HOME", "LC_CTYPE", "PWD", "PYTHONHASHSEED"], ["/dev/null", "/tmp"], True, [], False, [],
+        ["fd", "null", "shm", "stdin"], ["HOME", "LC_CTYPE", "PWD", "PYTHONHASHSEED"],
+        ["/dev/null", "/dev/shm", "/dev/stdin", "/tmp"], True, [], False, [],
         [False] * 7, "",
     ]  # fmt: skip
 

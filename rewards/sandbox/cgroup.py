@@ -9,7 +9,7 @@ made below our own group, as the kernel lets a group have processes or children 
 root group is exempt, so that a root user whose machine has not put him into any group needs no mark. Nobody's processes
 are moved.
 
-A process that is killed leaves the empty group of each sandbox that was running; systemd removes them with the unit.
+A process that is killed leaves the empty group of each sandbox that was running, which the `keeper` removes.
 See the kernel's Documentation/admin-guide/cgroup-v2.rst.
 """
 
@@ -20,11 +20,12 @@ import logging
 import os
 import re
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from lockstitch.rewards.sandbox.children import KeeperGone, new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def write_limits(folder: Path, controllers: tuple[str, ...], processes: int, mem
 @contextlib.contextmanager
 def group(where: Delegation, processes: int, memory: int) -> Iterator[Path]:
     """A new group's folder; at the end whatever is in it is killed, and it is removed. See `write_limits`."""
-    folder = Path(tempfile.mkdtemp(prefix="lockstitch-", dir=where.parent))
+    folder = new_folder(where.parent)
     try:
         write_limits(folder, where.controllers, processes, memory)
         yield folder
@@ -159,7 +160,7 @@ def delegation() -> Delegation | None:
             return None
         with group(found, processes=4, memory=2**26) as folder:
             subprocess.run(entering(folder, []), check=True, capture_output=True)
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError, KeeperGone) as error:
         logger.info("no control groups for sandboxes: %s", error)
         return None
     logger.info("sandboxes get control groups below %s (%s)", found.parent, ", ".join(found.controllers))
