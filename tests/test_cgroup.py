@@ -95,14 +95,14 @@ def test_groups_are_made_where_they_are_delegated(tmp_path):
 
 def test_controllers_are_switched_on_where_no_process_forbids_it(tmp_path):
     parent = as_group(tmp_path, subtree_control="cpu pids\n", processes="17\n")
-    assert cgroup.enabled_controllers(parent) == ("pids",)
+    assert cgroup.enabled_controllers(parent) == ("pids", "cpu")
     assert (parent / "cgroup.subtree_control").read_text() == "cpu pids\n"
     as_group(tmp_path, subtree_control="cpu pids\n")
     cgroup.enabled_controllers(parent)
     assert (parent / "cgroup.subtree_control").read_text() == "+memory"
-    as_group(tmp_path, subtree_control="memory io pids\n")
-    assert cgroup.enabled_controllers(parent) == ("pids", "memory")
-    assert (parent / "cgroup.subtree_control").read_text() == "memory io pids\n"
+    as_group(tmp_path, subtree_control="cpu memory io pids\n")
+    assert cgroup.enabled_controllers(parent) == ("pids", "memory", "cpu")
+    assert (parent / "cgroup.subtree_control").read_text() == "cpu memory io pids\n"
 
 
 # --- what ------------------------------------------------------------------------------------------------------------
@@ -113,6 +113,7 @@ def test_controllers_are_switched_on_where_no_process_forbids_it(tmp_path):
     [
         (("pids",), (), {"pids.max": "7"}),
         (("memory",), (), {"memory.max": "4096"}),
+        (("cpu",), (), {}),
         (
             ("pids", "memory"),
             ("memory.swap.max", "memory.oom.group"),

@@ -50,7 +50,7 @@ def writable():
     )  # fmt: skip
     assert [answer["value"] for answer in answers] == [
         ["fd", "null", "shm", "stdin"], ["HOME", "LC_CTYPE", "PWD", "PYTHONHASHSEED"],
-        ["/dev/null", "/dev/shm", "/dev/stdin", "/tmp"], True, [], False, [],
+        ["/dev/null", "/dev/shm", "/dev/stdin", "/tmp", "/tmp/solution.py"], True, ["/tmp"], False, ["solution.py"],
         [False] * 7, "",
     ]  # fmt: skip
 
@@ -60,6 +60,102 @@ def test_the_same_program_answers_the_same():
     """Also where it depends on the order of a set of texts."""
     source = "def f():\n    return list({chr(i) * 3 for i in range(65, 90)})"
     assert told(Bubblewrap(), source, "f()") == told(Bubblewrap(), source, "f()")
+
+
+AS_A_SCRIPT = r"""
+import concurrent.futures, inspect, mmap, multiprocessing, os, pathlib, shutil, sqlite3, sys, zoneinfo
+from datetime import datetime
+
+class Counter:
+    '''Counts.'''
+
+def square(n):
+    # with a remark
+    return n * n
+
+def pool():
+    with multiprocessing.Pool(2) as pool:
+        return pool.map(square, range(5))
+
+def executor():
+    with concurrent.futures.ProcessPoolExecutor(2) as executor:
+        return list(executor.map(square, range(5)))
+
+def shared():
+    total = multiprocessing.Value('i', 0)
+    def add():
+        with total.get_lock():
+            total.value += 1
+    workers = [multiprocessing.Process(target=add) for _ in range(2)]
+    [worker.start() for worker in workers]
+    [worker.join() for worker in workers]
+    return total.value
+
+def source():
+    return [inspect.getsource(square), inspect.getsource(Counter)]
+
+def itself():
+    name = os.path.basename(__file__)
+    return name == os.path.basename(sys.argv[0]), len(sys.argv), 'class Counter' in pathlib.Path(__file__).read_text()
+
+def zone():
+    return datetime(2024, 7, 1, tzinfo=zoneinfo.ZoneInfo('Europe/Paris')).utcoffset().total_seconds()
+
+def files():
+    pathlib.Path('a.txt').write_text('one')
+    pathlib.Path('helper.py').write_text('value = 17')
+    shutil.copy2('a.txt', 'b.txt')
+    import helper
+    base = sqlite3.connect('c.db')
+    base.execute('create table t (n int)')
+    base.execute('insert into t values (5)')
+    base.commit()
+    with open(os.devnull, 'w') as null:
+        print('nothing', file=null)
+    return pathlib.Path('b.txt').read_text(), helper.value, base.execute('select n from t').fetchone()
+
+def ends():
+    found = []
+    for end in (exit, quit):
+        try:
+            end(3)
+        except SystemExit as error:
+            found.append(error.code)
+    return found
+"""
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize(
+    ("call", "value"),
+    [
+        ("pool()", [0, 1, 4, 9, 16]), ("executor()", [0, 1, 4, 9, 16]), ("shared()", 2),
+        ("source()", ["def square(n):\n    # with a remark\n    return n * n\n", "class Counter:\n    '''Counts.'''\n"]),
+        ("itself()", {"tuple": [True, 1, True]}), ("zone()", 7200.0), ("ends()", [3, 3]),
+        ("files()", {"tuple": ["one", 17, {"tuple": [5]}]}),
+    ],
+)  # fmt: skip
+def test_a_program_finds_what_a_script_finds(call, value):
+    if call == "zone()" and not Path("/usr/share/zoneinfo").exists():
+        pytest.skip("this machine has no zone data")
+    assert told(Bubblewrap(), AS_A_SCRIPT, call) == [{"value": value}]
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print(open('/dev/stdin').read(), end='')", "print(open(0).read(), end='')", "print(input())\nprint(input())",
+        "import sys\nsys.stdin = open('/dev/stdin')\nprint(input(), input(), sep='\\n')\nexit()\nprint(3)",
+        "import os\nprint(os.read(os.open('/dev/fd/0', 0), 99).decode(), end='')\nquit(0)",
+        "from multiprocessing import Pool\ndef f(x): return x\n"
+        "if __name__ == '__main__':\n    with Pool() as p: print(*p.map(f, [input(), input()]), sep='\\n')",
+    ],
+)  # fmt: skip
+def test_a_script_reads_its_input_in_every_way(source):
+    reward = CodeReward()
+    assert reward([""], [source], inputs=[["one\ntwo\n"]], outputs=[["one\ntwo\n"]]) == [1.0]
+    assert reward([""], [source], inputs=[["one\ntwo\n"]], outputs=[["one\ntwo\nthree\n"]]) == [0.0]
 
 
 @pytest.mark.usefixtures("bubblewrap")
@@ -119,8 +215,8 @@ def test_a_script_reads_and_prints(launcher):
 
 def test_unsafe_leaves_no_folder_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (answer,) = told(Unsafe(), "open('left', 'w').close()\nimport os", "os.listdir('.')")
-    assert answer == {"value": ["left"]}
+    (answer,) = told(Unsafe(), "open('left', 'w').close()\nimport os", "sorted(os.listdir('.'))")
+    assert answer == {"value": ["left", "solution.py"]}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -213,6 +309,8 @@ def run_filter(machine, number, *arguments, architecture=None):
         at += 1
         if code == 0x20:
             accumulator = words[operand]
+        elif code == 0x54:
+            accumulator &= operand
         elif code == 0x06:
             return operand
         else:
@@ -220,7 +318,7 @@ def run_filter(machine, number, *arguments, architecture=None):
             at += yes if jumps[code] else no
 
 
-ALLOWED, REFUSED, UNKNOWN, NO_FAMILY, KILLED = 0x7FFF0000, 0x50001, 0x50026, 0x50061, 0x80000000
+ALLOWED, IGNORED, REFUSED, UNKNOWN, NO_FAMILY, KILLED = 0x7FFF0000, 0x50000, 0x50001, 0x50026, 0x50061, 0x80000000
 
 
 @pytest.mark.parametrize(
@@ -237,6 +335,15 @@ def test_the_filter(machine, read, mount, clone, clone3, socket):
     assert [run_filter(machine, socket, family) for family in (1, 2, 10)] == [ALLOWED] * 3
     assert {run_filter(machine, socket, family) for family in (0, 3, 16, 17, 38, 40)} == {NO_FAMILY}
     assert run_filter(machine, read, architecture=0x40000003) == KILLED
+    mmap, fcntl, setsockopt, utimensat = {"x86_64": (9, 72, 54, 280), "aarch64": (222, 25, 208, 88)}[machine]
+    # Private memory and shared files are mapped; shared memory of no file is not, nor are huge pages.
+    assert [run_filter(machine, mmap, 0, 1, 3, flags) for flags in (0x22, 0x1, 0x3, 0x20022)] == [ALLOWED] * 4
+    assert [run_filter(machine, mmap, 0, 1, 3, flags) for flags in (0x21, 0x23, 0x8021, 0x40022)] == [REFUSED] * 4
+    assert [run_filter(machine, fcntl, 3, command) for command in (0, 1, 4, 6, 7, 1030, 1032)] == [ALLOWED] * 7
+    assert [run_filter(machine, fcntl, 3, command) for command in (37, 38, 1024, 1031)] == [REFUSED] * 4
+    assert [run_filter(machine, setsockopt, 3, *option) for option in ((1, 2), (6, 7), (41, 8))] == [ALLOWED] * 3
+    assert [run_filter(machine, setsockopt, 3, 1, option) for option in (7, 8, 32, 33, 60)] == [REFUSED] * 5
+    assert run_filter(machine, utimensat) == IGNORED
     if machine == "x86_64":
         assert run_filter(machine, 0x40000000 + read) == UNKNOWN
     assert not seccomp.is_known("riscv64")

@@ -1,7 +1,8 @@
 """A control group for each sandbox, where the kernel's cgroup v2 is ours to divide: limits on the sum of its processes.
 
 A group of its own holds the memory and the number of all processes of a sandbox to a limit that the kernel never lets them
-pass, and is killed as one. What `sandbox_worker` limits and `sandbox_watch` watches stays as it is, with a group or without.
+pass, has the same share of the processors as every other group, and is killed as one. What `sandbox_worker` limits and
+`sandbox_watch` watches stays as it is, with a group or without.
 
 A group may be made next to the one that this process is in, below a parent that is delegated: one that bears the mark
 that systemd (from 251 on) gives units with `Delegate=yes`, the attribute `user.delegate` or `trusted.delegate`. It cannot be
@@ -29,7 +30,7 @@ from lockstitch.rewards.sandbox.children import KeeperGone, new_folder
 
 logger = logging.getLogger(__name__)
 
-_CONTROLLERS = ("pids", "memory")
+_CONTROLLERS = ("pids", "memory", "cpu")
 # The shell enters first and is then replaced by the command, so that nothing of it ever runs outside; 0 is who writes.
 _ENTER = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 _REMOVAL_SECONDS = 10.0
@@ -37,7 +38,7 @@ _REMOVAL_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Delegation:
-    """Where groups may be made, and which of the controllers `pids` and `memory` hold there."""
+    """Where groups may be made, and which of the controllers `pids`, `memory` and `cpu` hold there."""
 
     parent: Path
     controllers: tuple[str, ...]
