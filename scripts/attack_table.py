@@ -19,7 +19,8 @@ from lockstitch.rewards.programs.judge import read_answer
 from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Stopped, input_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from attacks import INPUTS, KINDS, OUTPUTS, TESTS, Attack
+from attack_shapes import INPUTS, OUTPUTS, TESTS, Attack
+from attacks import KINDS
 
 SECONDS = 2.0
 PASSED = "ALL TESTS PASSED"

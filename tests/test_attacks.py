@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from attacks import ANSWERS, ATTACKS, GOOD, GOOD_PROGRAM, INPUTS, MARK, OUTPUTS, TESTS
+from attack_shapes import ANSWERS, GOOD, GOOD_PROGRAM, INPUTS, MARK, OUTPUTS, TESTS
+from attacks import ATTACKS
 from lockstitch.rewards.programs.code_rewards import CodeReward
 from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
@@ -26,6 +27,8 @@ class Machine:
         self.file.write_text(self.text)
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.setblocking(False)
+        self.null = os.stat("/dev/null")
+        CodeReward()([""], [GOOD], tests=[TESTS])  # what serves all sandboxes is there from now on
         self.before = set(processes_of(os.getpid()))
 
     def aim(self, source: str) -> str:
@@ -82,6 +85,7 @@ def results(machine):
 def test_an_attack_is_not_paid_and_its_neighbours_are(attack, results):
     (before, value, after), reason = results[attack.name]
     assert value == 0.0, reason
+    assert reason.isprintable()
     assert (before, after) == (1.0, 1.0)
 
 
@@ -90,6 +94,7 @@ def test_nothing_is_left_and_nobody_was_called(machine, results):
     assert not machine.left_processes()
     assert not machine.left_files()
     assert MARK not in Path("/proc/net/unix").read_text()
+    assert os.stat("/dev/null") == machine.null
     assert machine.file.read_text() == machine.text
     with pytest.raises(BlockingIOError):
         machine.server.accept()
@@ -104,6 +109,36 @@ def test_the_attacks_that_report_an_escape_would_tell(machine):
     values = reward([""] * len(names), attacks, tests=[["assert f(2) == 7919"]] * len(names))
     assert values == [1.0] * len(names)
     machine.server.accept()[0].close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "spinning children, each in a session of its own",
+        pytest.param("spinning children that nobody waits for", marks=pytest.mark.slow),
+    ],
+)
+def test_a_program_is_not_late_because_of_its_neighbours(name):
+    """One that needs most of its time for itself, on one processor with two that spin with as many processes as they may."""
+    (greedy,) = (attack.source for attack in ATTACKS if attack.name == name)
+    honest = """
+import time
+
+def f(x):
+    end = time.process_time() + 0.7
+    while time.process_time() < end:
+        pass
+    return x
+"""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})  # and so for all that it starts from now on
+    try:
+        reward = CodeReward(timeout=1.0, workers=3)
+        programs = [greedy, greedy, honest, honest]
+        values = reward([""] * 4, programs, tests=[["assert f(7) == 7"]] * 4)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert values == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_programs_run_side_by_side_do_not_see_each_other():
