@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,35 @@ def test_the_kernel_counts_the_memory_of_a_group(delegation):
         assert subprocess.run(command, timeout=60).returncode == -9  # all of them, not the largest alone
         assert (folder / "cgroup.procs").read_text() == ""
     assert not folder.exists()
+
+
+def test_the_group_of_one_who_is_killed_is_removed():
+    """With all that runs in it, and without any controller."""
+    own = cgroup.own_group(*(Path(f"/proc/self/{name}").read_text() for name in ("cgroup", "mountinfo")))
+    parent = cgroup.delegated_parent(*own) if own else None
+    if parent is None or not os.access(parent, os.W_OK):
+        pytest.skip("no cgroup v2 is delegated to these tests: see docs/sandbox.md")
+    code = f"""
+import os
+from pathlib import Path
+from lockstitch.rewards.sandbox import cgroup, children
+null = os.open(os.devnull, os.O_RDWR)
+with cgroup.group(cgroup.Delegation(Path({str(parent)!r}), ()), 5, 2**28) as folder:
+    child = children.spawn(cgroup.entering(folder, ["/bin/sh", "-c", "sleep 600 & sleep 600"]), [null] * 3, [], "/")
+    while len((folder / "cgroup.procs").read_text().split()) < 3:
+        pass
+    print(folder, *(folder / "cgroup.procs").read_text().split(), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    folder, *pids = done.stdout.split()
+    assert done.returncode == -9
+    assert len(pids) == 3
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline and (Path(folder).exists() or any(map(runs, map(int, pids)))):
+        time.sleep(0.01)
+    assert not Path(folder).exists()
+    assert not any(map(runs, map(int, pids)))
 
 
 @pytest.mark.usefixtures("bubblewrap")

@@ -179,7 +179,7 @@ class Process:
             raise Stopped("out of memory")
         for amount, most, what in (
             (files_of(pid), _MOST_FILES, "files"), (sockets, _MOST_SOCKETS, "sockets"),
-            (locks_of(processes), _MOST_LOCKS, "locks on files"),
+            (locks_of(processes, _MOST_LOCKS), _MOST_LOCKS, "locks on files"),
         ):  # fmt: skip
             if amount > most:
                 raise Stopped(f"more than {most} {what}")
