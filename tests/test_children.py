@@ -101,7 +101,7 @@ folder = children.new_folder(Path({str(tmp_path)!r}))
 (folder / "file").touch()
 (Path({str(tmp_path)!r}) / "mine").touch()
 null = os.open(os.devnull, os.O_RDWR)
-script = "trap '' TERM HUP INT; setsid sleep 600 & sleep 600 & touch ready; wait"
+script = "trap '' TERM HUP INT; setsid sleep 600 & sleep 600 & : >ready; wait"
 child = children.spawn(["/bin/sh", "-c", script], [null] * 3, [], str(folder))
 while not (folder / "ready").exists():
     pass

@@ -5,15 +5,17 @@ import json
 import os
 import platform
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from lockstitch.rewards.programs.code_rewards import CodeReward, code_reward, examiner_of
-from lockstitch.rewards.sandbox import bubblewrap, launchers, seccomp
+from lockstitch.rewards.sandbox import bubblewrap, children, launchers, seccomp
 from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
 from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, StartFailed, Stopped, Unsafe, input_file
 from lockstitch.rewards.sandbox.sandbox_watch import processes_of
@@ -186,6 +188,29 @@ def test_it_ends_with_whoever_started_it():
             return
         time.sleep(0.05)
     raise AssertionError("the sandbox outlives the process that started it")
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize("kind", ["functions", "program"])
+def test_a_program_that_is_ended_by_what_is_outside_is_not_scored(kind):
+    """But one that ends itself is, whatever it says about it."""
+    columns = {"functions": {"tests": [["assert f(1) == 1"]]}, "program": {"inputs": [[""]], "outputs": [["1"]]}}[kind]
+    source = "def f(x):\n    import time\n    time.sleep(2)\n    return 1\n" + ("print(f(1))" if kind == "program" else "")
+    reward, said = CodeReward(), []
+    reward([""], ["x"], **columns)
+    assert children._current is not None
+    threading.Timer(0.7, os.kill, (children._current.process.pid, signal.SIGKILL)).start()
+    assert reward([""], [source], **columns, log_extra=lambda name, texts: said.extend(texts)) == [None]
+    assert said == ["[not scored: the sandbox did not start: the keeper of sandboxes was killed]"]
+    assert reward([""], [source.replace("time.sleep(2)", "__import__('os').kill(0, 9)")], **columns) == [0.0]
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_memory_that_is_short_is_taken_from_programs():
+    with Bubblewrap().start(Limits()) as process:
+        inside = processes_of(process.first[0])
+        assert len(inside) == 2
+        assert {Path(f"/proc/{pid}/oom_score_adj").read_text() for pid in inside} == {"1000\n"}
 
 
 @pytest.mark.usefixtures("bubblewrap")

@@ -5,6 +5,7 @@ One keeper serves a process, from its first sandbox on; a forked process has one
 """
 
 import atexit
+import contextlib
 import itertools
 import os
 import secrets
@@ -14,51 +15,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.sandbox import keeper
 
+_FAREWELL_SECONDS = 10.0
+_LAST_STEPS_SECONDS = 0.01  # between the kernel's signal to the children of one who ends, and its end
 _OPTIONS = ("-I", "-S", "-B")
 
 
 class KeeperGone(RuntimeError):  # noqa: N818
     """The process that starts sandboxes does not start, or was killed."""
-
-
-class Child:
-    """A started process.
-
-    Attributes:
-        pid: its id.
-        handle: a descriptor of it, which is readable when it has ended.
-    """
-
-    def __init__(self, pid: int, handle: int, reap: Callable[[int], int]) -> None:
-        self.pid, self.handle = pid, handle
-        self._reap = reap
-        self._status: int | None = None
-
-    def kill(self) -> None:
-        """Kills it, unless it has ended."""
-        if self._status is None:
-            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
-
-    def wait(self, seconds: float | None = None) -> int:
-        """Its exit status, negative for a signal.
-
-        Raises:
-            TimeoutError: it has not ended by then.
-        """
-        if self._status is None:
-            poll = select.poll()
-            poll.register(self.handle, select.POLLIN)
-            if not poll.poll(None if seconds is None else 1000 * seconds):
-                raise TimeoutError
-            self._status = self._reap(self.pid)
-            os.close(self.handle)
-        return self._status
 
 
 class _Connection:
@@ -91,7 +60,51 @@ class _Connection:
     def close(self) -> None:
         """Lets it end, with all that it has started."""
         self.socket.close()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on without us
+            self.process.wait(_FAREWELL_SECONDS)
+
+
+class Child:
+    """A started process.
+
+    Attributes:
+        pid: its id.
+        handle: a descriptor of it, which is readable when it has ended.
+    """
+
+    def __init__(self, connection: _Connection, pid: int, handle: int) -> None:
+        self.pid, self.handle = pid, handle
+        self._connection = connection
+        self._status: int | None = None
+
+    def was_orphaned(self) -> bool:
+        """Whether its keeper was killed, which ends it through no fault of its own."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._connection.process.wait(_LAST_STEPS_SECONDS)
+        return self._connection.process.returncode is not None
+
+    def kill(self) -> None:
+        """Kills it, unless it has ended."""
+        if self._status is None:
+            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+
+    def wait(self, seconds: float | None = None) -> int:
+        """Its exit status, negative for a signal.
+
+        Raises:
+            TimeoutError: it has not ended by then.
+        """
+        if self._status is None:
+            poll = select.poll()
+            poll.register(self.handle, select.POLLIN)
+            if not poll.poll(None if seconds is None else 1000 * seconds):
+                raise TimeoutError
+            try:
+                self._status = int(self._connection.ask({"reap": self.pid})[0]["status"])
+            except KeeperGone:
+                self._status = -int(signal.SIGKILL)  # its parent's end was its own
+            os.close(self.handle)
+        return self._status
 
 
 _current: _Connection | None = None
@@ -147,13 +160,7 @@ def spawn(command: list[str], streams: Sequence[int], others: Sequence[int], cwd
     if "error" in answer:
         raise OSError(answer["error"])
 
-    def reap(pid: int) -> int:
-        try:
-            return int(connection.ask({"reap": pid})[0]["status"])
-        except KeeperGone:
-            return -int(signal.SIGKILL)  # its parent's end was its own
-
-    return Child(answer["pid"], handles[0], reap)
+    return Child(connection, answer["pid"], handles[0])
 
 
 def new_folder(parent: Path) -> Path:

@@ -2,9 +2,9 @@
 
 `Bubblewrap` runs a program by bubblewrap (see `bubblewrap` for what it can see), under limits that the program cannot raise,
 with the system calls of `seccomp` refused, watched from outside (`sandbox_watch`), in a control group of its own where the
-machine lets us make one (`cgroup`), and killed with everything that it started when its time is up or nobody needs it any
-more. Nothing that it says is believed to be more than text: answers are frames of limited length, which the caller reads
-as JSON.
+machine lets us make one (`cgroup`), and killed with everything that it started when its time is up, when nobody needs it
+any more, or when we are killed (`children`). Nothing that it says is believed to be more than text: answers are frames of
+limited length, which the caller reads as JSON.
 
 `Unsafe` is the same without bubblewrap: limits and a kill, but the program sees and does whatever you may. It is never
 chosen for you.
@@ -29,7 +29,8 @@ from lockstitch.rewards.sandbox import bubblewrap, cgroup, seccomp
 from lockstitch.rewards.sandbox.bubblewrap import CURES, SandboxUnavailable, interpreter
 from lockstitch.rewards.sandbox.children import KeeperGone, new_folder, spawn
 from lockstitch.rewards.sandbox.keeper import FIRST_DESCRIPTOR
-from lockstitch.rewards.sandbox.process import MIB, Limits, Process, Stopped, literal
+from lockstitch.rewards.sandbox.process import MIB, Limits, Process, StartFailed, Stopped, literal
+from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
 __all__ = [
     "Bubblewrap", "Launcher", "Limits", "Process", "SandboxUnavailable", "StartFailed", "Stopped", "Unsafe", "input_file",
@@ -37,10 +38,6 @@ __all__ = [
 ]  # fmt: skip
 
 _BUBBLEWRAPS_OWN = 2  # processes: one waits outside, one is the first inside
-
-
-class StartFailed(RuntimeError):  # noqa: N818
-    """The sandbox did not start, before it was told anything about the program: nobody's fault that is scored."""
 
 
 class Launcher(Protocol):
@@ -115,9 +112,17 @@ class Bubblewrap:
                 process.begin()
                 pid = json.loads(os.read(info, 4096))["child-pid"]
                 process.first = pid, os.pidfd_open(pid)
+                prefer_to_kill(processes_of(pid))
             except (Stopped, OSError, ValueError) as error:
                 raise StartFailed(process.complaint() or str(error)) from None
             yield process
+
+
+def prefer_to_kill(processes: list[int]) -> None:
+    """Where the machine's memory is at its end, the kernel ends these, and what they start, before any other."""
+    for process in processes:
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{process}/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 @contextlib.contextmanager

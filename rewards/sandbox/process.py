@@ -63,6 +63,10 @@ class Stopped(Exception):  # noqa: N818 - what a program came to
     """The program is at its end, by itself or by a limit, and cannot be asked any more; the text says how."""
 
 
+class StartFailed(RuntimeError):  # noqa: N818
+    """The sandbox did not start, or was ended by what is outside: nobody's fault that is scored."""
+
+
 def literal(message: dict[str, Any]) -> bytes:
     """An order as a Python literal; it consists of what JSON knows."""
     return repr(message).encode(errors="surrogatepass")
@@ -101,7 +105,7 @@ class Process:
             except BlockingIOError:
                 continue
             except BrokenPipeError:
-                raise Stopped("it ended") from None
+                raise self._ended() from None
 
     def receive(self, longest: int) -> bytes:
         """Reads one frame of at most `longest` bytes, without its header.
@@ -124,9 +128,12 @@ class Process:
             self._wait(self.answers, select.POLLIN)
             piece = os.read(self.answers, count - len(data))
             if not piece:
-                raise Stopped("it ended")
+                raise self._ended()
             data += piece
         return bytes(data)
+
+    def _ended(self) -> Stopped | StartFailed:
+        return StartFailed("the keeper of sandboxes was killed") if self.child.was_orphaned() else Stopped("it ended")
 
     def output(self, longest: int) -> tuple[bytes, int]:
         """All that it prints until it ends, and its exit status.
@@ -145,7 +152,10 @@ class Process:
             if len(data) > longest:
                 raise Stopped(f"it prints more than {longest} bytes")
         self._wait(self.child.handle, select.POLLIN)
-        return bytes(data), self.child.wait()
+        status = self.child.wait()
+        if status < 0 and self.child.was_orphaned():
+            raise self._ended()
+        return bytes(data), status
 
     def _wait(self, descriptor: int, event: int) -> None:
         """Until the descriptor is ready; meanwhile the sandbox is watched."""

@@ -143,8 +143,11 @@ def as_script(variants: list[str], scope: dict[str, Any]) -> types.CodeType:
     sys.path.insert(0, os.getcwd())
     path = sys.argv[0] = scope["__file__"] = os.path.join(os.getcwd(), "solution.py")
     source, code = first_compiled(variants, path)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        file.write(source)
+    try:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            file.write(source)
+    except OSError:  # on a server whose folder is not for writing
+        pass
     return code
 
 
