@@ -21,9 +21,10 @@ from lockstitch.rewards.sandbox import children
 from lockstitch.rewards.sandbox.sandbox_watch import memory_of, processes_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from attack_shapes import GOOD, GOOD_PROGRAM, INPUTS, OUTPUTS, TESTS
+from attack_shapes import GOOD, GOOD_PROGRAM, INPUTS, OUTPUTS, TESTS, aim
 from attacks import ATTACKS
 
+FILE = Path(__file__).resolve()  # what must not be reached
 MOST_GROWTH = 4.0  # MiB
 
 
@@ -45,10 +46,10 @@ def score(some: random.Random, reward: CodeReward) -> int:
     """One batch of each kind; none of the honest programs may be wrong, and no attack paid. How many were scored."""
     calling = some.sample([attack for attack in ATTACKS if not attack.reads_and_writes], 4)
     scripts = some.sample([attack for attack in ATTACKS if attack.reads_and_writes], 1)
-    programs = [attack.source for attack in calling] + [GOOD] * 12
+    programs = [aim(attack, FILE, 1) for attack in calling] + [GOOD] * 12
     values = reward([""] * len(programs), programs, tests=[TESTS] * len(programs))
     assert values == [0.0] * len(calling) + [1.0] * 12, (values, [attack.name for attack in calling])
-    dialogues = [attack.source for attack in scripts] + [GOOD_PROGRAM] * 3
+    dialogues = [aim(attack, FILE, 1) for attack in scripts] + [GOOD_PROGRAM] * 3
     columns = {"inputs": [INPUTS] * len(dialogues), "outputs": [OUTPUTS] * len(dialogues)}
     values = reward([""] * len(dialogues), dialogues, **columns)
     assert values == [0.0] * len(scripts) + [1.0] * 3, (values, [attack.name for attack in scripts])

@@ -6,7 +6,9 @@ a file, a listening port and a process of the machine that scores them. Every fi
 behind holds MARK.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 MARK = "lockstitch-attack"
 
@@ -34,6 +36,12 @@ class Attack:
     name: str
     source: str
     reads_and_writes: bool = False
+
+
+def aim(attack: Attack, file: Path, port: int) -> str:
+    """The program, told where to strike: a file, a port and this process, all of them outside."""
+    source = attack.source.replace("HOST_FILE", str(file)).replace("HOST_PORT", str(port))
+    return source.replace("HOST_PID", str(os.getpid()))
 
 
 def escape(name: str, body: str) -> Attack:
