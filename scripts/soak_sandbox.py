@@ -47,8 +47,11 @@ def score(some: random.Random, reward: CodeReward) -> int:
     calling = some.sample([attack for attack in ATTACKS if not attack.reads_and_writes], 4)
     scripts = some.sample([attack for attack in ATTACKS if attack.reads_and_writes], 1)
     programs = [aim(attack, FILE, 1) for attack in calling] + [GOOD] * 12
-    values = reward([""] * len(programs), programs, tests=[TESTS] * len(programs))
-    assert values == [0.0] * len(calling) + [1.0] * 12, (values, [attack.name for attack in calling])
+    said: list[str] = []
+    values = reward(
+        [""] * len(programs), programs, tests=[TESTS] * len(programs), log_extra=lambda _, texts: said.extend(texts)
+    )
+    assert values == [0.0] * len(calling) + [1.0] * 12, (said, [attack.name for attack in calling])
     dialogues = [aim(attack, FILE, 1) for attack in scripts] + [GOOD_PROGRAM] * 3
     columns = {"inputs": [INPUTS] * len(dialogues), "outputs": [OUTPUTS] * len(dialogues)}
     values = reward([""] * len(dialogues), dialogues, **columns)

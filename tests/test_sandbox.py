@@ -206,6 +206,19 @@ def test_a_program_that_is_ended_by_what_is_outside_is_not_scored(kind):
 
 
 @pytest.mark.usefixtures("bubblewrap")
+def test_an_answer_in_time_counts_however_late_it_is_heard():
+    with Bubblewrap().start(Limits(seconds=0.4)) as process:
+        process.send({"kind": "functions", "variants": ["import time"], "before": "", "after": ""})
+        assert json.loads(process.receive(4096)) == {"done": True}
+        process.send({"eval": "1 + 1"})
+        time.sleep(0.5)
+        assert json.loads(process.receive(4096)) == {"value": 2}
+        process.send({"eval": "time.sleep(0.2)"})
+        with pytest.raises(Stopped, match="out of time"):
+            process.receive(4096)
+
+
+@pytest.mark.usefixtures("bubblewrap")
 def test_memory_that_is_short_is_taken_from_programs():
     with Bubblewrap().start(Limits()) as process:
         inside = processes_of(process.first[0])

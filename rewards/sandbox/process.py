@@ -18,6 +18,7 @@ from lockstitch.rewards.sandbox.sandbox_watch import (
     files_of,
     locks_of,
     memory_of,
+    own_waiting_seconds,
     processes_of,
     processor_seconds,
     sockets_of,
@@ -91,7 +92,7 @@ class Process:
         self.errors, self.printed = errors, printed
         self.first: tuple[int, int] | None = None  # the sandbox's first process: its id, and a descriptor of it
         self.deadline = time.monotonic() + _STARTUP_SECONDS
-        self._next_look = 0.0
+        self._next_look = self._own_waiting = 0.0
         os.set_blocking(requests, False)
 
     def send(self, message: dict[str, Any] | bytes) -> None:
@@ -169,16 +170,17 @@ class Process:
             left = self.deadline - now
             if left <= 0:
                 left += self._kept_waiting()
-                if left <= 0:
-                    raise Stopped("out of time")
-            if poll.poll(1000 * min(_WATCH_SECONDS, left)):
+            if poll.poll(1000 * min(_WATCH_SECONDS, max(0.0, left))):  # also too late, if it is we who are
                 return
+            if left <= 0:
+                raise Stopped("out of time")
 
     def _kept_waiting(self) -> float:
-        """The seconds for which others kept it from running, as far as they count."""
+        """The seconds for which others kept it from running, or us from hearing it, as far as they count."""
         if self.first is None:
             return 0.0
-        return min(waiting_seconds(processes_of(self.first[0])), (PATIENCE - 1) * self.limits.seconds)
+        waiting = waiting_seconds(processes_of(self.first[0])) + own_waiting_seconds() - self._own_waiting
+        return min(waiting, (PATIENCE - 1) * self.limits.seconds)
 
     def _look(self, pid: int) -> None:
         processes = processes_of(pid)
@@ -205,7 +207,7 @@ class Process:
     def begin(self) -> None:
         """Waits for its first word; from then on its time counts."""
         self.receive(_LONGEST_WORD)
-        self.deadline = time.monotonic() + self.limits.seconds
+        self.deadline, self._own_waiting = time.monotonic() + self.limits.seconds, own_waiting_seconds()
         self._next_look = time.monotonic() + _WATCH_SECONDS
 
     def close(self) -> None:

@@ -103,10 +103,16 @@ def processor_seconds(processes: Iterable[int]) -> float:
 
 def waiting_seconds(processes: Iterable[int]) -> float:
     """How long the one thread of them that had to wait longest for a processor has waited for it, ready to run."""
-    longest = 0
-    for process in processes:
-        for task in _tasks(process):
-            path = f"/proc/{process}/task/{task}/schedstat"
-            with contextlib.suppress(OSError), open(path, encoding="ascii") as stat:
-                longest = max(longest, int(stat.read().split()[1]))
-    return longest / 1e9
+    paths = [f"/proc/{process}/task/{task}" for process in processes for task in _tasks(process)]
+    return max(map(_waiting_of, paths), default=0.0)
+
+
+def own_waiting_seconds() -> float:
+    """The same for the thread that asks."""
+    return _waiting_of("/proc/thread-self")
+
+
+def _waiting_of(path: str) -> float:
+    with contextlib.suppress(OSError), open(f"{path}/schedstat", encoding="ascii") as stat:
+        return int(stat.read().split()[1]) / 1e9
+    return 0.0
