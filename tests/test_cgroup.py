@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lockstitch.rewards.sandbox import cgroup
 from lockstitch.rewards.sandbox.cgroup import Delegation
-from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, StartFailed
+from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, StartFailed, Stopped
 from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
 MIB = 2**20
@@ -206,12 +206,49 @@ def test_the_kernel_counts_the_memory_of_a_group(delegation):
     assert not folder.exists()
 
 
-def test_the_group_of_one_who_is_killed_is_removed():
-    """With all that runs in it, and without any controller."""
+@pytest.fixture
+def parent() -> Path:
+    """Where the kernel lets us make groups, be it without any controller."""
     own = cgroup.own_group(*(Path(f"/proc/self/{name}").read_text() for name in ("cgroup", "mountinfo")))
-    parent = cgroup.delegated_parent(*own) if own else None
-    if parent is None or not os.access(parent, os.W_OK):
+    found = cgroup.delegated_parent(*own) if own else None
+    if found is None or not os.access(found, os.W_OK):
         pytest.skip("no cgroup v2 is delegated to these tests: see docs/sandbox.md")
+    return found
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_what_hidden_children_use_of_processors_counts(parent, monkeypatch):
+    """Of children that nobody waits for, which add to no other process's time."""
+    monkeypatch.setattr(cgroup, "delegation", lambda: Delegation(parent, ()))
+    source = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+def f(x):
+    while True:
+        try:
+            if os.fork() == 0:
+                while time.process_time() < 0.03:
+                    pass
+                os._exit(0)
+        except OSError:  # too many at once
+            pass
+        time.sleep(0.03)
+"""
+    with Bubblewrap().start(Limits(seconds=1.0)) as process:
+        assert process.group is not None
+        process.send({"kind": "functions", "variants": [source], "before": "", "after": ""})
+        process.receive(100)
+        process.deadline += 60.0  # only the time of processors ends it
+        process.send({"eval": "f(1)"})
+        with pytest.raises(Stopped, match="out of time"):
+            process.receive(100)
+        assert 1.0 < cgroup.processor_seconds(process.group) < 3.0
+    assert not process.group.exists()
+
+
+def test_the_group_of_one_who_is_killed_is_removed(parent):
+    """With all that runs in it, and without any controller."""
     code = f"""
 import os
 from pathlib import Path

@@ -144,6 +144,12 @@ def _remove(folder: Path) -> None:
         logger.warning("a sandbox's control group is left behind: %s", error)
 
 
+def processor_seconds(folder: Path) -> float:
+    """What all processes that are or were in a group have used of processors."""
+    words = (folder / "cpu.stat").read_text(encoding="ascii").split()
+    return int(words[words.index("usage_usec") + 1]) / 1e6
+
+
 def entering(folder: Path, command: list[str]) -> list[str]:
     """The command line that runs a command in a group; it fails, saying why, where that cannot be entered."""
     return ["/bin/sh", "-c", _ENTER, str(folder), *command]

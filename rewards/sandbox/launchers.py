@@ -107,6 +107,7 @@ class Bubblewrap:
             if folder is not None:
                 command = cgroup.entering(folder, command)
             process = stack.enter_context(_process(command, others, limits, stdin))
+            process.group = folder
             os.set_blocking(info, False)
             try:
                 process.begin()

@@ -11,8 +11,10 @@ import select
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lockstitch.rewards.sandbox import cgroup
 from lockstitch.rewards.sandbox.children import Child
 from lockstitch.rewards.sandbox.sandbox_watch import (
     files_of,
@@ -91,6 +93,7 @@ class Process:
         self.child, self.requests, self.answers, self.limits = child, requests, answers, limits
         self.errors, self.printed = errors, printed
         self.first: tuple[int, int] | None = None  # the sandbox's first process: its id, and a descriptor of it
+        self.group: Path | None = None  # its control group, if it has one
         self.deadline = time.monotonic() + _STARTUP_SECONDS
         self._next_look = self._own_waiting = 0.0
         os.set_blocking(requests, False)
@@ -184,7 +187,8 @@ class Process:
 
     def _look(self, pid: int) -> None:
         processes = processes_of(pid)
-        if processor_seconds(processes) > self.limits.seconds:
+        used = processor_seconds(processes) if self.group is None else cgroup.processor_seconds(self.group)
+        if used > self.limits.seconds:
             raise Stopped("out of time")
         sockets, queued = sockets_of(pid)
         if memory_of(processes) + queued > self.limits.memory_mb * MIB:
