@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lockstitch.rewards.sandbox import children
+from lockstitch.rewards.sandbox import children, keeper
 from lockstitch.rewards.sandbox.keeper import FIRST_DESCRIPTOR
 from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
@@ -72,6 +72,22 @@ def test_a_killed_keeper_is_replaced():
     assert child.wait() == -signal.SIGKILL
 
 
+def test_an_interrupted_order_leaves_no_answer_to_the_next(monkeypatch):
+    assert spawn("exit 3").wait() == 3
+    first, receive = children._current, keeper.receive
+
+    def interrupted(connection):
+        receive(connection)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keeper, "receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spawn("sleep 600")
+    monkeypatch.undo()
+    assert spawn("exit 5").wait() == 5
+    assert children._current is not first
+
+
 def test_a_forked_process_has_a_keeper_of_its_own():
     assert spawn("exit 3").wait() == 3
     ours = children._current
@@ -96,7 +112,7 @@ def test_nothing_outlives_us(tmp_path, end):
     code = f"""
 import os
 from pathlib import Path
-from lockstitch.rewards.sandbox import children
+from lockstitch.rewards.sandbox import children, keeper
 folder = children.new_folder(Path({str(tmp_path)!r}))
 (folder / "file").touch()
 (Path({str(tmp_path)!r}) / "mine").touch()

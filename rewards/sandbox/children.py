@@ -13,13 +13,13 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.sandbox import keeper
+from lockstitch.rewards.sandbox.bubblewrap import interpreter
 
 _FAREWELL_SECONDS = 10.0
 _LAST_STEPS_SECONDS = 0.01  # between the kernel's signal to the children of one who ends, and its end
@@ -38,8 +38,7 @@ class _Connection:
         self.lock, self.minded = threading.Lock(), set[Path]()
         self.socket, theirs = socket.socketpair()
         with theirs:
-            executable = os.path.realpath(str(sys._base_executable))  # type: ignore[attr-defined]
-            command = [executable, *_OPTIONS, keeper.__file__, str(os.getpid()), self.name]
+            command = [interpreter(), *_OPTIONS, keeper.__file__, str(os.getpid()), self.name]
             self.process = subprocess.Popen(
                 command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True, cwd="/"
             )
@@ -56,6 +55,13 @@ class _Connection:
                 return keeper.receive(self.socket)
             except (OSError, EOFError) as error:
                 raise KeeperGone(f"the keeper of sandboxes is gone: {error}") from None
+            except BaseException:  # an interrupt: the next answer would be that to this order
+                self.socket.close()
+                raise
+
+    def is_gone(self) -> bool:
+        """Whether it cannot be asked any more."""
+        return self.socket.fileno() < 0 or self.process.poll() is not None
 
     def close(self) -> None:
         """Lets it end, with all that it has started."""
@@ -86,7 +92,8 @@ class Child:
     def kill(self) -> None:
         """Kills it, unless it has ended."""
         if self._status is None:
-            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.handle, signal.SIGKILL)
 
     def wait(self, seconds: float | None = None) -> int:
         """Its exit status, negative for a signal.
@@ -133,7 +140,7 @@ def _close() -> None:
 def _connection() -> _Connection:
     global _current
     with _starting:
-        if _current is not None and _current.process.poll() is not None:
+        if _current is not None and _current.is_gone():
             _current.close()
             _current = None
         if _current is None:
