@@ -20,10 +20,18 @@ def spawn(script: str, *others: int, cwd: str = "/") -> children.Child:
         return children.spawn(["/bin/sh", "-c", script], [null.fileno()] * 3, others, cwd)
 
 
+def runs(pid: int) -> bool:
+    """Whether it is there, and not only waits for somebody to ask how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def gone(pids: list[int], seconds: float = 3.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if not any(map(runs, pids)):
             return True
         time.sleep(0.01)
     return False
