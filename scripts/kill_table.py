@@ -23,7 +23,6 @@ from lockstitch.rewards.sandbox import cgroup
 from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
 _PR_SET_CHILD_SUBREAPER = 36
-LONGEST = 2.0  # seconds until a victim is killed
 GRACE = 2.0
 
 GOOD = "```python\ndef f(n):\n    return sum(range(n))\n```"
@@ -110,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100, help="of each victim, half of them by each signal")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--longest", type=float, default=2.0, help="seconds until one is killed, at most (default 2)")
     options = parser.parse_args()
     moments = random.Random(options.seed)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -117,7 +117,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kill-table-") as folder:
         for name, command in victims(Path(folder)).items():
             for number in (signal.SIGKILL, signal.SIGTERM):
-                ends = [kill_one(command, number, moments.uniform(0.0, LONGEST)) for _ in range(options.kills // 2)]
+                times = [moments.uniform(0.0, options.longest) for _ in range(options.kills // 2)]
+                ends = [kill_one(command, number, seconds) for seconds in times]
                 left = sorted({thing.split()[0] for _, things in ends for thing in things})
                 at_work, leaving = sum(at for at, _ in ends), sum(bool(things) for _, things in ends)
                 row = (name, number.name, len(ends), at_work, leaving, ", ".join(left))
