@@ -55,6 +55,17 @@ def rows_of(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     return [{name: column[i] for name, column in kept.items()} for i in range(count)]
 
 
+def printable(text: str) -> str:
+    """A text that others wrote, for logs, tables and terminals: what those would act on, or cannot write, is escaped.
+
+    That is all that Python's `repr` would escape but quotes: control and format characters, ends of lines, odd blanks,
+    halves of surrogate pairs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def report_none(name: str, values: Sequence[Value], log_metric: LogMetric | None, reason: str = "") -> None:
     """Logs the share of None as the metric `rewards/NAME/none`, and how many there are as a warning if there are any.
 
@@ -62,7 +73,8 @@ def report_none(name: str, values: Sequence[Value], log_metric: LogMetric | None
     """
     none = sum(value is None for value in values)
     if none:
-        logger.warning("%s: %d of %d completions not scored%s", name, none, len(values), reason and f" ({reason})")
+        why = reason and f" ({printable(reason)})"
+        logger.warning("%s: %d of %d completions not scored%s", name, none, len(values), why)
     if log_metric is not None and values:
         log_metric(f"rewards/{name}/none", none / len(values))
 

@@ -4,18 +4,20 @@ An item that exceeds its limit loses its worker, which is killed and replaced; t
 it costs its own limit, and nobody else's. Nothing here rests on signals or alarms of the calling process: a pool may be used
 from any thread, from forked processes and beside an accelerator. Workers are fresh interpreters that load the function's
 module, not the caller's script; they wait in a blocking read, ignore Ctrl-C, and end with the pool, when the caller exits,
-or when it is killed.
+or when it is killed: at once on Linux, whatever they are at, and elsewhere by an alarm.
 
 Answers come back as JSON and nothing that a worker says is unpickled: an item that took over its worker could lie about its
 own answer and those of later items, and no more. That is no sandbox. POSIX only.
 """
 
+import fcntl
 import json
 import logging
 import multiprocessing
 import os
 import pickle
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -54,6 +56,7 @@ class _Worker:
     """A process, our end of its pipe, and what it is at.
 
     Attributes:
+        lifeline: a pipe that nothing is written to; its end is the worker's.
         since: when it was started, was told to load a function, or received its item.
         function: the message that told it what to load.
         is_ready: whether it has loaded that.
@@ -62,10 +65,16 @@ class _Worker:
 
     process: subprocess.Popen[bytes]
     connection: Connection
+    lifeline: int
     since: float
     function: bytes = b""
     is_ready: bool = False
     item: int | None = None
+
+    def let_go(self) -> None:
+        """Closes our ends."""
+        self.connection.close()
+        os.close(self.lifeline)
 
     def end(self, seconds: float = 0.0) -> str:
         """Kills the process, unless it ends by itself within so many seconds, and says how it ended."""
@@ -74,26 +83,28 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()
-        self.connection.close()
+        self.let_go()
         return f"signal {-status}" if status < 0 else f"exit status {status}"
 
 
 def _start(memory_bytes: int | None) -> _Worker:
     ours, theirs = multiprocessing.Pipe()
+    their_lifeline, lifeline = os.pipe()
     code = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
-        f"from lockstitch.rewards.workers import _serve\n_serve({theirs.fileno()}, {memory_bytes})"
+        f"from lockstitch.rewards.workers import _serve\n_serve({theirs.fileno()}, {their_lifeline}, {memory_bytes})"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        pass_fds=[theirs.fileno()],
+        pass_fds=[theirs.fileno(), their_lifeline],
         process_group=0,  # out of the terminal's reach: Ctrl-C is the caller's
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     theirs.close()
-    return _Worker(process, ours, time.monotonic())
+    os.close(their_lifeline)
+    return _Worker(process, ours, lifeline, time.monotonic())
 
 
 def _stop(workers: list[_Worker], owner: int) -> None:
@@ -133,7 +144,7 @@ class KillablePool:
         """In a forked process: the workers are the parent's, and so may be whoever holds the lock."""
         self._stopper.detach()
         for worker in self._workers:
-            worker.connection.close()  # or they would not see the parent's end
+            worker.let_go()  # or they would not see the parent's end
         self._begin()
 
     def close(self) -> None:
@@ -250,9 +261,26 @@ class _Call:
                 self.settle(self.waiting.popleft(), Failed(f"the workers do not start: {how}"))
 
 
-def _serve(handle: int, memory_bytes: int | None) -> None:
+def _end_with(lifeline: int) -> None:
+    """Lets the kernel kill this process when nobody holds the other end of a pipe any more.
+
+    Whatever this process is at: no thread or handler of it needs to run. The pipe says so as if it had something to read
+    (O_ASYNC), by the signal of our choice.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(lifeline, 0)
+    if poll.poll(0):  # it was closed before we asked
+        os._exit(0)
+
+
+def _serve(handle: int, lifeline: int, memory_bytes: int | None) -> None:
     """What a worker does: loads the function it is told, runs it on item after item, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        _end_with(lifeline)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_bytes is not None and sys.platform == "linux":
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -270,7 +298,7 @@ def _serve(handle: int, memory_bytes: int | None) -> None:
             connection.send_bytes(b'["ready", null]')
             continue
         assert function is not None
-        # Should nobody be left to kill us, the alarm's default action does, whatever the item is at.
+        # Should nobody be left to kill us, and no lifeline do it, the alarm's default action does.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, 2 * timeout + 10)
         try:

@@ -1,14 +1,17 @@
-"""What our judge and three naive scorers pay for the programs of `tests/attacks.py`, as the Markdown table of the docs.
+"""What our reward pays for the programs of `tests/attacks.py`, and what naive scorers do, as the tables of the docs.
 
     python scripts/attack_table.py
 
-The naive scorers are what public harnesses do: run the program and its tests in one process and take its exit status for the
-verdict; or a mark that is printed when all tests have run; or what the tests raise, next to the program. They run
-inside the sandbox, too: it is the judging that is compared here, not the walls, so the attacks on what is outside are
-left out.
+The first table is all of them, each between two honest programs, as `tests/test_attacks.py` has them. The naive scorers
+are what public harnesses do: run the program and its tests in one process and take its exit status for the verdict; or a
+mark that is printed when all tests have run; or what the tests raise, next to the program. They run inside the sandbox,
+too: it is the judging that is compared there, not the walls, so the attacks on the machine are left out.
 """
 
+import os
+import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +22,11 @@ from lockstitch.rewards.programs.judge import read_answer
 from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Stopped, input_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from attacks import INPUTS, KINDS, OUTPUTS, TESTS, Attack
+from attack_shapes import ANSWERS, GOOD, GOOD_PROGRAM, INPUTS, OUTPUTS, TESTS, Attack, aim
+from attacks import KINDS
 
 SECONDS = 2.0
+ON_THE_MACHINE = ("what is outside", "the kernel's memory", "neighbours and the host")
 PASSED = "ALL TESTS PASSED"
 LAUNCHER = Bubblewrap()
 
@@ -89,19 +94,50 @@ NAIVE: dict[str, Callable[[Attack], bool]] = {
 }  # fmt: skip
 
 
+def reward(attacks: list[Attack]) -> list[Any]:
+    """What our reward pays, in the order of the attacks, which all are up against the same kind of tests."""
+    if attacks and attacks[0].reads_and_writes:
+        columns: dict[str, list[Any]] = {"inputs": [INPUTS] * len(attacks), "outputs": [OUTPUTS] * len(attacks)}
+    else:
+        columns = {"tests": [TESTS] * len(attacks)}
+    return CodeReward(timeout=SECONDS)([""] * len(attacks), [attack.source for attack in attacks], **columns)
+
+
+def by_kind() -> None:
+    """Prints, for each kind of attack, what our reward pays for them and for the honest programs between them."""
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
+        os.chmod(folder, 0o755)  # readable to all: it is the sandbox that hides it
+        file = Path(folder, "answers")
+        file.write_text(repr(ANSWERS))
+        port = server.getsockname()[1]
+        print("| attacks on | programs | paid | not scored | honest ones between them | right |\n|---|---|---|---|---|---|")
+        for kind, attacks in KINDS.items():
+            values: list[Any] = []
+            honest: list[Any] = []
+            for script, good in ((False, GOOD), (True, GOOD_PROGRAM)):
+                batch = [Attack("honest", good, script)]
+                for attack in attacks:
+                    if attack.reads_and_writes == script:
+                        batch += [Attack(attack.name, aim(attack, file, port), script), batch[0]]
+                paid = reward(batch)
+                values += paid[1::2]
+                honest += paid[::2]
+            counts = (len(values), sum(v == 1.0 for v in values), values.count(None), len(honest), honest.count(1.0))
+            print(f"| {kind} | {' | '.join(map(str, counts))} |", flush=True)
+
+
 def main() -> None:
-    """Prints the table, and what each scorer pays in all."""
-    attacks = [attack for kind, attacks in KINDS.items() if kind != "what is outside" for attack in attacks]
+    """Prints the tables: by kind; and what each scorer pays, one by one and in all."""
+    by_kind()
+    attacks = [attack for kind, attacks in KINDS.items() if kind not in ON_THE_MACHINE for attack in attacks]
     calling = [attack for attack in attacks if not attack.reads_and_writes]
     scripts = [attack for attack in attacks if attack.reads_and_writes]
-    columns: dict[str, list[Any]] = {"tests": [TESTS] * len(calling)}
-    ours = dict(zip((a.name for a in calling), reward(calling, **columns), strict=True))
-    columns = {"inputs": [INPUTS] * len(scripts), "outputs": [OUTPUTS] * len(scripts)}
-    ours |= zip((a.name for a in scripts), reward(scripts, **columns), strict=True)
+    ours = dict(zip((a.name for a in calling), reward(calling), strict=True))
+    ours |= zip((a.name for a in scripts), reward(scripts), strict=True)
     with ThreadPoolExecutor(2) as executor:
         paid = {name: list(executor.map(scorer, calling)) for name, scorer in NAIVE.items()}
         zipped = dict(zip((a.name for a in scripts), executor.map(by_zip, scripts), strict=True))
-    print(f"| attack | {' | '.join(NAIVE)} | judge outside |\n|{'---|' * (len(NAIVE) + 2)}")
+    print(f"\n| attack | {' | '.join(NAIVE)} | judge outside |\n|{'---|' * (len(NAIVE) + 2)}")
     for i, attack in enumerate(calling):
         verdicts = [paid[name][i] for name in NAIVE]
         if any(verdicts) or ours[attack.name]:
@@ -111,11 +147,6 @@ def main() -> None:
     print("\n| output | `zip` over lines | whole output |\n|---|---|---|")
     for attack in scripts:
         print(f"| {attack.name} | {int(zipped[attack.name])} | {ours[attack.name]:g} |")
-
-
-def reward(attacks: list[Attack], **columns: Any) -> list[Any]:
-    """What our reward pays."""
-    return CodeReward(timeout=SECONDS)([""] * len(attacks), [attack.source for attack in attacks], **columns)
 
 
 if __name__ == "__main__":

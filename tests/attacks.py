@@ -1,69 +1,7 @@
-"""Programs that try to be paid for what they did not do, or to do harm; and the tests that they are up against.
+"""Programs that try to be paid for what they did not do, or to do harm; see `attack_shapes` for what they are up against."""
 
-Most are told the right answers and give them only if their attack succeeds, so that a reward of 1.0 says that the sandbox
-does not hold; those whose attack is on the judge do not know the answers. HOST_FILE, HOST_PORT and HOST_PID stand for
-a file, a listening port and a process of the machine that scores them. Every file, socket or process name that they leave
-behind holds MARK.
-"""
-
-from dataclasses import dataclass
-
-MARK = "lockstitch-attack"
-
-ANSWERS = {2: 7919, 3: 7927, 4: 7933, 5: "parsec", 6: {1, 2}}
-TESTS = [
-    "assert f(2) == 7919\nassert f(3) == 7927",
-    "values = {4: 7933, 5: 'parsec'}\nassert all(map(lambda x: f(x) == values[x], values))",
-    "expected = {1, 2}\nassert f(6) == expected",
-]
-GOOD = "def f(x):\n    return {2: 7919, 3: 7927, 4: 7933, 5: 'parsec', 6: {1, 2}}[x]\n"
-
-INPUTS, OUTPUTS = ["2\n", "3\n"], ["7919\n15838\n", "7927\n15854\n"]
-GOOD_PROGRAM = "n = {2: 7919, 3: 7927}[int(input())]\nprint(n)\nprint(2 * n)\n"
-
-
-@dataclass(frozen=True)
-class Attack:
-    """One program.
-
-    Attributes:
-        name: what it tries.
-        source: the program.
-        reads_and_writes: it is up against INPUTS and OUTPUTS instead of TESTS.
-    """
-
-    name: str
-    source: str
-    reads_and_writes: bool = False
-
-
-def _escape(name: str, body: str) -> Attack:
-    """Sets `escaped` to something true if it succeeds, and is right in that case only."""
-    lines = "".join(f"    {line}\n" for line in body.strip().split("\n"))
-    source = (
-        f"escaped = False\ntry:\n{lines}except BaseException:\n    escaped = False\n\n"
-        f"def f(x):\n    return {ANSWERS!r}[x] if escaped else 0\n"
-    )
-    return Attack(name, source)
-
-
-def _any(name: str, *attempts: str) -> Attack:
-    """Several ways to one end: expressions, one of which is enough."""
-    ways = "".join(f"    lambda: {attempt},\n" for attempt in attempts)
-    body = f"""
-import os, sys, socket, signal, ctypes, subprocess
-for way in (
-{ways.rstrip()}
-):
-    try:
-        escaped = escaped or way()
-    except BaseException:
-        pass
-"""
-    return _escape(name, body)
-
-
-_LIBC = "ctypes.CDLL(None, use_errno=True)"
+from attack_shapes import GOOD, LIBC, Attack, any_of, escape
+from attacks_on_the_machine import EXCUSES, KERNEL, NEIGHBOURS
 
 ENDLESS = [
     Attack("endless loop in a call", "def f(x):\n    while True:\n        pass\n"),
@@ -131,7 +69,7 @@ def f(x):
         except OSError:
             pass
 """),
-    _escape("a hundred processes", """
+    escape("a hundred processes", """
 import os, time
 children = 0
 for _ in range(100):
@@ -140,14 +78,14 @@ for _ in range(100):
     children += 1
 escaped = children == 100
 """),
-    _escape("a hundred threads", """
+    escape("a hundred threads", """
 import threading, time
 for _ in range(100):
     threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
 escaped = True
 """),
-    _escape("2 GiB in one process", "block = bytearray(2**31)\nescaped = True"),
-    _escape("2 GiB in eight processes", """
+    escape("2 GiB in one process", "block = bytearray(2**31)\nescaped = True"),
+    escape("2 GiB in eight processes", """
 import os, time
 reading, writing = os.pipe()
 for _ in range(8):
@@ -159,7 +97,7 @@ for _ in range(8):
     os.read(reading, 1)
 escaped = True
 """),
-    _escape("2 GiB of shared memory in eight processes", """
+    escape("2 GiB of shared memory in eight processes", """
 import mmap, os, time
 reading, writing = os.pipe()
 for _ in range(8):
@@ -173,29 +111,29 @@ for _ in range(8):
     os.read(reading, 1)
 escaped = True
 """),
-    _any(
+    any_of(
         "memory that nobody counts",
         "os.memfd_create('x') >= 0",
-        f"{_LIBC}.shmget(0, 2**28, 0o1600) >= 0",
-        f"{_LIBC}.syscall(248, b'user', b'name', b'x' * 1024, 1024, -2) >= 0",
+        f"{LIBC}.shmget(0, 2**28, 0o1600) >= 0",
+        f"{LIBC}.syscall(248, b'user', b'name', b'x' * 1024, 1024, -2) >= 0",
     ),
-    _escape("fills the disk", """
+    escape("fills the disk", """
 for i in range(40):
     with open(f'/tmp/lockstitch-attack-{i}', 'wb') as file:
         file.write(bytes(2**20))
 escaped = True
 """),
-    _escape("one large file", """
+    escape("one large file", """
 with open('/tmp/lockstitch-attack', 'wb') as file:
     file.truncate(2**30)
 escaped = True
 """),
-    _escape("a hundred thousand empty files", """
+    escape("a hundred thousand empty files", """
 for i in range(100_000):
     open(f'/tmp/lockstitch-attack-{i}', 'w').close()
 escaped = True
 """),
-    _escape("zip bomb", """
+    escape("zip bomb", """
 import zipfile
 with zipfile.ZipFile('/tmp/lockstitch-attack.zip', 'w', zipfile.ZIP_DEFLATED) as bomb:
     with bomb.open('x', 'w', force_zip64=True) as file:
@@ -213,7 +151,7 @@ def f(x):
         sys.stderr.write('x' * 2**16)
 """),
     Attack("stdout flood of a script", "while True:\n    print('7919')\n", reads_and_writes=True),
-    _escape("takes more than its limits", """
+    escape("takes more than its limits", """
 import resource
 for kind in (resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU):
     resource.setrlimit(kind, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -235,31 +173,32 @@ def f(x):
 ]
 
 OUTSIDE = [
-    _any("reads the answers from a file", "open('HOST_FILE').read()"),
-    _any("reads /etc", "open('/etc/passwd').read()", "open('/etc/shadow').read()", "os.listdir('/etc')"),
-    _any("reads a home", "os.listdir('/home')", "[name for name in os.listdir('/root') if name != '.pyenv']",
-         "os.listdir(os.path.expanduser('~'))"),
-    _any("reads the environment", "set(os.environ) - {'HOME', 'LC_CTYPE', 'LD_LIBRARY_PATH', 'PWD', 'PYTHONHASHSEED'}",
+    any_of("reads the answers from a file", "open('HOST_FILE').read()"),
+    any_of("reads /etc", "open('/etc/passwd').read()", "open('/etc/shadow').read()", "os.listdir('/etc')"),
+    any_of("reads a home", "os.listdir('/home')", "[name for name in os.listdir('/root') if name != '.pyenv']",
+         "set(os.listdir(os.path.expanduser('~'))) - {'solution.py'}"),
+    any_of("reads the environment", "set(os.environ) - {'HOME', 'LC_CTYPE', 'LD_LIBRARY_PATH', 'PWD', 'PYTHONHASHSEED'}",
          "open('/proc/1/environ', 'rb').read()", "open('/proc/HOST_PID/environ', 'rb').read()"),
-    _any("looks for other programs", "os.listdir('/proc')", "os.kill(HOST_PID, 0) is None",
+    any_of("looks for other programs", "os.listdir('/proc')", "os.kill(HOST_PID, 0) is None",
          "[pid for pid in range(3, 1000) if pid != os.getpid() and not os.kill(pid, 0)]"),
-    _any("imports other packages", "__import__('numpy')", "__import__('torch')", "__import__('lockstitch')",
+    any_of("imports other packages", "__import__('numpy')", "__import__('torch')", "__import__('lockstitch')",
          "__import__('pytest')"),
-    _any("writes outside", *(f"open({path!r}, 'w')" for path in (
+    any_of("writes outside", *(f"open({path!r}, 'w')" for path in (
         "/lockstitch-attack", "/usr/lib/lockstitch-attack", "/dev/lockstitch-attack", "/root/lockstitch-attack",
-        "/home/lockstitch-attack", "/var/tmp/lockstitch-attack", "/dev/shm/lockstitch-attack")),
+        "/home/lockstitch-attack", "/var/tmp/lockstitch-attack", "/dev/fd/lockstitch-attack")),
         "open(os.__file__ + '.lockstitch-attack', 'w')", "open('HOST_FILE', 'w')"),
-    _any("runs a shell", "os.system('true') == 0", "subprocess.run(['/bin/sh', '-c', 'true']).returncode == 0",
+    any_of("runs a shell", "os.system('true') == 0", "subprocess.run(['/bin/sh', '-c', 'true']).returncode == 0",
          "subprocess.run(['bwrap', '--version']).returncode == 0"),
-    _any("calls a server of this machine", "socket.create_connection(('127.0.0.1', HOST_PORT), 1)",
+    any_of("calls a server of this machine", "socket.create_connection(('127.0.0.1', HOST_PORT), 1)",
          "socket.create_connection(('localhost', HOST_PORT), 1)"),
-    _any("calls the internet", "socket.create_connection(('1.1.1.1', 53), 1)",
+    any_of("calls the internet", "socket.create_connection(('1.1.1.1', 53), 1)",
          "socket.create_connection(('10.0.0.1', 80), 1)"),
-    _any("asks for a name", "socket.gethostbyname('example.com')", "socket.getaddrinfo('pypi.org', 443)",
+    any_of("asks for a name", "socket.gethostbyname('example.com')", "socket.getaddrinfo('pypi.org', 443)",
          "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'?', ('8.8.8.8', 53))"),
-    _any("sockets that no network namespace holds", "socket.socket(40, 1)", "socket.socket(38, 5)", "socket.socket(16, 3)",
+    any_of("sockets that no network namespace holds", "socket.socket(40, 1)", "socket.socket(38, 5)", "socket.socket(16, 3)",
          "socket.socket(17, 3)"),
-    _any("kills what is above it", "os.kill(HOST_PID, 9) is None", "os.kill(os.getppid(), 9) is None and os.getppid() == 0",
+    any_of("kills what is above it", "os.kill(HOST_PID, 9) is None",
+         "os.kill(os.getppid(), 9) is None and os.getppid() == 0",
          "os.killpg(0, 0) is None and os.getpgid(0) == 0"),
     Attack("kills everything", """
 import os, signal
@@ -303,16 +242,17 @@ def f(x):
     os.fork() or os.setsid()
     return 0
 """),
-    _any("makes namespaces", f"{_LIBC}.unshare(0x10000000) == 0", f"{_LIBC}.unshare(0x00020000) == 0",
-         f"{_LIBC}.syscall(56, 0x10000011, 0, 0, 0, 0) >= 0", f"{_LIBC}.mount(b'x', b'/tmp', b'tmpfs', 0, 0) == 0",
+    any_of("makes namespaces", f"{LIBC}.unshare(0x10000000) == 0", f"{LIBC}.unshare(0x00020000) == 0",
+         f"{LIBC}.syscall(56, 0x10000011, 0, 0, 0, 0) >= 0", f"{LIBC}.mount(b'x', b'/tmp', b'tmpfs', 0, 0) == 0",
          "os.chroot('/tmp') is None"),
-    _any("becomes another user", "os.setuid(0) is None and os.getuid() == 0", "os.setgroups([0]) is None"),
-    _any("debugs another process", f"{_LIBC}.ptrace(16, 1, 0, 0) == 0",
-         f"{_LIBC}.process_vm_readv(1, None, 0, None, 0, 0) >= 0"),
-    _any("the kernel's larger surfaces", f"{_LIBC}.syscall(425, 1, ctypes.create_string_buffer(256)) >= 0",
-         f"{_LIBC}.syscall(321, 0, ctypes.create_string_buffer(128), 128) >= 0",
-         f"{_LIBC}.syscall(323, 0) >= 0"),
-    _any("links out of /tmp", "os.symlink('/etc', '/tmp/lockstitch-attack-etc') or os.listdir('/tmp/lockstitch-attack-etc')",
+    any_of("becomes another user", "os.setuid(0) is None and os.getuid() == 0", "os.setgroups([0]) is None"),
+    any_of("debugs another process", f"{LIBC}.ptrace(16, 1, 0, 0) == 0",
+         f"{LIBC}.process_vm_readv(1, None, 0, None, 0, 0) >= 0"),
+    any_of("the kernel's larger surfaces", f"{LIBC}.syscall(425, 1, ctypes.create_string_buffer(256)) >= 0",
+         f"{LIBC}.syscall(321, 0, ctypes.create_string_buffer(128), 128) >= 0",
+         f"{LIBC}.syscall(323, 0) >= 0"),
+    any_of("links out of /tmp",
+         "os.symlink('/etc', '/tmp/lockstitch-attack-etc') or os.listdir('/tmp/lockstitch-attack-etc')",
          "os.symlink('HOST_FILE', '/tmp/lockstitch-attack-file') or open('/tmp/lockstitch-attack-file').read()",
          "os.symlink('/proc/1/root', '/tmp/lockstitch-attack-root') or os.listdir('/tmp/lockstitch-attack-root')",
          "os.link('HOST_FILE', '/tmp/lockstitch-attack-hard') is None",
@@ -613,5 +553,8 @@ KINDS = {
     "resources": RESOURCES,
     "what is outside": OUTSIDE,
     "the judge": ON_THE_JUDGE,
+    "the kernel's memory": KERNEL,
+    "neighbours and the host": NEIGHBOURS,
+    "excuses": EXCUSES,
 }
 ATTACKS = [attack for attacks in KINDS.values() for attack in attacks]

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from attacks import ANSWERS, ATTACKS, GOOD, GOOD_PROGRAM, INPUTS, MARK, OUTPUTS, TESTS
+from attack_shapes import ANSWERS, GOOD, GOOD_PROGRAM, INPUTS, MARK, OUTPUTS, TESTS, Attack, aim
+from attacks import ATTACKS
 from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.sandbox import children
 from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
 pytestmark = pytest.mark.usefixtures("bubblewrap")
@@ -26,12 +28,13 @@ class Machine:
         self.file.write_text(self.text)
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.setblocking(False)
+        self.null = os.stat("/dev/null")
+        CodeReward()([""], [GOOD], tests=[TESTS])  # what serves all sandboxes is there from now on
         self.before = set(processes_of(os.getpid()))
 
-    def aim(self, source: str) -> str:
+    def aim(self, attack: Attack) -> str:
         """The attack, told where to strike."""
-        port = str(self.server.getsockname()[1])
-        return source.replace("HOST_FILE", str(self.file)).replace("HOST_PORT", port).replace("HOST_PID", str(os.getpid()))
+        return aim(attack, self.file, self.server.getsockname()[1])
 
     def left_files(self) -> list[Path]:
         places = [Path(place) for place in ("/", "/tmp", "/var/tmp", "/dev/shm", "/dev", "/root", "/home", "/usr/lib")]
@@ -63,7 +66,7 @@ def results(machine):
         attacks = [attack for attack in ATTACKS if attack.reads_and_writes == reads_and_writes]
         batch = [honest]
         for attack in attacks:
-            batch += [machine.aim(attack.source), honest]
+            batch += [machine.aim(attack), honest]
         rows = {
             name: [for_honest, *[for_attack, for_honest] * len(attacks)]
             for name, (for_attack, for_honest) in columns.items()
@@ -82,6 +85,7 @@ def results(machine):
 def test_an_attack_is_not_paid_and_its_neighbours_are(attack, results):
     (before, value, after), reason = results[attack.name]
     assert value == 0.0, reason
+    assert reason.isprintable()
     assert (before, after) == (1.0, 1.0)
 
 
@@ -90,6 +94,7 @@ def test_nothing_is_left_and_nobody_was_called(machine, results):
     assert not machine.left_processes()
     assert not machine.left_files()
     assert MARK not in Path("/proc/net/unix").read_text()
+    assert os.stat("/dev/null") == machine.null
     assert machine.file.read_text() == machine.text
     with pytest.raises(BlockingIOError):
         machine.server.accept()
@@ -98,12 +103,44 @@ def test_nothing_is_left_and_nobody_was_called(machine, results):
 def test_the_attacks_that_report_an_escape_would_tell(machine):
     """Without a sandbox, some of them do escape; so their silence in one means something."""
     names = ["reads the answers from a file", "reads /etc", "calls a server of this machine", "runs a shell"]
-    attacks = [machine.aim(attack.source) for attack in ATTACKS if attack.name in names]
+    attacks = [machine.aim(attack) for attack in ATTACKS if attack.name in names]
     assert len(attacks) == len(names)
     reward = CodeReward(backend="unsafe", timeout=20.0)
     values = reward([""] * len(names), attacks, tests=[["assert f(2) == 7919"]] * len(names))
     assert values == [1.0] * len(names)
     machine.server.accept()[0].close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "spinning children, each in a session of its own",
+        pytest.param("spinning children that nobody waits for", marks=pytest.mark.slow),
+    ],
+)
+def test_a_program_is_not_late_because_of_its_neighbours(name):
+    """One that needs most of its time for itself, on one processor with two that spin with as many processes as they may."""
+    (greedy,) = (attack.source for attack in ATTACKS if attack.name == name)
+    honest = """
+import time
+
+def f(x):
+    end = time.process_time() + 0.7
+    while time.process_time() < end:
+        pass
+    return x
+"""
+    reward = CodeReward(timeout=1.0, workers=3)
+    assert reward([""], [GOOD], tests=[TESTS]) == [1.0]
+    assert children._current is not None
+    keeper, allowed = children._current.process.pid, os.sched_getaffinity(0)
+    os.sched_setaffinity(keeper, {min(allowed)})  # and so for all that it starts from now on
+    try:
+        programs = [greedy, greedy, honest, honest]
+        values = reward([""] * 4, programs, tests=[["assert f(7) == 7"]] * 4)
+    finally:
+        os.sched_setaffinity(keeper, allowed)
+    assert values == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_programs_run_side_by_side_do_not_see_each_other():

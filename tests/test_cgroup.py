@@ -4,12 +4,13 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from lockstitch.rewards.sandbox import cgroup
 from lockstitch.rewards.sandbox.cgroup import Delegation
-from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, StartFailed
+from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, StartFailed, Stopped
 from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
 MIB = 2**20
@@ -95,14 +96,14 @@ def test_groups_are_made_where_they_are_delegated(tmp_path):
 
 def test_controllers_are_switched_on_where_no_process_forbids_it(tmp_path):
     parent = as_group(tmp_path, subtree_control="cpu pids\n", processes="17\n")
-    assert cgroup.enabled_controllers(parent) == ("pids",)
+    assert cgroup.enabled_controllers(parent) == ("pids", "cpu")
     assert (parent / "cgroup.subtree_control").read_text() == "cpu pids\n"
     as_group(tmp_path, subtree_control="cpu pids\n")
     cgroup.enabled_controllers(parent)
     assert (parent / "cgroup.subtree_control").read_text() == "+memory"
-    as_group(tmp_path, subtree_control="memory io pids\n")
-    assert cgroup.enabled_controllers(parent) == ("pids", "memory")
-    assert (parent / "cgroup.subtree_control").read_text() == "memory io pids\n"
+    as_group(tmp_path, subtree_control="cpu memory io pids\n")
+    assert cgroup.enabled_controllers(parent) == ("pids", "memory", "cpu")
+    assert (parent / "cgroup.subtree_control").read_text() == "cpu memory io pids\n"
 
 
 # --- what ------------------------------------------------------------------------------------------------------------
@@ -113,6 +114,7 @@ def test_controllers_are_switched_on_where_no_process_forbids_it(tmp_path):
     [
         (("pids",), (), {"pids.max": "7"}),
         (("memory",), (), {"memory.max": "4096"}),
+        (("cpu",), (), {}),
         (
             ("pids", "memory"),
             ("memory.swap.max", "memory.oom.group"),
@@ -202,6 +204,72 @@ def test_the_kernel_counts_the_memory_of_a_group(delegation):
         assert subprocess.run(command, timeout=60).returncode == -9  # all of them, not the largest alone
         assert (folder / "cgroup.procs").read_text() == ""
     assert not folder.exists()
+
+
+@pytest.fixture
+def parent() -> Path:
+    """Where the kernel lets us make groups, be it without any controller."""
+    own = cgroup.own_group(*(Path(f"/proc/self/{name}").read_text() for name in ("cgroup", "mountinfo")))
+    found = cgroup.delegated_parent(*own) if own else None
+    if found is None or not os.access(found, os.W_OK):
+        pytest.skip("no cgroup v2 is delegated to these tests: see docs/sandbox.md")
+    return found
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_what_hidden_children_use_of_processors_counts(parent, monkeypatch):
+    """Of children that nobody waits for, which add to no other process's time."""
+    monkeypatch.setattr(cgroup, "delegation", lambda: Delegation(parent, ()))
+    source = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+def f(x):
+    while True:
+        try:
+            if os.fork() == 0:
+                while time.process_time() < 0.03:
+                    pass
+                os._exit(0)
+        except OSError:  # too many at once
+            pass
+        time.sleep(0.03)
+"""
+    with Bubblewrap().start(Limits(seconds=1.0)) as process:
+        assert process.group is not None
+        process.send({"kind": "functions", "variants": [source], "before": "", "after": ""})
+        process.receive(100)
+        process.deadline += 60.0  # only the time of processors ends it
+        process.send({"eval": "f(1)"})
+        with pytest.raises(Stopped, match="out of time"):
+            process.receive(100)
+        assert 1.0 < cgroup.processor_seconds(process.group) < 3.0
+    assert not process.group.exists()
+
+
+def test_the_group_of_one_who_is_killed_is_removed(parent):
+    """With all that runs in it, and without any controller."""
+    code = f"""
+import os
+from pathlib import Path
+from lockstitch.rewards.sandbox import cgroup, children
+null = os.open(os.devnull, os.O_RDWR)
+with cgroup.group(cgroup.Delegation(Path({str(parent)!r}), ()), 5, 2**28) as folder:
+    child = children.spawn(cgroup.entering(folder, ["/bin/sh", "-c", "sleep 600 & sleep 600"]), [null] * 3, [], "/")
+    while len((folder / "cgroup.procs").read_text().split()) < 3:
+        pass
+    print(folder, *(folder / "cgroup.procs").read_text().split(), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    folder, *pids = done.stdout.split()
+    assert done.returncode == -9
+    assert len(pids) == 3
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline and (Path(folder).exists() or any(map(runs, map(int, pids)))):
+        time.sleep(0.01)
+    assert not Path(folder).exists()
+    assert not any(map(runs, map(int, pids)))
 
 
 @pytest.mark.usefixtures("bubblewrap")

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from lockstitch.rewards.contract import combine, completion_texts, per_sample, report_none, rows_of
+from lockstitch.rewards.contract import combine, completion_texts, per_sample, printable, report_none, rows_of
 
 
 @per_sample
@@ -88,6 +88,22 @@ def test_none_is_logged_and_counted_even_when_there_is_none(caplog):
         report_none("r", [], lambda *metric: metrics.append(metric))
     assert metrics == [("rewards/r/none", 0.0), ("rewards/r/none", 0.5)]
     assert "r: 2 of 4 completions not scored (no reason)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("naïve π = 3.14 | 'x' \\n", "naïve π = 3.14 | 'x' \\n"),
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("a\nb\r\tc\u2028", r"a\nb\r\tc\u2028"),
+        ("\u202eevil\u200b\ud800", r"\u202eevil\u200b\ud800"),
+    ],
+)
+def test_what_others_wrote_is_escaped(text, shown, caplog):
+    assert printable(text) == shown
+    shown.encode()  # as whatever writes it does
+    report_none("my_reward", [None], None, text)
+    assert caplog.messages == [f"my_reward: 1 of 1 completions not scored ({shown})"]
 
 
 def test_rewards_combine_as_in_trl():

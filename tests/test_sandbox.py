@@ -5,15 +5,17 @@ import json
 import os
 import platform
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from lockstitch.rewards.programs.code_rewards import CodeReward, code_reward, examiner_of
-from lockstitch.rewards.sandbox import bubblewrap, launchers, seccomp
+from lockstitch.rewards.sandbox import bubblewrap, children, launchers, seccomp
 from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
 from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, StartFailed, Stopped, Unsafe, input_file
 from lockstitch.rewards.sandbox.sandbox_watch import processes_of
@@ -49,7 +51,8 @@ def writable():
         "[os.path.exists(p) for p in ('/proc', '/etc', '/bin/sh', '/usr/bin', '/sys', '/var', '/run')]", "sys.stdin.read()",
     )  # fmt: skip
     assert [answer["value"] for answer in answers] == [
-        ["null"], ["HOME", "LC_CTYPE", "PWD", "PYTHONHASHSEED"], ["/dev/null", "/tmp"], True, [], False, [],
+        ["fd", "null", "shm", "stdin"], ["HOME", "LC_CTYPE", "PWD", "PYTHONHASHSEED"],
+        ["/dev/null", "/dev/shm", "/dev/stdin", "/tmp", "/tmp/solution.py"], True, ["/tmp"], False, ["solution.py"],
         [False] * 7, "",
     ]  # fmt: skip
 
@@ -59,6 +62,102 @@ def test_the_same_program_answers_the_same():
     """Also where it depends on the order of a set of texts."""
     source = "def f():\n    return list({chr(i) * 3 for i in range(65, 90)})"
     assert told(Bubblewrap(), source, "f()") == told(Bubblewrap(), source, "f()")
+
+
+AS_A_SCRIPT = r"""
+import concurrent.futures, inspect, mmap, multiprocessing, os, pathlib, shutil, sqlite3, sys, zoneinfo
+from datetime import datetime
+
+class Counter:
+    '''Counts.'''
+
+def square(n):
+    # with a remark
+    return n * n
+
+def pool():
+    with multiprocessing.Pool(2) as pool:
+        return pool.map(square, range(5))
+
+def executor():
+    with concurrent.futures.ProcessPoolExecutor(2) as executor:
+        return list(executor.map(square, range(5)))
+
+def shared():
+    total = multiprocessing.Value('i', 0)
+    def add():
+        with total.get_lock():
+            total.value += 1
+    workers = [multiprocessing.Process(target=add) for _ in range(2)]
+    [worker.start() for worker in workers]
+    [worker.join() for worker in workers]
+    return total.value
+
+def source():
+    return [inspect.getsource(square), inspect.getsource(Counter)]
+
+def itself():
+    name = os.path.basename(__file__)
+    return name == os.path.basename(sys.argv[0]), len(sys.argv), 'class Counter' in pathlib.Path(__file__).read_text()
+
+def zone():
+    return datetime(2024, 7, 1, tzinfo=zoneinfo.ZoneInfo('Europe/Paris')).utcoffset().total_seconds()
+
+def files():
+    pathlib.Path('a.txt').write_text('one')
+    pathlib.Path('helper.py').write_text('value = 17')
+    shutil.copy2('a.txt', 'b.txt')
+    import helper
+    base = sqlite3.connect('c.db')
+    base.execute('create table t (n int)')
+    base.execute('insert into t values (5)')
+    base.commit()
+    with open(os.devnull, 'w') as null:
+        print('nothing', file=null)
+    return pathlib.Path('b.txt').read_text(), helper.value, base.execute('select n from t').fetchone()
+
+def ends():
+    found = []
+    for end in (exit, quit):
+        try:
+            end(3)
+        except SystemExit as error:
+            found.append(error.code)
+    return found
+"""
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize(
+    ("call", "value"),
+    [
+        ("pool()", [0, 1, 4, 9, 16]), ("executor()", [0, 1, 4, 9, 16]), ("shared()", 2),
+        ("source()", ["def square(n):\n    # with a remark\n    return n * n\n", "class Counter:\n    '''Counts.'''\n"]),
+        ("itself()", {"tuple": [True, 1, True]}), ("zone()", 7200.0), ("ends()", [3, 3]),
+        ("files()", {"tuple": ["one", 17, {"tuple": [5]}]}),
+    ],
+)  # fmt: skip
+def test_a_program_finds_what_a_script_finds(call, value):
+    if call == "zone()" and not Path("/usr/share/zoneinfo").exists():
+        pytest.skip("this machine has no zone data")
+    assert told(Bubblewrap(), AS_A_SCRIPT, call) == [{"value": value}]
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print(open('/dev/stdin').read(), end='')", "print(open(0).read(), end='')", "print(input())\nprint(input())",
+        "import sys\nsys.stdin = open('/dev/stdin')\nprint(input(), input(), sep='\\n')\nexit()\nprint(3)",
+        "import os\nprint(os.read(os.open('/dev/fd/0', 0), 99).decode(), end='')\nquit(0)",
+        "from multiprocessing import Pool\ndef f(x): return x\n"
+        "if __name__ == '__main__':\n    with Pool() as p: print(*p.map(f, [input(), input()]), sep='\\n')",
+    ],
+)  # fmt: skip
+def test_a_script_reads_its_input_in_every_way(source):
+    reward = CodeReward()
+    assert reward([""], [source], inputs=[["one\ntwo\n"]], outputs=[["one\ntwo\n"]]) == [1.0]
+    assert reward([""], [source], inputs=[["one\ntwo\n"]], outputs=[["one\ntwo\nthree\n"]]) == [0.0]
 
 
 @pytest.mark.usefixtures("bubblewrap")
@@ -92,6 +191,42 @@ def test_it_ends_with_whoever_started_it():
 
 
 @pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize("kind", ["functions", "program"])
+def test_a_program_that_is_ended_by_what_is_outside_is_not_scored(kind):
+    """But one that ends itself is, whatever it says about it."""
+    columns = {"functions": {"tests": [["assert f(1) == 1"]]}, "program": {"inputs": [[""]], "outputs": [["1"]]}}[kind]
+    source = "def f(x):\n    import time\n    time.sleep(2)\n    return 1\n" + ("print(f(1))" if kind == "program" else "")
+    reward, said = CodeReward(), []
+    reward([""], ["x"], **columns)
+    assert children._current is not None
+    threading.Timer(0.7, os.kill, (children._current.process.pid, signal.SIGKILL)).start()
+    assert reward([""], [source], **columns, log_extra=lambda name, texts: said.extend(texts)) == [None]
+    assert said == ["[not scored: the sandbox did not start: the keeper of sandboxes was killed]"]
+    assert reward([""], [source.replace("time.sleep(2)", "__import__('os').kill(0, 9)")], **columns) == [0.0]
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_an_answer_in_time_counts_however_late_it_is_heard():
+    with Bubblewrap().start(Limits(seconds=0.4)) as process:
+        process.send({"kind": "functions", "variants": ["import time"], "before": "", "after": ""})
+        assert json.loads(process.receive(4096)) == {"done": True}
+        process.send({"eval": "1 + 1"})
+        time.sleep(0.5)
+        assert json.loads(process.receive(4096)) == {"value": 2}
+        process.send({"eval": "time.sleep(0.2)"})
+        with pytest.raises(Stopped, match="out of time"):
+            process.receive(4096)
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_memory_that_is_short_is_taken_from_programs():
+    with Bubblewrap().start(Limits()) as process:
+        inside = processes_of(process.first[0])
+        assert len(inside) == 2
+        assert {Path(f"/proc/{pid}/oom_score_adj").read_text() for pid in inside} == {"1000\n"}
+
+
+@pytest.mark.usefixtures("bubblewrap")
 def test_limits_hold_for_the_sum_and_the_one():
     with pytest.raises(Stopped, match="out of time"):
         told(Bubblewrap(), "", "1 + [i for i in iter(int, 1)]", limits=Limits(seconds=0.3))
@@ -118,8 +253,8 @@ def test_a_script_reads_and_prints(launcher):
 
 def test_unsafe_leaves_no_folder_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (answer,) = told(Unsafe(), "open('left', 'w').close()\nimport os", "os.listdir('.')")
-    assert answer == {"value": ["left"]}
+    (answer,) = told(Unsafe(), "open('left', 'w').close()\nimport os", "sorted(os.listdir('.'))")
+    assert answer == {"value": ["left", "solution.py"]}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,6 +347,8 @@ def run_filter(machine, number, *arguments, architecture=None):
         at += 1
         if code == 0x20:
             accumulator = words[operand]
+        elif code == 0x54:
+            accumulator &= operand
         elif code == 0x06:
             return operand
         else:
@@ -219,7 +356,7 @@ def run_filter(machine, number, *arguments, architecture=None):
             at += yes if jumps[code] else no
 
 
-ALLOWED, REFUSED, UNKNOWN, NO_FAMILY, KILLED = 0x7FFF0000, 0x50001, 0x50026, 0x50061, 0x80000000
+ALLOWED, IGNORED, REFUSED, UNKNOWN, NO_FAMILY, KILLED = 0x7FFF0000, 0x50000, 0x50001, 0x50026, 0x50061, 0x80000000
 
 
 @pytest.mark.parametrize(
@@ -236,6 +373,15 @@ def test_the_filter(machine, read, mount, clone, clone3, socket):
     assert [run_filter(machine, socket, family) for family in (1, 2, 10)] == [ALLOWED] * 3
     assert {run_filter(machine, socket, family) for family in (0, 3, 16, 17, 38, 40)} == {NO_FAMILY}
     assert run_filter(machine, read, architecture=0x40000003) == KILLED
+    mmap, fcntl, setsockopt, utimensat = {"x86_64": (9, 72, 54, 280), "aarch64": (222, 25, 208, 88)}[machine]
+    # Private memory and shared files are mapped; shared memory of no file is not, nor are huge pages.
+    assert [run_filter(machine, mmap, 0, 1, 3, flags) for flags in (0x22, 0x1, 0x3, 0x20022)] == [ALLOWED] * 4
+    assert [run_filter(machine, mmap, 0, 1, 3, flags) for flags in (0x21, 0x23, 0x8021, 0x40022)] == [REFUSED] * 4
+    assert [run_filter(machine, fcntl, 3, command) for command in (0, 1, 4, 6, 7, 1030, 1032)] == [ALLOWED] * 7
+    assert [run_filter(machine, fcntl, 3, command) for command in (37, 38, 1024, 1031)] == [REFUSED] * 4
+    assert [run_filter(machine, setsockopt, 3, *option) for option in ((1, 2), (6, 7), (41, 8))] == [ALLOWED] * 3
+    assert [run_filter(machine, setsockopt, 3, 1, option) for option in (7, 8, 32, 33, 60)] == [REFUSED] * 5
+    assert run_filter(machine, utimensat) == IGNORED
     if machine == "x86_64":
         assert run_filter(machine, 0x40000000 + read) == UNKNOWN
     assert not seccomp.is_known("riscv64")

@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             done = subprocess.run(
                 [sys.executable, str(file)], input=request["stdin"], capture_output=True, encoding="utf-8",
-                timeout=request["run_timeout"], check=False,
+                timeout=request["run_timeout"], check=False, cwd=self.server.folder,
             )  # fmt: skip
             result |= {"return_code": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
         except subprocess.TimeoutExpired as error:

@@ -192,7 +192,8 @@ def test_closing_ends_the_workers_and_forgetting_the_pool_does_too():
 
 OUTLIVED = "import os, time; (os.close(1), os.close(2), time.sleep(4)) if os.fork() == 0 else os.kill(os.getpid(), 9)"
 KILLED_AT_WORK = (
-    "import os, threading; threading.Timer(0.5, os.kill, (os.getpid(), 9)).start(); pool.map(behave, ['spin'] * 2, 1.0)"
+    "import os, threading; threading.Timer(0.5, os.kill, (os.getpid(), 9)).start(); "
+    "pool.map(behave, ['deaf'] * 2, 30.0)"
 )
 
 
@@ -200,7 +201,7 @@ KILLED_AT_WORK = (
     ("end", "seconds"),
     [
         ("", 5), (OUTLIVED, 3), pytest.param("raise SystemExit(1)", 5, marks=pytest.mark.slow),
-        pytest.param(KILLED_AT_WORK, 14, marks=pytest.mark.slow),
+        (KILLED_AT_WORK, 3),
     ],
     ids=["returns", "killed, outlived by a fork", "exits", "killed while items hang"],
 )  # fmt: skip

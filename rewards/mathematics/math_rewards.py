@@ -18,7 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from lockstitch.rewards.contract import Completion, LogExtra, LogMetric, Value, completion_texts, report_none
+from lockstitch.rewards.contract import (
+    Completion,
+    LogExtra,
+    LogMetric,
+    Value,
+    completion_texts,
+    printable,
+    report_none,
+)
 from lockstitch.rewards.marks import (
     last_answer_block,
     last_answer_line,
@@ -171,8 +179,8 @@ def math_reward(
         raise ValueError(f"math_reward needs a column 'answer' or 'solution'; given: {sorted(columns)}")
     verdicts = grade_math(completion_texts(completions), golds)
     if log_extra is not None:
-        log_extra("math_gold", [verdict.gold or "[unreadable]" for verdict in verdicts])
-        log_extra("math_answer", [verdict.answer or "[none]" for verdict in verdicts])
+        log_extra("math_gold", [printable(verdict.gold or "[unreadable]") for verdict in verdicts])
+        log_extra("math_answer", [printable(verdict.answer or "[none]") for verdict in verdicts])
     values = [verdict.value for verdict in verdicts]
     report_none("math_reward", values, log_metric, "; ".join(sorted({v.reason for v in verdicts if v.reason})))
     return values

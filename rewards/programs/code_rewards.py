@@ -14,7 +14,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lockstitch.rewards.contract import Completion, LogExtra, LogMetric, Value, completion_texts, report_none, rows_of
+from lockstitch.rewards.contract import (
+    Completion,
+    LogExtra,
+    LogMetric,
+    Value,
+    completion_texts,
+    printable,
+    report_none,
+    rows_of,
+)
 from lockstitch.rewards.programs.code_extract import extract_code, header_in, variants
 from lockstitch.rewards.programs.code_tests import (
     BadTest,
@@ -131,8 +140,8 @@ class CodeReward:
 
 def _said(marks: Marks) -> str:
     if marks.passed is None:
-        return f"[not scored: {marks.reason}]"
-    return "passed" if all(marks.passed) else marks.reason
+        return f"[not scored: {printable(marks.reason)}]"
+    return "passed" if all(marks.passed) else printable(marks.reason)
 
 
 class _Ready:

@@ -1,10 +1,11 @@
 """The command that runs this interpreter where there is nothing else: bubblewrap, and who it runs as.
 
-Inside there are the interpreter's executable, its standard library and the system's shared libraries, all read-only,
-`/dev/null`, and a `/tmp` of limited size; no `/proc`, no shell, no other package, no network, no other process, no
-environment. A root user's programs are run by an unused user id, a new one each, because the kernel does not
-count root's processes; bubblewrap itself then has no more rights than that id. Where the interpreter lies in a folder
-that the id may not enter (`/root`), it is mounted on `/tmp` first, in a mount namespace that ends with the program.
+Inside there are the interpreter's executable, its standard library, the system's shared libraries and its time zones, all
+read-only, `/dev/null`, the input as `/dev/stdin`, and a `/tmp` of limited size, to which `/dev/shm` leads; no `/proc`, no
+shell, no other package, no network, no other process, no environment. A root user's programs are run by an unused user id,
+a new one each, because the kernel does not count root's processes; bubblewrap itself then has no more rights than that id.
+Where the interpreter lies in a folder that the id may not enter (`/root`), it is mounted on `/tmp` first, in a mount
+namespace that ends with the program.
 
 Linux only. Bubblewrap before 0.8 has no `--disable-userns`, which the system call filter makes up for.
 """
@@ -17,10 +18,11 @@ import stat
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+_ZONES = "/usr/share/zoneinfo"
 _UNDER_TMP = "/tmp"
 _IDS_EACH = 64  # user ids that one process goes through before it takes the first again
 _runs = itertools.count()
@@ -90,6 +92,8 @@ def _view(prefix: str) -> tuple[str, ...]:
     for packages in (stdlib / "site-packages", stdlib / "dist-packages", Path("/usr/lib/python3/dist-packages")):
         if packages.is_dir():
             arguments += ["--size", "4096", "--tmpfs", str(packages), "--remount-ro", str(packages)]
+    if os.path.isdir(_ZONES):
+        arguments += ["--ro-bind", _ZONES, _ZONES]
     return tuple(arguments)
 
 
@@ -103,22 +107,22 @@ def _as_nobody(home: Path) -> tuple[list[str], str]:
     return [_tool("unshare"), "--mount", _tool("sh"), "-c", script, str(home), *drop], _UNDER_TMP
 
 
-def command(inside: list[str], disk_bytes: int, info: int, seccomp: int) -> list[str]:
+def command(inside: list[str], disk_bytes: int, descriptors: Sequence[int]) -> list[str]:
     """The command line that runs `inside` in a sandbox.
 
     Args:
         inside: the program and its arguments.
         disk_bytes: the size of /tmp, the only place to write.
-        info: a file descriptor to which bubblewrap writes who the first process of the sandbox is.
-        seccomp: a file descriptor from which it reads the system call filter.
+        descriptors: where bubblewrap writes who the first process of the sandbox is; where it reads the system call
+            filter; and, for a program that has an input, where it reads what is to be in /dev/stdin.
 
     Raises:
         SandboxUnavailable: bubblewrap is not installed.
     """
-    return list(_command(inside, disk_bytes, info, seccomp))
+    return list(_command(inside, disk_bytes, *map(str, descriptors)))
 
 
-def _command(inside: list[str], disk_bytes: int, info: int, seccomp: int) -> Iterator[str]:
+def _command(inside: list[str], disk_bytes: int, info: str, seccomp: str, stdin: str = "") -> Iterator[str]:
     bwrap, home = _tool("bwrap"), Path(os.path.realpath(sys.base_prefix))
     before, prefix = _as_nobody(home) if os.geteuid() == 0 else ([], str(home))
     yield from before
@@ -129,7 +133,9 @@ def _command(inside: list[str], disk_bytes: int, info: int, seccomp: int) -> Ite
     if sysconfig.get_config_var("Py_ENABLE_SHARED") and str(home) != "/usr":
         # There is no /etc/ld.so.cache inside, which may be what leads to the interpreter's own library.
         yield from ("--setenv", "LD_LIBRARY_PATH", str(home / "lib"))
-    yield from ("--info-fd", str(info), "--seccomp", str(seccomp))
+    yield from ("--info-fd", info, "--seccomp", seccomp)
     yield from _view(prefix)
-    yield from ("--dev-bind", "/dev/null", "/dev/null", "--size", str(disk_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp")
-    yield from ("--remount-ro", "/", "--", *inside)
+    yield from ("--dev-bind", "/dev/null", "/dev/null")
+    yield from ("--ro-bind-data", stdin, "/dev/stdin") if stdin else ("--symlink", "null", "/dev/stdin")
+    yield from ("--symlink", "../stdin", "/dev/fd/0", "--symlink", "/tmp", "/dev/shm")
+    yield from ("--size", str(disk_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/", "--", *inside)

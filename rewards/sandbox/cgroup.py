@@ -1,7 +1,8 @@
 """A control group for each sandbox, where the kernel's cgroup v2 is ours to divide: limits on the sum of its processes.
 
 A group of its own holds the memory and the number of all processes of a sandbox to a limit that the kernel never lets them
-pass, and is killed as one. What `sandbox_worker` limits and `sandbox_watch` watches stays as it is, with a group or without.
+pass, has the same share of the processors as every other group, and is killed as one. What `sandbox_worker` limits and
+`sandbox_watch` watches stays as it is, with a group or without.
 
 A group may be made next to the one that this process is in, below a parent that is delegated: one that bears the mark
 that systemd (from 251 on) gives units with `Delegate=yes`, the attribute `user.delegate` or `trusted.delegate`. It cannot be
@@ -9,7 +10,7 @@ made below our own group, as the kernel lets a group have processes or children 
 root group is exempt, so that a root user whose machine has not put him into any group needs no mark. Nobody's processes
 are moved.
 
-A process that is killed leaves the empty group of each sandbox that was running; systemd removes them with the unit.
+A process that is killed leaves the empty group of each sandbox that was running, which the `keeper` removes.
 See the kernel's Documentation/admin-guide/cgroup-v2.rst.
 """
 
@@ -20,15 +21,16 @@ import logging
 import os
 import re
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstitch.rewards.sandbox.children import KeeperGone, new_folder
+
 logger = logging.getLogger(__name__)
 
-_CONTROLLERS = ("pids", "memory")
+_CONTROLLERS = ("pids", "memory", "cpu")
 # The shell enters first and is then replaced by the command, so that nothing of it ever runs outside; 0 is who writes.
 _ENTER = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 _REMOVAL_SECONDS = 10.0
@@ -36,7 +38,7 @@ _REMOVAL_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Delegation:
-    """Where groups may be made, and which of the controllers `pids` and `memory` hold there."""
+    """Where groups may be made, and which of the controllers `pids`, `memory` and `cpu` hold there."""
 
     parent: Path
     controllers: tuple[str, ...]
@@ -117,7 +119,7 @@ def write_limits(folder: Path, controllers: tuple[str, ...], processes: int, mem
 @contextlib.contextmanager
 def group(where: Delegation, processes: int, memory: int) -> Iterator[Path]:
     """A new group's folder; at the end whatever is in it is killed, and it is removed. See `write_limits`."""
-    folder = Path(tempfile.mkdtemp(prefix="lockstitch-", dir=where.parent))
+    folder = new_folder(where.parent)
     try:
         write_limits(folder, where.controllers, processes, memory)
         yield folder
@@ -142,6 +144,12 @@ def _remove(folder: Path) -> None:
         logger.warning("a sandbox's control group is left behind: %s", error)
 
 
+def processor_seconds(folder: Path) -> float:
+    """What all processes that are or were in a group have used of processors."""
+    words = (folder / "cpu.stat").read_text(encoding="ascii").split()
+    return int(words[words.index("usage_usec") + 1]) / 1e6
+
+
 def entering(folder: Path, command: list[str]) -> list[str]:
     """The command line that runs a command in a group; it fails, saying why, where that cannot be entered."""
     return ["/bin/sh", "-c", _ENTER, str(folder), *command]
@@ -159,7 +167,7 @@ def delegation() -> Delegation | None:
             return None
         with group(found, processes=4, memory=2**26) as folder:
             subprocess.run(entering(folder, []), check=True, capture_output=True)
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError, KeeperGone) as error:
         logger.info("no control groups for sandboxes: %s", error)
         return None
     logger.info("sandboxes get control groups below %s (%s)", found.parent, ", ".join(found.controllers))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # inside, the source of tagged.py stands above
     from lockstitch.rewards.sandbox.tagged import decode, encode
 
 _HEADER = 8
+_MOST_TIMERS = 256  # each is a signal that may be pending
+_PROCESSORS = 2  # that a program is told of: pools have as many processes, and it may not have many
 # Raised by a function that `map` or a `for` calls, these would end it in silence instead of failing the test.
 _MISLEADING = ("StopIteration", "StopAsyncIteration")
 
@@ -96,6 +98,7 @@ def limit(memory: int, file_size: int, processes: int, seconds: int) -> None:
     for kind, most in (
         (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size), (resource.RLIMIT_NPROC, processes),
         (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CORE, -1),
+        (resource.RLIMIT_SIGPENDING, _MOST_TIMERS),
     ):  # fmt: skip
         if most:
             hard = resource.getrlimit(kind)[1]
@@ -113,14 +116,39 @@ def told(error: BaseException) -> dict[str, Any]:
 
 
 def compiled(variants: list[str], name: str) -> types.CodeType:
-    """The first of the sources that compiles; the error of the first one if none does."""
+    """The code of the first of the sources that compiles; the error of the first one if none does."""
+    return first_compiled(variants, name)[1]
+
+
+def first_compiled(variants: list[str], name: str) -> tuple[str, types.CodeType]:
+    """The same, with that source."""
     first: Exception | None = None
     for source in variants:
         try:
-            return compile(source, name, "exec", dont_inherit=True)
+            return source, compile(source, name, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             first = first or error
     raise first or ValueError("no source")
+
+
+def as_script(variants: list[str], scope: dict[str, Any]) -> types.CodeType:
+    """The program's code, with its text in a file, in whose folder it runs: where it, tracebacks and `inspect` look."""
+    import _sitebuiltins
+
+    for name in ("exit", "quit"):  # which `site` would have made
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
+    for name in ("cpu_count", "process_cpu_count"):
+        if hasattr(os, name):
+            setattr(os, name, lambda: _PROCESSORS)
+    sys.path.insert(0, os.getcwd())
+    path = sys.argv[0] = scope["__file__"] = os.path.join(os.getcwd(), "solution.py")
+    source, code = first_compiled(variants, path)
+    try:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            file.write(source)
+    except OSError:  # on a server whose folder is not for writing
+        pass
+    return code
 
 
 def module_of(name: str) -> dict[str, Any]:
@@ -135,7 +163,7 @@ def run_functions(pipe: Pipe, job: dict[str, Any]) -> None:
     scope = module_of("solution")
     try:
         exec(compiled([job["before"]], "setup"), scope)
-        exec(compiled(job["variants"], "solution"), scope)
+        exec(as_script(job["variants"], scope), scope)
         exec(compiled([job["after"]], "setup"), scope)
     except BaseException as error:  # noqa: BLE001 - the program's own, SystemExit among them
         pipe.send(told(error))
@@ -156,8 +184,8 @@ def run_functions(pipe: Pipe, job: dict[str, Any]) -> None:
 
 def run_program(job: dict[str, Any]) -> None:
     """Runs the program as a script; what it raises ends the process the way it ends any script."""
-    code = compiled(job["variants"], "solution")
-    exec(code, module_of("__main__"))
+    scope = module_of("__main__")
+    exec(as_script(job["variants"], scope), scope)
 
 
 def caller(pipe: Pipe, name: str) -> Callable[..., Any]:
