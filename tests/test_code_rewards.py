@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lockstitch.rewards.programs.code_extract import defines, extract_code, find_code, header_in, variants
+from lockstitch.rewards.programs.code_names import BadTest
 from lockstitch.rewards.programs.code_rewards import CodeReward, code_fraction_reward, code_reward
-from lockstitch.rewards.programs.code_tests import BadTest, parse_check, parse_tests
+from lockstitch.rewards.programs.code_tests import parse_check, parse_tests
 
 DOUBLE = "def double(x):\n    return 2 * x\n"
 HALF_RIGHT = "def double(x):\n    return 2 * x if x < 3 else x\n"
@@ -56,7 +57,7 @@ def test_set_up_and_what_tests_may_do():
 
 @sandboxed
 def test_tests_that_cannot_be_run_leave_a_program_unscored(caplog):
-    rows = [["assert double(len) == 2"], ["assert double(1) =="], ["assert double(1) in missing(2)"]]
+    rows = [["assert double(object()) == 2"], ["assert double(1) =="], ["assert double(1) in missing(2)"]]
     values = code_reward([""] * 3, [DOUBLE] * 3, tests=rows)
     assert values == [None, None, 0.0]  # `missing` may have been the program's to define
     assert "cannot be run" in caplog.text
@@ -137,9 +138,6 @@ def test_inputs_and_outputs():
     assert values == ([1.0, 0.0], [1.0, pytest.approx(1 / 3)])
     late = adds.replace("import sys", "import sys, time\ntime.sleep(5)")
     assert CodeReward(timeout=0.5)([""], [late], inputs=[inputs], outputs=[outputs]) == [0.0]
-    for bad in ({"inputs": [["1"]], "outputs": [["1", "2"]]}, {"inputs": ["1"], "outputs": ["1"]}):
-        with pytest.raises(ValueError, match="lists of texts of one length"):
-            code_reward([""], [adds], **bad)
 
 
 @sandboxed

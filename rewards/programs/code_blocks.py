@@ -61,9 +61,9 @@ class Block:
 def cleaned(text: str) -> str:
     """A completion from behind its thoughts to its first end-of-text token, with `\\n` at the end of lines."""
     text = text.lstrip("\ufeff").replace("\r\n", "\n")
-    for match in _TEXT_ENDS.finditer(text):
-        if text[: match.start()].strip():
-            text = text[: match.start()]
+    for end_of_text in _TEXT_ENDS.finditer(text):
+        if text[: end_of_text.start()].strip():
+            text = text[: end_of_text.start()]
             break
     rest = _after_last(_OUT_OF_THOUGHT, text)
     text = rest if rest.strip() else text

@@ -113,7 +113,7 @@ def _chosen(blocks: list[Block], names: Collection[str], reads: bool) -> Block |
     if groups[0]:
         return groups[0][-1]
     code = [block for block in groups[1] if not all(map(is_prose, block.body.strip().split("\n")))]
-    return (code or groups[1] or [None])[-1]
+    return (code or groups[1])[-1] if groups[1] else None
 
 
 def _with_helpers(block: Block, blocks: list[Block], names: Collection[str]) -> str:
