@@ -86,6 +86,7 @@ BODIES = [
     "Easy:\n```python\ndef total(xs):\n    return helper(sum(xs)) - 1\n```\nAs in:\n```python\nprint(total([1]))\n```",
     "```\n    def total(xs):\n        return sum(xs)\n```",
     "<answer>\ndef total(xs):\n    return sum(xs)\n</answer>",
+    "class Solution:\n    def total(self, xs: List[int]) -> int:\n        return helper(sum(xs)) - 1",
     "```python\ndef total(xs):\n    return sum(xs)<|eot_id|>",
 ]
 
@@ -246,6 +247,8 @@ FORMS = [
     "<code>\n{}\n</code>",
     "\\begin{{lstlisting}}[language=Python]\n{}\n\\end{{lstlisting}}",
     "~~~~\n{}\n~~~~",
+    "> ```python\n> def f(x):\n>     return x\n> ```",
+    "```python def f(x):\n    return x\n```",
     *(
         f"{{}}\n{token}"
         for token in ("</s>", "[EOS]", "<pad><pad>", "<|endoftext", "<|", "<|eot_id|>", "<|mdm_mask|>", "<eos>")
@@ -274,6 +277,7 @@ def test_fences_that_are_the_programs_own():
         ):
             assert extract_code(form.format(code), ["f"]) == code
     assert extract_code("```python\ndef f(x):\n    return x  # ```\n```", ["f"]) == "def f(x):\n    return x  # "
+    assert extract_code("```python\ns = '<|im_end|>'\n```") == "s = ''"
     assert extract_code("`def f(x): return x`", ["f"]) == "def f(x): return x"
     assert extract_code("Call `f` as in ```f(1)```.\n\ndef f(x): return x", ["f"]).endswith("def f(x): return x")
 

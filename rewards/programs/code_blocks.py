@@ -25,6 +25,7 @@ _CLOSES = re.compile(
     rf"^[ \t]*\[(?:DONE|END)\][ \t]*$|(?:\[/(?:PYTHON|CODE)\]|(?:</{_TAG}>){{1,2}}|\\end\{{{_LISTING}\}})[ \t]*$",
     re.MULTILINE,
 )
+_BEGINS = re.compile(r"[ \t]{1,60}(?:def|class|import|from)[ ]")
 _HTML, _ESCAPED = re.compile("<(?:pre|code)"), re.compile(r"&(?:lt|gt|amp|quot|#39);")
 _OUT_OF_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>")
 _TEXT_ENDS = re.compile(
@@ -36,6 +37,7 @@ _TOKEN_AT_END = re.compile(
 )
 _SPECIAL = re.compile(r"<\|\w{1,60}\|>")
 _STRING = re.compile(r"'''|\"\"\"|'(?:[^'\\\n]|\\.){0,999}'|\"(?:[^\"\\\n]|\\.){0,999}\"|#.*")
+_QUOTED = re.compile(r"^> ?", re.MULTILINE)
 _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: |$)", re.MULTILINE)
 _LANGUAGES = re.compile(
     "bash|sh|shell|zsh|console|terminal|cmd|powershell|json|ya?ml|toml|ini|xml|html|css|csv|output|diff|latex|tex|math"
@@ -62,9 +64,12 @@ def cleaned(text: str) -> str:
     """A completion from behind its thoughts to its first end-of-text token, with `\\n` at the end of lines."""
     text = text.lstrip("\ufeff").replace("\r\n", "\n")
     for end_of_text in _TEXT_ENDS.finditer(text):
-        if text[: end_of_text.start()].strip():
+        before = text[: end_of_text.start()].rstrip(" ")
+        if before.strip() and before[-1] not in "'\"":  # in quotes it is the program's own
             text = text[: end_of_text.start()]
             break
+    if all(line.startswith(">") for line in text.split("\n") if line.strip()):
+        text = _QUOTED.sub("", text)
     rest = _after_last(_OUT_OF_THOUGHT, text)
     text = rest if rest.strip() else text
     text = _SPECIAL.sub("", text)
@@ -123,6 +128,8 @@ def _scan(text: str, before: list[str]) -> Iterator[tuple[str, list[str], bool]]
             if not seen and line[: found[-1].start()].strip():
                 before.append(line[: found[-1].start()])
             fence, kind, lines, quote, seen = found[-1][1], _kind(found[-1][2]), [], "", True
+            if kind == "python" and _BEGINS.match(line, found[-1].end()):
+                lines = [line[found[-1].end() :].strip()]  # the program begins on the fence's line
             continue
         bare, after = without_strings(line, quote)
         place = bare.find(fence)

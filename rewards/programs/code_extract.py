@@ -24,6 +24,7 @@ _STATEMENT = re.compile(
     r"|nonlocal|yield|lambda|match|case|break|continue|await|not)\b|[@#\"'\d()\[\]{}*.-]"
     r"|[\w.]+[ \t]*(?:[-+*/%&|^@]|//|<<|>>|\*\*)?=|[\w.]+(?:\(|\[|[ \t]*[,:)\]}])"
 )
+_CLASS = re.compile(r"^class ", re.MULTILINE)
 _COMPOUND = re.compile(r"(?:def|class|async|if|for|while|with|try|from|import)\b|@")
 _SPAN = re.compile(r"(`{1,3})(?:(?:python|py)[ \t])?([^`]+)\1")
 _MOST_BLOCKS = 20
@@ -186,6 +187,10 @@ def _ways(code: str, header: str | None, entry_point: str | None) -> list[str]:
     if header is None:
         return [code, plain]
     if entry_point is not None and defines(code, entry_point):
+        word = re.escape(entry_point)
+        if _CLASS.search(plain) and not re.search(rf"^(?:(?:async )?def[ \t]+)?{word}\b", plain, re.MULTILINE):
+            # It is a method of a class: the header's own beginning of the function must not stand for it.
+            return [f"{header}\n    pass\n\n{plain}\n\ndel {entry_point}\n", f"{header}\n\n{plain}", plain]
         # Without its indentation first: with it, it may compile as a part of the function in the header.
         return [f"{header}\n\n{plain}", f"{header}\n\n{code}", plain, code]
     # A body. Its first line often comes without its indentation, or all lines do.
