@@ -23,6 +23,9 @@ class Color(enum.Enum):
     RED = 1
     BLUE = 2
 
+class Level(enum.IntEnum):
+    LOW = 1
+
 Pair = namedtuple("Pair", "x y")
 
 @dataclass(order=True)
@@ -131,6 +134,9 @@ TABLE = {
         "s = Stack()\nassert not s\ns.push(3)\ns.push(4)\n"
         "assert s and s.top() == 4 and len(s) == 2 and 3 in s and list(s) == [3, 4]",
         "s = Stack()\ns.push(3)\nassert s.top() == 4",
+        "s = Stack()\ns.push(3)\n"
+        "assert s == [3] and s != [4] and not s == Stack() and s < [4] and Level(1) == 1 and Level(1) < 2",
+        "s = Stack()\ns.push(3)\nassert s == [4]",
         "import copy\np = Point(1)\nq = copy.deepcopy(p)\nq.x = 5\n"
         "assert p.x == 1 and type(q) == Point and isinstance(q, Point)",
         "try:\n    f('raise', Low)\n    assert False\nexcept Low as error:\n"

@@ -137,8 +137,11 @@ class Things(Wall):
         if name == "call":
             result = args[0](*args[1:], **kwargs)
             # An object of its own class is meant, even if it is a list, say.
-            is_own = isinstance(args[0], type) and args[0].__module__ == "solution" and not hasattr(args[0], "_fields")
+            is_own = isinstance(args[0], type) and args[0].__module__ == "solution"
+            is_own = is_own and not hasattr(args[0], "_fields") and not hasattr(args[0], "__members__")
             return Kept(result) if is_own and type(result) is args[0] else result
+        if name == "plain":
+            return args[0]  # as what it is an instance of, if that has a form
         if name == "items":
             return self.items(*args)
         if name == "await":

@@ -5,7 +5,8 @@ The judge sends this source to the sandbox of the tests, before that of `tests_s
 A program must not win by an object that is equal to everything. So where a test needs a value, a remote object is none: it
 equals no value, is neither less nor more, takes part in no arithmetic with values, is true, and holds what its iteration
 gives. Two remote objects are compared by the program. One that the test itself makes by the name of a class (`Stack()`; by
-the custom of capital letters, and of the name that stands in the test) is asked for truth, `in` and arithmetic, too.
+the custom of capital letters, and of the name that stands in the test) is asked for truth, `in` and arithmetic, too, and if
+its class is derived from `list`, say, it is compared with values as the list that it is.
 """
 
 from __future__ import annotations
@@ -98,7 +99,10 @@ class Remote:
     def __eq__(self, other: object) -> Any:
         if other is self:
             return True
-        return self._program.do("eq", self, other) is True if is_remote(other) else NotImplemented
+        if is_remote(other):
+            return self._program.do("eq", self, other) is True
+        value = self._program.do("plain", self) if self._is_meant else self
+        return NotImplemented if is_remote(value) else value == other
 
     def __ne__(self, other: object) -> Any:
         return not (self == other)
@@ -201,8 +205,11 @@ def _item(name: str) -> Callable[..., Any]:
 
 def _binary(name: str, is_reflected: bool, is_order: bool) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
-        if not is_remote(other) and (is_order or not self._is_meant):
+        if not is_remote(other) and not self._is_meant:
             return NotImplemented
+        if not is_remote(other) and is_order:
+            value = self._program.do("plain", self)
+            return NotImplemented if is_remote(value) else getattr(operator, name)(value, other)
         result = self._program.do(name, *((other, self) if is_reflected else (self, other)))
         if is_order:
             return result is True
