@@ -110,7 +110,16 @@ def sort(xs):
 def fill(rows):
     rows[0][0] = 5
 def greet():
+    global greeted
     print("hi")
+    greeted += 1
+greeted = 0
+class Box:
+    def __init__(self):
+        self.things = []
+async def several(n):
+    for i in range(n):
+        yield i
 def find(pattern, text):
     return re.match(pattern, text)
 def parse(text):
@@ -180,6 +189,11 @@ TABLE = {
         "import json\ntry:\n    parse('{')\n    assert False\nexcept json.JSONDecodeError:\n    pass",
         "with managed() as five:\n    assert five == 5\nassert N == 5 and WORDS == ['a'] and total.__name__ == 'total'",
         "assert N == 4",
+        "greet()\ngreet()\nassert greeted == 2",
+        "greet()\nassert greeted == 0",
+        "b = Box()\nb.things.append(3)\nassert b.things == [3] and b.things.pop() == 3 and b.things == []",
+        "import asyncio\nasync def main():\n    return [x async for x in several(3)]\n"
+        "assert asyncio.run(main()) == [0, 1, 2]",
         "assert len(text(2_000_000)) == 2_000_000 and total(list(range(200_000))) == 19999900000",
         "def check(g):\n    assert g([1, 2]) == 3\ncheck(total)\nif __name__ == '__main__':\n    assert total([]) == 1",
     ],
@@ -257,6 +271,8 @@ NO_TESTS = [
 ]  # fmt: skip
 NOT_TO_BE_JUDGED = {
     "assert add(object(), 1) == 1": "cannot cross", "class X:\n    pass\nassert add(X(), 1) == 1": "cannot cross",
+    "import io\nassert add(io.StringIO('a'), 1) == 1": "cannot cross",
+    "open('/tmp/x', 'w').write('1')\nassert add(1, 2) == 3": "files",
     "import pandas\nassert add(1, 2) == 3": "needs? the package",
     "def test(tmp_path):\n    assert add(1, 2) == 3": "fixtures",
     "from unittest.mock import patch\nwith patch('builtins.input'):\n    assert add(1, 2) == 3": "does not reach",

@@ -113,8 +113,10 @@ def used_modules(trees: Iterable[ast.AST]) -> tuple[frozenset[str], frozenset[st
                     _check_stand_in(top, name)
                 elif _is_program(module):
                     program.add(module)
-                if name in _OUT_OF_REACH:
-                    raise BadTest(f"its tests use {name}, which does not reach the program")
+                if name in _OUT_OF_REACH or top == "tempfile":
+                    raise BadTest(f"its tests use {name or top}, which does not reach the program")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+                raise BadTest("its tests use files, which do not reach the program")
             if isinstance(node, ast.Attribute) and node.attr in _OUT_OF_REACH | {"stdin"}:
                 raise BadTest(f"its tests use {node.attr}, which does not reach the program")
         for node in ast.walk(tree):

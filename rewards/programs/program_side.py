@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # inside, the sources of tagged.py and sandbox_worker.py stan
     from typing import Any
 
     from lockstitch.rewards.sandbox.sandbox_worker import Pipe, told
-    from lockstitch.rewards.sandbox.tagged import Wall, content_of, copy_of, decode, encode
+    from lockstitch.rewards.sandbox.tagged import Wall, change, content_of, copy_of, decode, encode
 
 _MOST_PRINTED = 2**20
 
@@ -25,12 +25,13 @@ class Things(Wall):
     """What a program's tests, in the other sandbox, have got hold of, and what they want with it.
 
     A request is `{"do": operation, "args": [...], "kwargs": {...}}`. Besides `tagged` data there are `{"ref": number}` for
-    what has no form and stays here, `{"callback": number}` for a function and `{"iterator": number}` for an iterator of the
-    tests, and `{"named": [module, name]}` for one of Python's own functions.
+    what has no form and stays here, `{"callback": [number, name]}` for a function and `{"iterator": ...}` for an iterator of
+    the tests, and `{"named": [module, name]}` for one of Python's own functions.
 
-    The answer is `{"value": ..., "changed": [[number, data], ...], "printed": text}`, where `changed` are the containers
-    among the arguments that are not what they were; or `{"raised": [...]}`; or, before either, `{"callback": number, "args":
-    ...}`, whose answer is `{"returned": ...}` or `{"threw": [...]}`.
+    The answer is `{"value": ..., "changed": [[number, data], ...], "names": {...}, "printed": text}`, where `changed` are
+    the containers among the arguments that are not what they were, and `names` what the tests' names mean now; or
+    `{"raised": [...]}`; or, before either, `{"callback": number, "args": ...}`, whose answer is `{"returned": ...}` or
+    `{"threw": [...]}`.
     """
 
     def __init__(self, pipe: Pipe, scope: dict[str, Any], classes: list[str]) -> None:
@@ -42,6 +43,7 @@ class Things(Wall):
         self.late: dict[int, BaseException] = {}  # what iterators raised behind the last item
         self.stubs: dict[int, Any] = {}
         self.loop: Any = None
+        self.watched: dict[str, tuple[Any, Any]] = {}  # what names had for a value, and what was in it
         self.lock = __import__("_thread").RLock()
 
     def outward(self, value: Any) -> dict[str, Any]:
@@ -80,10 +82,12 @@ class Things(Wall):
         if tag == "named":
             return getattr(__import__(content[0], fromlist=["x"]), content[1])
         if tag in ("callback", "iterator"):
-            if content not in self.stubs:
-                stub = self.stub(content)
-                self.stubs[content] = stub if tag == "callback" else items_of(stub)
-            return self.stubs[content]
+            number, name = content
+            if number not in self.stubs:
+                stub = self.stub(number)
+                stub.__name__ = stub.__qualname__ = name
+                self.stubs[number] = stub if tag == "callback" else items_of(stub)
+            return self.stubs[number]
         raise ValueError(f"unknown tag {tag!r}")
 
     def stub(self, number: int) -> Callable[..., Any]:
@@ -118,7 +122,9 @@ class Things(Wall):
             others = [n for n, container in enumerate(containers) if is_another(content_of(container), before[n])]
             changed = [[n, encode(copy_of(containers[n]), wall=self, shared=dict(memory))] for n in others]
             data = self.outward(value.value) if type(value) is Kept else encode(value, wall=self, shared=memory)
-            answer = {"value": data, "changed": changed}
+            answer = {"value": data, "changed": changed, "names": self.news()}
+            if request["do"] == "getattr" and type(value) in (list, dict, set):
+                answer["lent"] = self.outward(value)["ref"][0]
         except BaseException as error:  # noqa: BLE001
             try:
                 answer = {**told(error), "error": self.outward(error)}
@@ -133,7 +139,9 @@ class Things(Wall):
     def do(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """One operation."""
         if name == "names":
-            return {word: self.scope[word] for word in args if word in self.scope}
+            found = {word: self.scope[word] for word in args if word in self.scope}
+            self.watched |= {word: (value, held(value)) for word, value in found.items()}
+            return found
         if name == "call":
             result = args[0](*args[1:], **kwargs)
             # An object of its own class is meant, even if it is a list, say.
@@ -142,16 +150,33 @@ class Things(Wall):
             return Kept(result) if is_own and type(result) is args[0] else result
         if name == "plain":
             return args[0]  # as what it is an instance of, if that has a form
+        if name == "give back":
+            return change(*args)
         if name == "items":
             return self.items(*args)
-        if name == "await":
+        if name in ("await", "anext"):
             import asyncio
 
             self.loop = self.loop or asyncio.new_event_loop()
-            return self.loop.run_until_complete(args[0])
+            if name == "await":
+                return self.loop.run_until_complete(args[0])
+            try:
+                return [True, self.loop.run_until_complete(type(args[0]).__anext__(args[0]))]
+            except StopAsyncIteration:
+                return [False, None]
         module, _, word = name.rpartition(".")
         function = getattr(__import__(module), word) if module else vars(builtins).get(name)
         return (function or getattr(__import__("_operator"), name))(*args, **kwargs)
+
+    def news(self) -> dict[str, Any]:
+        """Names that tests have got and that mean another value now, or one that has changed."""
+        found = {}
+        for name, (value, was) in self.watched.items():
+            now = self.scope.get(name)
+            if now is not value or is_another(held(now), was):
+                found[name] = now
+        self.watched |= {name: (value, held(value)) for name, value in found.items()}
+        return {name: self.sent(value) for name, value in found.items()}
 
     def items(self, iterator: Any, count: int) -> tuple[list[Any], bool, Any]:
         """Up to so many items, whether these were the last ones, and what a generator returns."""
@@ -177,6 +202,11 @@ def bases_of(kind: type) -> list[Any]:
         kind.__name__,
         [bases_of(base) for base in kind.__bases__ if issubclass(base, BaseException)],
     ]
+
+
+def held(value: Any) -> list[Any]:
+    """What a container holds; nothing of what is none."""
+    return content_of(value) if isinstance(value, list | dict | set | bytearray) else []
 
 
 class Kept:

@@ -124,6 +124,22 @@ class Remote:
             and not issubclass(kind, AssertionError)
         )
 
+    async def __aenter__(self) -> Any:
+        return await self._program.do("getattr", self, "__aenter__")()
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        await self._program.do("getattr", self, "__aexit__")(None, None, None)
+        return False
+
+    def __aiter__(self) -> Any:
+        return self._program.do("getattr", self, "__aiter__")()
+
+    async def __anext__(self) -> Any:
+        more, item = self._program.do("anext", self)
+        if not more:
+            raise StopAsyncIteration
+        return item
+
     def __copy__(self) -> Any:
         return self._program.do("copy.copy", self)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # inside, these sources stand above
     from lockstitch.rewards.sandbox.tagged import Wall, change, decode, encode
 
 _LONGEST_REQUEST = 2**26
+_MOST_LOANS, _SMALL_LOAN = 16, 2**14
 # Raised by a function that `map` or a `for` calls, these would end it in silence instead of failing the test; SkipTest, too.
 _MISLEADING = {"StopIteration", "StopAsyncIteration", "GeneratorExit", "SkipTest"}
 
@@ -54,6 +55,9 @@ class Program(Wall):
         self.taken = 0  # how much has come from the program
         self.objects: dict[int, Any] = {}
         self.meant: dict[int, Any] = {}
+        self.lent: list[tuple[Any, int, str]] = []  # containers of the program's objects, and what was in them
+        self.scope: dict[str, Any] = {}  # of the tests
+        self.bound: dict[str, Any] = {}  # what names in it were last given for a value of the program's
         self.callables: list[Any] = []  # so that no other gets the place of one in memory
         self.errors: dict[tuple[str, str], type] = {}
         self.handed: list[Any] = []
@@ -63,6 +67,7 @@ class Program(Wall):
     def do(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Has something done there, and returns or raises what came of it."""
         with self.lock:
+            self.give_back(name)
             shared: dict[int, Any] = {}
             request = {"do": name}
             request["args"] = encode(list(args), wall=self, shared=shared)
@@ -82,9 +87,24 @@ class Program(Wall):
             sys.stdout.write(answer.get("printed", ""))
             for number, data in answer.get("changed", ()):
                 change(containers[number], decode(data, wall=self, shared=list(containers)))
+            for word, data in answer.get("names", {}).items():
+                if word in self.bound and self.scope.get(word) is self.bound[word]:
+                    self.bound[word] = self.scope[word] = decode(data, wall=self)
             if "raised" in answer:
                 raise self.error(answer)
-            return decode(answer["value"], wall=self, shared=list(containers))
+            value = decode(answer["value"], wall=self, shared=list(containers))
+            if "lent" in answer and len(frame) < _SMALL_LOAN:
+                self.lent = [*self.lent[1 - _MOST_LOANS :], (value, answer["lent"], written(encode(value, wall=self)))]
+            return value
+
+    def give_back(self, name: str) -> None:
+        """Lists and such of the program's objects that the test has changed are changed there, too, before all else."""
+        if name == "give back" or not self.lent:
+            return
+        changed = [loan for loan in self.lent if written(encode(loan[0], wall=self)) != loan[2]]
+        self.lent = [loan for loan in self.lent if not any(loan is other for other in changed)]
+        for value, number, _ in changed:
+            self.do("give back", Remote(self, number, "object", "list"), value)
 
     def called_back(self, request: dict[str, Any]) -> dict[str, Any]:
         """The program calls a function of the tests."""
@@ -113,7 +133,7 @@ class Program(Wall):
         is_pythons = isinstance(module, str) and module.partition(".")[0] in sys.stdlib_module_names - {"__main__"}
         if is_pythons and isinstance(name, str) and getattr(sys.modules.get(str(module)), name, None) is value:
             return {"named": [module, name]}
-        is_iterator = hasattr(kind, "__next__")
+        is_iterator = hasattr(kind, "__next__") and not hasattr(kind, "read")
         is_handed = is_iterator or (callable(value) and not isinstance(value, type))
         if is_handed and id(value) not in self.places:
             self.places[id(value)] = len(self.handed)
@@ -121,7 +141,8 @@ class Program(Wall):
             self.callables.append(value)
         if id(value) not in self.places:
             self.cannot(f"a value of type {kind.__name__}")
-        return {"iterator" if is_iterator else "callback": self.places[id(value)]}
+        label = name if isinstance(name, str) else kind.__name__
+        return {"iterator" if is_iterator else "callback": [self.places[id(value)], label]}
 
     def inward(self, tag: str, content: Any) -> Any:
         """What stands here for a thing of the program's."""
@@ -272,7 +293,7 @@ def run_test(test: Any) -> None:
 def run_tests(pipe: Pipe, job: dict[str, Any]) -> None:
     """Runs the set-up, then one script after another, all in one module."""
     program = Program(pipe)
-    scope = module_of("__main__")
+    scope = program.scope = module_of("__main__")
     scope["run_test_"] = run_test
     for name in job["modules"]:
         sys.modules[name] = Module(name, program)
@@ -288,7 +309,8 @@ def run_tests(pipe: Pipe, job: dict[str, Any]) -> None:
         if "dataclasses" in order["script"]:
             look_into_remotes(program, __import__("dataclasses"))
         try:
-            scope.update(names_of(program, order["names"]) if order["names"] else {})
+            program.bound |= names_of(program, order["names"]) if order["names"] else {}
+            scope.update({name: program.bound[name] for name in order["names"] if name in program.bound})
             exec(compiled([order["script"]], "test")[0], scope)
             verdict = failed or {"done": True, "reason": ""}
         except BaseException as error:  # noqa: BLE001
