@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -47,6 +48,69 @@ def test_mbpp_solutions_are_right(data_dir, file, count, more):
     rows = rows_of(data_dir / "mbpp" / file)
     values = CodeReward()([""] * len(rows), [row["code"] for row in rows], **columns_of(rows, "test_list", more))
     assert (len(rows), not_right(values)) == (count, [])
+
+
+WHOLE = [
+    "{}",
+    "{}\n```",
+    "{}\n```\nThis solves it, as was asked.",
+    "```python3.11\n{}\n```",
+    "```py\n{}\n```",
+    "```text\n{}\n```",
+    "```\n{}",
+    "<answer>```python\n{}\n```</answer>",
+    "<think>Hm.</think>```python\n{}\n```",
+    "[BEGIN]\n{}\n[DONE]",
+    "{}\n[DONE]",
+    "\ufeff{}",
+    "Here it is:\n\n{}\n\nIt works, as you see.",
+    "```python\n{}\n```\nOutput:\n```\n5\n```",
+    "{}\n</s>",
+    "{}\n<|endoftext",
+    "{}\n\n\ndef more(",
+    "<think>\n```python\nx = (\n</think>\n```python\n{}\n```",
+    "```python\n{}\n```\nAs in:\n```python\nprint(1 +\n```",
+]
+BODIES = [
+    "{}",
+    "{}\n```",
+    "{}\n```\nThis solves it.",
+    "```python\n{}\n```",
+    "<answer>\n{}\n</answer>",
+    "{}\n\nThe function is done.",
+    "{}\n\n\ndef more(x):\n    retu",
+    "{}\n\n\nif __name__ ==",
+    "{}\n<|endoftext|><|endoftext|>",
+    "{}\n[EOS]",
+    "{}\n\n# Test\nprint(1)\n",
+    "```\n{}",
+    "{}\n\nprint(f(1",
+]
+
+
+@pytest.mark.parametrize("form", WHOLE, ids=repr)
+def test_whole_solutions_are_right_in_every_form(data_dir, form):
+    """Thirty of each benchmark."""
+    rows = rows_of(data_dir / "humaneval/HumanEval.jsonl")[:30]
+    texts = [form.replace("{}", row["prompt"] + row["canonical_solution"]) for row in rows]
+    assert (
+        not_right(CodeReward()([row["prompt"] for row in rows], texts, **columns_of(rows, "test", "entry_point")))
+        == []
+    )
+    rows = rows_of(data_dir / "mbpp/mbpp.jsonl")[:30]
+    texts = [form.replace("{}", row["code"]) for row in rows]
+    columns = columns_of(rows, "test_list", "test_setup_code")
+    assert not_right(CodeReward()([""] * len(rows), texts, **columns)) == []
+
+
+@pytest.mark.parametrize("form", BODIES, ids=repr)
+def test_bodies_are_right_in_every_form(data_dir, form):
+    """Thirty of HumanEval's, with their indentation and without."""
+    rows = rows_of(data_dir / "humaneval/HumanEval.jsonl")[:30]
+    columns = columns_of(rows, "test", "entry_point")
+    for body in (lambda text: text, textwrap.dedent):
+        texts = [form.replace("{}", body(row["canonical_solution"].rstrip("\n"))) for row in rows]
+        assert not_right(CodeReward()([row["prompt"] for row in rows], texts, **columns)) == []
 
 
 # --- off by one ------------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lockstitch.rewards.programs.code_extract import defines, extract_code, header_in, variants
+from lockstitch.rewards.programs.code_extract import defines, extract_code, find_code, header_in, variants
+from lockstitch.rewards.programs.code_names import BadTest
 from lockstitch.rewards.programs.code_rewards import CodeReward, code_fraction_reward, code_reward
-from lockstitch.rewards.programs.code_tests import BadTest, parse_check, parse_tests
+from lockstitch.rewards.programs.code_tests import parse_check, parse_tests
 
 DOUBLE = "def double(x):\n    return 2 * x\n"
 HALF_RIGHT = "def double(x):\n    return 2 * x if x < 3 else x\n"
@@ -56,7 +57,7 @@ def test_set_up_and_what_tests_may_do():
 
 @sandboxed
 def test_tests_that_cannot_be_run_leave_a_program_unscored(caplog):
-    rows = [["assert double(len) == 2"], ["assert double(1) =="], ["assert double(1) in missing(2)"]]
+    rows = [["assert double(object()) == 2"], ["assert double(1) =="], ["assert double(1) in missing(2)"]]
     values = code_reward([""] * 3, [DOUBLE] * 3, tests=rows)
     assert values == [None, None, 0.0]  # `missing` may have been the program's to define
     assert "cannot be run" in caplog.text
@@ -85,6 +86,7 @@ BODIES = [
     "Easy:\n```python\ndef total(xs):\n    return helper(sum(xs)) - 1\n```\nAs in:\n```python\nprint(total([1]))\n```",
     "```\n    def total(xs):\n        return sum(xs)\n```",
     "<answer>\ndef total(xs):\n    return sum(xs)\n</answer>",
+    "class Solution:\n    def total(self, xs: List[int]) -> int:\n        return helper(sum(xs)) - 1",
     "```python\ndef total(xs):\n    return sum(xs)<|eot_id|>",
 ]
 
@@ -112,13 +114,17 @@ def test_what_the_header_defines_is_not_for_the_program_to_redefine():
     cheat = "def encode(s):\n    return s\n\ndef decode(s):\n    return s\n"
     completions = ["    return s[::-1]", cheat]
     for test in (check, direct):
-        values = code_reward([""] * 2, completions, test=[test] * 2, entry_point=["decode"] * 2, code_prompt=[header] * 2)
+        values = code_reward(
+            [""] * 2, completions, test=[test] * 2, entry_point=["decode"] * 2, code_prompt=[header] * 2
+        )
         assert values == [1.0, 0.0]
 
 
 @sandboxed
 def test_reference_functions_of_the_tests_stay_with_them():
-    check = "def reference(x):\n    return 7919 * x\n\ndef check(candidate):\n    assert candidate(2) == reference(2)\n"
+    check = (
+        "def reference(x):\n    return 7919 * x\n\ndef check(candidate):\n    assert candidate(2) == reference(2)\n"
+    )
     thief = "def f(x):\n    return reference(x)"
     honest = "def f(x):\n    return 7919 * x"
     assert code_reward([""] * 2, [thief, honest], test=[check] * 2, entry_point=["f"] * 2) == [0.0, 1.0]
@@ -133,9 +139,6 @@ def test_inputs_and_outputs():
     assert values == ([1.0, 0.0], [1.0, pytest.approx(1 / 3)])
     late = adds.replace("import sys", "import sys, time\ntime.sleep(5)")
     assert CodeReward(timeout=0.5)([""], [late], inputs=[inputs], outputs=[outputs]) == [0.0]
-    for bad in ({"inputs": [["1"]], "outputs": [["1", "2"]]}, {"inputs": ["1"], "outputs": ["1"]}):
-        with pytest.raises(ValueError, match="lists of texts of one length"):
-            code_reward([""], [adds], **bad)
 
 
 @sandboxed
@@ -143,7 +146,11 @@ def test_what_is_logged():
     extra, metrics = {}, {}
     completions = [DOUBLE, "def double(x): return 0", "def double(x): return y", DOUBLE]
     values = code_reward(
-        [""] * 4, completions, tests=[*[ASSERTS] * 3, None], log_extra=extra.__setitem__, log_metric=metrics.__setitem__
+        [""] * 4,
+        completions,
+        tests=[*[ASSERTS] * 3, None],
+        log_extra=extra.__setitem__,
+        log_metric=metrics.__setitem__,
     )
     assert values == [1.0, 0.0, 0.0, None]
     assert metrics == {"rewards/code_reward/none": 0.25}
@@ -195,9 +202,140 @@ def test_extract_code(text, code):
     assert extract_code(text) == code
 
 
+F = "def f(x):\n    return x"
+FORMS = [
+    "{}\n```",
+    "{}\n```\nIt gives x.",
+    "{}\n```\nAs in:\n```python\nf(1)\n```",
+    "{}```",
+    "Here: ```python\n{}\n```",
+    "\ufeff{}",
+    "1. So:\n    ```python\n    def f(x):\n        return x\n    ```",
+    "```python\r\ndef f(x):\r\n    return x\r\n```",
+    *(
+        f"```{label}\n{{}}\n```\nThis prints:\n```\n5\n```"
+        for label in (
+            "python3.11",
+            "py",
+            "ipython",
+            "Python",
+            "python\u200b",
+            "{{.python}}",
+            "python title='a.py'",
+            "",
+            "text",
+            "plaintext",
+            "code",
+        )
+    ),
+    "<think>\n```python\ndef f(x):\n    return -x\n```\n</think>\n```python\n{}\n```",
+    "<think>hm</think>```python\n{}\n```",
+    "<think>\n```python\ndef f(x):\n    return -x\n</think>\n```python\n{}\n```",
+    "<think>f?</think>\n{}",
+    "<answer>```python\n{}\n```</answer>",
+    "<answer>\n{}\n</answer>",
+    "<answer>{}",
+    "{}\n</answer>",
+    "<reasoning>\n```\nf = 1\n```\n</reasoning>\n<answer>\n{}\n</answer>",
+    "```python\n{}\n```\n<answer>See above.</answer>",
+    "[BEGIN]\n{}\n[DONE]",
+    "[BEGIN]\n{}",
+    "{}\n[DONE]",
+    "[PYTHON]\n{}\n[/PYTHON]",
+    "[BEGIN]\n```python\n{}\n```\n[DONE]",
+    "<pre><code class='python'>\n{}\n</code></pre>",
+    "<code>\n{}\n</code>",
+    "\\begin{{lstlisting}}[language=Python]\n{}\n\\end{{lstlisting}}",
+    "~~~~\n{}\n~~~~",
+    "> ```python\n> def f(x):\n>     return x\n> ```",
+    "```python def f(x):\n    return x\n```",
+    *(
+        f"{{}}\n{token}"
+        for token in ("</s>", "[EOS]", "<pad><pad>", "<|endoftext", "<|", "<|eot_id|>", "<|mdm_mask|>", "<eos>")
+    ),
+    "{}\n<|endoftext|>def f(x):\n    return -x",
+    "```python\n{}<|im_end|>",
+    "```pycon\n>>> def f(x):\n...     return x\n```",
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=repr)
+def test_customary_forms(form):
+    assert extract_code(form.format(F), ["f"]).strip().replace("    def", "def").replace("        ", "    ") == F
+
+
+def test_fences_that_are_the_programs_own():
+    docstring = "def f(x):\n    '''As in\n    ```\n    f(1)\n    ```\n    '''\n    return x"
+    writes = "def f(x):\n    # don't\n    return '```' + x + '```'"
+    asks = 'def f(x):\n    if x.startswith("```python"):\n        return """\n```\n"""'
+    for code in (docstring, writes, asks):
+        for form in (
+            "```python\n{}\n```",
+            "So:\n```\n{}\n```\nand\n```\n1\n```",
+            "<think>hm</think>```py\n{}\n```",
+            "```python\n{}",
+        ):
+            assert extract_code(form.format(code), ["f"]) == code
+    assert extract_code("```python\ndef f(x):\n    return x  # ```\n```", ["f"]) == "def f(x):\n    return x  # "
+    assert extract_code("```python\ns = '<|im_end|>'\n```") == "s = ''"
+    assert extract_code("`def f(x): return x`", ["f"]) == "def f(x): return x"
+    assert extract_code("Call `f` as in ```f(1)```.\n\ndef f(x): return x", ["f"]).endswith("def f(x): return x")
+
+
+def test_several_blocks_are_one_program():
+    helpers, main = "import re\ndef half(x):\n    return x / 2", "def f(x):\n    return half(x)"
+    text = "```python\n{}\n```\nthen\n```python\n{}\n```\nas in\n```python\nprint(f(1))\n```"
+    for order in ((helpers, main), (main, helpers)):
+        assert extract_code(text.format(*order), ["f"]) == f"{helpers}\n\n{main}"
+    draft, final = "def f(x):\n    return half(x) + g(x)\ndef half(x):\n    return x", "def f(x):\n    return x"
+    assert extract_code(text.format(draft, final), ["f"]) == final
+    script = (
+        "```python\nprint(int(input()) * 2)\n```\nSince\n```python\nint('21') * 2  # 42\n```\nIt prints\n```\n42\n```"
+    )
+    assert extract_code(script, reads=True) == "print(int(input()) * 2)"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("Here is the function:\n\ndef f(x):\n    return x\n\nIt returns x, always.", F),
+        ("def f(x):\n    return x\n\ndef g(", F),
+        ("def f(x):\n    return x\n\nif __name__ ==", F),
+        ("def f(x):\n    return x\n\nprint(f(1", F),
+    ],
+)
+def test_prose_and_what_is_cut_off(text, meant):
+    code = find_code(text, ["f"])
+    compiling = [way for way in variants(code.text, is_whole=code.is_whole) if compiles(way)]
+    assert compiling[0].strip() == meant
+    body = [
+        way for way in variants(text.replace("def f(x):\n", ""), "def f(x):\n", "f", is_whole=False) if compiles(way)
+    ]
+    assert body[0].strip() == meant
+
+
+@pytest.mark.parametrize(
+    "code", ["print(\u201chi\u201d)\ndef f(x):\n    return x", "def f(x):\n    return x\n\nprint(\u201chi\u201d)"]
+)
+def test_what_is_no_python_is_not_mended(code):
+    for text in (code, f"```python\n{code}\n```"):
+        found = find_code(text, ["f"])
+        assert not any(map(compiles, variants(found.text, is_whole=found.is_whole)))
+    cut = find_code("```python\ndef f(x):\n    return x\n\ndef g(\n```", ["f"])
+    assert not any(map(compiles, variants(cut.text, is_whole=cut.is_whole)))  # its end was marked
+
+
+def compiles(source):
+    try:
+        compile(source, "x", "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
 def test_the_block_that_defines_what_is_called():
     text = "```python\ndef f(x): pass\n```\n```python\nf(1)\n```"
-    assert (extract_code(text), extract_code(text, ["f"])) == ("f(1)", "def f(x): pass")
+    assert (extract_code(text), extract_code(text, ["f"])) == ("def f(x): pass\n\nf(1)", "def f(x): pass")
     assert all(defines(source, "f") for source in ("async def f(", " class f:", "f = 1", "x\ndef f (x)"))
     assert not any(defines(source, "f") for source in ("def g(f):", "def ff():", "#def f", "f == 1"))
     assert header_in("What is f(x)?", "f") is None

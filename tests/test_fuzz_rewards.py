@@ -189,7 +189,8 @@ MODULES = [
     "marks", "format_rewards", "contract", "extract",
     "mathematics/math_rewards", "puzzles/puzzle_rewards", "puzzles/forms", "puzzles/countdown", "puzzles/sudoku",
     "tasks/notations", "tasks/task", "tasks/benchmark", "tasks/benchmarks", "tasks/grade", "tasks/reasoning_gym_task",
-    "programs/code_extract", "programs/code_rewards", "programs/code_tests", "programs/judge", "programs/sandbox_fusion",
+    "programs/code_blocks", "programs/code_extract", "programs/code_names", "programs/code_pairs", "programs/code_rewards",
+    "programs/code_shape", "programs/code_tests", "programs/judge", "programs/same", "programs/sandbox_fusion",
     "sandbox/tagged",
 ]  # fmt: skip
 

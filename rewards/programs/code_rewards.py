@@ -24,14 +24,15 @@ from lockstitch.rewards.contract import (
     report_none,
     rows_of,
 )
-from lockstitch.rewards.programs.code_extract import extract_code, header_in, variants
+from lockstitch.rewards.programs.code_extract import find_code, header_in, variants
+from lockstitch.rewards.programs.code_names import BadTest
+from lockstitch.rewards.programs.code_pairs import pairs
 from lockstitch.rewards.programs.code_tests import (
-    BadTest,
     Dialogue,
-    Test,
+    Tests,
     called_names,
-    names_of_setup,
     parse_check,
+    parse_setup,
     parse_tests,
 )
 from lockstitch.rewards.programs.judge import Exam, Examiner, LocalExaminer, Marks
@@ -40,6 +41,7 @@ from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Unsafe
 
 BACKEND_VARIABLE = "LOCKSTITCH_SANDBOX"
 _MOST_WORKERS = 64
+_FUNCTION_COLUMNS = ("entry_point", "fn_name", "func_name", "function_name")
 
 
 @functools.cache
@@ -56,7 +58,9 @@ def examiner_of(backend: str) -> Examiner:
         return LocalExaminer(Unsafe())
     if backend.startswith(("http://", "https://")):
         return FusionExaminer(backend)
-    raise ValueError(f"backend {backend!r} is neither 'bwrap', 'unsafe', nor the address of a SandboxFusion server (http://...)")
+    raise ValueError(
+        f"backend {backend!r} is neither 'bwrap', 'unsafe', nor the address of a SandboxFusion server (http://...)"
+    )
 
 
 class CodeReward:
@@ -100,7 +104,6 @@ class CodeReward:
 
         Raises:
             SandboxUnavailable: there is no sandbox on this machine.
-            ValueError: a row has another number of inputs than of outputs.
         """
         texts, asked = completion_texts(completions), completion_texts(prompts)
         rows = rows_of(columns, len(texts))
@@ -122,8 +125,9 @@ class CodeReward:
         def one(text: str, exam: "_Ready | Marks") -> Marks:
             if isinstance(exam, Marks):
                 return exam
-            code = extract_code(text, called_names(exam.exam.tests))
-            programs = variants(code, exam.header, exam.entry_point)
+            reads = isinstance(exam.exam.tests[0], Dialogue)
+            code = find_code(text, called_names(exam.exam.tests), reads=reads)
+            programs = variants(code.text, exam.header, exam.entry_point, is_whole=code.is_whole)
             return examiner.examine(exam.exam, programs, self.limits, until_failure=not self.fraction)
 
         executor = ThreadPoolExecutor(self.workers or min(_MOST_WORKERS, len(os.sched_getaffinity(0))))
@@ -157,44 +161,46 @@ def _read(row: Mapping[str, Any], prompt: str) -> _Ready | Marks:
         ready = _by_columns(row, prompt)
     except BadTest as error:
         return Marks(None, str(error))
-    return ready if ready is not None and ready.exam.tests else Marks(None, "no tests in the row")
+    if ready is None:
+        return Marks(None, "no tests in the row")
+    return ready if ready.exam.tests else Marks(None, "its tests ask nothing of the program, or check nothing")
 
 
 def _by_columns(row: Mapping[str, Any], prompt: str) -> _Ready | None:
+    entry_point = next((row[name] for name in _FUNCTION_COLUMNS if isinstance(row.get(name), str) and row[name]), None)
     if row.get("inputs") is not None and row.get("outputs") is not None:
-        return _Ready(Exam(_dialogues(row["inputs"], row["outputs"])))
+        return _Ready(Exam(Tests(pairs(row["inputs"], row["outputs"], entry_point))))
     if row.get("test") and row.get("entry_point"):
-        return _humaneval(row["test"], row["entry_point"], row.get("code_prompt") or header_in(prompt, row["entry_point"]))
+        source, entry_point = _text(row["test"], "test"), _text(row["entry_point"], "entry_point")
+        header = row.get("code_prompt") or header_in(prompt, entry_point.rpartition(".")[2])
+        header = None if header is None else _text(header, "code_prompt")
+        return _Ready(Exam(parse_check(source, entry_point, header=header)), header, entry_point.rpartition(".")[2])
     if row.get("test_list") is not None:
-        imports = "\n".join(row.get("test_imports") or [])
         # MBPP's set-up may use what the program defines, so it comes after it.
-        return _asserts(row["test_list"], after=f"{imports}\n{row.get('test_setup_code') or ''}")
+        after = "\n".join(_text(row.get(name) or "", name) for name in ("test_imports", "test_setup_code"))
+        return _asserts(row["test_list"], "test_list", "", after, entry_point)
     if row.get("tests") is not None:
-        tests = [row["tests"]] if isinstance(row["tests"], str) else row["tests"]
-        return _asserts(tests, before=row.get("setup") or "")
+        setup = _text(row.get("setup") or "", "setup")
+        before, after = (setup, "") if parse_setup([setup]) else ("", setup)
+        return _asserts(row["tests"], "tests", before, after, entry_point)
     return None
 
 
-def _dialogues(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[Test, ...]:
-    if isinstance(inputs, str) or isinstance(outputs, str) or len(inputs) != len(outputs):
-        raise ValueError(
-            f"inputs and outputs must be lists of texts of one length; given: {type(inputs).__name__} of {len(inputs)}, "
-            f"{type(outputs).__name__} of {len(outputs)}"
-        )
-    return tuple(Dialogue(text, expected) for text, expected in zip(inputs, outputs, strict=True))
+def _text(value: Any, column: str) -> str:
+    """A text, or the lines of a list of texts."""
+    if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
+        return "\n".join(value)
+    if not isinstance(value, str):
+        raise BadTest(f"the column {column} is no text but {type(value).__name__}")
+    return value
 
 
-def _asserts(sources: Sequence[str], before: str = "", after: str = "") -> _Ready:
-    known = names_of_setup(f"{before}\n{after}")
-    tests = parse_tests(sources, known or ())
-    return _Ready(Exam(tests, before, after, trusted=() if known is None else (before, after)))
-
-
-def _humaneval(source: str, entry_point: str, header: str | None) -> _Ready:
-    known = names_of_setup(header) if header is not None else None
-    tests, others = parse_check(source, entry_point, known or ())
-    trusted = (others,) if header is None or known is None else (header, others)
-    return _Ready(Exam(tests, trusted=trusted), header, entry_point)
+def _asserts(tests: Any, column: str, before: str, after: str, entry_point: str | None) -> _Ready:
+    sources = [tests] if isinstance(tests, str) else tests
+    if not isinstance(sources, list | tuple):
+        raise BadTest(f"the column {column} is no list of texts but {type(tests).__name__}")
+    parsed = parse_tests([_text(source, column) for source in sources], setup=(before, after), entry_point=entry_point)
+    return _Ready(Exam(parsed, before, after))
 
 
 _code, _code_fraction = CodeReward(), CodeReward(fraction=True)

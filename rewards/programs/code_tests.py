@@ -2,27 +2,42 @@
 
 `assert call == value` becomes the call, which the program's sandbox gets, and the value, which it does not. Everything else
 (an assertion about an expression of several calls, a loop, `check(candidate)` with variables) stays a script, with the names
-that it takes from the program. Tests of programs that read and write are a text in and a text out.
+that it takes from the program. Functions `test_...` and classes of tests that nobody calls are called. What neither asks
+the program anything nor checks anything is no test. Tests of programs that read and write are a text in and a text out.
 
 Only tests are parsed here, never a completion; nothing is evaluated.
 """
 
 import ast
-import builtins
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from lockstitch.rewards.programs.code_names import (
+    BUILTINS,
+    BadTest,
+    bound,
+    loaded,
+    modules_without_import,
+    names_of_program,
+    parse,
+    used_modules,
+)
+from lockstitch.rewards.programs.code_shape import (
+    DEFINITIONS,
+    AskForClass,
+    as_meant,
+    checks,
+    is_call_of,
+    is_true,
+    only_assertions,
+    uncalled,
+)
 from lockstitch.rewards.sandbox.tagged import encode
 
-_BUILTINS = frozenset(vars(builtins))
 _CONTAINERS = {"set": set, "frozenset": frozenset, "tuple": tuple, "list": list}
-
-
-class BadTest(ValueError):  # noqa: N818
-    """A test that cannot be read: the data's fault, not the program's."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ class Script:
     """A test that must run through, and the names in it that are the program's."""
 
     source: str
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,14 +67,121 @@ class Dialogue:
 Test = Case | Script | Dialogue
 
 
-def parse_tests(sources: Sequence[str], known: Iterable[str] = ()) -> tuple[Test, ...]:
+@dataclass(frozen=True)
+class Tests:
+    """What a row has.
+
+    Attributes:
+        tests: what must be passed.
+        setup: what scripts stand on, in their sandbox, in this order.
+        classes: names of classes that the set-up defines on both sides.
+        modules: names by which the tests import the program.
+        stand_ins: packages that they import and that something stands in for.
+    """
+
+    tests: tuple[Test, ...]
+    setup: tuple[Script, ...] = ()
+    classes: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    stand_ins: tuple[str, ...] = ()
+
+
+@dataclass
+class _Reader:
+    """Reads one source after another; `known` are the names that are not the program's."""
+
+    known: frozenset[str] = frozenset()
+    asks: bool = False  # whether one of the known names may ask the program something
+    setup: list[Script] = field(default_factory=list)
+    tests: list[Test] = field(default_factory=list)
+    trees: list[ast.AST] = field(default_factory=list)
+
+    def result(self, classes: Iterable[str] = ()) -> Tests:
+        modules, stand_ins = (tuple(sorted(names)) for names in used_modules(self.trees))
+        return Tests(tuple(self.tests), tuple(self.setup), tuple(sorted(classes)), modules, stand_ins)
+
+    def read_setup(self, sources: Sequence[str]) -> set[str]:
+        """Source that the program sees, too; returns the names of classes in it that are plain enough to cross."""
+        classes: set[str] = set()
+        for source in sources:
+            body = parse(source).body
+            if body:
+                self.add_setup(body)
+            plain = [node for node in body if isinstance(node, ast.ClassDef) and not node.bases and not node.keywords]
+            classes |= {node.name for node in plain}
+        return classes
+
+    def add_setup(self, body: Sequence[ast.stmt], *more: str) -> None:
+        """Source that runs before the tests and is none."""
+        script = self.script(body, *more)
+        if script.source:
+            self.setup.append(script)
+        self.asks = self.asks or bool(script.names)
+        self.learn(body)
+
+    def learn(self, body: Sequence[ast.stmt]) -> None:
+        """What the statements define is nobody else's from now on."""
+        tree = ast.Module(list(body), [])
+        self.known |= bound(tree) - frozenset(names_of_program(body, frozenset()))
+        self.trees.append(tree)
+
+    def script(self, body: Sequence[ast.stmt], *more: str) -> Script:
+        """The statements as a script. Some of MBPP's use modules that only the program imports: here the script does."""
+        names = names_of_program(body, self.known, *more)
+        modules = modules_without_import(body, names)
+        imports = "".join(f"import {name}\n" for name in modules)
+        tree = AskForClass().visit(ast.Module(list(body), []))
+        return Script(imports + ast.unparse(tree), tuple(name for name in names if name not in modules))
+
+    def add_test(self, body: Sequence[ast.stmt], *more: str) -> None:
+        """A test, if it asks the program anything."""
+        script = self.script(body, *more)
+        if script.names or (self.asks and loaded(ast.Module(list(body), [])) & self.known):
+            self.tests.append(script)
+            self.learn(body)
+        else:
+            self.add_setup(body, *more)
+
+    def add_assertions(self, body: Sequence[ast.stmt]) -> None:
+        """One test for each assertion."""
+        for node in body:
+            if isinstance(node, ast.Assert) and not is_true(node.test):
+                case = _case(node.test, self.known)
+                if case is None:
+                    self.add_test([node])
+                else:
+                    self.tests.append(case)
+
+    def add(self, body: list[ast.stmt], entry_point: str | None = None) -> None:
+        """One source: assertions, tests that must be called, or statements."""
+        body = [as_meant(node) for node in body]
+        if only_assertions(body):
+            self.add_assertions(body)
+            return
+        calls = list(uncalled(body, entry_point))
+        if checks([node for node in body if not isinstance(node, DEFINITIONS)], body):
+            self.add_test(body)
+        else:
+            self.add_setup(body)
+        for call in calls:
+            inside = frozenset(names_of_program(body, self.known)) | (loaded(parse(call)) - self.known - BUILTINS)
+            if inside or self.asks:
+                self.tests.append(Script(call, tuple(sorted(inside))))
+
+
+def parse_tests(
+    sources: Sequence[str], known: Iterable[str] = (), *, setup: Sequence[str] = (), entry_point: str | None = None
+) -> Tests:
     """The tests in source texts such as MBPP's `test_list`, one or more for each.
 
-    A text of assertions only is one test for each of them; any other is a single test.
+    A text of assertions only is one test for each of them; any other is a single test, or one for each function
+    `test_...` and class of tests in it. A comparison that stands alone is meant as an assertion.
 
     Args:
         sources: Python source, one text for each test or group of tests.
-        known: names that the set-up defines, which are not the program's.
+        known: names that are not the program's.
+        setup: sources that run before the tests.
+        entry_point: the function that `check(candidate)` is for.
 
     Returns:
         A call is taken out of a test only if its arguments are literals or the program's own affair. What names
@@ -67,46 +189,72 @@ def parse_tests(sources: Sequence[str], known: Iterable[str] = ()) -> tuple[Test
         would give the answer away.
 
     Raises:
-        BadTest: one of them is not Python, or nests too deeply to be written out.
+        BadTest: one of them is not Python, nests too deeply to be written out, or needs what it cannot get.
     """
     with _nesting_is_bad():
-        return tuple(test for source in sources for test in _tests_of(_parse(source).body, frozenset(known)))
+        reader = _Reader(frozenset(known))
+        classes = reader.read_setup(setup)
+        for source in sources:
+            reader.add(parse(source).body, entry_point)
+        return reader.result(classes)
 
 
-def parse_check(source: str, entry_point: str, known: Iterable[str] = ()) -> tuple[tuple[Test, ...], str]:
-    """HumanEval's `test`: the tests in its `check(candidate)`, and the source of everything else.
+def parse_check(source: str, entry_point: str, *, header: str | None = None) -> Tests:
+    """HumanEval's `test`: the tests in its `check(candidate)`.
 
-    If the body of `check` is assertions only, each is a test, else the whole is one.
+    If the body of `check` is assertions only, each is a test, else the whole is one. Without a `check`, functions
+    `test_...` and classes of tests are the tests.
+
+    Args:
+        source: the column `test`.
+        entry_point: the function, or `Solution().method`.
+        header: what the prompt begins, which is not for the program to redefine.
 
     Raises:
-        BadTest: it is not Python, nests too deeply to be written out, or has no `check` of one argument.
+        BadTest: it is not Python, nests too deeply to be written out, or has no tests.
     """
     with _nesting_is_bad():
-        module = _parse(source)
-        checks = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
-        if len(checks) != 1 or len(checks[0].args.args) != 1:
-            raise BadTest("a test without a function check(candidate)")
-        (check,) = checks
-        others = ast.Module([node for node in module.body if node is not check], [])
-        renamed = _Rename(check.args.args[0].arg, entry_point)
-        scope = frozenset(known).union(_bound(others)) - {entry_point}
-        if _only_assertions(check.body):
-            body = [renamed.visit(node) for node in check.body]
-            return tuple(_tests_of(body, scope)), ast.unparse(others)
-        whole = ast.unparse(check) + f"\ncheck({entry_point})"
-        return (Script(whole, _names([check], scope | {"check"}, entry_point)),), ast.unparse(others)
+        module, target = parse(source), _expression(entry_point)
+        root = min(loaded(target), default="")
+        reader = _Reader()
+        classes = reader.read_setup([header] if header is not None and parses(header) else [])
+        reader.known -= {root}
+        found = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+        if len(found) != 1 or len(found[0].args.args) != 1:
+            if not list(uncalled(module.body, None)):
+                raise BadTest("a test without a function check(candidate)")
+            reader.add(module.body)
+            return reader.result(classes)
+        (check,) = found
+        others = [node for node in module.body if node is not check and not is_call_of(node, "check")]
+        if others:
+            reader.add_setup(others)
+        reader.known -= {root}
+        reader.trees.append(check)
+        if only_assertions(check.body):
+            reader.add_assertions([_Rename(check.args.args[0].arg, target).visit(node) for node in check.body])
+        elif checks([check], [check, *others]):
+            whole = [check, *parse(f"check({entry_point})").body]
+            reader.add_test(whole, root)
+        return reader.result(classes)
 
 
-def names_of_setup(source: str) -> frozenset[str] | None:
-    """The names that a text of the data set (a set-up, a header) defines; None if it cannot run without the program.
+def parse_setup(sources: Iterable[str]) -> bool:
+    """Whether the sources (a set-up, a header) can run without the program.
 
-    That is where it is not Python by itself, or uses names that neither it nor Python defines.
+    They cannot where they use names that neither they nor Python defines.
     """
+    body = [node for source in sources for node in parse(source).body]
+    return not names_of_program(body, frozenset())
+
+
+def parses(source: str) -> bool:
+    """Whether it is Python by itself."""
     try:
-        tree = _parse(source)
+        parse(source)
     except BadTest:
-        return None
-    return None if _names(tree.body, frozenset()) else _bound(tree)
+        return False
+    return True
 
 
 def called_names(tests: Iterable[Test]) -> frozenset[str]:
@@ -114,7 +262,7 @@ def called_names(tests: Iterable[Test]) -> frozenset[str]:
     names: set[str] = set()
     for test in tests:
         if isinstance(test, Case):
-            names.add(test.call.partition("(")[0])
+            names.add(test.call.partition("(")[0].partition(".")[0].partition("[")[0])
         elif isinstance(test, Script):
             names.update(test.names)
     return frozenset(names)
@@ -129,41 +277,11 @@ def _nesting_is_bad() -> Iterator[None]:
         raise BadTest("a test that nests too deeply") from None
 
 
-def _parse(source: str) -> ast.Module:
+def _expression(source: str) -> ast.expr:
     try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise BadTest(f"a test that is not Python: {type(error).__name__}: {error}") from None
-
-
-def _tests_of(body: Sequence[ast.stmt], known: frozenset[str]) -> Iterator[Test]:
-    if not _only_assertions(body):
-        yield _script(body, known)
-        return
-    for node in body:
-        if isinstance(node, ast.Assert) and not isinstance(node.test, ast.Constant):
-            yield _case(node.test, known) or _script([node], known)
-
-
-def _script(body: Sequence[ast.stmt], known: frozenset[str]) -> Script:
-    """The statements as a script. Some of MBPP's use modules that only the program imports: here the script does."""
-    names = _names(body, known)
-    tree = ast.Module(list(body), [])
-    used = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    modules = [
-        name for name in names if name in sys.stdlib_module_names
-        and all(id(node) in used for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name)
-    ]  # fmt: skip
-    imports = "".join(f"import {name}\n" for name in modules)
-    return Script(imports + ast.unparse(tree), tuple(name for name in names if name not in modules))
-
-
-def _only_assertions(body: Sequence[ast.stmt]) -> bool:
-    """Nothing but assertions and what does nothing, such as a documentation text."""
-    return all(
-        isinstance(node, ast.Assert | ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-        for node in body
-    )
+        return ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise BadTest(f"an entry point {source[:50]!r} that is no expression") from None
 
 
 def _case(test: ast.expr, known: frozenset[str]) -> Case | None:
@@ -177,12 +295,26 @@ def _case(test: ast.expr, known: frozenset[str]) -> Case | None:
     elif not isinstance(operator, ast.Eq):
         return None
     for call, value in ((left, right), (right, left)):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not _loaded(call) & (known | _BUILTINS):
+        if _is_asked(call) and not loaded(call) & (known | BUILTINS):
             try:
                 return Case(ast.unparse(call), encode(_literal(value)))
             except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 continue
     return None
+
+
+def _is_asked(node: ast.expr) -> bool:
+    """Whether it is one name of the program's, called, indexed and so on: no operation of the test's own."""
+    while not isinstance(node, ast.Name):
+        if isinstance(node, ast.Call):
+            node = node.func
+        elif isinstance(node, ast.Attribute | ast.Subscript):
+            if isinstance(node.value, ast.Name) and node.value.id in sys.stdlib_module_names:
+                return False
+            node = node.value
+        else:
+            return False
+    return True
 
 
 def _literal(node: ast.expr) -> Any:
@@ -195,39 +327,11 @@ def _literal(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _bound(tree: ast.AST) -> frozenset[str]:
-    """The names that are given a meaning anywhere in the tree."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            names.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.arg):
-            names.add(node.arg)
-        elif isinstance(node, ast.alias):
-            names.add((node.asname or node.name).partition(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            names.add(node.name)
-    return frozenset(names)
-
-
-def _names(body: Sequence[ast.stmt], known: frozenset[str], *more: str) -> tuple[str, ...]:
-    """The names that the statements use and nobody else defines: the program's."""
-    tree = ast.Module(list(body), [])
-    return tuple(sorted((_loaded(tree) - _bound(tree) - known - _BUILTINS) | set(more)))
-
-
-def _loaded(tree: ast.AST) -> frozenset[str]:
-    """The names that are read anywhere in the tree."""
-    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
-
-
 class _Rename(ast.NodeTransformer):
-    """Calls one name by another."""
+    """Puts an expression for a name."""
 
-    def __init__(self, old: str, new: str) -> None:
+    def __init__(self, old: str, new: ast.expr) -> None:
         self.old, self.new = old, new
 
-    def visit_Name(self, node: ast.Name) -> ast.Name:
-        return ast.copy_location(ast.Name(self.new if node.id == self.old else node.id, node.ctx), node)
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.new if node.id == self.old else node

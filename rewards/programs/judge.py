@@ -9,21 +9,22 @@ Whatever a program does once its sandbox runs is its own fault: a test that is n
 start, or a test that cannot be run, leaves a program unscored.
 """
 
+import functools
 import json
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from lockstitch.rewards.programs.code_tests import Case, Dialogue, Script, Test
+from lockstitch.rewards.programs.code_tests import Case, Dialogue, Script, Test, Tests, called_names
+from lockstitch.rewards.programs.same import is_same, longest_answer, same_output
 from lockstitch.rewards.sandbox.launchers import Launcher, Limits, Process, StartFailed, Stopped, input_file
 
-RELATIVE, ABSOLUTE = 1e-6, 1e-9
-_RELAYED = 2**20
-_SHORTEST = 4096
-_PER_EXPECTED = 32  # a number may be written at up to this many times the length of another one
+OUT_OF_TIME = "out of time"  # as `Process` says it
+_LARGEST, _RELAYED = 2**25, 2**27  # what a program may answer to a script; what tests may hand over
+_REQUESTS = (b'{"do"', b'{"returned"', b'{"threw"')
 _PER_CALL = 2**16
 
 
@@ -32,16 +33,19 @@ class Exam:
     """What a program is up against.
 
     Attributes:
-        tests: what it must pass.
+        row: the tests, and what they stand on.
         before: source that runs before the program, in its module.
         after: source that runs after it, in its module.
-        trusted: sources that scripts stand on, in the sandbox of the tests.
     """
 
-    tests: tuple[Test, ...]
+    row: Tests
     before: str = ""
     after: str = ""
-    trusted: tuple[str, ...] = ()
+
+    @property
+    def tests(self) -> tuple[Test, ...]:
+        """What must be passed."""
+        return self.row.tests
 
 
 @dataclass(frozen=True)
@@ -71,68 +75,6 @@ class Examiner(Protocol):
         """
 
 
-def is_same(expected: Any, found: Any) -> bool:
-    """Whether two pieces of `tagged` data are the same value.
-
-    Types are exact and `True` is not `1`; an integer and a float may be equal, and to an expected float a number is equal if
-    it is within a millionth of it. Elements of sets and keys of dictionaries have no tolerance.
-    """
-    if isinstance(expected, bool) or isinstance(found, bool):
-        return expected is found
-    if isinstance(expected, int | float) and isinstance(found, int | float):
-        if isinstance(expected, int):
-            return expected == found
-        return math.isclose(expected, found, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
-    if type(expected) is not type(found):
-        return False
-    if isinstance(expected, list):
-        return len(expected) == len(found) and all(map(is_same, expected, found))
-    if not isinstance(expected, dict):
-        return bool(expected == found)
-    (tag, content), tags = next(iter(expected.items())), list(found)
-    if tags != [tag] and not (tag in _SETS and len(tags) == 1 and tags[0] in _SETS):
-        return False
-    other = found[tags[0]]
-    if tag == "other" or type(content) is not type(other):
-        return False
-    if tag in _SETS:
-        return sorted({_text(item) for item in content}) == sorted({_text(item) for item in other})
-    if tag == "dict":
-        if not all(isinstance(pair, list) and len(pair) == 2 for pair in other):
-            return False
-        ours = {_text(key): value for key, value in content}
-        theirs = {_text(key): value for key, value in other}
-        return ours.keys() == theirs.keys() and all(is_same(value, theirs[key]) for key, value in ours.items())
-    return is_same(content, other)
-
-
-_SETS = ("set", "frozenset")
-
-
-def _text(data: Any) -> str:
-    """A text that is the same for what Python would take for the same key. Texts, not values: these hash safely."""
-    if isinstance(data, float) and data.is_integer() and abs(data) < 2**53:
-        return str(int(data))
-    if isinstance(data, list):
-        return f"[{','.join(map(_text, data))}]"
-    if isinstance(data, dict):
-        ((tag, content),) = data.items()
-        items = sorted(map(_text, content)) if tag in _SETS else [_text(content)]
-        return f"{{{'set' if tag in _SETS else tag}:{','.join(items)}}}"
-    return json.dumps(data)
-
-
-def same_output(expected: str, found: str) -> bool:
-    """Whether two outputs are the same, line by line, up to blanks at the end of lines and empty lines at the end."""
-    lines, theirs = expected.rstrip().split("\n"), found.rstrip().split("\n")
-    return [line.rstrip() for line in lines] == [line.rstrip() for line in theirs]
-
-
-def longest_answer(expected: Any) -> int:
-    """How many bytes an answer may have and still be right."""
-    return _SHORTEST + _PER_EXPECTED * len(json.dumps(expected))
-
-
 def read_answer(frame: bytes) -> dict[str, Any]:
     """An answer of a worker; `Stopped` if it is none."""
     try:
@@ -150,7 +92,14 @@ def verdict_on(test: Case, answer: dict[str, Any]) -> str:
         return f"{test.call[:100]} raises {error_text(answer)}"
     try:
         same = is_same(test.expected, answer["value"])
-    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):  # it is not what `tagged` writes
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        ArithmeticError,
+    ):  # it is not what `tagged` writes
         same = False
     return "" if same else f"{test.call[:100]} returns {json.dumps(answer['value'])[:100]}"
 
@@ -158,7 +107,7 @@ def verdict_on(test: Case, answer: dict[str, Any]) -> str:
 def error_text(answer: dict[str, Any]) -> str:
     """What was raised, as far as it says so."""
     raised = answer.get("raised")
-    return ": ".join(str(part)[:200] for part in raised) if isinstance(raised, list) else "what it does not say"
+    return ": ".join(str(part)[:200] for part in raised[:2]) if isinstance(raised, list) else "what it does not say"
 
 
 class _Broken(Exception):  # noqa: N818
@@ -177,7 +126,7 @@ class LocalExaminer:
         try:
             if dialogues:
                 assert len(dialogues) == len(exam.tests)
-                return marks(len(dialogues), (self._converse(test, variants, limits) for test in dialogues), until_failure)
+                return marks(len(dialogues), self._converse(dialogues, variants, limits), until_failure)
             with ExitStack() as stack:
                 return _Examination(self.launcher, exam, variants, limits, stack).run(until_failure)
         except StartFailed as error:
@@ -185,7 +134,15 @@ class LocalExaminer:
         except _Broken as error:
             return Marks(None, f"its tests cannot be run: {error}")
 
-    def _converse(self, test: Dialogue, variants: Sequence[str], limits: Limits) -> str:
+    def _converse(self, tests: Sequence[Dialogue], variants: Sequence[str], limits: Limits) -> Iterator[str]:
+        """What is wrong with each output. A program that is late once is not waited for again."""
+        late = ""
+        for test in tests:
+            failure = late or self._converse_once(test, variants, limits)
+            late = failure if failure == OUT_OF_TIME else ""
+            yield failure
+
+    def _converse_once(self, test: Dialogue, variants: Sequence[str], limits: Limits) -> str:
         stdin = input_file(test.stdin)
         try:
             with self.launcher.start(limits, stdin) as process:
@@ -197,7 +154,7 @@ class LocalExaminer:
             os.close(stdin)
         if status:
             return f"exit status {status}"
-        found = output.decode(errors="replace")
+        found = output.decode(errors="surrogateescape")
         return "" if same_output(test.stdout, found) else f"prints {found[:100]!r}"
 
 
@@ -223,19 +180,26 @@ class _Examination:
         self.stopped = ""
 
     def run(self, until_failure: bool) -> Marks:
-        count = len(self.exam.tests)
+        tests = self.exam.tests
         solution = self.stack.enter_context(self.launcher.start(self.limits))
+        has_scripts = any(isinstance(test, Script) for test in tests)
         job = {
-            "kind": "functions", "variants": list(self.variants), "before": self.exam.before, "after": self.exam.after,
-        }  # fmt: skip
+            "kind": "functions",
+            "variants": list(self.variants),
+            "before": self.exam.before,
+            "after": self.exam.after,
+            "names": sorted(called_names(tests)),
+            "classes": list(self.exam.row.classes),
+            "source": _source("program_side") if has_scripts else "",
+        }
         try:
             solution.send(job)
             answer = read_answer(solution.receive(_PER_CALL))
         except Stopped as error:
-            return Marks((False,) * count, str(error))
+            return Marks((False,) * len(tests), str(error))
         if "raised" in answer:
-            return Marks((False,) * count, error_text(answer))
-        return marks(count, (self.try_one(solution, test) for test in self.exam.tests), until_failure)
+            return Marks((False,) * len(tests), error_text(answer))
+        return marks(len(tests), (self.try_one(solution, test) for test in tests), until_failure)
 
     def try_one(self, solution: Process, test: Test) -> str:
         """Empty if the test is passed, else why not. After one that stopped the program no other is tried."""
@@ -255,20 +219,43 @@ class _Examination:
         """A script in the tests' sandbox, whose calls go to the solution's."""
         if self.tests is None:
             self.tests = self.stack.enter_context(self.launcher.start(self.limits))
-            self.ask_tests({"kind": "tests", "before": list(self.exam.trusted)})
-        message = self.ask_tests({"script": script.source, "names": list(script.names)})
-        while "call" in message:
-            solution.send(message)
-            # Passed on unread: there it is a value or an exception, whatever it says.
-            self.tests.send(solution.receive(_RELAYED))
-            message = self.ask_tests(None)
+            row = self.exam.row
+            job = {
+                "kind": "tests",
+                "source": _source("remote_objects", "tests_side"),
+                "modules": list(row.modules),
+                "classes": list(row.classes),
+                "before": [{**_order(script), "is_ours": not script.names} for script in row.setup],
+                "stand_ins": {name: _source(f"stand_in_{name}") for name in row.stand_ins},
+            }
+            self.ask_tests(solution, job)
+        message = self.ask_tests(solution, _order(script))
         return "" if message.get("done") is True else f"a test fails: {message.get('reason', '')}"
 
-    def ask_tests(self, order: dict[str, Any] | None) -> dict[str, Any]:
+    def ask_tests(self, solution: Process, order: dict[str, Any]) -> dict[str, Any]:
+        """Has the tests' sandbox do something, and brings its requests to the solution's."""
         assert self.tests is not None
-        if order is not None:
-            self.tests.send(order)
-        message = read_answer(self.tests.receive(_RELAYED))
+        self.tests.send(order)
+        while True:
+            frame = self.tests.receive(_RELAYED)
+            if not frame.startswith(_REQUESTS):
+                break
+            solution.send(frame)
+            # Passed on unread: there it is a value or an exception, whatever it says.
+            self.tests.send(solution.receive(_LARGEST))
+        message = read_answer(frame)
         if "broken" in message:
             raise _Broken(": ".join(message["broken"]))
         return message
+
+
+def _order(script: Script) -> dict[str, Any]:
+    return {"script": script.source, "names": list(script.names)}
+
+
+@functools.cache
+def _source(*names: str) -> str:
+    """The sources of modules beside this one, for the other side of the wall, as one."""
+    future = "from __future__ import annotations\n"
+    texts = [(Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in names]
+    return future + "\n".join(text.replace(future, "") for text in texts)

@@ -14,17 +14,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lockstitch.rewards.programs.code_tests import Case, Dialogue
-from lockstitch.rewards.programs.judge import (
-    Exam,
-    Marks,
-    error_text,
-    longest_answer,
-    marks,
-    read_answer,
-    same_output,
-    verdict_on,
-)
+from lockstitch.rewards.programs.code_tests import Case, Dialogue, called_names
+from lockstitch.rewards.programs.judge import OUT_OF_TIME, Exam, Marks, error_text, marks, read_answer, verdict_on
+from lockstitch.rewards.programs.same import longest_answer, same_output
 from lockstitch.rewards.sandbox.launchers import Limits, Stopped, worker_source
 
 _PATIENCE_SECONDS = 60.0  # for a server that has a queue
@@ -56,8 +48,7 @@ class FusionExaminer:
         dialogues = [test for test in exam.tests if isinstance(test, Dialogue)]
         try:
             if len(dialogues) == len(exam.tests):
-                failures = (self._converse(test, variants[0], limits) for test in dialogues)
-                return marks(len(dialogues), failures, until_failure)
+                return marks(len(dialogues), self._converse(dialogues, variants[0], limits), until_failure)
             if len(cases) == len(exam.tests):
                 return marks(len(cases), self._call(exam, cases, variants, limits), until_failure)
         except ServerFailed as error:
@@ -65,7 +56,13 @@ class FusionExaminer:
         return Marks(None, "a test that is no 'assert call == value', which a SandboxFusion server cannot be asked")
 
     def _call(self, exam: Exam, cases: Sequence[Case], variants: Sequence[str], limits: Limits) -> Iterator[str]:
-        job = {"kind": "functions", "variants": list(variants), "before": exam.before, "after": exam.after}
+        job = {
+            "kind": "functions",
+            "variants": list(variants),
+            "before": exam.before,
+            "after": exam.after,
+            "names": sorted(called_names(cases)),
+        }
         orders: list[dict[str, Any]] = [job, *({"eval": case.call} for case in cases)]
         program = worker_source().replace(_BEGIN, _ON_STREAMS + _BEGIN)
         result = self._run(program, "".join(map(_frame, orders)), limits)
@@ -84,10 +81,17 @@ class FusionExaminer:
             except Stopped as error:
                 yield str(error)
 
-    def _converse(self, test: Dialogue, source: str, limits: Limits) -> str:
+    def _converse(self, tests: Sequence[Dialogue], source: str, limits: Limits) -> Iterator[str]:
+        late = ""
+        for test in tests:
+            failure = late or self._converse_once(test, source, limits)
+            late = failure if failure == OUT_OF_TIME else ""
+            yield failure
+
+    def _converse_once(self, test: Dialogue, source: str, limits: Limits) -> str:
         result = self._run(source, test.stdin, limits)
         if result.get("status") != "Finished":
-            return "out of time"
+            return OUT_OF_TIME
         if result.get("return_code") != 0:
             return f"exit status {result.get('return_code')}"
         found = str(result.get("stdout") or "")

@@ -5,15 +5,14 @@ import ours. What it holds must be worth nothing to the program: code and inputs
 shares this process and can make it say anything; all that it can say is which value a call returned.
 
 A frame is its length in eight hexadecimal digits, and then what it says. What comes out is JSON in ASCII, since nobody
-trusts it; what comes in is from the judge, and is a Python literal: `json` takes longer to import than an interpreter
-to start. The first frame out is `{"ready": null}`. The first one in is a job:
+trusts it; what comes in is a Python literal from the judge, or JSON of another worker: `json` takes longer to import than
+an interpreter to start, so it is for large frames only. The first frame out is `{"ready": null}`. The first one in is a job:
 
-- `functions`: runs the program, answers `{"done": true}` or `{"raised": [type, text]}`, and then each call, given as
-  `{"eval": expression}` or as `{"call": name, "args": ..., "kwargs": ...}`, by `{"value": ...}` or `{"raised": ...}`;
-- `program`: runs the program as `__main__` on the standard streams, and answers nothing;
-- `tests`: runs test scripts, one for each `{"script": source, "names": [...]}`, answered by `{"done": bool, "reason":
-  text}`. Names that belong to the program under test are bound to functions that send `{"call": ...}` out and wait for
-  the answer: that program is in another sandbox, and what comes from there is plain values.
+- `functions`: runs the program, answers `{"done": true}` or `{"raised": [type, text]}`, and then each request:
+  `{"eval": expression}` by `{"value": ...}` or `{"raised": ...}`, and others by the source that comes with the job, if one
+  does (`lockstitch.rewards.programs.program_side`);
+- `program`: runs the program as a script on the standard streams, and answers nothing;
+- `tests`: runs the source that comes with it, which has the tests (`lockstitch.rewards.programs.tests_side`).
 """
 
 from __future__ import annotations
@@ -26,24 +25,16 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # inside, the source of tagged.py stands above
     import types
-    from collections.abc import Callable
     from typing import Any
 
-    from lockstitch.rewards.sandbox.tagged import decode, encode
+    from lockstitch.rewards.sandbox.tagged import encode
 
 _HEADER = 8
 _MOST_TIMERS = 256  # each is a signal that may be pending
 _PROCESSORS = 2  # that a program is told of: pools have as many processes, and it may not have many
-# Raised by a function that `map` or a `for` calls, these would end it in silence instead of failing the test.
-_MISLEADING = ("StopIteration", "StopAsyncIteration")
-
-
-class Raised(Exception):  # noqa: N818 - it stands for an exception of another process
-    """An exception of the program under test that is none of Python's own."""
-
-
-class CannotCross(Exception):  # noqa: N818
-    """A test hands over what has no form outside its process, such as a function."""
+_SMALL = 2**16
+_JSON_WORDS = {"null": None, "true": True, "false": False}
+THE_FUNCTION = "the_function_"  # the name under which tests call whichever function the program defines last
 
 
 def written(data: Any) -> str:
@@ -70,27 +61,36 @@ class Pipe:
 
     def send(self, message: dict[str, Any]) -> None:
         """Writes one frame."""
-        data = written(message).encode()
+        self.send_text(written(message))
+
+    def send_text(self, text: str) -> None:
+        """Writes one frame of what `written` has made."""
+        data = text.encode()
         data = b"%08x" % len(data) + data
         while data:
             data = data[os.write(self.answers, data) :]
 
     def receive(self) -> Any:
-        """Waits for an order of the judge."""
-        return eval(self.relayed().decode(errors="surrogatepass"), {})
+        """Waits for an order of the judge, or for what another worker says."""
+        frame = self.relayed()
+        if frame[:2] == b'{"' and (len(frame) > _SMALL or b"\\ud" in frame):  # two escapes may be one character
+            import json
+
+            return json.loads(frame)
+        return eval(frame.decode(errors="surrogatepass"), dict(_JSON_WORDS))
 
     def relayed(self) -> bytes:
         """Waits for one frame."""
         return self._read(int(self._read(_HEADER), 16))
 
     def _read(self, count: int) -> bytes:
-        data = b""
+        data = bytearray()
         while len(data) < count:
             piece = os.read(self.requests, count - len(data))
             if not piece:
                 os._exit(0)  # nobody asks any more
             data += piece
-        return data
+        return bytes(data)
 
 
 def limit(memory: int, file_size: int, processes: int, seconds: int) -> None:
@@ -144,7 +144,7 @@ def as_script(variants: list[str], scope: dict[str, Any]) -> types.CodeType:
     path = sys.argv[0] = scope["__file__"] = os.path.join(os.getcwd(), "solution.py")
     source, code = first_compiled(variants, path)
     try:
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        with open(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
             file.write(source)
     except OSError:  # on a server whose folder is not for writing
         pass
@@ -159,82 +159,58 @@ def module_of(name: str) -> dict[str, Any]:
 
 
 def run_functions(pipe: Pipe, job: dict[str, Any]) -> None:
-    """Runs the program, then one call after another."""
+    """Runs the program, then one request after another."""
     scope = module_of("solution")
     try:
         exec(compiled([job["before"]], "setup"), scope)
         exec(as_script(job["variants"], scope), scope)
         exec(compiled([job["after"]], "setup"), scope)
+        solve_with_methods(scope, job.get("names", ()))
     except BaseException as error:  # noqa: BLE001 - the program's own, SystemExit among them
         pipe.send(told(error))
         return
     pipe.send({"done": True})
+    things = exec_in_worker(job["source"])["Things"](pipe, scope, job["classes"]) if job.get("source") else None
     while True:
         request = pipe.receive()
+        if things is not None and "eval" not in request:
+            things.answer(request)
+            continue
         try:
-            if "eval" in request:
-                result = eval(compile(request["eval"], "call", "eval", dont_inherit=True), scope)
-            else:
-                result = scope[request["call"]](*decode(request["args"]), **decode(request["kwargs"]))
-            answer = {"value": encode(result)}
+            answer = {"value": encode(eval(compile(request["eval"], "call", "eval", dont_inherit=True), scope))}
         except BaseException as error:  # noqa: BLE001
             answer = told(error)
         pipe.send(answer)
+
+
+def exec_in_worker(source: str) -> dict[str, Any]:
+    """The names of a source that stands on this one."""
+    scope = dict(globals())
+    exec(compile(source, "worker", "exec", dont_inherit=True), scope)
+    return scope
+
+
+def solve_with_methods(scope: dict[str, Any], names: list[str]) -> None:
+    """Functions that are asked for and that only a class `Solution` has become its methods, of a new object each time."""
+    solution = scope.get("Solution")
+    for name in names:
+        meant = name
+        if name == THE_FUNCTION:
+            own = [word for word, value in scope.items() if getattr(value, "__module__", None) == "solution"]
+            functions = [word for word in own if type(scope[word]) is type(told)]
+            methods = vars(solution) if isinstance(solution, type) else {}
+            meant = (functions or [word for word in methods if word[:1] != "_" and callable(methods[word])] or [name])[
+                -1
+            ]
+            scope.update({name: scope[meant]} if functions else {})
+        if name not in scope and callable(solution) and callable(getattr(solution, meant, None)):
+            scope[name] = lambda *args, _name=meant, **kwargs: getattr(solution(), _name)(*args, **kwargs)
 
 
 def run_program(job: dict[str, Any]) -> None:
     """Runs the program as a script; what it raises ends the process the way it ends any script."""
     scope = module_of("__main__")
     exec(as_script(job["variants"], scope), scope)
-
-
-def caller(pipe: Pipe, name: str) -> Callable[..., Any]:
-    """A function that is called in the other sandbox."""
-    import json
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        request = {"call": name, "args": encode(args), "kwargs": encode(kwargs)}
-        if '{"other":' in written([request["args"], request["kwargs"]]):
-            raise CannotCross(f"an argument of {name}")
-        pipe.send(request)
-        answer = json.loads(pipe.relayed())
-        if "raised" in answer:
-            kind, text = answer["raised"]
-            known = vars(builtins).get(kind)
-            if isinstance(known, type) and issubclass(known, Exception) and kind not in _MISLEADING:
-                try:
-                    error = known(text)
-                except TypeError:  # one that wants more than a text
-                    error = Raised(kind, text)
-                raise error
-            raise Raised(kind, text)
-        return decode(answer["value"])
-
-    call.__name__ = name
-    return call
-
-
-def run_tests(pipe: Pipe, job: dict[str, Any]) -> None:
-    """Runs the set-up, then one script after another, all in one module."""
-    scope = module_of("tests")
-    try:
-        for source in job["before"]:
-            exec(compiled([source], "setup"), scope)
-    except BaseException as error:  # noqa: BLE001 - the data set's own
-        pipe.send({"broken": told(error)["raised"]})
-        return
-    pipe.send({"done": True})
-    while True:
-        order = pipe.receive()
-        scope.update((name, caller(pipe, name)) for name in order["names"])
-        try:
-            exec(compiled([order["script"]], "test"), scope)
-            verdict = {"done": True, "reason": ""}
-        except CannotCross as error:
-            verdict = {"broken": ["CannotCross", str(error)]}
-        except BaseException as error:  # noqa: BLE001
-            verdict = {"done": False, "reason": ": ".join(told(error)["raised"])}
-        pipe.send(verdict)
 
 
 def main() -> None:
@@ -255,7 +231,7 @@ def main() -> None:
     if job["kind"] == "functions":
         run_functions(pipe, job)
     else:
-        run_tests(pipe, job)
+        exec_in_worker(job["source"])["run_tests"](pipe, job)
 
 
 if __name__ == "__main__":
