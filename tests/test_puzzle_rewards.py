@@ -11,11 +11,10 @@ from lockstitch.rewards.puzzles import countdown, sudoku
 from lockstitch.rewards.puzzles.puzzle_rewards import (
     arithmetic_reward,
     countdown_reward,
-    read_expression,
-    read_grid,
     sudoku_cells_reward,
     sudoku_reward,
 )
+from lockstitch.rewards.puzzles.reading import read_expression, read_grid
 from lockstitch.rewards.tasks.task import get_task
 
 QUESTION = "30,100,93=23"
