@@ -105,7 +105,7 @@ def math_reward(
     solution: Sequence[Any] | None = None, log_extra: LogExtra | None = None, log_metric: LogMetric | None = None,
     **columns: Any,
 ) -> list[Value]:  # fmt: skip
-    r"""1.0 for a right math answer (`\boxed{}`, `####`, `<answer>` or last number), else 0.0; None without a verdict.
+    r"""1.0 for a right math answer (`\boxed{}`, `####`, `<answer>` or last expression), else 0.0; None without a verdict.
 
     Columns: answer, or solution: the gold answer, bare or in a text that marks it.
 
