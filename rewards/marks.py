@@ -87,7 +87,9 @@ def find_answer(text: str) -> Found | None:
             filled = [box for box in inside if box.text]
             if filled:
                 return Found("box", _in_a_row(last.text, filled))
-            return Found("box", cut.text, is_cut=True) if cut is not None and cut.text else Found("block", last.text)
+            if cut is not None and cut.text:
+                return Found("box", cut.text, is_cut=True)
+            return Found("block", last_hash(last.text) or last.text)
         return Found("box", _in_a_row(text, [box for box in boxes if box.text]))
     opened = [span for span in (cut_box, cut_block) if span is not None and span.text]
     if opened:
@@ -140,7 +142,10 @@ def _blocks(text: str) -> tuple[list[_Span], _Span | None]:
     spans: list[_Span] = []
     start: tuple[int, int] | None = None
     for match in _TAG.finditer(text):
-        if match[1] == "":
+        if match[1] == "" and start is not None and not text[match.end() :].strip():  # meant to close
+            spans.append(_Span("block", start[0], match.end(), text[start[1] : match.start()].strip()))
+            start = None
+        elif match[1] == "":
             start = match.span()
         elif start is not None:
             spans.append(_Span("block", start[0], match.end(), text[start[1] : match.start()].strip()))
@@ -157,7 +162,7 @@ def last_boxed(text: str) -> str | None:
 
 def last_hash(text: str) -> str | None:
     """The rest of the line after the last `####`, unless it is empty or reads as a Markdown heading."""
-    found = [match[1].strip() for match in _HASH.finditer(text)]
+    found = [match[1].strip("# \t") for match in _HASH.finditer(text)]
     answers = [line for line in found if line and not _HEADING.match(line)]
     return answers[-1] if answers else None
 
@@ -174,7 +179,7 @@ def last_phrase(text: str) -> str | None:
     for match in reversed(list(_PHRASE.finditer(text))):
         rest = text[match.end() : match.end() + 2000].lstrip()
         if rest:
-            return next(sentences(rest), "").strip()
+            return next((sentence.strip() for sentence in sentences(rest) if re.search(r"\w", sentence)), rest)
     return None
 
 

@@ -20,6 +20,7 @@ _CLOCK = re.compile(r"(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))?\s*([ap]m)?")
 _RATIO = re.compile(r"[^:<>=|]+(?::[^:<>=|]+)+")
 _RELATIONS = re.compile(r"\\(?:le|ge|neq|approx|equiv)(?![a-zA-Z])|<|>|=+")
 _TURNED = re.compile(r"\][^\[\]]*,[^\[\]]*[\[\])]|[\[(][^\[\]]*,[^\[\]]*\[")
+_ROUTE = re.compile(r"[A-Z](?:\s*-\s*[A-Z]){2,}|[A-Z](?:\s*\\to\s*[A-Z])+")  # points in their order
 _MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", re.DOTALL)
 _BUILDER = re.compile(
     r"\\\{\s*(?:[a-zA-Z]|\([a-z, ]+\))\s*(?:\\in\s*\\mathbb\s*\{?[A-Z]\}?\s*)?(?::|\||\\mid)\s*(.*)\\\}", re.DOTALL
@@ -97,7 +98,7 @@ def parse(text: str, depth: int = 0) -> Form:
     joints, joined = split(text, re.compile(r"\s*[,;]\s*(?:(?:and|or)(?![a-zA-Z])\s*)?|\s+(?:and|or)\s+|\s+&\s+"))
     if len(joints) > 1 and not _has_prose(text):
         return _list([parse(joint, depth + 1) for joint in joints if joint.strip()], joined, text)
-    if _is_words(text):
+    if _is_words(text) or _ROUTE.fullmatch(text):
         return Form("words", text)
     if ":" in text and _RATIO.fullmatch(text) and not text.startswith("\\{"):
         return Form("ratio", text, tuple(Form("scalar", part.strip()) for part in text.split(":")))

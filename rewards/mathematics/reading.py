@@ -51,7 +51,7 @@ _STATED = re.compile(
 )
 _QUOTED = re.compile(r"\[\s*(['\"])(.*)\1\s*\]|(['\"])((?:(?!\3).)*)\3|\[\s*([-+]?[\d./]+)\s*\]", re.DOTALL)
 _NOTE = re.compile(
-    r"(?<=[\w}%)!.])\s+\((?:\s*=|\s*\\approx|[^()]*(?<![\\a-zA-Z])[a-zA-Z]{3}|\s*i\.e)(?:[^()]|\([^()]*\))*\)\s*$"
+    r"(?<=[\w}%)!.])\s*\(\s*=[^()]*\)\s*$|(?<=[\w}%)!.])\s+\((?:\s*\\approx|[^()]*(?<![\\a-zA-Z])[a-zA-Z]{3}|\s*i\.e)(?:[^()]|\([^()]*\))*\)\s*$"
     r"|(?<=[\w}%)])\s*\[\d{1,3}\]\s*$"
 )
 _RESTATED = re.compile(r"(?P<one>\S.*?)\s+\((?P<other>[\d./%]+)\)\s*")
@@ -135,7 +135,8 @@ def _peeled(text: str) -> str:
 
 def _trimmed(text: str) -> str:
     """The text without punctuation around it, and without the plus of `90+`."""
-    text = re.sub(r"^(?:[\s,;:&=]|\.(?!\d))+", "", text)
+    text = re.sub(r"^(?:[\s,;:&=]|\\\\|\.(?!\d))+", "", text)
+    text = text.removesuffix("\\}") if "\\{" not in text else text
     text = re.sub(r"(?:(?<!\\)[\s,;:&=]|(?<![\\.])\.)+$", "", text)
     return re.sub(r"(?<=\d)\+$", "", text).strip()
 
@@ -330,7 +331,9 @@ def _last_stated(sentence: str) -> str | None:
         return None
     begin = islands[-2] + 1 if len(islands) > 1 else 0
     lead = "".join(piece.text for piece in pieces[begin : islands[-1]])
-    if len(islands) > 1 and _ONLY_JOINTS.fullmatch(lead.strip() + " "):
+    if len(islands) > 1 and (
+        _ONLY_JOINTS.fullmatch(lead.strip() + " ") or lead.strip() in ("in", "per", "for every", "by")
+    ):
         return None
     clause = re.split(r"[,;:]\s|\b(?:so|then|thus|hence|therefore|which|that|and|because|means)\b", lead)[-1]
     found = None if words.changes(clause) else _expression("".join(piece.text for piece in pieces[islands[-1] :]))

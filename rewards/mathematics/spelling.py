@@ -110,6 +110,7 @@ _SIGNS = _rules(
     ("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", lambda match: f"^{{{match[1].translate(_RAISED)}}}"),
     ("([₀₁₂₃₄₅₆₇₈₉₊₋ₙ]+)", lambda match: f"_{{{match[1].translate(_LOWERED)}}}"),
     (f"(\\d*)[ ]?([{''.join(_VULGAR)}])", _vulgar),
+    ("((?:\\d\u0305)+)", lambda match: f"\\overline{{{match[1].replace(chr(0x305), '')}}}"),
 )
 _ENVIRONMENTS = _rules(
     (r"\\\s*\n", r"\\\\ "),
@@ -160,7 +161,8 @@ _DRESS = _rules(
     (rf"\\(?:dbinom|tbinom){_END}", r"\\binom"),
     (r"\\(?:ge|le)(?=\d)", lambda match: match[0] + " "),
     # Currencies, and other signs without a meaning of their own.
-    (rf"\\(?:pounds|euro|texteuro|textsterling|yen|textdollar|cents?|textcent){_END}(?:\{{\}})?|\\\$|[€£¥₹¢₩]", ""),
+    (rf"\\(?:pounds|euro|texteuro|textsterling|yen|textdollar|cents?|textcent){_END}(?:\{{\}})?", ""),
+    (r"(?:\bR)?\\\$|\bR(?=\$)|[€£¥₹¢₩]", ""),
     (r"\b(?:US|USD|EUR|GBP|CAD|AUD|INR|Rs)\b\.?(?=\s*\d)|(?<=\d)\s*(?:USD|EUR|GBP|CAD|AUD|INR)\b", ""),
     (r"(?<=\d)(?:[\s~]|\\[ ,;])*\\Omega\s*$", ""),
     (r"\{([,:])\}", r"\1"),
@@ -278,7 +280,7 @@ def normal(text: str) -> str:
 def _bare(match: re.Match[str]) -> str:
     content = match[1].strip()
     has_index = match.string[match.end() : match.end() + 1] in ("^", "_")
-    is_sum = re.search(r"[-+*/ ]", content) and not re.search(r"[a-zA-Z]{2}|^[a-zA-Z]/[a-zA-Z]$", content)
+    is_sum = re.search(r"[-+*/]", content) and not re.search(r"[a-zA-Z]{2}|^[a-zA-Z]/[a-zA-Z]$", content)
     return f"{{{content}}}" if has_index and is_sum else f" {content} "
 
 

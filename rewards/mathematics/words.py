@@ -33,7 +33,8 @@ _CHANGING = {
         "negative minus plus ratio sum product difference quotient divided multiplied over under above below within before",
         "after until till past through",
         "if unless whether but otherwise remainder choose mod modulo log ln sin cos tan th multiple multiples",
-        "divisible exceeds monday tuesday wednesday thursday friday saturday sunday noon midnight",
+        "divisible exceeds gross lakh crore tens tenth tenths hundredths thousandths fifth fifths wrong incorrect false",
+        "impossible monday tuesday wednesday thursday friday saturday sunday noon midnight",
     ),
     *SCALES,
     *MONTHS,
@@ -49,7 +50,10 @@ _SUPPOSED = re.compile(
 _HARMLESS = re.compile(r"\b(?:(?:grand\s+)?total\s+of|all\s+together|in\s+all|of\s+course|after\s+all|equal\s+to)\b")
 # Behind a number fewer words change it: `5 cups of sugar`, `8 more apples`, `8 days to finish`, `8 miles from home`.
 _CHANGING_BEHIND = _CHANGING - set(
-    _words("to of from off all any every most more less fewer under within between through square")
+    _words(
+        "to of from off all any every most more less fewer under within between through square quarter quarters fifth",
+        "tenth",
+    )
 )
 _BEHIND = re.compile(
     r"^(?:of|to|from|off|through)\b(?!\s+(?:the|them|these|those|his|her|their|its|all)\b)|\b(?:more|less|fewer)\s+than\b"
@@ -61,7 +65,7 @@ UNITS_OF_ONE_LETTER = frozenset("gmshJLNWVCFA")
 _SHORT_UNITS = frozenset(
     _words(
         "cm mm km dm nm kg mg ml dl kl ft yd mi lb lbs oz hr hrs min sec ms ns mph kph kmh hz kw kwh pm am in pt qt gal rad",
-        "deg pa kpa mol ev kj mj mw gb mb kb px rpm bps sq cu usd eur gbp cad aud inr",
+        "deg pa kpa mol ev kj mj mw gb mb kb px rpm bps wk yr sq cu usd eur gbp cad aud inr",
     )
 )
 # Words of two letters; other pairs of letters are a product.
