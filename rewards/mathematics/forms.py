@@ -8,6 +8,7 @@ since there math-verify takes tuples for sets, sets for their first elements, an
 import re
 from dataclasses import dataclass, field
 
+from lockstitch.rewards.mathematics.plain import rounds
 from lockstitch.rewards.mathematics.words import FUNCTIONS, is_word
 
 _OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
@@ -223,7 +224,9 @@ def _related(text: str, depth: int) -> Form | None:
         return parse(text.partition("\\approx")[2], depth + 1)
     if "\\approx" in signs:
         cut = signs.index("\\approx")
-        return parse(text[: _place(text, cut)], depth + 1)
+        if rounds(sides[cut], sides[cut + 1]):
+            return parse(text[: _place(text, cut)], depth + 1)
+        return Form("relation", text, tuple(Form("scalar", side) for side in sides), tuple(signs))
     if set(signs) <= {"=", "==", "\\equiv"}:
         if not sides[0]:
             return parse(text.partition("=")[2], depth + 1)

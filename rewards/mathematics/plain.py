@@ -58,6 +58,15 @@ def written(value: Fraction) -> str:
     return f"{'-' if value < 0 else ''}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
 
 
+def rounds(exact: str, rounded: str) -> bool:
+    """Whether the second of two plain numbers is the first to the digits that it shows; True if one is no plain number."""
+    one, other = value_of(exact), value_of(rounded)
+    if one is None or other is None:
+        return True
+    decimals = len(re.sub(r"\D*$", "", rounded).partition(".")[2])
+    return abs(one - other) < Fraction(1, 10**decimals)
+
+
 def is_decimal(value: Fraction) -> bool:
     """Whether a decimal with an end can be the value."""
     bottom = value.denominator

@@ -76,6 +76,9 @@ _LITERAL = re.compile(r"[^\W_][^\W_]*", re.UNICODE)
 _BEFORE = re.compile(r"^(?:about|approximately|around|roughly|nearly|almost|exactly|only|just)\s+", re.IGNORECASE)
 
 
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,30}")
+
+
 class _Piece(NamedTuple):
     is_word: bool
     text: str
@@ -113,6 +116,8 @@ def _is_prose(read: str) -> bool:
 
 def settle(text: str) -> str | None:
     """What a marked text answers, in one spelling; None if nothing is left of it."""
+    if _WHOLE_NUMBER.fullmatch(text.strip()):
+        return text.strip()  # most answers, and nothing to do
     text = normal(_peeled(text[-2 * LONGEST_ANSWER :]))
     return _settled(text) or None
 
