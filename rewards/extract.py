@@ -1,24 +1,22 @@
-"""Reading a numeric answer out of text: `#### N`, `A: N`, `\\boxed{N}`, `<answer>N</answer>`, or the last number."""
+"""Reading a number out of text, for tasks whose answers are plain numbers: the marked one, or the last.
+
+Where a marked answer stands is the decision of `marks.py`.
+"""
 
 import re
 from fractions import Fraction
 
+from lockstitch.rewards.marks import find_answer
+
 NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
-_MARKS = (
-    r"####\s*({number})",
-    r"\\boxed\{{\s*\\?\$?({number})\s*(?:\\?%\s*)?(?=\}}|\\text|\\mathrm|\\,)",
-    r"<answer>\s*\$?({number})\s*</answer>",
-    r"(?:^|\n)A:\s*\$?({number})",
-)
+_WRAPPED = re.compile(rf"(?:\\\(|[\s*$\\])*({NUMBER})(?![\d.^_!])[^\d\\^_!+*/=-]*(?:\\[^\d]*)?", re.DOTALL)
 
 
 def last_marked(text: str) -> str | None:
-    """The number after the last answer mark of the first kind that occurs, in the order of this module's first line."""
-    for mark in _MARKS:
-        found: list[str] = re.findall(mark.format(number=NUMBER), text)
-        if found:
-            return clean(found[-1])
-    return None
+    """The number that a marked answer is, units and currencies apart; None if it is none or cut off, or there is no mark."""
+    found = find_answer(text)
+    number = None if found is None or found.is_cut else _WRAPPED.fullmatch(found.text)
+    return None if number is None else clean(number[1])
 
 
 def last_number(text: str) -> str | None:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lockstitch.rewards import extract, format_rewards, marks
-from lockstitch.rewards.mathematics import math_rewards
+from lockstitch.rewards.mathematics import reading as mathematics_reading
 from lockstitch.rewards.mathematics.equations import EquationChecker
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.puzzles import countdown, puzzle_rewards
+from lockstitch.rewards.puzzles import reading as puzzles_reading
 from lockstitch.rewards.tasks import reasoning_gym_task
 from lockstitch.rewards.tasks.task import TASKS
 from lockstitch.rewards.workers import Failed, KillablePool, TimedOut
@@ -37,11 +38,11 @@ GOLDS = st.one_of(TEXTS, st.none(), st.integers(), st.floats(), st.booleans())
 
 QUESTION, PUZZLE = "30,100,93=23", "3102200002100320"
 READERS = {
-    f"{module.__name__.rpartition('.')[2]}.{name}": vars(module)[name]
+    f"{module.__name__.removeprefix('lockstitch.rewards.')}.{name}": vars(module)[name]
     for module, names in (
-        (marks, tuple(name for name in vars(marks) if name.startswith(("last_", "without_")))),
-        (math_rewards, ("read_answer", "read_gold")),
-        (puzzle_rewards, ("read_expression", "read_grid")),
+        (marks, tuple(name for name in vars(marks) if name.startswith(("last_", "without_", "spoken")))),
+        (mathematics_reading, ("read_answer", "read_gold")),
+        (puzzles_reading, ("read_expression", "read_grid")),
         (extract, ("last_marked", "last_number")),
         (reasoning_gym_task, ("read_gym_answer",)),
     )
@@ -105,11 +106,12 @@ def fuzz(strategy, function, count, **more):
 
 def check_gold(gold):
     with nothing_is_evaluated():
-        assert isinstance(timed("read_gold", math_rewards.read_gold, gold), str | None)
+        assert isinstance(timed("read_gold", mathematics_reading.read_gold, gold), str | None)
 
 
 def check_pairs(pool, pairs):
     """math-verify answers or is stopped, nothing in between; a text that it evaluates would end its worker."""
+    pool.map(guarded, [("is_right", ("1", "x"))] * pool.size, 60.0)  # loads it
     results = pool.map(guarded, [("is_right", pair) for pair in pairs], 2.0)
     answered = [isinstance(result, bool | TimedOut | None) for result in results]
     assert all(answered), [x for x, good in zip(zip(pairs, results, strict=True), answered, strict=True) if not good]
@@ -121,7 +123,7 @@ def pairs_of(count):
     pairs = []
 
     def collect(given):
-        gold, answer = math_rewards.read_gold(given[0]), math_rewards.read_answer(given[1])
+        gold, answer = mathematics_reading.read_gold(given[0]), mathematics_reading.read_answer(given[1])
         if gold is not None and answer is not None and len(answer) <= 60 and len(gold) <= 60:
             pairs.append((gold, answer))
 
@@ -187,7 +189,9 @@ def test_two_hundred_thousand_characters_of_one_kind(piece, form):
 
 MODULES = [
     "marks", "format_rewards", "contract", "extract",
-    "mathematics/math_rewards", "puzzles/puzzle_rewards", "puzzles/forms", "puzzles/countdown", "puzzles/sudoku",
+    "mathematics/math_rewards", "mathematics/reading", "mathematics/spelling", "mathematics/words", "mathematics/plain",
+    "mathematics/forms", "mathematics/comparing", "mathematics/math_worker", "puzzles/puzzle_rewards", "puzzles/reading",
+    "puzzles/forms", "puzzles/countdown", "puzzles/sudoku",
     "tasks/notations", "tasks/task", "tasks/benchmark", "tasks/benchmarks", "tasks/grade", "tasks/reasoning_gym_task",
     "programs/code_blocks", "programs/code_extract", "programs/code_names", "programs/code_pairs", "programs/code_rewards",
     "programs/code_shape", "programs/code_tests", "programs/judge", "programs/same", "programs/sandbox_fusion",

@@ -8,8 +8,9 @@ from fractions import Fraction
 
 import pytest
 from lockstitch.rewards.mathematics import math_rewards
-from lockstitch.rewards.mathematics.math_rewards import grade_math, math_reward, read_answer, read_gold
+from lockstitch.rewards.mathematics.math_rewards import grade_math, math_reward
 from lockstitch.rewards.mathematics.math_worker import is_right
+from lockstitch.rewards.mathematics.reading import read_gold
 
 
 def values(completions, golds):
@@ -22,47 +23,13 @@ def rows_of(path):
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        # The order of the marks, wherever they stand.
-        (r"<answer>4</answer> #### 3" + "\n" + r"\boxed{2} and 1", "2"),
-        ("<answer>4</answer>\n#### 3\nand 1", "3"),
-        ("A: 5\n<answer>4</answer> and 1", "4"),
-        ("A: 5\nand 1", "5"),
-        ("5 and 1.", "1"),
-        # The last of a kind; the innermost of nested ones.
-        (r"\boxed{1} \boxed{2}", "2"), ("#### 1\n#### 2", "2"), ("<answer>1</answer><answer>2</answer>", "2"),
-        (r"\boxed{\boxed{7}}", "7"), (r"\fbox{8}", "8"), (r"\boxed {9}", "9"), (r"\\boxed{9}", "9"),
-        (r"\boxed{\frac{1}{\sqrt{2}}}.", r"\frac{1}{\sqrt{2}}"), (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        # A mark that is cut off does not count.
-        (r"\boxed{12} ... \boxed{13", "12"), ("<answer>3</answer> 9 <answer>10", "3"), (r"so 5 \boxed{6", "6"),
-        # Headings are no answers.
-        ("#### Step 2: add\n#### 7", "7"), ("#### 7\n#### Step 2\nis 9", "7"), ("#### 1. First we\nthe sum is 30", "30"),
-        ("##### 7\nthen 8", "8"), ("####\n5", "5"),
-        # Words around a number; wrappings; special tokens.
-        (r"\boxed{45 fairies}", "45"), ("<answer>\n5 changes/day\n</answer>", "5"), ("<answer>it is 18 eggs</answer>", "18"),
-        (r"<answer>$\frac{1}{2}$</answer>", r"\frac{1}{2}"), (r"<answer>\(x+1\)</answer>", "x+1"), ("#### **12**.", "12"),
-        (r"\boxed{5 million}", "5 million"), (r"\boxed{2 pi}", "2 pi"), (r"\boxed{1/2 cup}", "1/2"),
-        ("#### 18<|eot_id|><|endoftext|>", "18"),
-        ("the end <|reserved_special_token_5|>", None), (r"\boxed{−3}", "-3"),
-        # Last numbers.
-        ("it costs $1,234.50 in all.", "$1,234.50"), ("16-3=13, so 13-4", "4"), ("from -7 to -8.", "-8"), ("at 3/4.", "3/4"),
-        (r"thus $\frac{3}{4}$", r"\frac{3}{4}"), ("1,2,3", "3"), ("1,234,56", "56"), ("20%", "20%"), ("x2", "2"),
-        ("none", None), ("", None), (r"\boxed{}", None), ("<answer></answer>", None),
-    ],
-)  # fmt: skip
-def test_what_is_read(text, answer):
-    assert read_answer(text) == answer
-
-
-@pytest.mark.parametrize(
     ("gold", "read"),
     [
-        (18, "18"), (27.0, "27"), (2.5, "2.5"), ("18", "18"), ("16 - 3 = <<16-3=13>>13\n#### 1,013", "1,013"),
+        (18, "18"), (27.0, "27"), (2.5, "2.5"), ("18", "18"), ("16 - 3 = <<16-3=13>>13\n#### 1,013", "1013"),
         (r"We have $x=2$, so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"), (r"\left( 3, \frac{\pi}{2} \right)",
-        r"\left( 3, \frac{\pi}{2} \right)"), ("She has 3.\nA: 3", "3"), ("18 jelly beans", "18"),
-        (r"\text{Eve}", r"\text{Eve}"),
-        (None, None), ("", None), ("  ", None), ("no idea at all", None), ("The answer is 5", None), (True, None),
+        r"( 3, \frac{\pi}{2} )"), ("She has 3.\nA: 3", "3"), ("18 jelly beans", "18"),
+        (r"\text{Eve}", "Eve"), ("The answer is 5", "5"),
+        (None, None), ("", None), ("  ", None), ("no idea at all", None), (True, None),
         (float("nan"), None), ([3], None), (r"\boxed{}", None), ("long " * 1000, None),
     ],
 )  # fmt: skip
@@ -96,14 +63,16 @@ def test_no_answer_is_wrong_and_no_gold_is_unknown():
     assert values([r"\boxed{3}"] * 4, ["no idea at all", None, "", "{"]) == [None] * 4
 
 
-def test_whole_numbers_are_compared_as_math_verify_does():
+def test_plain_numbers_are_compared_as_in_a_worker():
     rng = random.Random(0)
     for _ in range(150):
         digits = rng.randint(1, 15)
         gold = f"{rng.choice(['', '-'])}{rng.randrange(10**digits):0{rng.randint(1, digits)}d}"
         near = str(int(gold) + rng.choice([0, 0, 1, -1, 10 ** rng.randrange(digits)]))
         answer = rng.choice([gold, near, gold.lstrip("-"), "-0", gold[::-1].replace("-", "")])
-        assert values([f"#### {answer}"], [f"#### {gold}"]) == [float(is_right((gold, answer)))], (gold, answer)
+        right = is_right((gold, answer))
+        assert right == (int(gold) == int(answer))
+        assert values([f"#### {answer}"], [f"#### {gold}"]) == [float(right)], (gold, answer)
 
 
 def test_the_reward_has_trls_signature():
@@ -147,6 +116,22 @@ def test_an_answer_without_end_costs_its_own_timeout_only(hang):
 # Gold tables. All forms of a gold answer against the gold answer; then golds with one thing changed.
 
 
+@pytest.mark.slow
+def test_math_train_gold_and_perturbed(data_dir):
+    golds = list(dict.fromkeys(row["answer"] for row in rows_of(data_dir / "math_train/train.jsonl")))
+    assert len(golds) == 3479
+    unread = [gold for gold in golds if read_gold(gold) is None]
+    assert unread == ["None", ""]
+    golds = [gold for gold in golds if gold not in unread]
+    for form in (r"\boxed{{{}}}", "#### {}", "<answer>${}$</answer>"):
+        assert values([form.format(gold) for gold in golds], golds) == [1.0] * len(golds)
+    changed = random.Random(0).sample([gold for gold in golds if not re.fullmatch(r"-?\d+", gold)], 1000)
+    pairs = [(gold, other) for gold in changed for other in perturbed(gold)]
+    verdicts = values([rf"\boxed{{{other}}}" for _, other in pairs], [gold for gold, _ in pairs])
+    missed = [pair for pair, value in zip(pairs, verdicts, strict=True) if value != 0.0]
+    assert [(gold, other) for gold, other in missed if not re.search(r"\^\{?[23]\}?$|-0|two lines", other)] == []
+
+
 def test_amc_gold(data_dir):
     golds = [row["answer"] for row in rows_of(data_dir / "aime/amc23.jsonl")]
     assert len(golds) == 40
@@ -178,14 +163,11 @@ def test_math500_gold(data_dir):
     assert values(solutions, solutions) == [1.0] * 500
 
 
-# math-verify reads a number with an index as the number, rounds to six decimals, and drops units with their exponents.
+# Units are dropped with their exponents, since people leave them out; and a zero has no sign.
 TAKEN_FOR_THE_SAME = {
-    "a base that the answer states": {("52_8", "52_9"), ("40_9", "40_0"), ("2516_8", "2516_9"), ("4210_{5}", "4210_{6}"),
-                                      ("204_5", "204_6"), ("4343_6", "4343_7")},
-    "beyond six decimals": {(".0000672", ".0000673")},
     "the exponent of a unit": {(r"864 \mbox{ inches}^2", r"864 \mbox{ inches}^3"), (r"15\mbox{ cm}^2", r"15\mbox{ cm}^3")},
     "zero with a sign": {("0", "-0")},
-}  # fmt: skip
+}
 
 
 def perturbed(gold):
@@ -208,18 +190,18 @@ def test_math500_perturbed(data_dir):
     verdicts = values([rf"\boxed{{{other}}}" for _, other in pairs], [gold for gold, _ in pairs])
     missed = [pair for pair, value in zip(pairs, verdicts, strict=True) if value != 0.0]
     assert set(missed) == set().union(*TAKEN_FOR_THE_SAME.values())
-    assert len(missed) == 16  # seven golds are 0
+    assert len(missed) == 9  # seven golds are 0
 
 
 @pytest.mark.slow
 def test_two_hundred_completions_a_second(data_dir, monkeypatch):
-    """The best of three passes over real outputs, once as it is and once with every pair through math-verify."""
+    """The best of three passes over real outputs, once as it is and once with every pair through a worker."""
     rows = rows_of(data_dir / "llada_d1_baselines/gsm8k_256_128.jsonl")
     texts, golds = [row["generations"] for row in rows], [row["ground_truth"] for row in rows]
     values([r"\boxed{x+1}"] * 8, ["x"] * 8)
     verdicts = []
-    for shortcut in (math_rewards._INTEGERS, re.compile("(?!)")):
-        monkeypatch.setattr(math_rewards, "_INTEGERS", shortcut)
+    for shortcut in (math_rewards._on_the_spot, lambda gold, answer: None):
+        monkeypatch.setattr(math_rewards, "_on_the_spot", shortcut)
         seconds = []
         for _ in range(3):
             began = time.perf_counter()

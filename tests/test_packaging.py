@@ -175,7 +175,7 @@ def test_commands_exist(name: str) -> None:
     assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     functions = {node.name: node.args.args for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert [argument.arg for argument in functions["main"]] == ["argv"]
+    assert [argument.arg for argument in functions[COMMANDS[name].function]] == ["argv"]
 
 
 def test_versions_agree() -> None:

@@ -11,11 +11,10 @@ from lockstitch.rewards.puzzles import countdown, sudoku
 from lockstitch.rewards.puzzles.puzzle_rewards import (
     arithmetic_reward,
     countdown_reward,
-    read_expression,
-    read_grid,
     sudoku_cells_reward,
     sudoku_reward,
 )
+from lockstitch.rewards.puzzles.reading import read_expression, read_grid
 from lockstitch.rewards.tasks.task import get_task
 
 QUESTION = "30,100,93=23"
@@ -63,6 +62,52 @@ def value_in_floats(expression):
 )  # fmt: skip
 def test_countdown_values(completion, value):
     assert score(countdown_reward, completion, question=QUESTION) == value
+
+
+FORMS = [
+    "3*7+5", "26 = 3*7+5", "3*7+5 = 26.0", "3*7+5 == 26", "3*7+5 → 26", r"3*7+5 \rightarrow 26", "3*7+5 (= 26)", "[3*7]+5",
+    "3×7+5", "3 x 7 + 5", "3⋅7+5", "3∗7+5", "3 · 7 + 5", r"3 \times 7 + 5", r"3 \cdot 7 + 5", r"\left(3*7\right)+5",
+    "`3*7+5`", "```\n3*7+5\n```", "**3*7+5**", "$3*7+5$", r"\(3*7+5\)", '"3*7+5"', "3*7+5.", "Expression: 3*7+5",
+    "The expression is 3*7+5.",
+    "3*7--5", "-(-3*7)+5", "5 - (-3)*7",
+]  # fmt: skip
+OTHER_FORMS = [
+    "26", "26 = 26", "21+5", "3*7+5 = 27", "27 = 3*7+5", "3*7+5 = 26 = 26", "03*7+5", "3.0*7+5", "3**7+5", "3*7+5 or 7*3+5",
+    "3*7+5; 7+3", "abs(3*7+5)", "3 7 5", "3(7)+5", "3*7+5+", "(3*7+5", "3*7+5*1", "3*7+5-0", "3*7+5 - 26 + 26", "hello",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "mark", [r"\boxed{{{}}}", "<answer>{}</answer>", "<think>\\boxed{{3+5+7}}</think><answer>{}</answer>"]
+)
+def test_countdown_in_every_form(mark):
+    """An expression is worth the same however it is written; and nothing else is an expression."""
+    for form in FORMS:
+        assert score(countdown_reward, mark.format(form), question="3,5,7=26") == 1.0, form
+    for form in OTHER_FORMS:
+        assert score(countdown_reward, mark.format(form), question="3,5,7=26") == 0.1, form
+
+
+@pytest.mark.parametrize(
+    ("completion", "value"),
+    [
+        ("3*7+5 = 26", 1.0), ("So:\n26 = 3*7+5", 1.0), ("The answer is 3*7+5", 1.0), ("Answer: 3*7+5", 1.0),
+        ("Solution: 3 * 7 + 5 = 26", 1.0), ("<think>3+5</think>3*7+5 = 26", 1.0), ("I found 3*7+5 = 26 at last", 0.0),
+        ("3*7+5 = 26\nThat is it.", 0.0), ("3*7+5", 0.0), ("<answer>3*7+5", 0.0), ("The numbers are 3, 5, 7", 0.0),
+    ],
+)  # fmt: skip
+def test_countdown_without_a_box(completion, value):
+    assert score(countdown_reward, completion, question="3,5,7=26") == value
+
+
+def test_countdown_fractions_and_numbers_of_every_kind():
+    forms = r"\frac{100}{4}*1", r"\dfrac{(100*1)}{4}", r"\frac{100}{\frac{4}{1}}", "100÷4×1", r"1 * \tfrac{100}{4} = 25"
+    for form in forms:
+        assert score(countdown_reward, f"<answer>{form}</answer>", nums=["100", "4", "1"], target="25") == 1.0, form
+    assert score(countdown_reward, r"\boxed{\frac{100}{4-0}*1}", nums=[100.0, 4.0, 1.0], target=25.0) == 0.1
+    assert score(countdown_reward, r"\boxed{3-5-7 = -9}", nums=[3, 5, 7], target=-9) == 1.0
+    for nums, target in (([], 5), ([3, 5], "x"), (3, 5), ([[1]], 5)):
+        assert score(countdown_reward, r"\boxed{3}", nums=nums, target=target) is None
 
 
 def test_countdown_is_right_exactly_where_brute_force_is():
@@ -132,7 +177,11 @@ def test_countdown_gold_by_enumeration_and_perturbed(data_dir):
         GRID, "\n".join(sudoku.rows(GRID).split("\n")), f"<answer>\n{GRID}\n</answer>", rf"\boxed{{{GRID}}}", f"#### {GRID}",
         f"<answer>{' '.join(GRID)}</answer>", f"The grid is\n{sudoku.rows(GRID)}\nas said.",
         f"<answer>{GRID}</answer><|eot_id|>", f"puzzle {PUZZLE} solved {GRID}.",
-        "<answer>3|1|4|2\n2|4|3|1\n4|2|1|3\n1|3|2|4</answer>",
+        "<answer>3|1|4|2\n2|4|3|1\n4|2|1|3\n1|3|2|4</answer>", "<answer>31 | 42\n24 | 31\n42 | 13\n13 | 24</answer>",
+        "<answer>1. 3 1 4 2\n2. 2 4 3 1\n3. 4 2 1 3\n4. 1 3 2 4</answer>",
+        "| 3 | 1 | 4 | 2 |\n| 2431 |\n|---|\n| 4213 |\n|1324|",
+        "Row 1: 3 1 4 2\nRow 2: 2 4 3 1\nRow 3: 4 2 1 3\nRow 4: 1 3 2 4", f"<answer>The 4x4 solution: {GRID}</answer>",
+        "<answer>[[3,1,4,2],[2,4,3,1],[4,2,1,3],[1,3,2,4]]</answer>", "Answer:\n3142\n2431\n-----\n4213\n1324",
     ],
 )  # fmt: skip
 def test_sudoku_grids_are_read_in_every_form(completion):

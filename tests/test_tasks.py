@@ -124,7 +124,8 @@ def test_countdown_solutions_reach_what_can_be_reached():
         ("93+30-100", True), ("(93+30)-100", True), ("30-(100-93)", True), ("30 - 100 + 93", True),
         ("93+30", False), ("93+30-100+0", False), ("100-93+30", False), ("23", False), ("93+30-100=23", False),
         ("__import__('os')", False), ("93+30-", False), ("(93+30-100", False), ("", False), ("9" * 500, False),
-        ("93+30-100-0/0", False), ("93.0+30-100", False), ("-100+93+30", False),
+        ("93+30-100-0/0", False), ("93.0+30-100", False), ("-100+93+30", True), ("93-(-30)-100", True),
+         ("093+30-100", False),
     ],
 )  # fmt: skip
 def test_countdown_expressions(expression, right):
@@ -207,7 +208,9 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
     [
         ("so 12+7=19\n#### 19", "19"), ("A: 1,234", "1234"), (r"thus \boxed{-3.5}", "-3.5"),
         (r"\boxed{18\text{ apples}}", "18"), ("<answer> $70 </answer>", "70"), ("#### 3\n#### 4", "4"),
-        (r"\boxed{7} #### 8", "8"), ("no mark 9", None),
+        (r"\boxed{7} #### 8", "7"), ("no mark 9", None),
+        ("The answer is 9.", "9"), ("<answer>about 9</answer>", None), (r"\boxed{9\sqrt{2}}", None), ("#### 9^2", None),
+        (r"\boxed{9", None), ("<answer>8, 9</answer>", None),
     ],
 )  # fmt: skip
 def test_marked_answers(text, number):

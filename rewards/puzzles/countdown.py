@@ -26,7 +26,7 @@ _STEP_LIMIT = 10**WIDTH - 1
 
 def parse_question(question: str) -> tuple[tuple[int, ...], int]:
     """The numbers and the target of `30,100,93=23`."""
-    match = re.fullmatch(r"\s*(\d+(?:\s*,\s*\d+)+)\s*=\s*(\d+)\s*", question)
+    match = re.fullmatch(r"\s*(\d+(?:\s*,\s*\d+)+)\s*=\s*(-?\d+)\s*", question)
     if match is None:
         raise ValueError(f"countdown question {question!r} is not of the form '30,100,93=23' (numbers=target)")
     return tuple(int(number) for number in match[1].split(",")), int(match[2])
@@ -39,7 +39,7 @@ def prompt(question: str) -> str:
 
 
 class _Parser:
-    """`expr := term (('+'|'-') term)*`, `term := atom (('*'|'/') atom)*`, `atom := int | '(' expr ')'`."""
+    """`expr := term (('+'|'-') term)*`, `term := atom (('*'|'/') atom)*`, `atom := int | '-' atom | '(' expr ')'`."""
 
     def __init__(self, text: str) -> None:
         self.tokens: list[str] = re.findall(r"\d+|[-+*/()]|\S", text)
@@ -68,12 +68,14 @@ class _Parser:
         return value
 
     def atom(self) -> Fraction:
+        if self.take("-"):
+            return -self.atom()
         if self.take("("):
             value = self.expr()
             if not self.take(")"):
                 raise ValueError("unclosed parenthesis")
             return value
-        if self.position < len(self.tokens) and self.tokens[self.position].isdecimal():
+        if self.position < len(self.tokens) and re.fullmatch(r"0|[1-9]\d*", self.tokens[self.position], re.ASCII):
             self.position += 1
             self.numbers.append(int(self.tokens[self.position - 1]))
             return Fraction(self.numbers[-1])
@@ -102,6 +104,16 @@ def is_solution(question: str, expression: str) -> bool:
     except ValueError:
         return False
     return value == target and sorted(used) == sorted(numbers)
+
+
+def solves(question: str, equation: str) -> bool:
+    """Whether an expression is a solution, bare or with the target on the other side (`26 = 3*7+5`)."""
+    target = parse_question(question)[1]
+    sides = equation.split("=")
+    results = [bool(re.fullmatch(r"-?\d{1,100}", side)) and int(side) == target for side in sides]
+    if len(sides) == 2 and any(results):
+        return is_solution(question, sides[results.index(True) - 1])
+    return len(sides) == 1 and is_solution(question, sides[0])
 
 
 Operation = tuple[int, str, int, int]  # left, operator, right, result

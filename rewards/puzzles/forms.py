@@ -48,6 +48,12 @@ def last_result(steps: Sequence[str]) -> str | None:
 # --- countdown -------------------------------------------------------------------------------------------------------
 
 
+def _whole(number: Any) -> str:
+    """A number as a data set has it: 23, 23.0 or "23"."""
+    text = str(number).strip()
+    return re.sub(r"(?<=\d)\.0+", "", text) if re.fullmatch(r"-?\d+\.0+", text) else text
+
+
 def read_countdown_row(row: Row) -> Problem:
     """A countdown row: question, or numbers and target, or input and output; `ValueError` says what is wrong."""
     if "input" in row and "output" in row:  # d1's file
@@ -55,10 +61,10 @@ def read_countdown_row(row: Row) -> Problem:
     elif "numbers" in row and "target" in row:
         if not isinstance(row["numbers"], list | tuple):
             raise ValueError(f"numbers {row['numbers']!r}: a list of them is needed")
-        question = f"{','.join(str(number) for number in row['numbers'])}={row['target']}"
+        question = f"{','.join(map(_whole, row['numbers']))}={_whole(row['target'])}"
     else:
         question = text_of(row, "question")
-        words = re.fullmatch(r"Numbers:\s*\[(.*)\]\s*Target:\s*(\d+)", question)
+        words = re.fullmatch(r"Numbers:\s*\[(.*)\]\s*Target:\s*(-?\d+)", question)
         question = f"{words[1]}={words[2]}" if words else question
     numbers, target = countdown.parse_question(question)
     return Problem(f"{','.join(map(str, numbers))}={target}", _optional_answer(row))

@@ -1,53 +1,35 @@
 """Puzzles: countdown, 4x4 Sudoku and arithmetic chains, judged by their rules and not by comparison with one answer.
 
 Questions are columns of the data set, in the tasks' own notation or in those of public files; a row whose question cannot
-be read gets None. Answers are read from the last `\\boxed{...}`, `####` line or `<answer>...</answer>`, or, where there is
-no such mark, in the tasks' own forms: worked steps or a grid. Expressions go through the exact rational grammar of
-`countdown.py`; nothing is evaluated as code, and nothing that a completion says makes a reward None.
+be read gets None. Answers are read by `reading.py`. Expressions go through the exact rational grammar of `countdown.py`;
+nothing is evaluated as code, and nothing that a completion says makes a reward None.
 
 Differences from d1's functions: arithmetic is exact; a grid is right if it is valid, also where the puzzle has other
 solutions than the one in the file; and an altered clue counts as a wrong cell.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from lockstitch.rewards.contract import Completion, LogMetric, Value, completion_texts, report_none, rows_of
 from lockstitch.rewards.extract import last_marked
-from lockstitch.rewards.marks import last_answer_block, last_boxed, last_hash, without_special_tokens
+from lockstitch.rewards.marks import without_special_tokens
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.puzzles import countdown, sudoku
 from lockstitch.rewards.puzzles.forms import (
     arithmetic_is_correct,
-    extract_grid,
     read_countdown_row,
     read_number_row,
     read_sudoku_row,
 )
+from lockstitch.rewards.puzzles.reading import read_expression, read_grid
 
 Row = Mapping[str, Any]
 Question = TypeVar("Question")
 
-_SPELLINGS = tuple(
-    (re.compile(pattern), spelling)
-    for pattern, spelling in (
-        (r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"(\1/\2)"),
-        (r"\\(?:times|cdot|ast)(?![a-z])|[×·]", "*"),
-        (r"\\div(?![a-z])|÷", "/"),
-        (r"[−–]", "-"),
-        (r"\\(?:left|right)(?![a-z])|\\[()\[\],!; ]|[$\s]", ""),
-    )
-)
-_LONGEST_ANSWER, _MOST_STEPS, _DEEPEST = 1000, 20, 50
-_GRID = re.compile(r"(?<![0-9])(?:[0-9]\s{0,9}){15}[0-9](?![0-9])")
+_DEEPEST = 50
 _ALMOST = 0.1
-
-
-def _marked(text: str) -> str | None:
-    readers = (last_boxed, last_hash, last_answer_block)
-    return next((found for read in readers if (found := read(text)) is not None), None)
 
 
 def _score(
@@ -83,32 +65,12 @@ def countdown_question(row: Row) -> str:
     return read_countdown_row(row).question
 
 
-def read_expression(text: str) -> str | None:
-    """The expression that a completion answers with, in the grammar's spelling; None if it gives no answer."""
-    marked = _marked(text)
-    answer = (text if marked is None else marked)[:_LONGEST_ANSWER]
-    steps = [line for line in answer.split("\n") if line.strip()]
-    if marked is None or len(steps) > 1:
-        try:
-            expression = countdown.conclude(steps[: _MOST_STEPS + 1])
-        except ValueError:  # int() refuses numbers of thousands of digits
-            expression = None
-        if expression is not None or marked is None:
-            return expression
-    for pattern, spelling in _SPELLINGS:
-        answer = pattern.sub(spelling, answer)
-    return answer or None
-
-
 def judge_countdown(question: str, text: str) -> float:
     """1.0 if the expression uses every number once and gives the target, 0.1 for another answer, 0.0 for none."""
     expression = read_expression(text)
     if expression is None:
         return 0.0
-    left, equal, right = expression.partition("=")
-    if equal and right != str(countdown.parse_question(question)[1]):
-        return _ALMOST
-    return 1.0 if left.count("(") <= _DEEPEST and countdown.is_solution(question, left) else _ALMOST
+    return 1.0 if expression.count("(") <= _DEEPEST and countdown.solves(question, expression) else _ALMOST
 
 
 def countdown_reward(
@@ -132,18 +94,6 @@ def sudoku_question(row: Row) -> str:
     if "puzzle" in row and "Puzzle" not in row:
         row = {**row, "Puzzle": row["puzzle"]}
     return read_sudoku_row(row).question
-
-
-def read_grid(text: str) -> str | None:
-    """The digits of the grid that a completion answers with, however many; None if it gives no answer."""
-    whole = extract_grid(text)
-    if whole is not None:
-        return whole
-    marked = _marked(text)
-    if marked is None:
-        grids = _GRID.findall(text)
-        marked = grids[-1] if grids else ""
-    return re.sub(r"[^0-9]", "", marked[:_LONGEST_ANSWER]) or None
 
 
 def judge_sudoku(question: str, text: str) -> float:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from lockstitch.rewards.marks import without_special_tokens
-from lockstitch.rewards.mathematics.math_rewards import read_answer
+from lockstitch.rewards.mathematics.reading import read_answer
 from lockstitch.rewards.plugins import nearest
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.programs.code_extract import extract_code
-from lockstitch.rewards.puzzles.puzzle_rewards import countdown_question, read_expression, read_grid, sudoku_question
+from lockstitch.rewards.puzzles.puzzle_rewards import countdown_question, sudoku_question
+from lockstitch.rewards.puzzles.reading import read_expression, read_grid
 from lockstitch.rewards.tasks.benchmark import D1_TAG_REWARDS, TAGS, Benchmark, Row, Source, Weighted, instructions
 from lockstitch.rewards.tasks.notations import (
     read_humaneval_row,

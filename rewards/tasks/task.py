@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lockstitch.rewards.extract import last_marked, last_number
+from lockstitch.rewards.extract import last_marked
 from lockstitch.rewards.mathematics.equations import EquationChecker
-from lockstitch.rewards.mathematics.math_rewards import grade_math, read_answer, read_gold
+from lockstitch.rewards.mathematics.math_rewards import grade_math
+from lockstitch.rewards.mathematics.reading import read_answer, read_gold
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.puzzles import arithmetic, countdown, sudoku
 from lockstitch.rewards.puzzles.checkers import ArithmeticChecker, CountdownChecker, SudokuChecker
@@ -21,7 +22,6 @@ from lockstitch.rewards.puzzles.forms import (
     extract_expression,
     extract_grid,
     last_result,
-    number_is_correct,
     read_countdown_row,
     read_number_row,
     read_sudoku_row,
@@ -120,11 +120,7 @@ TASKS = {
             unit="row", checker=SudokuChecker(), conclude=sudoku.conclude, canvas_length=20,
             generate=lambda rng, held_out: sudoku.generate(rng, held_out=held_out),
         ),
-        Task(
-            "gsm8k", lambda question: question + "\n", str.strip, lambda text: last_marked(text) or last_number(text),
-            number_is_correct, read_number_row, unit="sentence", checker=EquationChecker(), conclude=lambda steps: None,
-        ),
-        *map(_math_task, ("math500", "aime", "amc")),
+        *map(_math_task, ("gsm8k", "math500", "aime", "amc")),
         _math_task("svamp", read_svamp_row),
     )
 }

@@ -1,0 +1,120 @@
+r"""Reading the answers of puzzles: an expression, a grid, however they are written.
+
+Where the answer stands is `marks.find_answer`'s decision, as for math; without a mark it is in the task's own form (worked
+steps, an equation alone on its line, a grid). An expression is spelled in the grammar of `countdown.py`. Nothing is
+evaluated here.
+"""
+
+import re
+
+from lockstitch.rewards.marks import Found, find_answer, spoken
+from lockstitch.rewards.puzzles import countdown
+from lockstitch.rewards.puzzles.forms import extract_grid
+
+_LONGEST_ANSWER, _MOST_STEPS = 1000, 20
+
+_SPELLINGS = tuple(
+    (re.compile(pattern), spelling)
+    for pattern, spelling in (
+        (r"```[a-z]*\n?|`|\*{2}(?=[^\d]|$)|(?<=[^\d\s)])\*{2}|^\s*\*{2}|\*{2}\s*$|[\"“”]|^\s*'|'\s*$|\\\\\s*$", " "),
+        (r"\\(?:text|mathrm|mathbf|textbf|boldsymbol|operatorname)\s*\{([^{}]*)\}", r" \1 "),
+        (r"\\(?:times|cdot|ast)(?![a-z])|[×·⋅∗∙•✕✖⨯]|(?<=[\d)\s])[xX](?=[\d(\s])", "*"),
+        (r"\\div(?![a-z])|[÷∕⁄]", "/"),
+        (r"[−–—‒﹣－]", "-"), (r"＋", "+"), (r"[（［]|\\lbrack|\\\{", "("), (r"[）］]|\\rbrack|\\\}", ")"),
+        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad)(?![a-z])|\\[()!,;: ]|\\[\[\]]|[$~\u00a0\u2009\u202f]", " "),
+        (r"→|⇒|➔|⟶|\\(?:to|rightarrow|Rightarrow|approx|equiv)(?![a-z])|->|=>|≈|={1,3}", "="),
+    )
+)  # fmt: skip
+_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_SQUARE = str.maketrans("[]", "()")
+_WHOLE = re.compile(r"^(-?\d+)\.0*$")
+_FORMULA = re.compile(r"[-+*/(). \d]+")
+_WORDS = re.compile(r"(?:[^\W\d_]+(?:['’-][^\W\d_]+)*(?![\w(])[\s:,]*)+")  # no call: `abs(...)`
+_REMARK = re.compile(r"\(\s*=[^()]*\)\s*$|\(\s*[^\W\d_][^()]*\)\s*$")
+_GRID = re.compile(r"(?<![0-9])(?:[0-9]\s{0,9}){15}[0-9](?![0-9])")
+_LABEL = re.compile(
+    r"^[ \t>|*#-]{0,9}(?:(?:row|line|r)\s{0,3}#?\d\s{0,3}[:.)=-]|\(?\d\s{0,3}[.):](?=\s))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SIZE = re.compile(r"\d\s{0,3}[x×]\s{0,3}\d|\(\d\s{0,3},\s{0,3}\d\)", re.IGNORECASE)
+
+
+def _whole_mark(text: str) -> Found | None:
+    """Where the answer stands; a mark that is cut off is none, since nobody can tell how its expression goes on."""
+    found = find_answer(text)
+    return None if found is not None and found.is_cut else found
+
+
+def read_expression(text: str) -> str | None:
+    """The expression that a completion answers with, in the grammar's spelling, with `= result`; None without an answer."""
+    found = _whole_mark(text)
+    answer = (spoken(text) if found is None else found.text)[:_LONGEST_ANSWER]
+    steps = [line for line in answer.split("\n") if line.strip()]
+    if found is None or len(steps) > 1:
+        try:
+            expression = countdown.conclude(steps[: _MOST_STEPS + 1])
+        except ValueError:  # int() refuses numbers of thousands of digits
+            expression = None
+        if expression is not None:
+            return expression
+    if found is None:
+        return _equation_of_a_line(steps[-1]) if steps else None
+    return spelled(answer) or None
+
+
+def spelled(answer: str) -> str:
+    """An answer as the grammar writes it: `left = right` or one side, words around it and spaces dropped."""
+    for pattern, spelling in _SPELLINGS:
+        answer = pattern.sub(spelling, answer)
+    for _ in range(8):
+        plain = _FRACTION.sub(lambda match: f"(({match[1] or match[2]})/({match[3] or match[4]}))", answer)
+        if plain == answer:
+            break
+        answer = plain
+    answer = _REMARK.sub(_remark, answer.translate(_SQUARE).strip()).strip().rstrip(".,;:!")
+    sides = [re.sub(r"\s+", " ", side).strip() for side in answer.split("=")]
+    sides = [_WHOLE.sub(r"\1", _formula(side)) for side in sides if side]
+    return "=".join(side if re.search(r"\d \d", side) else side.replace(" ", "") for side in sides)
+
+
+def _remark(match: re.Match[str]) -> str:
+    return match[0].strip("() ") if match[0].strip("( ").startswith("=") else ""
+
+
+def _formula(side: str) -> str:
+    """A side without the words before and behind it, where nothing but one formula stands between them."""
+    pieces = [piece.strip() for piece in _WORDS.split(side) if piece and re.search(r"\d", piece)]
+    return pieces[0].strip(" .,:;") if len(pieces) == 1 and _FORMULA.fullmatch(pieces[0].strip(" .,:;")) else side
+
+
+def _equation_of_a_line(line: str) -> str | None:
+    """`3*7+5 = 26` alone on the last line; None for anything else, as a line with words is no answer."""
+    expression = spelled(line)
+    left, equal, right = expression.partition("=")
+    is_equation = equal and all(re.fullmatch(r"[-+*/()\d]+", side) for side in (left, right))
+    says_more = re.search(r"[a-wyzA-WYZ]{2}", re.sub(r"\\[a-z]+", "", line))
+    return expression if is_equation and re.search(r"\d\D*[-+*/]\D*\d", expression) and not says_more else None
+
+
+def read_grid(text: str) -> str | None:
+    """The digits of the grid that a completion answers with, however many; None if it gives no answer."""
+    whole = extract_grid(text)
+    if whole is not None:
+        return whole
+    found = _whole_mark(text)
+    if found is None:
+        return _last_grid(text)
+    answer = found.text[:_LONGEST_ANSWER]
+    if found.mark == "phrase":  # its sentence ends before the grid does
+        return _last_grid(text)
+    rows = _LABEL.sub(" ", _SIZE.sub(" ", answer)) if len(re.sub(r"\D", "", answer)) != 16 else answer
+    return re.sub(r"[^0-9]", "", rows) or None
+
+
+def _last_grid(text: str) -> str | None:
+    """The last sixteen digits with nothing between them, else the last four lines of four digits, labels and rules apart."""
+    if grids := _GRID.findall(text):
+        return re.sub(r"[^0-9]", "", grids[-1])
+    lines = [line for line in text[-_LONGEST_ANSWER:].split("\n") if re.search(r"\d", line)]
+    rows = [re.sub(r"[\s|,\[\]]", "", _LABEL.sub(" ", line)) for line in lines]
+    return "".join(rows[-4:]) if len(rows) >= 4 and all(re.fullmatch(r"[0-9]{4}", row) for row in rows[-4:]) else None
