@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.code_rewards import CodeReward
 from lockstitch.rewards.programs.judge import read_answer
 from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Stopped, input_file
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lockstitch.rewards.mathematics.math_rewards import TIMEOUT_SECONDS, grade_math
+from lockstitch.rewards.math_rewards import TIMEOUT_SECONDS, grade_math
 
 HANG = r"\boxed{9^{9^{9^{9}}}}"
 TARGET = 200  # completions a second on GSM8K

@@ -39,7 +39,7 @@ from pathlib import Path
 import torch
 from bench_sampling import EMBEDDED, load
 from datasets import Dataset
-from lockstitch.rewards.puzzles.puzzle_rewards import sudoku_reward
+from lockstitch.rewards.puzzle_rewards import sudoku_reward
 from lockstitch.rewards.tasks.task import get_task, training_problems
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.code_rewards import CodeReward
 from lockstitch.rewards.sandbox.launchers import interpreter
 
 PROGRAM = "def f(n):\n    return sum(i * i for i in range(n))\n"

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lockstitch.rewards.contract import Value
-from lockstitch.rewards.mathematics.math_rewards import grade_math
+from lockstitch.rewards.math_rewards import grade_math
 from math_verify import parse, verify
 from trl.rewards import accuracy_reward
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from lockstitch.rewards.contract import Value
 from lockstitch.rewards.marks import without_special_tokens
-from lockstitch.rewards.mathematics.math_rewards import math_reward
-from lockstitch.rewards.puzzles.puzzle_rewards import countdown_reward, sudoku_reward
+from lockstitch.rewards.math_rewards import math_reward
+from lockstitch.rewards.puzzle_rewards import countdown_reward, sudoku_reward
 
 Row = dict[str, Any]
 Verdicts = tuple[str, list[Row], list[bool], list[Value], list[str]]  # title, rows, theirs, ours, texts

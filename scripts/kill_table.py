@@ -28,8 +28,8 @@ GRACE = 2.0
 GOOD = "```python\ndef f(n):\n    return sum(range(n))\n```"
 SLOW = "```python\nimport os, time\nfor _ in range(5):\n    os.fork()\ntime.sleep(1)\n```"
 TRAINER = f"""
-from lockstitch.rewards.mathematics.math_rewards import math_reward
-from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.math_rewards import math_reward
+from lockstitch.rewards.code_rewards import CodeReward
 reward, unsafe = CodeReward(workers=3, timeout=1.0), CodeReward(backend="unsafe", timeout=1.0)
 programs, tests = [{GOOD!r}, {GOOD!r}, {SLOW!r}], [["assert f(4) == 6"]] * 3
 while True:

@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from lockstitch.rewards.mathematics.math_rewards import math_reward
-from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.code_rewards import CodeReward
+from lockstitch.rewards.math_rewards import math_reward
 from lockstitch.rewards.sandbox import children
 from lockstitch.rewards.sandbox.sandbox_watch import memory_of, processes_of
 

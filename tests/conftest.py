@@ -30,7 +30,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def bubblewrap() -> None:
     """Skips the test where there is no sandbox for code, except in continuous integration, which must have one."""
-    from lockstitch.rewards.programs.code_rewards import examiner_of
+    from lockstitch.rewards.code_rewards import examiner_of
     from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
 
     try:

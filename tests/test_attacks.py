@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from attack_shapes import ANSWERS, GOOD, GOOD_PROGRAM, INPUTS, MARK, OUTPUTS, TESTS, Attack, aim
 from attacks import ATTACKS
-from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.code_rewards import CodeReward
 from lockstitch.rewards.sandbox import children
 from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 

@@ -7,7 +7,7 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.code_rewards import CodeReward
 from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Stopped, input_file
 
 pytestmark = [

@@ -7,9 +7,9 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lockstitch.rewards.code_rewards import CodeReward, code_fraction_reward, code_reward
 from lockstitch.rewards.programs.code_extract import defines, extract_code, find_code, header_in, variants
 from lockstitch.rewards.programs.code_names import BadTest
-from lockstitch.rewards.programs.code_rewards import CodeReward, code_fraction_reward, code_reward
 from lockstitch.rewards.programs.code_tests import parse_check, parse_tests
 
 DOUBLE = "def double(x):\n    return 2 * x\n"

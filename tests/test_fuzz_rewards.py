@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lockstitch.rewards import extract, format_rewards, marks
+from lockstitch.rewards import extract, format_rewards, marks, puzzle_rewards
 from lockstitch.rewards.mathematics import reading as mathematics_reading
 from lockstitch.rewards.mathematics.equations import EquationChecker
 from lockstitch.rewards.problem import Problem
-from lockstitch.rewards.puzzles import countdown, puzzle_rewards
+from lockstitch.rewards.puzzles import countdown
 from lockstitch.rewards.puzzles import reading as puzzles_reading
 from lockstitch.rewards.tasks import reasoning_gym_task
 from lockstitch.rewards.tasks.task import TASKS
@@ -189,11 +189,11 @@ def test_two_hundred_thousand_characters_of_one_kind(piece, form):
 
 MODULES = [
     "marks", "format_rewards", "contract", "extract",
-    "mathematics/math_rewards", "mathematics/reading", "mathematics/spelling", "mathematics/words", "mathematics/plain",
-    "mathematics/forms", "mathematics/comparing", "mathematics/math_worker", "puzzles/puzzle_rewards", "puzzles/reading",
+    "math_rewards", "mathematics/reading", "mathematics/spelling", "mathematics/words", "mathematics/plain",
+    "mathematics/forms", "mathematics/comparing", "mathematics/math_worker", "puzzle_rewards", "puzzles/reading",
     "puzzles/forms", "puzzles/countdown", "puzzles/sudoku",
     "tasks/notations", "tasks/task", "tasks/benchmark", "tasks/benchmarks", "tasks/grade", "tasks/reasoning_gym_task",
-    "programs/code_blocks", "programs/code_extract", "programs/code_names", "programs/code_pairs", "programs/code_rewards",
+    "programs/code_blocks", "programs/code_extract", "programs/code_names", "programs/code_pairs", "code_rewards",
     "programs/code_shape", "programs/code_tests", "programs/judge", "programs/same", "programs/sandbox_fusion",
     "sandbox/tagged",
 ]  # fmt: skip

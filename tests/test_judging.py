@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from lockstitch.rewards.programs.code_rewards import CodeReward
+from lockstitch.rewards.code_rewards import CodeReward
 
 pytestmark = pytest.mark.usefixtures("bubblewrap")
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 from lockstitch.rewards.marks import find_answer
+from lockstitch.rewards.math_rewards import grade_math, math_reward
 from lockstitch.rewards.mathematics.forms import parse
-from lockstitch.rewards.mathematics.math_rewards import grade_math, math_reward
 from lockstitch.rewards.mathematics.plain import read_plain, same_plain, value_of, written
 from lockstitch.rewards.mathematics.reading import read_answer, read_gold
 from lockstitch.rewards.mathematics.words import value_in_words

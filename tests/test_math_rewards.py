@@ -7,8 +7,8 @@ import time
 from fractions import Fraction
 
 import pytest
-from lockstitch.rewards.mathematics import math_rewards
-from lockstitch.rewards.mathematics.math_rewards import grade_math, math_reward
+from lockstitch.rewards import math_rewards
+from lockstitch.rewards.math_rewards import grade_math, math_reward
 from lockstitch.rewards.mathematics.math_worker import is_right
 from lockstitch.rewards.mathematics.reading import read_gold
 

@@ -203,7 +203,7 @@ def test_listing_imports_neither_rewards_nor_libraries():
     code = "import sys; from lockstitch.cli import main; main(['rewards']); print('LOADED', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.partition("LOADED")[2].split())
-    assert not loaded & {"torch", "trl", "sympy", "math_verify", "datasets", "lockstitch.rewards.mathematics.math_rewards"}
+    assert not loaded & {"torch", "trl", "sympy", "math_verify", "datasets", "lockstitch.rewards.math_rewards"}
 
 
 @pytest.mark.slow

@@ -7,13 +7,13 @@ import random
 import re
 
 import pytest
-from lockstitch.rewards.puzzles import countdown, sudoku
-from lockstitch.rewards.puzzles.puzzle_rewards import (
+from lockstitch.rewards.puzzle_rewards import (
     arithmetic_reward,
     countdown_reward,
     sudoku_cells_reward,
     sudoku_reward,
 )
+from lockstitch.rewards.puzzles import countdown, sudoku
 from lockstitch.rewards.puzzles.reading import read_expression, read_grid
 from lockstitch.rewards.tasks.task import get_task
 

@@ -15,7 +15,7 @@ def test_grpo_trains_with_our_rewards(tmp_path, conversational):
     from datasets import Dataset
     from lockstitch.rewards.contract import combine
     from lockstitch.rewards.format_rewards import repetition_penalty, xml_count_reward
-    from lockstitch.rewards.mathematics.math_rewards import math_reward
+    from lockstitch.rewards.math_rewards import math_reward
     from models import tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import GRPOConfig, GRPOTrainer

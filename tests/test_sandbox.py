@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lockstitch.rewards.programs.code_rewards import CodeReward, code_reward, examiner_of
+from lockstitch.rewards.code_rewards import CodeReward, code_reward, examiner_of
 from lockstitch.rewards.sandbox import bubblewrap, children, launchers, seccomp
 from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
 from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, StartFailed, Stopped, Unsafe, input_file

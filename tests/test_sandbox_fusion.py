@@ -9,7 +9,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from lockstitch.rewards.programs.code_rewards import CodeReward, code_reward
+from lockstitch.rewards.code_rewards import CodeReward, code_reward
 from lockstitch.rewards.programs.code_tests import parse_tests
 from lockstitch.rewards.programs.judge import Exam
 from lockstitch.rewards.programs.sandbox_fusion import FusionExaminer

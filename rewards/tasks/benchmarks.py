@@ -14,7 +14,7 @@ from lockstitch.rewards.mathematics.reading import read_answer
 from lockstitch.rewards.plugins import nearest
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.programs.code_extract import extract_code
-from lockstitch.rewards.puzzles.puzzle_rewards import countdown_question, sudoku_question
+from lockstitch.rewards.puzzle_rewards import countdown_question, sudoku_question
 from lockstitch.rewards.puzzles.reading import read_expression, read_grid
 from lockstitch.rewards.tasks.benchmark import D1_TAG_REWARDS, TAGS, Benchmark, Row, Source, Weighted, instructions
 from lockstitch.rewards.tasks.notations import (

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockstitch.rewards.extract import last_marked
+from lockstitch.rewards.math_rewards import grade_math
 from lockstitch.rewards.mathematics.equations import EquationChecker
-from lockstitch.rewards.mathematics.math_rewards import grade_math
 from lockstitch.rewards.mathematics.reading import read_answer, read_gold
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.puzzles import arithmetic, countdown, sudoku
