@@ -6,6 +6,7 @@ own code said of it in float32: logits (`logits.safetensors`) and, in golden.jso
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def as_sdar_does(denoiser, case, overwrites):
     blocks = -(-(len(prompt) + length) // block)
     ids = torch.full((1, blocks * block), denoiser.mask_id)
     ids[0, : len(prompt)] = torch.tensor(prompt)
-    steps, mask = case["steps"] // (length // block), block_mask(blocks * block, block)
+    steps, mask = case["steps"] // -(-length // block), block_mask(blocks * block, block)
     for number in range(len(prompt) // block, blocks):
         stop = (number + 1) * block
         now = ids[0, stop - block : stop]
@@ -172,6 +173,32 @@ def test_fast_dllm_v2_opens_blocks_and_goes_by_sub_blocks(width):
     (t,) = sample(denoiser, [prompt], config)
     assert list(t.canvas_ids[:24]) == as_fast_dllm_does(denoiser, prompt, 24, 8, 4, 0.035)
     assert 24 / 4 < t.last_step < 24
+
+
+@pytest.mark.parametrize(("name", "block", "length"), [("sdar", 4, 2), ("sdar", 4, 10), ("llada2", 32, 20), ("fastv2", 32, 20)])
+@pytest.mark.parametrize("width", [3, 32, 42])
+def test_whole_blocks_are_the_models_own_whatever_the_canvas(name, block, length, width):
+    """A canvas that is shorter than a block, or no multiple of it, is cut off blocks as the model was trained with."""
+    denoiser, prompt = golden(name), list(range(30, 30 + width))
+    (t,) = sample(denoiser, [prompt], preset(FAMILIES[NAMES[name]].decoding, length, threshold=2.0, stop_at_eos=False))
+    case = {"prompt_ids": prompt, "block_length": block, "canvas_length": length, "steps": -(-length // block) * block}
+    if name == "fastv2":
+        expected = as_fast_dllm_does(denoiser, prompt, length, block, 8, 2.0)
+    else:
+        expected = as_sdar_does(denoiser, case, overwrites=False)
+    assert list(t.canvas_ids[:length]) == expected
+    assert (width + len(t.canvas_ids)) % block == 0
+    said = replace(preset("sdar", length, steps=case["steps"] * 2), block_length=None)  # until the model's blocks are known
+    with pytest.raises(ValueError, match=f"steps={2 * case['steps']} must be a multiple of the .* blocks and at most"):
+        sample(denoiser, [prompt], said)
+
+
+def test_whole_blocks_may_reach_the_last_position_that_the_model_was_made_for():
+    denoiser = golden("llada2")
+    longest = denoiser.longest
+    sample(denoiser, [[17] * (longest - 20)], preset("llada2", 20, threshold=0.0))
+    with pytest.raises(ValueError, match="more than the 512 positions"):
+        sample(denoiser, [[17] * (longest - 19)], preset("llada2", 20, threshold=0.0))
 
 
 # The sampler on every family
