@@ -193,6 +193,19 @@ def test_whole_blocks_are_the_models_own_whatever_the_canvas(name, length, width
         sample(denoiser, [prompt], said)
 
 
+@pytest.mark.parametrize("width", [3, 32])
+@torch.no_grad()
+def test_the_likelihood_of_a_whole_block_is_its_own_path_probability(width):
+    """Also where the canvas is shorter than the block that it stands in."""
+    denoiser = golden("llada2")
+    config = preset("llada2", 5, temperature=1.0, threshold=0.02, stop_at_eos=False)
+    drawn = sample(denoiser, [list(range(30, 30 + width))], config, n=2)
+    canvases = Canvases.from_trajectories(drawn, denoiser)
+    logp_BG = estimate(EstimatorConfig("trajectory"), Scorer(denoiser, denoiser.model, block_length=32), canvases, 0)
+    expected = torch.tensor([t.confidence for t in drawn]).log() * canvases.valid_BG
+    torch.testing.assert_close(logp_BG, expected, atol=2e-4, rtol=1e-4)
+
+
 def test_whole_blocks_may_reach_the_last_position_that_the_model_was_made_for():
     denoiser = golden("llada2")
     longest = denoiser.longest
