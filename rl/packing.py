@@ -80,14 +80,17 @@ def check_block_length(family: Family, block_length: int | None) -> None:
         raise ValueError(f"block_length={block_length}: {family.name} models need the sampler's block length")
 
 
-def block_of_column(real_BP: torch.Tensor, canvas: int, block: int, layout: str) -> torch.Tensor:
+def block_of_column(
+    real_BP: torch.Tensor, canvas: int, block: int, layout: str, alone: bool | None = None
+) -> torch.Tensor:
     """The block of each column of `[prompt | canvas]`, `(B, L)`: 0 where the canvas begins, negative before.
 
-    Under `block_causal` blocks are counted from the prompt's first token, so block 0 may begin in the prompt.
+    Under `block_causal` blocks are counted from the prompt's first token, so block 0 may begin in the prompt, unless the
+    canvas stands `alone`, a block of its own: by default one that is as long as a block, as in the sampler.
     """
     width = real_BP.shape[1]
     lead_B = real_BP.sum(1) % block
-    if layout != "block_causal" or block >= canvas:
+    if layout != "block_causal" or (block == canvas if alone is None else alone):
         lead_B = torch.zeros_like(lead_B)
     column_L = torch.arange(width + canvas, device=real_BP.device)
     return (column_L - (width - lead_B)[:, None]).div(block, rounding_mode="floor")
@@ -101,6 +104,7 @@ def packed_pass(
     block: int,
     family: Family,
     dtype: torch.dtype,
+    alone: bool | None = None,
 ) -> Packed:
     """The pass that denoises every block of `noised_BG` after the clean ones before it.
 
@@ -108,7 +112,7 @@ def packed_pass(
     first blocks begin in different columns have some columns in two places; each row sees them in one alone.
     """
     width, canvas = prompt_BP.shape[1], clean_BG.shape[1]
-    number_BL = block_of_column(real_BP, canvas, block, family.layout)
+    number_BL = block_of_column(real_BP, canvas, block, family.layout, alone)
     begin_B = (number_BL[:, :width] < 0).sum(1)
     low, high = int(begin_B.min()), int(begin_B.max())
     if family.shifted:  # the token before the canvas predicts the first one

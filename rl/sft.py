@@ -78,16 +78,17 @@ def packed_logits(
     masked_BL: torch.Tensor,
     canvas: int,
     block: int,
+    alone: bool | None = None,
 ) -> torch.Tensor:
     """Logits of the masked positions, `(M, V)`, of models that denoise block by block: of each block after clean ones.
 
-    Rows are padded on the left and end with the canvas, which is clean in `input_ids_BL`. The head runs on masked positions
-    alone.
+    Rows are padded on the left and end with the canvas, which is clean in `input_ids_BL`; `alone` as in `block_of_column`.
+    The head runs on masked positions alone.
     """
     width = input_ids_BL.shape[1] - canvas
     packed = packed_pass(
         input_ids_BL[:, :width], attention_BL[:, :width].bool(), input_ids_BL[:, width:], noised_BL[:, width:],
-        block, denoiser.family, denoiser.model.dtype,
+        block, denoiser.family, denoiser.model.dtype, alone,
     )  # fmt: skip
     row_M, column_M = masked_BL.nonzero(as_tuple=True)
     place_M = packed.columns(row_M, column_M, denoiser.family.shifted)
@@ -194,7 +195,9 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
                 raise ValueError("block_length wants canvases of one length at the end of rows that are padded on the left, "
                                  "as CanvasCollator(pads_left=True) makes them: data_collator does not")  # fmt: skip
             real_BP = attention_BL[:, :-canvas]
-            number_BL = block_of_column(real_BP, canvas, block, self._denoiser.family.layout)
+            # Canvases of any length are not the sampler's, and what a batch's longest one is must not move their blocks.
+            alone = False if self.args.canvas_length is None else None
+            number_BL = block_of_column(real_BP, canvas, block, self._denoiser.family.layout, alone)
             ratio_BL = block_mask_ratio(number_BL, generator, *noise)
         noised_BL, masked_BL = mask_completion(
             ids_BL, completion_BL, ratio_BL, self._denoiser.mask_id, generator, weighting == "mean"
@@ -203,7 +206,7 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
             logits_MV = masked_logits(self._denoiser, model, noised_BL, attention_BL, masked_BL)
         else:
             logits_MV = packed_logits(
-                self._denoiser, model, ids_BL, noised_BL, attention_BL, masked_BL, canvas, block
+                self._denoiser, model, ids_BL, noised_BL, attention_BL, masked_BL, canvas, block, alone
             )
         loss = masked_diffusion_loss(logits_MV, labels_BL, masked_BL, ratio_BL, weighting)
         if logits_MV.shape[0] > 0:

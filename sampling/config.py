@@ -56,12 +56,12 @@ class SamplerConfig:
     Attributes:
         canvas_length: tokens of the canvas, G; under `length=dynamic` what it starts from.
         block_length: positions denoised together before the next ones; None is the model's own block, and the whole canvas
-            of models that have none. Must divide G.
+            of models that have none. Must divide G, unless blocks are whole.
         sub_block_length: positions of a block that are denoised before the next ones of it, all of the block being seen
             (Fast-dLLM v2, 2509.26328); None is the whole block, which it must divide.
         whole_blocks: blocks are counted as SDAR (2510.06303) and LLaDA2.x count them where the prompt ends inside a block: a
             step's quota is that of a whole block, prompt tokens included, and the last block is denoised to its end, of
-            which the completion is cut off at G. For block-causal models.
+            which the completion is cut off at G, which may be any length. For block-causal models.
         policy: which masked positions commit at a step. `quota`: a fixed number of them, the most certain first (LLaDA,
             2502.09992); `random`: as many, drawn at random; `threshold`: all that are at least so certain, and always
             one (Fast-dLLM, 2505.22618); `factor`: the largest k whose k-th certainty reaches 1 - factor / (k + 1)
@@ -150,17 +150,8 @@ class SamplerConfig:
                                  f"sigma=None: correction='remdm' needs one of {', '.join(SIGMAS)}")  # fmt: skip
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
             raise ValueError(f"top_k={self.top_k}, top_p={self.top_p} would be ignored at temperature=0")
-        if self.canvas_length % self.block:
-            raise ValueError(f"block_length={self.block} does not divide canvas_length={self.canvas_length}")
-        if self.sub_block_length is not None and self.block % self.sub_block_length:
-            raise ValueError(f"sub_block_length={self.sub_block_length} does not divide block_length={self.block}")
-        if (self.policy in ("quota", "random") or self.steps is not None) and (
-            not self.blocks <= self.total_steps <= self.canvas_length or self.total_steps % self.blocks
-        ):
-            raise ValueError(
-                f"steps={self.total_steps} must be a multiple of the {self.blocks} blocks and at most "
-                f"canvas_length={self.canvas_length}"
-            )
+        if not self.whole_blocks or self.block_length is not None:  # else the model's blocks are not known yet
+            self._check_blocks()
         self._check_combinations()
         self.stage_blocks  # noqa: B018  (refuses what it cannot read)
 
@@ -185,6 +176,20 @@ class SamplerConfig:
             raise ValueError(f"schedule_eps={self.schedule_eps} must be between -1 and 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
+
+    def _check_blocks(self) -> None:
+        if self.canvas_length % self.block and not self.whole_blocks:
+            raise ValueError(f"block_length={self.block} does not divide canvas_length={self.canvas_length}")
+        if self.sub_block_length is not None and self.block % self.sub_block_length:
+            raise ValueError(f"sub_block_length={self.sub_block_length} does not divide block_length={self.block}")
+        most = self.blocks * self.block
+        if (self.policy in ("quota", "random") or self.steps is not None) and (
+            not self.blocks <= self.total_steps <= most or self.total_steps % self.blocks
+        ):
+            of = "canvas_length" if most == self.canvas_length else "the positions of whole blocks"
+            raise ValueError(
+                f"steps={self.total_steps} must be a multiple of the {self.blocks} blocks and at most {of}={most}"
+            )
 
     def _check_combinations(self) -> None:
         if self.correction == "remdm" and self.policy not in ("quota", "random"):
@@ -222,12 +227,12 @@ class SamplerConfig:
     @property
     def blocks(self) -> int:
         """Number of blocks."""
-        return self.canvas_length // self.block
+        return -(-self.canvas_length // self.block)
 
     @property
     def total_steps(self) -> int:
         """Denoising steps of the whole canvas by its quota."""
-        return self.steps or self.canvas_length
+        return self.steps or self.blocks * self.block
 
     @property
     def share_reopened(self) -> float:

@@ -123,6 +123,7 @@ _LLADA = Translation(
         "multi_query_attention": (None, False),
         "block_group_size": (1,),
         "clip_qkv": (None,),
+        "rope_scaling": (None,),
     },
     names=(
         ("model.transformer.wte", "model.embed_tokens"),
@@ -159,6 +160,7 @@ _LLADA_MOE = Translation(
         "router_topk_group": (None, 0, 1),
         "attention_bias": (False,),
         "moe_layer_freq": (None, 1, "every layer"),
+        "use_sliding_window": (False, None),
     },
 )
 _LLADA2 = Translation(
@@ -198,7 +200,9 @@ _LLADA2 = Translation(
     ),
     fused=(("attention.query_key_value", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),),
 )
-_DREAM = _same("Qwen2ForCausalLM", "Dream", tokenizer="Qwen2Tokenizer")
+# Transformers' classes hide what lies outside a window, where the published code of these may not.
+_NO_WINDOW: dict[str, tuple[Any, ...]] = {"use_sliding_window": (False, None)}
+_DREAM = _same("Qwen2ForCausalLM", "Dream", tokenizer="Qwen2Tokenizer", needs=_NO_WINDOW)
 _A2D = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 BIDIRECTIONAL = Family("bidirectional", decoding="llada")
@@ -217,7 +221,7 @@ FAST_DLLM_V2 = Family(
     decoding="fast_dllm_v2",
     mask_id=151665,
     eos_ids=(151645,),
-    translation=_same("Qwen2ForCausalLM", "Fast_dLLM_Qwen"),
+    translation=_same("Qwen2ForCausalLM", "Fast_dLLM_Qwen", needs=_NO_WINDOW),
 )
 LLADA2 = Family(
     "llada2",
@@ -251,8 +255,8 @@ FAMILIES: dict[str, Family] = {
         LLADA,
         replace(LLADA, name="llada_moe", translation=_LLADA_MOE, mask_id=156895, eos_ids=(156892,)),
         DREAM,
-        replace(_SDAR, translation=_same("Qwen3ForCausalLM", "sdar")),
-        replace(_SDAR, name="sdar_moe", translation=_same("Qwen3MoeForCausalLM", "sdar_moe")),
+        replace(_SDAR, translation=_same("Qwen3ForCausalLM", "sdar", needs=_NO_WINDOW)),
+        replace(_SDAR, name="sdar_moe", translation=_same("Qwen3MoeForCausalLM", "sdar_moe", needs=_NO_WINDOW)),
         FAST_DLLM_V2,
         LLADA2,
         *(

@@ -45,8 +45,15 @@ def check_layout(config: SamplerConfig, family: Family, calling: Calling = NATIV
 
 
 def in_blocks_of(config: SamplerConfig, family: Family) -> SamplerConfig:
-    """The settings with the model's own block length where they say none and the model has one."""
-    if config.block_length is not None or family.block_length is None or family.layout == "full":
+    """The settings with the model's own block length where they say none and the model has one.
+
+    A canvas that is shorter is one block of its own, unless blocks are whole.
+    """
+    if config.block_length is not None or family.layout == "full":
+        return config
+    if config.whole_blocks:
+        return dataclasses.replace(config, block_length=family.block_length or config.canvas_length)
+    if family.block_length is None:
         return config
     return dataclasses.replace(config, block_length=min(family.block_length, config.canvas_length))
 

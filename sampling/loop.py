@@ -117,10 +117,10 @@ def _check_room(denoiser: Denoiser, ids: Sequence[Sequence[int]], config: Sample
     longest = denoiser.longest
     if longest is None:
         return
-    canvas = config.max_length or config.canvas_length
-    if config.whole_blocks:
-        canvas += config.block - 1
     for i, prompt_ids in enumerate(ids):
+        canvas = config.max_length or config.canvas_length
+        if config.whole_blocks:
+            canvas += -(len(prompt_ids) + canvas) % config.block
         if len(prompt_ids) + canvas > longest:
             raise ValueError(f"prompt {i} has {len(prompt_ids)} tokens and its canvas up to {canvas}: more than the "
                              f"{longest} positions that the model was made for")  # fmt: skip

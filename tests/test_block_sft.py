@@ -128,6 +128,25 @@ def test_blocks_have_mask_ratios_of_their_own_that_fill_their_strata():
     assert (apart - 1 / 6).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("block", [4, 8])
+def test_blocks_begin_with_the_prompt_whatever_the_longest_completion_of_the_batch(block, tmp_path):
+    """A row beside longer ones, or alone and as long as a block or shorter: its first token has the same loss."""
+    denoiser = random_denoiser("qwen3", family=BLOCK_CAUSAL)
+    trainer = sft_trainer(denoiser, [ROW], tmp_path, block_length=block)
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    begun = block - len(PROMPT) % block  # positions of the canvas in the block that the prompt began
+    for more in (0, 6):
+        answer = ANSWER + [12] * more
+        row = {"input_ids": PROMPT + answer, "labels": [-100] * len(PROMPT) + answer}
+        with torch.no_grad():
+            trainer.compute_loss(trainer.model, trainer.data_collator([row]))
+        mask, half = seen.pop()["attention_mask"][0, 0], len(PROMPT) + len(answer)
+        noised = (mask[-half:, -half:] == 0)[-len(answer)]  # what the canvas's first token sees of the noised half
+        first = 0 if len(PROMPT) < block else len(PROMPT) // block * block
+        assert noised.nonzero()[:, 0].tolist() == list(range(first, min(len(PROMPT) + begun, half)))
+
+
 def test_block_lengths_that_mean_nothing_are_refused(tmp_path):
     with pytest.raises(ValueError, match="block_length=None: block_causal models need"):
         sft_trainer(random_denoiser(family=BLOCK_CAUSAL), [ROW], tmp_path)

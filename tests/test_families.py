@@ -6,6 +6,7 @@ own code said of it in float32: logits (`logits.safetensors`) and, in golden.jso
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def as_sdar_does(denoiser, case, overwrites):
     blocks = -(-(len(prompt) + length) // block)
     ids = torch.full((1, blocks * block), denoiser.mask_id)
     ids[0, : len(prompt)] = torch.tensor(prompt)
-    steps, mask = case["steps"] // (length // block), block_mask(blocks * block, block)
+    steps, mask = case["steps"] // -(-length // block), block_mask(blocks * block, block)
     for number in range(len(prompt) // block, blocks):
         stop = (number + 1) * block
         now = ids[0, stop - block : stop]
@@ -172,6 +173,45 @@ def test_fast_dllm_v2_opens_blocks_and_goes_by_sub_blocks(width):
     (t,) = sample(denoiser, [prompt], config)
     assert list(t.canvas_ids[:24]) == as_fast_dllm_does(denoiser, prompt, 24, 8, 4, 0.035)
     assert 24 / 4 < t.last_step < 24
+
+
+@pytest.mark.parametrize(("name", "length"), [("sdar", 2), ("sdar", 10), ("llada2", 20), ("fastv2", 20)])
+@pytest.mark.parametrize("width", [3, 32, 42])
+def test_whole_blocks_are_the_models_own_whatever_the_canvas(name, length, width):
+    """A canvas that is shorter than a block, or no multiple of it, is cut off blocks as the model was trained with."""
+    denoiser, prompt, block = golden(name), list(range(30, 30 + width)), 4 if name == "sdar" else 32
+    (t,) = sample(denoiser, [prompt], preset(FAMILIES[NAMES[name]].decoding, length, threshold=2.0, stop_at_eos=False))
+    case = {"prompt_ids": prompt, "block_length": block, "canvas_length": length, "steps": -(-length // block) * block}
+    if name == "fastv2":
+        expected = as_fast_dllm_does(denoiser, prompt, length, block, 8, 2.0)
+    else:
+        expected = as_sdar_does(denoiser, case, overwrites=False)
+    assert list(t.canvas_ids[:length]) == expected
+    assert (width + len(t.canvas_ids)) % block == 0
+    said = replace(preset("sdar", length, steps=case["steps"] * 2), block_length=None)  # until the model's blocks are known
+    with pytest.raises(ValueError, match=f"steps={2 * case['steps']} must be a multiple of the .* blocks and at most"):
+        sample(denoiser, [prompt], said)
+
+
+@pytest.mark.parametrize("width", [3, 32])
+@torch.no_grad()
+def test_the_likelihood_of_a_whole_block_is_its_own_path_probability(width):
+    """Also where the canvas is shorter than the block that it stands in."""
+    denoiser = golden("llada2")
+    config = preset("llada2", 5, temperature=1.0, threshold=0.02, stop_at_eos=False)
+    drawn = sample(denoiser, [list(range(30, 30 + width))], config, n=2)
+    canvases = Canvases.from_trajectories(drawn, denoiser)
+    logp_BG = estimate(EstimatorConfig("trajectory"), Scorer(denoiser, denoiser.model, block_length=32), canvases, 0)
+    expected = torch.tensor([t.confidence for t in drawn]).log() * canvases.valid_BG
+    torch.testing.assert_close(logp_BG, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_whole_blocks_may_reach_the_last_position_that_the_model_was_made_for():
+    denoiser = golden("llada2")
+    longest = denoiser.longest
+    sample(denoiser, [[17] * (longest - 20)], preset("llada2", 20, threshold=0.0))
+    with pytest.raises(ValueError, match="more than the 512 positions"):
+        sample(denoiser, [[17] * (longest - 19)], preset("llada2", 20, threshold=0.0))
 
 
 # The sampler on every family
@@ -317,10 +357,13 @@ def save_as(directory, name, drop=(), **changed):
         ("llada", {"layer_norm_type": "default"}, "layer_norm_type='default'"),
         ("llada", {"scale_logits": True}, "scale_logits=True"),
         ("llada", {"include_qkv_bias": True}, "include_qkv_bias=True"),
+        ("llada", {"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling={'type': 'linear', 'factor': 4.0}"),
         ("llada", {"d_model": "GONE"}, "config.json lacks 'd_model'"),
         ("llada_moe", {"qk_layernorm": False}, "qk_layernorm=False"),
         ("llada_moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size=64"),
         ("llada_moe", {"moe_layer_freq": [0, 1]}, r"moe_layer_freq=\[0, 1\]"),
+        *((one, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, "use_sliding_window=True")
+          for one in ("llada_moe", "dream", "sdar", "fastv2", "llada2")),
         ("llada2", {"score_function": "softmax"}, "score_function='softmax'"),
         ("llada2", {"use_qkv_bias": True}, "use_qkv_bias=True"),
         ("dream", {"model_type": "dreamt"}, "model type 'dreamt' is of no known diffusion family"),
