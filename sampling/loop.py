@@ -50,7 +50,7 @@ def sample(
         Trajectories ordered by prompt, then by k.
 
     Raises `ValueError` for settings that do not fit the model's layout, an empty prompt, `n` below 1, a canvas of the wrong
-    length, or a ban outside the canvas.
+    length or with the mask token, ids that are no tokens of the model, or a ban outside the canvas.
     """
     config = in_blocks_of(config, denoiser.family)
     rows = make_rows(denoiser, prompts, config, n, seed, canvases, bans)
@@ -90,6 +90,7 @@ def make_rows(
             raise ValueError(f"prompt {i} is empty")
         if len(canvas) != config.canvas_length:
             raise ValueError(f"canvas {i} has {len(canvas)} positions; canvas_length={config.canvas_length}")
+        _check_tokens(denoiser, i, prompt_ids, canvas)
     _check_room(denoiser, ids, config)
     if n > 1 and config.temperature == 0 and config.policy != "random" and config.correction != "remdm":
         warnings.warn(f"n={n} at temperature=0: all {n} trajectories of a prompt will be equal", stacklevel=3)
@@ -110,6 +111,19 @@ def make_rows(
         for i, (prompt_ids, canvas) in enumerate(zip(ids, canvases, strict=True))
         for k in range(n)
     ]
+
+
+def _check_tokens(denoiser: Denoiser, i: int, prompt_ids: Sequence[int], canvas: Canvas) -> None:
+    """Raises `ValueError` for ids that are no tokens of the model, and for a mask token that is pinned."""
+    vocabulary = denoiser.model.config.get_text_config().vocab_size
+    for what, ids in (("prompt", prompt_ids), ("canvas", canvas)):
+        for position, token in enumerate(ids):
+            if token is not None and not 0 <= token < vocabulary:
+                raise ValueError(f"{what} {i} holds {token} at position {position}, which is no token of the model: it has "
+                                 f"{vocabulary}")  # fmt: skip
+    if denoiser.mask_id in canvas:
+        raise ValueError(f"canvas {i} pins the mask token {denoiser.mask_id} at position "
+                         f"{list(canvas).index(denoiser.mask_id)}; None is open")  # fmt: skip
 
 
 def _check_room(denoiser: Denoiser, ids: Sequence[Sequence[int]], config: SamplerConfig) -> None:

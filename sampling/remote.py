@@ -127,7 +127,9 @@ def probe(model: PreTrainedModel, family: Family) -> Calling:
         "keeps_keys": _keeps_keys(model, ids, plain, same),
     }
     model.train()
-    found["trains"] = same(_answer(model, input_ids=ids), plain) or _has_dropout(model)
+    trained = _answer(model, input_ids=ids)
+    answers = trained is not None and trained.shape == plain.shape
+    found["trains"] = same(trained, plain) or (answers and _has_dropout(model))
     model.eval()
     if family.layout != "full" and not found["honours_mask"]:
         raise ValueError(
@@ -185,4 +187,8 @@ def _keeps_keys(model: PreTrainedModel, ids: torch.Tensor, plain: torch.Tensor, 
         behind = model(input_ids=ids[:, :4], past_key_values=keys, position_ids=position, use_cache=True).logits
     except Exception:  # noqa: BLE001  (somebody else's code, asked whether it can)
         return False
-    return keys.get_seq_length() == 16 and behind is not None and not same(behind, plain[:, :4])
+    if keys.get_seq_length() != 16 or behind is None or same(behind, plain[:, :4]):
+        return False
+    # Positions that are not read would be those of the kept keys again.
+    apart = _answer(model, input_ids=ids, position_ids=2 * torch.arange(12, device=ids.device)[None])
+    return apart is not None and not same(apart, plain)

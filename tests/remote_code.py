@@ -2,7 +2,8 @@
 
 Copied into a checkpoint's directory and run as remote code (`write_checkpoint`). `habit` in its config says which: `plain`
 honours everything; `blind` knows token ids alone; `inverted` hides what an additive mask shows; `silent` answers nothing in
-training mode; `lost` leaves its rotary frequencies as they came from loading, as all of them do.
+training mode; `unplaced` counts positions itself, from 0 in each pass. All of them leave their rotary frequencies as they
+came from loading.
 """
 
 import json
@@ -20,9 +21,10 @@ class FogConfig(PretrainedConfig):
     model_type = "fog"
 
     def __init__(self, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=403, mask_token_id=2,
-                 habit="plain", rope_theta=10_000.0, max_position_embeddings=256, **kwargs):  # fmt: skip
+                 habit="plain", rope_theta=10_000.0, max_position_embeddings=256, dropout=0.0, **kwargs):  # fmt: skip
         self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
         self.num_attention_heads, self.max_position_embeddings = num_attention_heads, max_position_embeddings
+        self.dropout = dropout
         self.vocab_size, self.mask_token_id, self.habit, self.rope_theta = vocab_size, mask_token_id, habit, rope_theta
         super().__init__(**{"tie_word_embeddings": False, **kwargs})
 
@@ -55,6 +57,7 @@ class FogModel(PreTrainedModel):
         super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([Block(config) for _ in range(config.num_hidden_layers)])
+        self.drop = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         half = config.hidden_size // config.num_attention_heads // 2
         self.register_buffer("inv_freq", config.rope_theta ** -(torch.arange(half) / half), persistent=False)
@@ -74,7 +77,7 @@ class FogModel(PreTrainedModel):
         habit = self.config.habit
         if habit == "blind":
             attention_mask = position_ids = past_key_values = logits_to_keep = None
-        if position_ids is None:
+        if position_ids is None or habit == "unplaced":
             position_ids = torch.arange(input_ids.shape[1])[None]
         if attention_mask is not None and attention_mask.ndim == 2:
             attention_mask = attention_mask.bool()[:, None, None].expand(-1, -1, input_ids.shape[1], -1)
@@ -87,7 +90,7 @@ class FogModel(PreTrainedModel):
             x = layer(x, angle, attention_mask, past_key_values, number)
         if self.training and habit == "silent":
             return CausalLMOutputWithPast(logits=None)
-        return CausalLMOutputWithPast(logits=self.head(x if logits_to_keep is None else x[:, logits_to_keep]))
+        return CausalLMOutputWithPast(logits=self.head(self.drop(x if logits_to_keep is None else x[:, logits_to_keep])))
 
 
 def write_checkpoint(path, tokenizer, habit="plain", **config):

@@ -73,8 +73,22 @@ def test_blocks_are_sampled_where_masks_are_read(load):
     assert [t.canvas_ids for t in plain] == [t.canvas_ids for t in cached]
 
 
-def test_code_that_is_silent_in_training_is_sampled_from(load):
-    denoiser = load("silent")
+def test_code_that_counts_positions_itself_keeps_no_keys(load):
+    """It would turn the keys of a block as those of the sequence's beginning."""
+    denoiser = load("unplaced", "block_causal")
+    config = SamplerConfig(canvas_length=8, block_length=4)
+    sample(denoiser, PROMPTS, config)
+    with pytest.raises(ValueError, match="cache='none'"):
+        sample(denoiser, PROMPTS, replace(config, cache="block"))
+
+
+def test_dropout_is_no_reason_not_to_train(load):
+    assert load(dropout=0.1).calling.trains
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_code_that_is_silent_in_training_is_sampled_from(load, dropout):
+    denoiser = load("silent", dropout=dropout)
     assert not denoiser.calling.trains
     sample(denoiser, PROMPTS, SamplerConfig(canvas_length=4))
     with pytest.raises(ValueError, match=r"not trained: .*training mode"):

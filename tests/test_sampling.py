@@ -333,5 +333,11 @@ def test_bad_calls_are_refused(denoiser):
         run(denoiser, ["1", ""])
     with pytest.raises(ValueError, match="canvas 0 has 3 positions"):
         run(denoiser, ["1"], canvases=[[None] * 3])
+    with pytest.raises(ValueError, match=f"canvas 0 pins the mask token {denoiser.mask_id} at position 2; None is open"):
+        run(denoiser, ["1"], canvases=[[None, 9, denoiser.mask_id, *[None] * (G - 3)]])
+    with pytest.raises(ValueError, match="canvas 0 holds 9999 at position 1, which is no token of the model"):
+        run(denoiser, ["1"], canvases=[[None, 9999, *[None] * (G - 2)]])
+    with pytest.raises(ValueError, match="prompt 0 holds -1 at position 0, which is no token of the model"):
+        run(denoiser, [[-1, 9]])
     with pytest.raises(ValueError, match=r"model type 'gpt2' .*llama"):
         family_of({"model_type": "gpt2"})
