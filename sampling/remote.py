@@ -1,16 +1,19 @@
 """Checkpoints of unknown types, which bring their own code: tried on a few tokens before anything is asked of them.
 
 Published code differs in what it honours: some of it ignores attention masks, or reads them inverted, takes no positions,
-no cache and no choice of columns, or answers nothing in training mode; and with today's transformers the rotary frequencies
-that it does not save are left as whatever was in memory. What a model does is seen here once, at loading, and what it does
-not is switched off or refused by name: a full-attention model whose code ignores masks is run on rows of one length.
+no cache and no choice of columns, or answers nothing in training mode; and with today's transformers the buffers that it
+does not save, such as rotary frequencies, are left as whatever was in memory. What a model does is seen here once, at
+loading, and what it does not is switched off or refused by name: a full-attention model whose code ignores masks is run
+on rows of one length.
 """
 
+import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from lockstitch.sampling.families import Family
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
@@ -73,36 +76,39 @@ def load_remote(
         what = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         raise ValueError(f"the code of {path!r} does not load with this transformers: {what}") from error
     model = (model if "device_map" in loading else model.to(device)).eval()
-    mend_rotary(model)
+    mend_buffers(model)
     return model, probe(model, family)
 
 
-def mend_rotary(model: torch.nn.Module) -> None:
-    """Computes rotary frequencies anew that loading left uninitialised; `ValueError` for those whose rule is not plain.
+def mend_buffers(model: PreTrainedModel) -> None:
+    """Gives buffers that are not saved the values that a new model has; `ValueError` where none can be made.
 
-    A buffer that is not saved is made on no device while weights stream in, and comes back as what was in memory.
+    Such a buffer (rotary frequencies, tables of sines, masks) is made on no device while weights stream in, and comes back
+    as what was in memory. So the model is made once more, its parameters on no device.
     """
-    config = model.config
-    parameters = getattr(config, "rope_parameters", None) or {}
-    base = getattr(config, "rope_theta", None) or parameters.get("rope_theta", 10_000.0)
-    scaling = getattr(config, "rope_scaling", None) or {}
-    plain = scaling.get("rope_type", scaling.get("type", "default")) == "default"
+    unsaved = {
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    if not unsaved:
+        return
+    try:
+        with init_empty_weights(include_buffers=False):
+            expected = dict(type(model)(copy.deepcopy(model.config)).named_buffers())
+    except Exception as error:
+        what = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        raise ValueError(
+            f"buffers that are not saved ({', '.join(sorted(unsaved))}) were left uninitialised by loading, and no model "
+            f"can be made to take them from: {what}"
+        ) from error
+    mended = []
     for name, buffer in model.named_buffers():
-        if name.rpartition(".")[2] not in ("inv_freq", "original_inv_freq"):
-            continue
-        half = torch.arange(buffer.numel(), dtype=torch.float32, device=buffer.device)
-        expected = base ** -(half / buffer.numel())
-        if buffer.shape == expected.shape and torch.allclose(buffer.float(), expected, rtol=1e-2):
-            continue
-        if not plain:
-            raise ValueError(
-                f"the buffer {name} is not what config.json says, as it was left uninitialised by loading, and "
-                f"rope_scaling={scaling!r} is no plain rule to compute it by"
-            )
-        buffer.copy_(expected.to(buffer.dtype))
-        warnings.warn(
-            f"{name} was left uninitialised by loading, and computed anew from rope_theta={base}", stacklevel=2
-        )
+        if name in unsaved and not torch.equal(value := expected[name].to(buffer), buffer):
+            buffer.data = value
+            mended.append(name)
+    if mended:
+        warnings.warn(f"left uninitialised by loading, and computed anew: {', '.join(mended)}", stacklevel=3)
 
 
 @torch.no_grad()

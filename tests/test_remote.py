@@ -9,7 +9,7 @@ from lockstitch.rl.scoring import Scorer
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
-from lockstitch.sampling.remote import mend_rotary
+from lockstitch.sampling.remote import mend_buffers
 from models import tokenizer
 from remote_code import FogConfig, FogModel, write_checkpoint
 
@@ -95,17 +95,28 @@ def test_code_that_is_silent_in_training_is_sampled_from(load, dropout):
         Scorer(denoiser, denoiser.model)
 
 
-def test_rotary_frequencies_are_what_the_config_says():
-    model = FogModel(FogConfig())
+def test_buffers_that_are_not_saved_are_those_of_a_new_model():
+    model = FogModel(FogConfig(rope_theta=500.0))
     expected = model.inv_freq.clone()
+    mend_buffers(model)  # nothing to say
     model.inv_freq.fill_(7.0)
-    with pytest.warns(UserWarning, match="inv_freq was left uninitialised by loading"):
-        mend_rotary(model)
-    torch.testing.assert_close(model.inv_freq, expected)
-    model.inv_freq.fill_(7.0)
-    model.config.rope_scaling = {"rope_type": "yarn", "factor": 4.0}
-    with pytest.raises(ValueError, match=r"inv_freq is not what config\.json says"):
-        mend_rotary(model)
+    with pytest.warns(UserWarning, match="computed anew: inv_freq"):
+        mend_buffers(model)
+    torch.testing.assert_close(model.inv_freq, expected, rtol=0, atol=0)
+
+
+def test_buffers_that_cannot_be_made_anew_are_refused():
+    class Once(FogModel):
+        made = False
+
+        def __init__(self, config):
+            if Once.made:
+                raise RuntimeError("only once")
+            Once.made = True
+            super().__init__(config)
+
+    with pytest.raises(ValueError, match=r"\(inv_freq\) were left uninitialised by loading, and no model can .*: only once"):
+        mend_buffers(Once(FogConfig()))
 
 
 def test_code_that_does_not_load_is_said_in_one_line(tmp_path, monkeypatch):
