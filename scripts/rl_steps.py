@@ -48,8 +48,8 @@ class Steps:
         )  # fmt: skip
         self.args, self.denoiser, self.iterations = args, denoiser, iterations
         torch.manual_seed(0)  # of the adapter
-        self.trainer = DiffusionGRPOTrainer(denoiser, lambda completions, **_: [0.0] * len(completions), args, adapter,
-                                            train_dataset=Dataset.from_dict({"prompt": ["="]}))  # fmt: skip
+        self.trainer = DiffusionGRPOTrainer(denoiser, lambda completions, **_: [0.0] * len(completions), args,
+                                            Dataset.from_dict({"prompt": ["="]}), peft_config=adapter)  # fmt: skip
         self.trainer.current_gradient_accumulation_steps = 1
         self.policy = self.trainer.model.train()
         self.columns = self.generation(rows, prompt, canvas)

@@ -1,4 +1,4 @@
-"""What all tests share: two threads, no hub, no progress bars; and the folder of the benchmarks' files.
+"""What all tests share: one thread, no hub, no progress bars; and the folder of the benchmarks' files.
 
 The settings are environment variables, set before any library is imported, so that tests which need no torch do not
 load it and the processes that tests start inherit them.
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's number of threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are small: more threads wait for one another
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"

@@ -349,5 +349,5 @@ def test_dropout_that_would_be_switched_off_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"lora_dropout=0.05 would be switched off by disable_dropout=True"):
         DiffusionGRPOTrainer(random_denoiser(), even_tokens, args, peft_config=LoraConfig(lora_dropout=0.05),
                              train_dataset=Dataset.from_dict({"prompt": PROMPTS}))  # fmt: skip
-    with pytest.raises(ValueError, match="tools: the denoiser brings model and tokenizer"):
+    with pytest.raises(ValueError, match="tools: a canvas holds a single turn"):
         make_trainer({}, tmp_path, tools=[print])
