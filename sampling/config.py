@@ -200,7 +200,7 @@ class SamplerConfig:
         if self.whole_blocks and (self.length != "fixed" or self.correction == "revise"):
             raise ValueError("whole_blocks=True goes with length='fixed' and blocks of one length: not with "
                              f"length={self.length!r}, correction={self.correction!r}")  # fmt: skip
-        if self.extension is not None and self.blocks == 1:
+        if self.extension is not None and self.blocks == 1 and self.block_length is not None:  # else it may be the model's
             raise ValueError(f"extension={self.extension} would be ignored: the canvas of {self.canvas_length} is one block")
         if self.cache == "interval" and self.policy != "deferred":
             raise ValueError(f"cache='interval' recomputes the window of policy='deferred', and policy={self.policy!r} has "

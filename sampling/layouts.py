@@ -35,6 +35,8 @@ def check_layout(config: SamplerConfig, family: Family, calling: Calling = NATIV
     if config.extension is not None and family.layout == "full":
         raise ValueError(f"extension={config.extension}: every position of {family.name} models sees what is behind a block "
                          "already; block-causal and context-causal models do not")  # fmt: skip
+    if config.extension is not None and config.blocks == 1:
+        raise ValueError(f"extension={config.extension} would be ignored: the canvas of {config.canvas_length} is one block")
     if config.length == "dynamic" and family.layout != "full":
         raise ValueError(f"length='dynamic' asks how sure the model is of an end that {family.name} models do not see "
                          "from the block; length='fixed'")  # fmt: skip

@@ -416,6 +416,10 @@ def test_what_does_not_fit_a_layout_is_refused():
         run(causal, cache="dual")
     with pytest.raises(ValueError, match=r"extension=16: every position of bidirectional models sees"):
         run(full, policy="deferred", threshold=0.9, extension=16, block_length=4)
+    settings = {"policy": "deferred", "threshold": 0.9, "extension": 16}
+    with pytest.raises(ValueError, match=r"extension=16 would be ignored: the canvas of 12 is one block"):
+        run(random_denoiser(family=replace(BLOCK_CAUSAL, block_length=32)), **settings)
+    assert run(random_denoiser(family=replace(BLOCK_CAUSAL, block_length=4)), **settings)  # blocks that the model brings
     for disguise in (without_mask, dream_like):
         with pytest.raises(ValueError, match=r"cache='dual': this model's own code .*cache='none'"):
             run(disguise(full), cache="dual")

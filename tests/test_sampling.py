@@ -305,7 +305,7 @@ def test_ledgers_add():
         ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0 must be in (0, 1]"),
         ({"cache": "all"}, "not one of none, prefix, dual, interval, block"),
         ({"cache": "interval"}, "recomputes the window of policy='deferred', and policy='quota' has none"),
-        ({"policy": "deferred", "threshold": 0.9, "extension": 16}, "extension=16 would be ignored: the canvas of 12"),
+        ({"policy": "deferred", "threshold": 0.9, "extension": 16, "block_length": 12}, "extension=16 would be ignored: the canvas of 12"),
         ({"extension": 16}, "extension=16 would be ignored by policy='quota'; it is for deferred"),
         ({"refresh": 8}, "refresh=8 would be ignored by cache='none'; it is for interval"),
         ({"eta": 0.1}, "eta=0.1 would be ignored by correction='none'; it is for remdm"),
