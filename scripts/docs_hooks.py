@@ -1,7 +1,7 @@
 """What MkDocs asks while it builds the site of mkdocs.yml: which files there are, and where a link to a folder leads.
 
 Pages keep their paths in the repository, so relative links lead to the same files here and there. What only the site has:
-a page for each folder of settings, which shows its YAML files, and a page for each package, made from its docstrings.
+a page for each folder of settings or examples, which shows its files, and a page for each package, made from its docstrings.
 """
 
 import ast
@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from package_tree import make_tree  # noqa: E402
 
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "recipes/README.md"]
-SETTINGS = ["recipes/accelerate", "recipes/configs", "recipes/presets"]
+SHOWN = {"examples": "*.py", "recipes/accelerate": "*.yaml", "recipes/configs": "*.yaml", "recipes/presets": "*.yaml"}
+LANGUAGES = {".py": "python", ".yaml": "yaml"}
 COMMANDS = re.compile(r"(^|_)(cli|worker|watch|terminal|__main__)$")  # modules that are run, not called
 
 _LINK = re.compile(r"(\]\()([^)\s#:]+)(\))")
@@ -38,9 +39,9 @@ def on_files(files: Files, config: Any) -> Files:
     """The repository's pages under their paths there, in the place of what lies below `docs_dir`."""
     theirs = [file for file in files if file.src_dir != config.docs_dir]
     ours = [*sorted((ROOT / "docs").rglob("*.*")), *(ROOT / page for page in PAGES)]
-    ours += [path for folder in SETTINGS for path in sorted((ROOT / folder).rglob("*.yaml"))]
+    ours += [path for folder, pattern in SHOWN.items() for path in sorted((ROOT / folder).rglob(pattern))]
     made = [File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)) for path in ours]
-    made += [File.generated(config, f"{folder}/index.md", content=_settings(ROOT / folder)) for folder in _folders()]
+    made += [File.generated(config, f"{folder}/index.md", content=text) for folder, text in _shown()]
     made += [File.generated(config, path, content=text) for path, _, text in _api()]
     return Files([*theirs, *made])
 
@@ -56,21 +57,20 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return _LINK.sub(to_page, markdown)
 
 
-def _folders() -> list[str]:
-    """The folders that hold settings, at any depth, by their paths in the repository."""
-    tops = [ROOT / folder for folder in SETTINGS]
-    found = set(tops) | {path.parent for top in tops for path in top.rglob("*.yaml")}
-    return sorted(str(folder.relative_to(ROOT)) for folder in found)
+def _shown() -> list[tuple[str, str]]:
+    """The folders whose files are shown, at any depth, by their paths in the repository, and the text of their pages."""
+    pages = {}
+    for top, pattern in SHOWN.items():
+        for folder in {ROOT / top, *(path.parent for path in (ROOT / top).rglob(pattern))}:
+            name = str(folder.relative_to(ROOT))
+            below = sorted(path.name for path in folder.iterdir() if path.is_dir() and any(path.glob(pattern)))
+            links = "".join(f"- [{one}]({one}/index.md)\n" for one in below)
+            pages[name] = f"# {name}\n\n{links}" + "".join(_show(path) for path in sorted(folder.glob(pattern)))
+    return sorted(pages.items())
 
 
-def _settings(folder: Path) -> str:
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
-    links = [f"- [{path.name}]({path.name}/index.md)\n" for path in below]
-    texts = [
-        f"\n## {path.name}\n\n```yaml\n{path.read_text(encoding='utf-8').rstrip()}\n```\n"
-        for path in sorted(folder.glob("*.yaml"))
-    ]
-    return f"# {folder.relative_to(ROOT)}\n\n{''.join(links)}{''.join(texts)}"
+def _show(path: Path) -> str:
+    return f"\n## {path.name}\n\n```{LANGUAGES[path.suffix]}\n{path.read_text(encoding='utf-8').rstrip()}\n```\n"
 
 
 def _api() -> list[tuple[str, str, str]]:
