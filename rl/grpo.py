@@ -38,7 +38,9 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             place (or wrapped by `peft_config`).
         args: the settings. None is a canvas of 256 tokens denoised by a threshold and with a cache (preset `fast`, or
             `block` for models that denoise block by block), and every other default of `DiffusionGRPOConfig`.
-        reward_funcs, train_dataset, eval_dataset, processing_class, peft_config, callbacks, ...: as in `GRPOTrainer`.
+
+    `reward_funcs`, `train_dataset`, `eval_dataset`, `processing_class`, `peft_config`, `callbacks` and the rest are as in
+    `GRPOTrainer`.
 
     Raises `ValueError` for a plain `GRPOConfig`, for settings that do not fit the model's family, and for LoRA dropout that
     `args` would switch off.

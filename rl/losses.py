@@ -45,10 +45,12 @@ def sequence_loss(
     """`-sum_i min(r_i A_i, clip(r_i, 1 - low, 1 + high) A_i) / divisor` with `r_i = exp((logp_i - old_i) / norm_i)`.
 
     Args:
-        logp_B, old_B: log-likelihood estimates (nats) of the policy and of the one that sampled.
+        logp_B: log-likelihood estimates (nats) of the policy.
+        old_B: those of the policy that sampled.
         advantage_B: advantages.
         norm_B: see `row_norms`.
-        low, high: the clip's epsilons.
+        low: the clip's epsilon below 1.
+        high: the one above.
         divisor: rows of the batch, as a rule.
         delta: most that a ratio may be where its advantage is negative (two-sided clip); None is no bound.
     """

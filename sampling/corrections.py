@@ -17,8 +17,9 @@ def remdm_share(
         kind: `cap` is min(eta, most), `rescale` is eta * most; `confidence` spreads eta * most over the held positions by
             the softmax of minus their snapshot confidence.
         eta: in [0, 1].
-        now_B, then_B: share of the block that is committed before and after the step (alpha_t, alpha_s). The most that can
-            reopen so that the schedule can still be kept is (1 - alpha_s) / alpha_t.
+        now_B: share of the block that is committed before the step (alpha_t).
+        then_B: the share after it (alpha_s). The most that can reopen so that the schedule can still be kept is
+            (1 - alpha_s) / alpha_t.
         confidence_BL: snapshot confidences.
         held_BL: positions that may reopen.
     """

@@ -1,7 +1,7 @@
 # Sourced by the scripts beside it: makes the repository's own virtual environment, .venv, and keeps it up to date.
 #
-#   prepare base|dev    makes or refreshes .venv; sets PYTHON to its interpreter. `dev` has the test tools, and installs
-#                       bubblewrap if it may
+#   prepare base|dev|docs    makes or refreshes .venv; sets PYTHON to its interpreter. `dev` has the test tools, and installs
+#                            bubblewrap if it may; `docs` has what builds the site, too
 #   stage TEXT          says what comes next, after the seconds since the script began
 #
 # .venv/lockstitch.stamp holds a checksum of what was installed; nothing is reinstalled while it still holds.
@@ -55,16 +55,23 @@ prepare() {
     case "$kind" in
         base) ;;
         dev) target=".[dev]" ;;
-        *) fail "prepare: unknown kind '$kind' (base, dev)" ;;
+        docs) target=".[dev,docs]" ;;
+        *) fail "prepare: unknown kind '$kind' (base, dev, docs)" ;;
     esac
-    if [[ "$kind" == dev ]]; then install_bubblewrap; fi
+    if [[ "$kind" != base ]]; then install_bubblewrap; fi
     # The folder counts too: the scripts and the editable install inside .venv name it.
     sum="$({ printf '%s\n' "$ROOT" && cat "$ROOT/constraints.txt" "$ROOT/pyproject.toml"; } | cksum)"
     if [[ -f "$stamp" ]] && "$PYTHON" -c '' 2>/dev/null; then
         case "$(cat "$stamp")" in
-            "$sum $kind" | "$sum dev")
+            "$sum $kind" | "$sum docs")
                 stage "reusing .venv"
                 return
+                ;;
+            "$sum dev")
+                if [[ "$kind" == base ]]; then
+                    stage "reusing .venv"
+                    return
+                fi
                 ;;
         esac
     fi

@@ -3,6 +3,7 @@
 The conventions of `docs/*.md` and `README.md`: a `bash` block runs as a whole in a folder of its own, command by command,
 and must succeed; a `python` block runs in a fresh interpreter, and a `text` block that follows it with only blank lines
 between is what it prints; a `console` block is only shown, and the line above it says why: `<!-- not run: reason -->`.
+A page that begins with `<!-- one folder -->` is a walk: its blocks run in their order, in one folder, as one test.
 """
 
 import os
@@ -16,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RUN = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
-LINKED = [*RUN, ROOT / "CONTRIBUTING.md"]
+LINKED = [*RUN, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
+ONE_FOLDER = "<!-- one folder -->\n"
 KINDS = {"bash", "python", "text", "console", "json", "yaml"}
 
 _BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*$", re.DOTALL | re.MULTILINE)
@@ -52,7 +54,8 @@ def blocks_of(page: Path) -> list[Block]:
     return blocks
 
 
-BLOCKS = [block for page in RUN if page.is_file() for block in blocks_of(page)]
+WALKS = [page for page in RUN if page.read_text(encoding="utf-8").startswith(ONE_FOLDER)]
+BLOCKS = [block for page in RUN if page not in WALKS for block in blocks_of(page)]
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -63,20 +66,33 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def try_block(block: Block, folder: Path) -> None:
+    """Runs a `bash` or `python` block in a folder; it must succeed, and print what the page says that it prints."""
+    command = ["bash", "-euxo", "pipefail", "-c"] if block.kind == "bash" else [sys.executable, "-c"]
+    done = run([*command, block.body], folder)
+    assert done.returncode == 0, f"{block} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    if block.kind == "python" and block.printed is not None:
+        assert done.stdout == block.printed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "bash"], ids=str)
 def test_a_shell_block_succeeds(block: Block, tmp_path: Path) -> None:
-    done = run(["bash", "-euxo", "pipefail", "-c", block.body], tmp_path)
-    assert done.returncode == 0, f"{block} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    try_block(block, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "python"], ids=str)
 def test_a_python_block_prints_what_the_page_says(block: Block, tmp_path: Path) -> None:
-    done = run([sys.executable, "-c", block.body], tmp_path)
-    assert done.returncode == 0, f"{block} ended with {done.returncode}:\n{done.stderr}"
-    if block.printed is not None:
-        assert done.stdout == block.printed
+    try_block(block, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WALKS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_walk_arrives(page: Path, tmp_path: Path) -> None:
+    for block in blocks_of(page):
+        if block.kind in {"bash", "python"}:
+            try_block(block, tmp_path)
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))

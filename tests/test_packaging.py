@@ -189,8 +189,9 @@ def test_constraints_pin_what_we_ask_for() -> None:
     pins = [line for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
     assert pins == sorted(pins, key=lambda pin: pin.lower())
-    asked = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["dev"]]
-    assert {re.split(r"[<>=]", text)[0] for text in asked} <= {pin.split("==")[0].lower() for pin in pins}
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    asked = [*PYPROJECT["project"]["dependencies"], *extras["dev"], *extras["docs"]]
+    assert {re.split(r"[\[<>=]", text)[0] for text in asked} <= {pin.split("==")[0].lower() for pin in pins}
 
 
 def test_the_umbrella_hands_out_names_without_loading_the_rooms():
