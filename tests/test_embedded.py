@@ -65,6 +65,7 @@ def test_it_does_its_task(name):
     assert solved(denoiser, task, problems, policy="threshold", threshold=0.95) >= LEAST[name]
 
 
+@pytest.mark.slow
 def test_the_reinforced_adapter_is_plain_peft_and_solves_more_than_its_base():
     task = get_task("sudoku")
     problems = held_out_problems(task, 200, seed=8)
