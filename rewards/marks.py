@@ -34,10 +34,12 @@ _PHRASE = re.compile(
     r"[ \t*_:]{0,9}",
     re.IGNORECASE | re.MULTILINE,
 )
-# Before a phrase: that it is not meant (`I doubt that`, `let me check whether`).
+# Before a phrase: that it is not meant (`I doubt that`, `let me check whether`, `you might think that`).
 _NOT_MEANT = re.compile(
-    r"\b(?:(?:not|\w+n['\u2019]t|cannot|never|nobody|hardly)\s+(?:think|believe|say|mean|claim|conclude|see|know|sure|likely|true"
-    r"|follow|be)|doubt|if|whether|unless|suppose|assume|assuming)(?:\s+(?:that|how|why|if|whether))?(?:\s+(?:the|my|our|your))?\s*\Z",
+    r"\b(?:(?:not|\w+n['\u2019]t|cannot|never|nobody|hardly|might|may|wrong\s+to)\s+(?:would\s+|be\s+)?"
+    r"(?:think|believe|say|mean|claim|conclude|see|know|sure|likely|true|follow)"
+    r"|(?<!no )(?<!a )(?<!any )doubt|if|whether|unless|suppose|assume|assuming)"
+    r"(?:\s+(?:that|how|why|if|whether))?(?:\s+(?:the|my|our|your))?\s*\Z",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"\n|(?<![ \t.][a-z])(?<!\bvs)(?:[.?]|(?<![\d})])!)[*_\"')\]$]{0,3}(?=[ \t\n]+|\Z)")

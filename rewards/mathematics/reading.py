@@ -78,7 +78,7 @@ _PERCENT = re.compile(r"\s*(?:%|\bper\s?cent\b|\bpercentage points?\b|\bpct\b|\b
 _ORDINAL = re.compile(r"(?<![\w.])(\d+)\s?(?:st|nd|rd|th)\b(?!\s*(?:root|power))", re.IGNORECASE)
 _THOUSAND = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?(K|M|B|bn|mn)(?![\w])")
 _CLAUSE = re.compile(
-    r"[,;:]\s|\b(?:so|then|thus|hence|therefore|which|(?<!say )(?<!think )that|and|because|means)\b"
+    r"[,;:]\s|\b(?:so|then|thus|hence|therefore|which|(?<!say )(?<!think )(?<!doubt )that|and|because|means)\b"
 )
 _LITERAL = re.compile(r"[^\W_][^\W_]*", re.UNICODE)
 _BEFORE = re.compile(r"^(?:about|approximately|around|roughly|nearly|almost|exactly|only|just)\s+", re.IGNORECASE)
