@@ -34,6 +34,14 @@ _PHRASE = re.compile(
     r"[ \t*_:]{0,9}",
     re.IGNORECASE | re.MULTILINE,
 )
+# Before a phrase: that it is not meant (`I doubt that`, `let me check whether`, `you might think that`).
+_NOT_MEANT = re.compile(
+    r"\b(?:(?:not|\w+n['\u2019]t|cannot|never|nobody|hardly|might|may|wrong\s+to)\s+(?:would\s+|be\s+)?"
+    r"(?:think|believe|say|mean|claim|conclude|see|know|sure|likely|true|follow)"
+    r"|(?<!no )(?<!a )(?<!any )doubt|if|whether|unless|suppose|assume|assuming)"
+    r"(?:\s+(?:that|how|why|if|whether))?(?:\s+(?:the|my|our|your))?\s*\Z",
+    re.IGNORECASE,
+)
 _SENTENCE = re.compile(r"\n|(?<![ \t.][a-z])(?<!\bvs)(?:[.?]|(?<![\d})])!)[*_\"')\]$]{0,3}(?=[ \t\n]+|\Z)")
 _BETWEEN_BOXES = re.compile(
     r"[\s$*\\()]{0,9}(?:[,;&]|\band\b|\bor\b|\\text\{ ?(?:and|or) ?\})[\s$*\\()]{0,9}(?:(?:and|or)\b)?[\s$]{0,9}"
@@ -178,7 +186,7 @@ def last_phrase(text: str) -> str | None:
     """What follows the last `Answer:` or `the answer is` that anything follows, up to the end of its sentence."""
     for match in reversed(list(_PHRASE.finditer(text))):
         rest = text[match.end() : match.end() + 2000].lstrip()
-        if rest:
+        if rest and not _NOT_MEANT.search(text[max(0, match.start() - 60) : match.start()]):
             return next((sentence.strip() for sentence in sentences(rest) if re.search(r"\w", sentence)), rest)
     return None
 

@@ -96,8 +96,10 @@ def sudoku_question(row: Row) -> str:
     return read_sudoku_row(row).question
 
 
-def judge_sudoku(question: str, text: str) -> float:
-    """1.0 for a valid grid that keeps the clues, else 0.0."""
+def judge_sudoku(question: str, text: str) -> Value:
+    """1.0 for a valid grid that keeps the clues, else 0.0; None if the puzzle has no solution."""
+    if not _solutions(question):
+        return None
     cells = read_grid(text)
     return float(cells is not None and sudoku.is_solution(question, cells))
 

@@ -260,6 +260,7 @@ TESTS = [
     "import pytest\ndef test():\n    with pytest.raises(TypeError, match='support'):\n        add(1, None)\n"
     "    assert add(1, 2) == 3",
     "import numpy as np\nassert np.allclose([add(1, 2)], [3.0])", "add(1, 2) == 3",
+    "def same(a, b):\n    assert a == b\ndef test():\n    same(add(1, 2), 3)",
     "from solution import add as plus\nassert plus(1, 2) == 3",
     "import my_module\nassert my_module.add(1, 2) == 3", "from solution import *\nassert add(1, 2) == 3",
     "try:\n    add(1, None)\n    assert False\nexcept TypeError:\n    pass\nassert add(1, 2) == 3",
@@ -268,6 +269,12 @@ NO_TESTS = [
     "assert True", "# assert add(1, 2) == 3", "", "'text'", "assert 1 + 1 == 2", "add(1, 2)", "print(add(1, 2))",
     "def test():\n    pass",
     "def helper():\n    assert 1 == 1\nhelper()",
+    # True, or skipped, whatever the program does.
+    "assert (add(1, 2) == 3, 'wrong')", "assert (add(x, 1) == 3 for x in [2])", "assert lambda: add(1, 2) == 3",
+    "def test():\n    add(1, 2)", "def test():\n    return add(1, 2) == 3",
+    "import pytest\n@pytest.mark.skip\ndef test():\n    assert add(1, 2) == 3",
+    "import unittest\nclass T(unittest.TestCase):\n    @unittest.skip('later')\n    def test(self):\n"
+    "        self.assertEqual(add(1, 2), 3)",
 ]  # fmt: skip
 NOT_TO_BE_JUDGED = {
     "assert add(object(), 1) == 1": "cannot cross", "class X:\n    pass\nassert add(X(), 1) == 1": "cannot cross",
@@ -407,7 +414,7 @@ def test_methods_of_a_class_solution():
         (["5"], [["5", "6"]], "x = int(input())\nprint(x)\nprint(x + 1)", 1.0), ("5", "5", "print(input())", 1.0),
         ([1.5], ["1.5"], "print(input())", 1.0),
         (["5"], [None], "print(5)", None), ([{"a": 1}], ["5"], "print(5)", None), (["5"], ["5", "6"], "print(5)", None),
-        (7, ["5"], "print(5)", None),
+        (7, ["5"], "print(5)", None), ([[object(), 2]], [3], ADD, None), ([[float("nan"), 2]], [3], ADD, None),
     ],
 )  # fmt: skip
 def test_inputs_and_outputs_of_all_kinds(inputs, outputs, program, value):

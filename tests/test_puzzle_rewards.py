@@ -55,6 +55,8 @@ def value_in_floats(expression):
         (r"\boxed{93+30-100.0}", 0.1), (r"\boxed{93+30-1e2}", 0.1), (r"\boxed{93+30-100/(1-1)}", 0.1),
         (r"\boxed{23+0*30*93*100}", 0.1),
         ("<answer>hello</answer>", 0.1), ("<answer>" + "(" * 400 + "</answer>", 0.1), (" 93+ 30=123\n123-101= 22", 0.1),
+        (" 93+ 30=123\n123-100= 24", 0.1), (" 93+ 30=122\n122-100= 23", 0.1),
+        ("<answer>93+30=122\n122-100=23</answer>", 0.1), ("93/0=5\n5+1=6", 0.1),
         # No answer.
         ("93+30-100 it is", 0.0), ("", 0.0), (r"\boxed{93+30-100", 0.0), ("<answer></answer>", 0.0),
         ("9" * 5000 + "+1=2", 0.0),
@@ -74,6 +76,7 @@ FORMS = [
 OTHER_FORMS = [
     "26", "26 = 26", "21+5", "3*7+5 = 27", "27 = 3*7+5", "3*7+5 = 26 = 26", "03*7+5", "3.0*7+5", "3**7+5", "3*7+5 or 7*3+5",
     "3*7+5; 7+3", "abs(3*7+5)", "3 7 5", "3(7)+5", "3*7+5+", "(3*7+5", "3*7+5*1", "3*7+5-0", "3*7+5 - 26 + 26", "hello",
+    "not 3*7+5", "It is not 3*7+5",
 ]  # fmt: skip
 
 
@@ -268,6 +271,7 @@ def test_rows_of_other_tasks_are_not_scored(reward):
 
 def test_a_puzzle_without_solution_has_no_cells_to_compare():
     assert score(sudoku_cells_reward, GRID, question="11" + "0" * 14) is None
+    assert score(sudoku_reward, GRID, question="11" + "0" * 14) is None
     assert score(sudoku_cells_reward, GRID, question=GRID) == 1.0
     assert score(sudoku_cells_reward, PUZZLE, question=GRID) == 0.0
 

@@ -100,8 +100,15 @@ def _plain_words(text: str) -> str:
     return " ".join(words)
 
 
+def _of_24_hours(clock: Form) -> tuple[int, ...]:
+    hour, minute, second = map(int, clock.marks[:3])
+    return (hour % 12 + 12 * clock.marks[3].startswith("p") if clock.marks[3] else hour, minute, second)
+
+
 def _same_clock(gold: Form, answer: Form, equal: Equal) -> bool:
     if gold.kind == answer.kind:
+        if (gold.marks[3] == "") != (answer.marks[3] == "") and max(int(gold.marks[0]), int(answer.marks[0])) > 12:
+            return _of_24_hours(gold) == _of_24_hours(answer)
         return gold.marks[:3] == answer.marks[:3] and (
             "" in (gold.marks[3], answer.marks[3]) or gold.marks == answer.marks
         )

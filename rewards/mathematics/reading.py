@@ -59,7 +59,12 @@ _CHOICE = re.compile(
     r"(?:(?:option|choice|answer)\s*:?\s*)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:](?=\s|$))\s*(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_OPTION = re.compile(r"(?:option|choice)\s+\(?([A-J])\)?", re.IGNORECASE)
+_OPTION = re.compile(
+    r"(?:the\s+)?(?:option|choice)\s+\(?([A-J])\)?(?:\s+is\s+(?:the\s+)?(?:correct|right|answer|best)(?:\s+(?:one|answer|option|choice))?)?",
+    re.IGNORECASE,
+)
+_YES_OR_NO = re.compile(r"(yes|no|true|false)\s*[,.;:]?\s+(?:since|because|as)\b.*", re.IGNORECASE | re.DOTALL)
+_CHOICE_ALONE = re.compile(r"[*_]{0,2}(?:\([A-J]\)|[A-J][).:])[*_]{0,2}[ \t]+[^\n=]{1,100}")
 _UNIT = r"(?:[a-zA-Z]{1,14}\.?)(?:\s?\^\s?\{?-?\d\}?)?"
 _COMPOUND = re.compile(  # a number and its unit, with slashes and powers; what goes before counts as well
     r"(?P<number>(?:[-+\d.,/^(){}=\s]|\\[dt]?frac|\\sqrt|\\pi|\\times|\\cdot|[a-z] ?= )*?(?:[\d})]|\\pi))"
@@ -72,6 +77,9 @@ _CLOCK_IN_TEXT = re.compile(r"(?<![\d:])\d{1,2}:\d{2}(?![\d:])(?:\s*[ap]\.?m\b)?
 _PERCENT = re.compile(r"\s*(?:%|\bper\s?cent\b|\bpercentage points?\b|\bpct\b|\bpercent\b)", re.IGNORECASE)
 _ORDINAL = re.compile(r"(?<![\w.])(\d+)\s?(?:st|nd|rd|th)\b(?!\s*(?:root|power))", re.IGNORECASE)
 _THOUSAND = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?(K|M|B|bn|mn)(?![\w])")
+_CLAUSE = re.compile(
+    r"[,;:]\s|\b(?:so|then|thus|hence|therefore|which|(?<!say )(?<!think )(?<!doubt )that|and|because|means)\b"
+)
 _LITERAL = re.compile(r"[^\W_][^\W_]*", re.UNICODE)
 _BEFORE = re.compile(r"^(?:about|approximately|around|roughly|nearly|almost|exactly|only|just)\s+", re.IGNORECASE)
 
@@ -88,7 +96,8 @@ def read_answer(text: str) -> str | None:
     """The answer of a completion, in one spelling; None if it has none."""
     found = find_answer(text)
     if found is None:
-        return last_expression(spoken(text))
+        said = spoken(text).strip()
+        return settle(said) if _CHOICE_ALONE.fullmatch(said) else last_expression(said)
     return settle(found.text) if found.text else None
 
 
@@ -174,6 +183,8 @@ def _settled(text: str) -> str:
         return re.sub(r"(?i)\s*([ap])\.?\s?m\.?$", lambda match: f" {match[1].lower()}m", text)
     if match := _OPTION.fullmatch(text):
         return match[1].upper()
+    if match := _YES_OR_NO.fullmatch(text):
+        return match[1]
     if (match := _CHOICE.fullmatch(text)) and not re.match(r"\s*[-+=*/^\\<>:(]", match[3]):
         rest = _settled(match[3]) if match[3].strip() else ""
         return f"({(match[1] or match[2]).upper()}) {rest}" if rest else (match[1] or match[2]).upper()
@@ -237,7 +248,17 @@ def _expression(text: str) -> str | None:
         if not joints:
             return _measured(_trimmed(body), behind)
         return None if behind and not _is_unit(behind) else re.sub(r"\s+", " ", _trimmed(body))
-    return None
+    return _all_of_one_unit(text)
+
+
+def _all_of_one_unit(text: str) -> str | None:
+    """The numbers of `5 cm or 6 cm`, where all have the same unit."""
+    parts = re.split(r"(\s*,\s+(?:(?:and|or)\s+)?|\s+(?:and|or)\s+)", text)
+    numbers = [_without_unit(part) or "" for part in parts[::2]]
+    units = {part.replace(number, "", 1).strip() for part, number in zip(parts[::2], numbers, strict=True)}
+    if not all(numbers) or len(units) > 1:
+        return None
+    return "".join(number + joint for number, joint in zip(numbers, [*parts[1::2], ""], strict=True))
 
 
 def _without_unit(text: str) -> str | None:
@@ -340,7 +361,7 @@ def _last_stated(sentence: str) -> str | None:
         _ONLY_JOINTS.fullmatch(lead.strip() + " ") or lead.strip() in ("in", "per", "for every", "by")
     ):
         return None
-    clause = re.split(r"[,;:]\s|\b(?:so|then|thus|hence|therefore|which|that|and|because|means)\b", lead)[-1]
+    clause = _CLAUSE.split(lead)[-1]
     found = None if words.changes(clause) else _expression("".join(piece.text for piece in pieces[islands[-1] :]))
     return None if found is None else _right_side(found)
 

@@ -228,7 +228,7 @@ _ALGEBRA = _rules(
     (r"\*\*", "^"),
     (r"(?<=[\w)}])\s*\*\s*(?=[\w(\\])", r" \\cdot "),
     (r"(?<=\d)\s*[xX]\s*(?=\d)", r" \\times "),
-    (r"(^|\bis |=\s*)(?:negative|minus)\s+(?=\d|\\(?:frac|sqrt))", r"\1-"),
+    (r"(^\s*|\bis |=\s*)(?:negative|minus)\s+(?=\d|\\(?:frac|sqrt))", r"\1-"),
     (r"\^\s*\(([^()]*)\)", r"^{\1}"),
     (rf"_\s*\{{\s*({'|'.join(_ONES)})\s*\}}", lambda match: f"_{{{_ONES.index(match[1]) + 2}}}"),
     (r"_\s*\{\s*(\w+)\s*\}", r"_{\1}"),

@@ -27,6 +27,7 @@ MONTHS = _words("january february march april may june july august september oct
 # What stands before or behind a number and makes another statement of it: no number is read out of such a phrase.
 _CHANGING = {
     *_words(
+        "wasn't don't doesn't didn't nobody doubt suppose assume doubled tripled exceeding sixths sevenths eighths ninths",
         "not no never cannot can't isn't neither nor none than least most more less fewer greater larger smaller bigger",
         "maximum minimum between either or and to from of off all any every except without half halves third thirds",
         "quarter quarters double twice thrice triple times squared cubed square cube root roots power powers factorial",
@@ -45,7 +46,9 @@ _SUBJECT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _SUPPOSED = re.compile(
-    r"\b(?:if|unless|whether|suppose|assume|assuming|not|never|cannot|neither|nor|no)\b", re.IGNORECASE
+    r"\b(?:if|unless|whether|suppose|assume|assuming|not|never|cannot|neither|nor|no|nobody|doubt|\w+n't"
+    r"|(?:might|may|wrong\s+to)\s+(?:think|say))\b",
+    re.IGNORECASE,
 )
 _HARMLESS = re.compile(r"\b(?:(?:grand\s+)?total\s+of|all\s+together|in\s+all|of\s+course|after\s+all|equal\s+to)\b")
 # Behind a number fewer words change it: `5 cups of sugar`, `8 more apples`, `8 days to finish`, `8 miles from home`.
@@ -93,9 +96,12 @@ def is_word(run: str) -> bool:
 def value_in_words(text: str) -> Fraction | None:
     """The number that words say (`twenty-five`, `one hundred and two`, `two and a half`, `three quarters`); else None."""
     words = [word for word in re.split(r"[\s-]+", text.strip().lower().strip(" .!")) if word]
+    is_negative = words[:1] in (["minus"], ["negative"])
+    words = words[is_negative:]
     if not words or len(words) > 12:
         return None
-    return _whole_and_part(words)
+    value = _whole_and_part(words)
+    return -value if is_negative and value is not None else value
 
 
 def _whole_and_part(words: list[str]) -> Fraction | None:

@@ -1,5 +1,6 @@
 """Inputs and outputs as data sets have them: texts that a program reads and prints, or arguments and results."""
 
+import ast
 from typing import Any
 
 from lockstitch.rewards.programs.code_names import BadTest
@@ -34,7 +35,12 @@ def pairs(inputs: Any, outputs: Any, function: str | None = None) -> tuple[Test,
 def _pair(given: Any, expected: Any, function: str) -> Test:
     if isinstance(given, list | tuple):
         try:
-            return Case(f"{function}({', '.join(map(repr, given))})", encode(expected))
+            arguments = ", ".join(map(repr, given))
+            ast.literal_eval(f"({arguments},)" if given else "()")
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            raise BadTest("an input that cannot be written as Python") from None
+        try:
+            return Case(f"{function}({arguments})", encode(expected))
         except (ValueError, RecursionError):
             raise BadTest("an output that nests too deeply") from None
     if isinstance(expected, list | tuple) and all(isinstance(line, str) for line in expected):

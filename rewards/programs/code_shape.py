@@ -1,7 +1,9 @@
 """What the statements of a test are: assertions, tests that somebody must call, or neither; and what is meant by them."""
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from lockstitch.rewards.programs.code_names import BadTest, loaded
 
@@ -16,8 +18,16 @@ def as_meant(node: ast.stmt) -> ast.stmt:
     return _NoRunner().visit(node)  # type: ignore[no-any-return]
 
 
+_SKIPPED = re.compile(r"(?:unittest\.|(?:pytest\.)?mark\.)?skip(?:\(.*)?", re.DOTALL)
+
+
 class _NoRunner(ast.NodeTransformer):
-    """Leaves out `unittest.main()` and `pytest.main()`, wherever their results go."""
+    """Leaves out `unittest.main()` and `pytest.main()`, wherever their results go, and tests that are always skipped."""
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, DEFINITIONS) and any(_SKIPPED.fullmatch(ast.unparse(one)) for one in node.decorator_list):
+            return ast.copy_location(ast.Pass(), node)
+        return super().visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.stmt:
         calls = [ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)]
@@ -76,7 +86,10 @@ def checks(body: Sequence[ast.stmt], everything: Sequence[ast.stmt]) -> bool:
 
 
 def is_true(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and bool(node.value)
+    """Whether it is true whatever the program does: `(f() == 1, "message")`, a generator, a function."""
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return not all(isinstance(element, ast.Starred) for element in node.elts)
+    return isinstance(node, ast.GeneratorExp | ast.Lambda) or (isinstance(node, ast.Constant) and bool(node.value))
 
 
 def is_call_of(node: ast.stmt, name: str) -> bool:

@@ -163,9 +163,10 @@ class _Reader:
             self.add_test(body)
         else:
             self.add_setup(body)
+        everything = [node for tree in self.trees if isinstance(tree, ast.Module) for node in tree.body]
         for call in calls:
             inside = frozenset(names_of_program(body, self.known)) | (loaded(parse(call)) - self.known - BUILTINS)
-            if inside or self.asks:
+            if (inside or self.asks) and checks(parse(call).body, everything):
                 self.tests.append(Script(call, tuple(sorted(inside))))
 
 

@@ -159,6 +159,12 @@ def write_step(text: str) -> str:
     return f"{int(match[1]):{WIDTH}d}{match[2]}{int(match[3]):{WIDTH}d}={int(match[4]):{WIDTH}d}"
 
 
+def holds(step: str) -> bool:
+    """Whether a step is an equation, and a true one; `ValueError` if it divides by zero."""
+    match = _STEP.fullmatch(step)
+    return match is not None and evaluate(f"{int(match[1])}{match[2]}{int(match[3])}")[0] == int(match[4])
+
+
 def conclude(steps: Sequence[str]) -> str | None:
     """The expression that the steps amount to: each result stands for its step; None if a step is not an equation."""
     pieces: dict[int, list[str]] = {}

@@ -8,6 +8,7 @@ evaluated here.
 import re
 
 from lockstitch.rewards.marks import Found, find_answer, spoken
+from lockstitch.rewards.mathematics.words import supposes
 from lockstitch.rewards.puzzles import countdown
 from lockstitch.rewards.puzzles.forms import extract_grid
 
@@ -52,7 +53,8 @@ def read_expression(text: str) -> str | None:
     steps = [line for line in answer.split("\n") if line.strip()]
     if found is None or len(steps) > 1:
         try:
-            expression = countdown.conclude(steps[: _MOST_STEPS + 1])
+            steps_hold = all(map(countdown.holds, steps[: _MOST_STEPS + 1]))
+            expression = countdown.conclude(steps[: _MOST_STEPS + 1]) if steps_hold else None
         except ValueError:  # int() refuses numbers of thousands of digits
             expression = None
         if expression is not None:
@@ -83,6 +85,8 @@ def _remark(match: re.Match[str]) -> str:
 
 def _formula(side: str) -> str:
     """A side without the words before and behind it, where nothing but one formula stands between them."""
+    if supposes(side):  # `not 3*7+5`
+        return side
     pieces = [piece.strip() for piece in _WORDS.split(side) if piece and re.search(r"\d", piece)]
     return pieces[0].strip(" .,:;") if len(pieces) == 1 and _FORMULA.fullmatch(pieces[0].strip(" .,:;")) else side
 
