@@ -24,7 +24,7 @@ _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
 _HEADING = re.compile(
     r"\**(?:(?!(?:the|final|answer)\b)[^\W\d_]{2}[^\s\d=]*[ \t]+\S|\d+[.)][ \t]+[^\W\d_]{2})", re.IGNORECASE
 )
-_THOUGHT = re.compile(r"<(think|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_THOUGHT = re.compile(r"<(/?)(think|reasoning)>", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)answer\s{0,9}>|</answer\s*\Z", re.IGNORECASE)
 _TAIL = re.compile(r"\s{0,9}</[a-z]{0,20}\s{0,9}\Z", re.IGNORECASE)  # of a tag, which a box's own brace closes
 _PHRASE = re.compile(
@@ -78,8 +78,22 @@ def without_marks_of_the_end(text: str) -> str:
 def spoken(text: str) -> str:
     """The text without special tokens, and without `<think>` and `<reasoning>` if anything stands outside of them."""
     text = without_marks_of_the_end(text)
-    said = _THOUGHT.sub(" ", text)
+    said = _without_thoughts(text)
     return said if said.strip() else text
+
+
+def _without_thoughts(text: str) -> str:
+    """A space for each `<think>…</think>` and `<reasoning>…</reasoning>`, in one pass however many are never closed."""
+    closed = {tag[2].lower(): tag.start() for tag in _THOUGHT.finditer(text) if tag[1]}  # where each is for the last time
+    pieces, done, thought = [], 0, ""
+    for tag in _THOUGHT.finditer(text):
+        name = tag[2].lower()
+        if not thought and not tag[1] and closed.get(name, 0) > tag.start():
+            thought = name
+            pieces.append(text[done : tag.start()])
+        elif tag[1] and thought == name:
+            thought, done = "", tag.end()
+    return " ".join([*pieces, text[done:]])
 
 
 def find_answer(text: str) -> Found | None:
