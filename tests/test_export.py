@@ -13,6 +13,7 @@ from lockstitch.rl.merge import fingerprint, merged
 from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, read_run, write_run
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.remote import mend_buffers
 from models import random_denoiser, tokenizer
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from remote_code import write_checkpoint
@@ -255,6 +256,8 @@ def test_a_model_that_brings_its_code_along(tmp_path, monkeypatch):
     for merge, output in ((False, tmp_path / "adapter"), (True, tmp_path / "merged")):
         done = export(ExportConfig(tmp_path / "run", output, merge=merge, trust_remote_code=True))
         assert done["error"] < 1e-5 < 1e-3 < done["effect"]
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", trust_remote_code=True)
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True), tmp_path / "run")
+    whole, plain = (AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True) for path in (tmp_path / "merged", base))
+    for model in (whole, plain):
+        mend_buffers(model)  # transformers leaves those that are not saved as they come
+    adapted = PeftModel.from_pretrained(plain, tmp_path / "run")
     torch.testing.assert_close(logits(whole), logits(adapted), rtol=1e-5, atol=1e-4)
