@@ -34,6 +34,11 @@ _PHRASE = re.compile(
     r"[ \t*_:]{0,9}",
     re.IGNORECASE | re.MULTILINE,
 )
+_SUPPOSED = re.compile(
+    r"\b(?:if|unless|whether|suppose|assume|assuming|not|never|cannot|neither|nor|no|nobody|doubt|\w+n't"
+    r"|(?:might|may|wrong\s+to)\s+(?:think|say))\b",
+    re.IGNORECASE,
+)
 # Before a phrase: that it is not meant (`I doubt that`, `let me check whether`, `you might think that`).
 _NOT_MEANT = re.compile(
     r"\b(?:(?:not|\w+n['\u2019]t|cannot|never|nobody|hardly|might|may|wrong\s+to)\s+(?:would\s+|be\s+)?"
@@ -94,6 +99,11 @@ def _without_thoughts(text: str) -> str:
         elif tag[1] and thought == name:
             thought, done = "", tag.end()
     return " ".join([*pieces, text[done:]])
+
+
+def supposes(words: str) -> bool:
+    """Whether words say that what follows is not so, or only if something else is (`if x is 5`, `it cannot be`)."""
+    return _SUPPOSED.search(words) is not None
 
 
 def find_answer(text: str) -> Found | None:

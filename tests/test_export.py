@@ -256,7 +256,8 @@ def test_a_model_that_brings_its_code_along(tmp_path, monkeypatch):
     for merge, output in ((False, tmp_path / "adapter"), (True, tmp_path / "merged")):
         done = export(ExportConfig(tmp_path / "run", output, merge=merge, trust_remote_code=True))
         assert done["error"] < 1e-5 < 1e-3 < done["effect"]
-    whole, plain = (AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True) for path in (tmp_path / "merged", base))
+    places = (tmp_path / "merged", base)
+    whole, plain = (AutoModelForCausalLM.from_pretrained(place, trust_remote_code=True) for place in places)
     for model in (whole, plain):
         mend_buffers(model)  # transformers leaves those that are not saved as they come
     adapted = PeftModel.from_pretrained(plain, tmp_path / "run")

@@ -16,7 +16,7 @@ import re
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from lockstitch.rewards.marks import find_answer, sentences, spoken
+from lockstitch.rewards.marks import find_answer, sentences, spoken, supposes
 from lockstitch.rewards.mathematics import words
 from lockstitch.rewards.mathematics.plain import value_of, written
 from lockstitch.rewards.mathematics.spelling import normal
@@ -222,7 +222,7 @@ def _without_notes(text: str) -> str:
 
 def _expression(text: str) -> str | None:
     """The expression among the words of a text; None if the words say something else."""
-    if (match := _STATED.match(text)) and _MATTER.search(match["rest"]) and not words.supposes(match["subject"]):
+    if (match := _STATED.match(text)) and _MATTER.search(match["rest"]) and not supposes(match["subject"]):
         text = match["rest"]
     if (number := _without_unit(text)) is not None:
         return number

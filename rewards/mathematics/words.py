@@ -6,6 +6,8 @@ Everything here is a table or a small reader of one; which words of an answer co
 import re
 from fractions import Fraction
 
+from lockstitch.rewards.marks import supposes
+
 
 def _words(*lines: str) -> tuple[str, ...]:
     return tuple(" ".join(lines).split())
@@ -44,11 +46,6 @@ _CHANGING = {
 _SUBJECT = re.compile(
     r"^.*(?<![a-z])(?:is|are|was|were|equals?|be|becomes?|totals?|=)(?![a-z])(?!\s+(?:to|of)\b)",
     re.IGNORECASE | re.DOTALL,
-)
-_SUPPOSED = re.compile(
-    r"\b(?:if|unless|whether|suppose|assume|assuming|not|never|cannot|neither|nor|no|nobody|doubt|\w+n't"
-    r"|(?:might|may|wrong\s+to)\s+(?:think|say))\b",
-    re.IGNORECASE,
 )
 _HARMLESS = re.compile(r"\b(?:(?:grand\s+)?total\s+of|all\s+together|in\s+all|of\s+course|after\s+all|equal\s+to)\b")
 # Behind a number fewer words change it: `5 cups of sugar`, `8 more apples`, `8 days to finish`, `8 miles from home`.
@@ -141,11 +138,6 @@ def _whole(words: list[str]) -> Fraction | None:
         elif word != "and" or not (group or total):
             return None
     return Fraction(total + group)
-
-
-def supposes(words: str) -> bool:
-    """Whether words say that what follows is not so, or only if something else is (`if x is 5`, `it cannot be`)."""
-    return _SUPPOSED.search(words) is not None
 
 
 def changes(words: str, behind: bool = False) -> bool:
