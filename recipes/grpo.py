@@ -15,7 +15,7 @@ A run that was interrupted goes on from its last checkpoint when it is launched 
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,12 +193,11 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch.recipes.held_out import HeldOut, held_out_samplers
     from lockstitch.recipes.reporting import ReportCallback
     from lockstitch.recipes.rl_data import as_prompts
-    from lockstitch.recipes.run_directory import Run, is_finished
-    from lockstitch.rl.checkpoints import last_checkpoint
+    from lockstitch.recipes.run_directory import is_finished, run_of
     from lockstitch.rl.grpo import DiffusionGRPOTrainer
     from lockstitch.rl.health import HealthCallback
     from lockstitch.rl.lora import loading_of, peft_config_of
-    from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings
+    from lockstitch.rl.run_record import RunRecord, changed_settings
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
     from lockstitch.sampling.loading import layout_of
@@ -235,9 +234,7 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     )  # fmt: skip
     if measure is not None:
         measure.trainer = trainer
-    record = replace(record, revision=base_revision(path, model_arguments.model_revision))
-    checkpoint = training.resume_from_checkpoint or last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
-    return Run(trainer, record, None if checkpoint is None else str(checkpoint))
+    return run_of(trainer, record, path, model_arguments.model_revision)
 
 
 def run(prepared: "Run | None") -> None:

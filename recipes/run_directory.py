@@ -7,13 +7,13 @@ others, and does nothing if the run has reached its end. `run.json` says what a 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lockstitch.rl.checkpoints import STATE, last_checkpoint
 from lockstitch.rl.model_card import run_card
-from lockstitch.rl.run_record import RUN, RunRecord, write_run
+from lockstitch.rl.run_record import RUN, RunRecord, base_revision, write_run
 from peft import PeftModel
 
 from lockstitch import files
@@ -54,6 +54,14 @@ class Run:
         trainer.save_model(trainer.args.output_dir)
         trainer.save_state()
         trainer.create_model_card()  # which PEFT has written its own in the place of
+
+
+def run_of(trainer: Any, record: RunRecord, base: str, revision: str) -> Run:
+    """The run of a trainer whose model is loaded: its record with the base's commit, and where it goes on from."""
+    training = trainer.args
+    checkpoint = training.resume_from_checkpoint or last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
+    record = replace(record, revision=base_revision(base, revision))
+    return Run(trainer, record, None if checkpoint is None else str(checkpoint))
 
 
 def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print) -> bool:

@@ -8,7 +8,7 @@ or `.parquet` file) or, for the embedded models, generated (`--generate TASK`). 
 `lockstitch export` packs. A run that was interrupted goes on from its last checkpoint when it is launched again.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,11 +152,11 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
 
     Raises `ValueError` and `OSError` for what is the user's to mend.
     """
-    from lockstitch.recipes.run_directory import Run, is_finished
+    from lockstitch.recipes.run_directory import is_finished, run_of
     from lockstitch.recipes.tiny import new_model
-    from lockstitch.rl.checkpoints import WholeCheckpoints, last_checkpoint
+    from lockstitch.rl.checkpoints import WholeCheckpoints
     from lockstitch.rl.lora import loading_of, peft_config_of
-    from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings
+    from lockstitch.rl.run_record import RunRecord, changed_settings
     from lockstitch.rl.sft import DiffusionSFTTrainer
     from lockstitch.sampling.denoiser import Denoiser, make_causal
     from lockstitch.sampling.loading import layout_of
@@ -208,9 +208,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
         peft_config = get_peft_config(model_arguments)
         trainer = Solver(model=model, args=training, processing_class=tokenizer, peft_config=peft_config, **rows)
 
-    record = replace(record, revision=base_revision(path, model_arguments.model_revision))
-    checkpoint = training.resume_from_checkpoint or last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
-    return Run(trainer, record, None if checkpoint is None else str(checkpoint))
+    return run_of(trainer, record, path, model_arguments.model_revision)
 
 
 def run(prepared: "Run | None") -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from lockstitch.sampling.families import FACTS, Family, Translation, family_of, native_values, translation_of
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -141,11 +142,7 @@ def load_model(
     try:
         with _unreported():
             model, info = reader.from_pretrained(path, config=config, **loading)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"the weights of {path!r} cannot be loaded: {_first_line(error)}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"the weights of {path!r} cannot be loaded: {_first_line(error)}") from error
     _check_whole(path, info)
     if translation is not None:

@@ -104,7 +104,11 @@ def mend_buffers(model: PreTrainedModel) -> None:
         ) from error
     mended = []
     for name, buffer in model.named_buffers():
-        if name in unsaved and not torch.equal(value := expected[name].to(buffer), buffer):
+        if name not in unsaved:
+            continue
+        if name not in expected or expected[name].shape != buffer.shape:
+            raise ValueError(f"the buffer {name} is not saved, and a new model has none of its shape {tuple(buffer.shape)}")
+        if not torch.equal(value := expected[name].to(buffer), buffer):
             buffer.data = value
             mended.append(name)
     if mended:

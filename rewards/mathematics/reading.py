@@ -80,10 +80,7 @@ _THOUSAND = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?(K|M|B|bn|mn)(?![\w])")
 _CLAUSE = re.compile(
     r"[,;:]\s|\b(?:so|then|thus|hence|therefore|which|(?<!say )(?<!think )(?<!doubt )that|and|because|means)\b"
 )
-_LITERAL = re.compile(r"[^\W_][^\W_]*", re.UNICODE)
 _BEFORE = re.compile(r"^(?:about|approximately|around|roughly|nearly|almost|exactly|only|just)\s+", re.IGNORECASE)
-
-
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,30}")
 
 
