@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent, and that a run can go on from.
 
 `Trainer` writes a checkpoint file by file into its place, where a kill leaves half of one that looks like the latest. Here
-it is written beside and moved. Weights that are not finite are never saved: training ends, and says at which step.
+it is written beside and moved. Weights that are not finite are never saved: training ends, and says at which step. Resumed
+at its last step, a run takes no step more, as that of `Trainer` would.
 
 Experts are stacked in memory, and one by one in what transformers saves; its `Trainer` takes up a checkpoint without putting
 them together again, and would go on with the experts that it began with. Checkpoints here keep them as they are in memory.
@@ -47,6 +48,12 @@ class WholeCheckpoints(Trainer):
     before_checkpoint: Callable[[], None] | None = None
     card: str | None = None
     _staging: str | None = None
+
+    def _run_epoch(self, **epoch: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # killed after its last checkpoint, before it was done
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**epoch)
 
     def _get_output_dir(self, trial: Any) -> str:
         directory: str = super()._get_output_dir(trial)

@@ -55,6 +55,15 @@ def test_a_finished_run_is_left_alone_and_goes_on_if_more_is_asked(tmp_path, mon
     assert json.loads((tmp_path / "run.json").read_text())["config"]["max_steps"] == 6
 
 
+def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path, monkeypatch):
+    launch(tmp_path, monkeypatch)
+    before = contents(tmp_path)
+    (tmp_path / "trainer_state.json").unlink()
+    launch(tmp_path, monkeypatch)
+    assert list(losses(tmp_path)) == [1, 2, 3, 4]
+    assert contents(tmp_path)[Path("model.safetensors")] == before[Path("model.safetensors")]
+
+
 @pytest.mark.parametrize("adapter", [True, False])
 def test_the_card_is_true(adapter, tmp_path, monkeypatch):
     more = {"use_peft": "true", "lora_r": 2} if adapter else {}
