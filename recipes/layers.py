@@ -14,7 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.plugins import nearest
+from lockstitch.rewards.imports import nearest
+
+from lockstitch.settings import read_yaml
 
 _ADAPTER = ("lora_", "load_in_", "bnb_", "use_bnb_", "use_rslora", "use_dora")
 
@@ -42,19 +44,6 @@ def config_file(name: str) -> Path:
         if path.is_file():
             return path
     raise ValueError(f"config {name!r} is neither a file nor one of the recipes' own (as in tiny/sudoku.yaml)")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; `ValueError` if it holds anything else."""
-    import yaml
-
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold a mapping of options, not {type(settings).__name__}")
-    return settings
 
 
 def check_settings(parser: argparse.ArgumentParser, settings: Mapping[str, Any], where: Path) -> None:

@@ -38,6 +38,7 @@ class Request:
         config: the settings, with this row's canvas length.
         canvas: the row's own canvas, or None for an empty one.
         spans: its blanks.
+        columns: of the task's row that it asks, if it is one's: they stay with the result.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Request:
     config: SamplerConfig | UniformConfig
     canvas: tuple[int | None, ...] | None = None
     spans: tuple[blanks.Span, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,14 @@ class Reader:
         if not prompt_ids:
             raise ValueError(f"prompt {prompt!r} has no tokens")
         return Request(text, prompt_ids, self._config(own), own, spans)
+
+    def asked(self, row: Mapping[str, Any]) -> Request:
+        """The request of a task's row, whose prompt is a text as it is: brackets in it are no blanks."""
+        prompt: str = row["prompt"]
+        prompt_ids = tuple(self.chat.encode(prompt, self.tokenizer))
+        if not prompt_ids:
+            raise ValueError(f"prompt {prompt!r} has no tokens")
+        return Request(prompt, prompt_ids, self._config(None), columns=columns_of(row))
 
     def _chatted(self, prompt: str | Messages) -> Request:
         shown = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
@@ -145,6 +155,13 @@ class Reader:
                              f"{whole.removeprefix(before)!r}")  # fmt: skip
 
 
+def columns_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a task's row that a result can keep beside its own."""
+    plain = (str, int, float, list, dict, type(None))
+    own = ("index", "prompt", "blanks", "trajectories")
+    return {name: value for name, value in row.items() if name not in own and isinstance(value, plain)}
+
+
 def draw(
     denoiser: Denoiser,
     requests: Sequence[Request],
@@ -192,8 +209,9 @@ def _bans(request: Request, denoiser: Denoiser) -> Sequence[tuple[int, int]]:
 
 
 def result_row(request: Request, trajectories: Sequence[Trajectory], decode: Decode) -> dict[str, Any]:
-    """A line of `results.jsonl`: the prompt, its trajectories and, where it has blanks, what was written in each."""
-    row: dict[str, Any] = {"index": trajectories[0].prompt, "prompt": request.text}
+    """A line of `results.jsonl`: the prompt, its trajectories, where it has blanks what was written in each, and a task's
+    columns."""
+    row: dict[str, Any] = {"index": trajectories[0].prompt, "prompt": request.text, **request.columns}
     if request.spans:
         row["blanks"] = [
             {"name": span.name, "start": span.start, "stop": span.stop,

@@ -13,7 +13,7 @@ from lockstitch.sampling import blanks
 from lockstitch.sampling.canvases import Look
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
 from lockstitch.sampling.noise import derive_seed
-from lockstitch.sampling.prompts import Request
+from lockstitch.sampling.prompts import Request, columns_of
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.sampling.uniform import sample_uniform
 from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
@@ -70,6 +70,14 @@ class UniformReader:
         if not prompt_ids:
             raise ValueError(f"prompt {prompt!r} has no tokens")
         return Request(text, prompt_ids, self.config)
+
+    def asked(self, row: Mapping[str, Any]) -> Request:
+        """The request of a task's row, whose prompt is a text as it is."""
+        prompt: str = row["prompt"]
+        prompt_ids = tuple(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if not prompt_ids:
+            raise ValueError(f"prompt {prompt!r} has no tokens")
+        return Request(prompt, prompt_ids, self.config, columns=columns_of(row))
 
 
 def draw(

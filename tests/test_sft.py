@@ -19,7 +19,8 @@ from lockstitch.recipes.tiny import (
     tokenize_rows,
     tokenizer_texts,
 )
-from lockstitch.rewards.tasks.task import TASKS, get_task
+from lockstitch.rewards.tasks.builtin import TASKS
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rl.canvas_data import CanvasCollator
 from lockstitch.rl.lora import DiffusionModelConfig, lora_config
 from lockstitch.rl.masking import mask_completion, noise_generator, stratified_mask_ratio

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.contract import RESERVED, Completion, Value, combine, completion_texts
-from lockstitch.rewards.plugins import load_reward
 from lockstitch.rewards.statistics import wilson
-from lockstitch.rewards.tasks.benchmark import Benchmark, Weighted
-from lockstitch.rewards.tasks.benchmarks import get_benchmark
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import Task, Weighted, load, name_of
 
 from lockstitch import files
 
@@ -33,7 +32,7 @@ class GradeConfig:
     """Everything that `lockstitch grade` can be told.
 
     Attributes:
-        task: name of a benchmark, or `reasoning_gym:NAME`.
+        task: its name or place, as `get_task` takes it.
         completions: JSON Lines (or a JSON array) of rows with `completion`.
         output: directory of the results.
         form: the form of the prompts that were answered; `tags` adds the rewards for tags.
@@ -65,7 +64,7 @@ class Answered:
 # --- before any work -------------------------------------------------------------------------------------------------
 
 
-def parse_reward(text: str) -> Weighted:
+def parse_reward(text: str) -> tuple[str, float]:
     """`NAME` or `NAME=WEIGHT` as name and weight; `ValueError` for a weight that is no finite number."""
     name, equals, weight = text.partition("=")
     try:
@@ -77,24 +76,24 @@ def parse_reward(text: str) -> Weighted:
     return name, value
 
 
-def weighted_rewards(benchmark: Benchmark, form: str, more: Sequence[str]) -> tuple[Weighted, ...]:
-    """The benchmark's rewards for a form, and more; `ValueError` for one that is named twice."""
-    weighted = (*benchmark.rewards_for(form), *map(parse_reward, more))
-    names = [name for name, _ in weighted]
+def weighted_rewards(task: Task, form: str, more: Sequence[str]) -> tuple[Weighted, ...]:
+    """The task's rewards for a form, and more; `ValueError` for one that is named twice."""
+    weighted = (*task.rewards_for(form), *map(parse_reward, more))
+    names = [name_of(reward) for reward, _ in weighted]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        own = ", ".join(name for name, _ in benchmark.rewards_for(form))
-        raise ValueError(f"rewards named twice: {', '.join(twice)}; those of task {benchmark.name!r} itself are {own}")
+        own = ", ".join(name_of(reward) for reward, _ in task.rewards_for(form))
+        raise ValueError(f"rewards named twice: {', '.join(twice)}; those of task {task.name!r} itself are {own}")
     return weighted
 
 
-def read_answered(benchmark: Benchmark, row: Row) -> Answered:
+def read_answered(task: Task, row: Row) -> Answered:
     """One row of the file; `ValueError` says what is missing or wrong."""
     if "completion" not in row:
         raise ValueError("no 'completion'")
     completion = _completion(row["completion"])
-    columns = benchmark.read(row)
-    prompt = columns.get("prompt") or columns["question"]
+    columns = task.read(row)
+    prompt = columns.get("prompt") or task.question(columns)
     dropped = {*RESERVED, "completion", "prompt"}
     return Answered({name: value for name, value in columns.items() if name not in dropped}, prompt, completion)
 
@@ -114,20 +113,20 @@ def _completion(value: Any) -> Completion:
     return value
 
 
-def number_note(benchmark: Benchmark, rows: int) -> str | None:
-    """What to know if a file has not as many rows as one of the benchmark's sources, or a multiple (several samples)."""
-    known = {name: source.rows for name, source in benchmark.sources.items() if source.rows}
+def number_note(task: Task, rows: int) -> str | None:
+    """What to know if a file has not as many rows as one of the task's sources, or a multiple (several samples)."""
+    known = {name: source.rows for name, source in task.sources.items() if source.rows}
     if not known or any(rows % number == 0 for number in known.values()):
         return None
     numbers = ", ".join(f"{number} ({name})" for name, number in known.items())
-    return f"{rows} rows, and task {benchmark.name!r} has {numbers}; this is not comparable with figures on all of them"
+    return f"{rows} rows, and task {task.name!r} has {numbers}; this is not comparable with figures on all of them"
 
 
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
 def score(
-    answered: Sequence[Answered], benchmark: Benchmark, rewards: Mapping[str, tuple[Reward, float]]
+    answered: Sequence[Answered], task: Task, rewards: Mapping[str, tuple[Reward, float]]
 ) -> list[dict[str, Any]]:
     """The results of rows that are scored together.
 
@@ -146,7 +145,7 @@ def score(
     judge = next(iter(values.values()))
     return [
         {
-            "answer": benchmark.extract(text),
+            "answer": task.extract(text),
             "right": None if verdict is None else verdict >= 1.0,
             "reward": sums[i],
             "rewards": {name: row[i] for name, row in values.items()},
@@ -162,7 +161,7 @@ def _values(name: str, values: Any, count: int) -> list[Value]:
 
 
 def summarise(
-    rows: Sequence[Row], rewards: Sequence[Weighted], config: Mapping[str, Any], note: str | None
+    rows: Sequence[Row], rewards: Sequence[tuple[str, float]], config: Mapping[str, Any], note: str | None
 ) -> dict[str, Any]:
     """`summary.json`: accuracy with its interval over the rows that have a verdict, and the mean of every reward."""
     judged = [row["right"] for row in rows if row["right"] is not None]
@@ -204,35 +203,38 @@ def grade(config: GradeConfig, progress: Callable[[int], Progress] | None = None
         ValueError: an unknown task, form or reward; bad rows, by their lines; a directory with results of another
             configuration. All of it before the first completion is scored.
     """
-    benchmark = get_benchmark(config.task)
-    weighted = weighted_rewards(benchmark, config.form, config.rewards)
-    rewards = {name: (load_reward(name), weight) for name, weight in weighted}
-    answered = files.read_rows(config.completions, lambda row: read_answered(benchmark, row))
+    task = get_task(config.task)
+    weighted = weighted_rewards(task, config.form, config.rewards)
+    rewards = {name_of(reward): (load(reward), weight) for reward, weight in weighted}
+    answered = files.read_rows(config.completions, lambda row: read_answered(task, row))
     remembered = {
         "task": config.task,
         "form": config.form,
-        "rewards": [list(pair) for pair in weighted],
+        "rewards": [[name_of(reward), weight] for reward, weight in weighted],
         "completions": str(config.completions),
         "sha256": hashlib.sha256(config.completions.read_bytes()).hexdigest(),
     }
+    if task.fingerprint is not None:
+        remembered["task_file"] = task.fingerprint
     files.claim_directory(config.output, remembered)
     done = files.finished_rows(config.output / files.RESULTS)
     update = progress(len(answered)) if progress is not None else lambda count: None
     update(len(done))
     starts = range(len(done), len(answered), config.chunk)
-    chunks = (_chunk(answered, start, config.chunk, benchmark, rewards) for start in starts)
+    chunks = (_chunk(answered, start, config.chunk, task, rewards) for start in starts)
     for rows in files.append_chunks(config.output / files.RESULTS, chunks):
         done += rows
         update(len(rows))
-    summary = summarise(done, weighted, remembered, number_note(benchmark, len(done)))
+    named = [(name, weight) for name, (_, weight) in rewards.items()]
+    summary = summarise(done, named, remembered, number_note(task, len(done)))
     files.write_whole(config.output / files.SUMMARY, files.to_json(summary))
     return summary
 
 
 def _chunk(
-    answered: Sequence[Answered], start: int, size: int, benchmark: Benchmark, rewards: Mapping[str, tuple[Reward, float]]
+    answered: Sequence[Answered], start: int, size: int, task: Task, rewards: Mapping[str, tuple[Reward, float]]
 ) -> list[dict[str, Any]]:
     began = time.perf_counter()
-    results = score(answered[start : start + size], benchmark, rewards)
+    results = score(answered[start : start + size], task, rewards)
     seconds = round((time.perf_counter() - began) / len(results), 6)
     return [{"index": start + i, **result, "seconds": seconds} for i, result in enumerate(results)]

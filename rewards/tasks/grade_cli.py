@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
-from lockstitch.rewards.tasks.benchmarks import BENCHMARKS
+from lockstitch.rewards.tasks.builtin import TASKS
 from lockstitch.rewards.tasks.grade import GradeConfig, Progress, grade
 from lockstitch.rewards.tasks.reasoning_gym_task import GYM
 
@@ -27,7 +27,8 @@ def _parser() -> argparse.ArgumentParser:
         "and 'completion', a text or a list of messages. `lockstitch rewards` lists the rewards.",
         allow_abbrev=False,
     )
-    parser.add_argument("--task", required=True, help=f"{', '.join(BENCHMARKS)}, or {GYM}NAME (extra 'gym')")
+    parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, {GYM}NAME (extra 'gym'), another "
+                        "that `lockstitch tasks` lists, a YAML file, file.py:attribute or module:attribute")
     parser.add_argument("--completions", type=Path, required=True, metavar="FILE", help="JSON Lines with 'completion'")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for results.jsonl and summary.json")
     parser.add_argument(
