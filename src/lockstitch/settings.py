@@ -25,7 +25,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             return made
 
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)  # noqa: S506: a safe loader
+        settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark is not None else ""
