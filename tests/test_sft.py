@@ -325,7 +325,7 @@ def test_bad_training_settings_are_refused(settings, says, tmp_path):
 
 
 def test_bad_recipes_are_refused():
-    with pytest.raises(ValueError, match="either generate=TASK or dataset_name=NAME"):
+    with pytest.raises(ValueError, match="generate=TASK, task=TASK or dataset_name=NAME"):
         RecipeArguments()
     with pytest.raises(ValueError, match="objective='gan'"):
         RecipeArguments(objective="gan", generate="sudoku")
