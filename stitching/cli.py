@@ -221,6 +221,7 @@ def stitch(config: StitchConfig) -> int:
         files.claim_directory(directory, {**remembered, "num_trajectories": n})
     denoiser, sampler_config = _load_denoiser(config, task, embedded)
     scorer, solver = _load_readers(config, task)
+    assert config.rule is not None
     settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds), config.round_width or 1,
                               config.round_temperature)  # fmt: skip
     sampler = pipeline.Sample(task, scorer, n, denoiser, sampler_config)

@@ -25,7 +25,7 @@ from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.steps import UNITS, Segmenter
 from lockstitch.rewards.tasks.builtin import TASKS, has_gold, math_gold
 from lockstitch.rewards.tasks.data import is_file_name
-from lockstitch.rewards.tasks.task import Row, Source, Task, Weighted, answer_column
+from lockstitch.rewards.tasks.task import Row, Source, Task, Weighted, answer_column, marked_answer
 
 from lockstitch.settings import read_yaml
 
@@ -99,13 +99,13 @@ def _task(path: Path, said: Mapping[str, Any]) -> Task:
     if judge == "math" and answer is None:
         raise _KeyProblemError(f"answer is missing, and the reward math needs it: {KEYS['answer']}")
     rows = Rows(_columns(said), _template(said), answer)
-    reading = {} if like is None else {"extract": like.extract, "write_answer": like.write_answer}
     return Task(
         name, rewards, _sources(said, path.parent), rows.read, rows.question, system=system,
+        extract=marked_answer if like is None else like.extract, write_answer=str if like is None else like.write_answer,
         gold=math_gold if judge == "math" else answer_column if answer is not None else _nothing,
         is_judged=has_gold if answer is not None else _always, solution=answer_column if answer is not None else _nothing,
         unit=_unit(said, path.parent), canvas_length=length,
-        fingerprint=hashlib.sha256(path.read_bytes()).hexdigest()[:16], **reading,
+        fingerprint=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
     )  # fmt: skip
 
 
