@@ -231,7 +231,7 @@ def test_gold_answers_that_cannot_be_read_are_named_once_by_line(tmp_path, caplo
     summary, results = grade(write(tmp_path / "c.jsonl", rows))
     named = [text for text in caplog.messages if "cannot be read" in text and "line" in text]
     assert len(named) == 1
-    assert "2 rows have a gold answer that cannot be read" in named[0]
+    assert "2 rows have a gold answer that cannot be read, and no verdict" in named[0]
     assert "line 2: gold answer ''; line 5: gold answer 'see the figure" in named[0]
     assert summary["unreadable_gold"] == 2
     assert [row["right"] for row in results] == [True, False, None, None, False, True, None, None, None, None]

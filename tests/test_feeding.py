@@ -10,6 +10,7 @@ from lockstitch.sampling.cli import main as sample
 from lockstitch.stitching.cli import main as stitch
 from pyarrow import parquet
 
+SAMPLE = ["--model", "embedded:sudoku", "--canvas_length", "20", "--steps", "5", "--temperature", "1.2", "--device", "cpu"]
 PUZZLES = ["3102200002100320", "0140432014020000", "4310010000303420"]
 
 
@@ -25,10 +26,12 @@ def in_rows(puzzle):
 def sampled(tmp_path_factory):
     """Three puzzles with four trajectories each, by the command, from rows with columns of their own."""
     folder = tmp_path_factory.mktemp("sampled")
-    rows = [{"prompt": in_rows(puzzle), "question": puzzle, "task_id": f"mine/{i}", "index": 7} for i, puzzle in enumerate(PUZZLES)]
+    rows = [
+        {"prompt": in_rows(puzzle), "question": puzzle, "task_id": f"mine/{i}", "index": 7}
+        for i, puzzle in enumerate(PUZZLES)
+    ]
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert sample(["--model", "embedded:sudoku", "--input", str(folder / "in.jsonl"), "--canvas_length", "20", "--steps", "5",
-                   "--temperature", "1.2", "--n", "4", "--device", "cpu", "--output", str(folder / "out")]) == 0  # fmt: skip
+    assert sample([*SAMPLE, "--input", str(folder / "in.jsonl"), "--n", "4", "--output", str(folder / "out")]) == 0
     return folder / "out/results.jsonl"
 
 
@@ -37,9 +40,8 @@ def test_a_sample_keeps_the_columns_of_its_row(sampled):
     assert [(row["index"], row["task_id"], row["question"], row["input_index"]) for row in rows] == [
         (i, f"mine/{i}", puzzle, 7) for i, puzzle in enumerate(PUZZLES)
     ]
-    assert sample(["--model", "embedded:sudoku", "--input", str(sampled.parents[1] / "in.jsonl"), "--canvas_length", "20",
-                   "--steps", "5", "--temperature", "1.2", "--n", "4", "--device", "cpu",
-                   "--output", str(sampled.parent)]) == 0  # fmt: skip
+    source = str(sampled.parents[1] / "in.jsonl")
+    assert sample([*SAMPLE, "--input", source, "--n", "4", "--output", str(sampled.parent)]) == 0
     assert written(sampled) == rows
 
 
@@ -47,8 +49,8 @@ def test_a_changed_sample_is_noticed(sampled, tmp_path, capsys):
     text = sampled.read_text()
     for name in ("config.json", "results.jsonl"):
         (tmp_path / name).write_text((sampled.parent / name).read_text().replace('"mine/1"', '"yours/1"'))
-    assert sample(["--model", "embedded:sudoku", "--input", str(sampled.parents[1] / "in.jsonl"), "--canvas_length", "20",
-                   "--steps", "5", "--temperature", "1.2", "--n", "4", "--device", "cpu", "--output", str(tmp_path)]) == 2  # fmt: skip
+    source = str(sampled.parents[1] / "in.jsonl")
+    assert sample([*SAMPLE, "--input", source, "--n", "4", "--output", str(tmp_path)]) == 2
     assert "is not this run's row 1, whose 'task_id' is 'mine/1'" in capsys.readouterr().err
     assert sampled.read_text() == text
 
@@ -61,7 +63,8 @@ def test_what_was_sampled_is_stitched_and_graded(sampled, tmp_path, capsys):
     assert list(summary["pass@k"]) == ["pass@1", "pass@2", "pass@4"]
     assert [(row["task_id"], row["sample"]) for row in graded] == [(f"mine/{i}", k) for i in range(3) for k in range(4)]
 
-    assert stitch(["--task", "sudoku", "--trajectories", str(sampled), "--solver", "none", "--output", str(tmp_path / "s")]) == 0
+    command = ["--task", "sudoku", "--trajectories", str(sampled), "--solver", "none"]
+    assert stitch([*command, "--output", str(tmp_path / "s")]) == 0
     stitched = written(tmp_path / "s/results.jsonl")
     assert [one["text"] for row in stitched for one in row["trajectories"]] == [
         one["text"] for row in written(sampled) for one in row["trajectories"]
@@ -84,8 +87,7 @@ def test_what_was_sampled_is_stitched_and_graded(sampled, tmp_path, capsys):
 
 
 def test_a_prompt_alone_says_what_was_asked_where_rules_judge(tmp_path):
-    assert sample(["--model", "embedded:sudoku", "--prompt", in_rows(PUZZLES[0]), "--canvas_length", "20", "--steps", "5",
-                   "--n", "2", "--temperature", "1", "--device", "cpu", "--output", str(tmp_path / "s")]) == 0  # fmt: skip
+    assert sample([*SAMPLE, "--prompt", in_rows(PUZZLES[0]), "--n", "2", "--output", str(tmp_path / "s")]) == 0
     source = str(tmp_path / "s/results.jsonl")
     assert grade(["--task", "sudoku", "--completions", source, "--output", str(tmp_path / "g")]) == 0
     assert stitch(["--task", "sudoku", "--trajectories", source, "--solver", "none", "--output", str(tmp_path / "t")]) == 0
@@ -106,13 +108,17 @@ def test_what_the_trainer_logs_is_graded_and_stitched(tmp_path):
     texts = [["12+7=19. #### 19", "#### 18", "so 19\n#### 19"], ["#### 5", "3+1=4\n#### 4", "#### 4"]]
     given = [{"prompt": f"{i}?", "question": f"How many are {i}?", "answer": gold, "index": i}
              for i, gold in enumerate(("19", "4")) for _ in range(3)]  # fmt: skip
-    rows = [{"step": 1, "prompt": [{"role": "user", "content": f"Solve: {i}"}], "completion": [{"role": "assistant", "content": text}],
-             "math": float("nan"), "nfe": 4, "advantage": 0.5} for i in range(2) for text in texts[i]]  # fmt: skip
+    rows = [
+        {"step": 1, "prompt": [{"role": "user", "content": f"Solve: {i}"}],
+         "completion": [{"role": "assistant", "content": text}], "math": float("nan"), "nfe": 4, "advantage": 0.5}
+        for i in range(2) for text in texts[i]
+    ]  # fmt: skip
     path = logged(tmp_path, rows, given)
     assert grade(["--task", "gsm8k", "--completions", str(path), "--output", str(tmp_path / "g")]) == 0
     graded = written(tmp_path / "g/results.jsonl")
     assert [row["right"] for row in graded] == [True, False, True, False, True, True]
-    assert {(row["step"], row["nfe"], row["math"], row["input_index"]) for row in graded} == {(1, 4, None, 0), (1, 4, None, 1)}
+    kept = {(row["step"], row["nfe"], row["math"], row["input_index"]) for row in graded}
+    assert kept == {(1, 4, None, 0), (1, 4, None, 1)}
     summary = json.loads((tmp_path / "g/summary.json").read_text())
     assert (summary["problems"], list(summary["pass@k"])) == (2, ["pass@1", "pass@2"])
     assert stitch(["--task", "gsm8k", "--trajectories", str(path), "--output", str(tmp_path / "s")]) == 0
@@ -141,7 +147,7 @@ def test_golds_that_cannot_be_read_are_named_by_line(tmp_path, capsys):
     assert stitch(["--task", "gsm8k", "--trajectories", str(source), "--output", str(tmp_path / "o")]) == 0
     said = capsys.readouterr().err
     assert said.count("cannot be read") == 1
-    assert "1 rows have a gold answer that cannot be read, and get no verdict (line 2: gold answer '')" in said
+    assert "1 row has a gold answer that cannot be read, and no verdict (line 2: gold answer '')" in said
     summary = json.loads((tmp_path / "o/summary.json").read_text())
     assert (summary["unreadable_gold"], summary["methods"]["single"]["n"]) == (1, 2)
 
@@ -156,7 +162,8 @@ def test_golds_that_cannot_be_read_are_named_by_line(tmp_path, capsys):
 )
 def test_odd_lines_are_named_before_any_work(line, says, tmp_path, capsys):
     source = tmp_path / "t.jsonl"
-    source.write_bytes(b'{"question": "one\xe2\x80\xa8two\\u0000", "prompt": "1+1=", "completions": ["4\\u2028"]}\r\n' + line + b"\n")
+    good = b'{"question": "one\xe2\x80\xa8two\\u0000", "prompt": "1+1=", "completions": ["4\\u2028"]}\r\n'
+    source.write_bytes(good + line + b"\n")
     commands = [
         (stitch, ["--task", "gsm8k", "--trajectories", str(source)]), (stitch, ["--task", "gsm8k", "--input", str(source)]),
         (sample, ["--model", "embedded:sudoku", "--canvas_length", "20", "--input", str(source)]),
