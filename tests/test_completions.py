@@ -83,6 +83,16 @@ def test_two_columns_are_refused_by_their_names(tmp_path, capsys):
     assert grade(source, "gsm8k", "--column", "completion")[0]["right"] == 1
 
 
+def test_log_likelihoods_are_no_completions(tmp_path, capsys):
+    rows = [{"doc_id": 0, "doc": ROWS[0], "target": "2", "resps": [[["-1.5", "False"]], [["-0.2", "True"]]]}]
+    assert "line 1: 'resps' is neither a text" in refused(capsys, write(tmp_path / "samples.jsonl", rows))
+
+
+def test_an_empty_column_is_none(tmp_path):
+    (tmp_path / "c.csv").write_text("question,answer,completion,response\nTwo?,2,2,\nThree?,3,,\n")
+    assert [row["right"] for row in grade(tmp_path / "c.csv")[1]] == [True, False]
+
+
 def test_what_a_benchmark_calls_its_own_is_no_completion(tmp_path):
     countdown = [{"input": "30,100,93", "output": "23", "completion": "#### (93+30)-100"}]
     assert grade(write(tmp_path / "c.jsonl", countdown), "countdown")[0]["right"] == 1

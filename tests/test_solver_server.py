@@ -269,6 +269,19 @@ def test_an_empty_reply_is_no_answer():
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_password_is_in_no_file_of_a_finished_run(tmp_path, capsys):
+    source = tmp_path / "t.jsonl"
+    source.write_text(json.dumps({"question": "?", "answer": "4", "completions": ["4"]}) + "\n")
+    with serving(lambda body, headers, number: (said("4}"), 200)) as (address, _):
+        assert main(["--task", "gsm8k", "--trajectories", str(source), "--output", str(tmp_path / "o"),
+                     "--solver", f"openai:tiny@http://ann:secret@{address}"]) == 0  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
+        "config.json", "report.html", "results.jsonl", "summary.json",
+    ]  # fmt: skip
+    assert not [path for path in (tmp_path / "o").iterdir() if "secret" in path.read_text()]
+    assert "secret" not in "".join(capsys.readouterr())
+
+
 def test_keys_and_passwords_are_sent_and_never_shown(tmp_path, capsys, monkeypatch):
     seen = []
 

@@ -80,7 +80,7 @@ def read_completions(
 
 def find_column(path: Path, rows: Sequence[Row], judge: str | None = None, usual: str = NAMES[0]) -> str:
     """The column of a file's completions, `usual` if there is none; `ValueError` for two of them, naming both."""
-    names = {name for row in rows for name, value in row.items() if value is not None}
+    names = {name for row in rows for name, value in row.items() if value not in (None, "")}
     candidates = [name for name in NAMES if name in names]
     if judge == "countdown" and "input" in names:  # d1's file has the target there
         candidates = [name for name in candidates if name != "output"]
@@ -159,13 +159,13 @@ def _is_message(value: Any) -> bool:
 
 
 def _in_list(name: str, values: Sequence[Any]) -> list[Completion]:
-    """The completions of a list, and of lists in it; `ValueError` for what is none."""
+    """The completions of a list; lm-eval has a list for each of its requests. `ValueError` for what is none."""
     found: list[Completion] = []
     for value in values:
         if isinstance(value, Mapping) and isinstance(value.get("text"), str):
             found.append(value["text"])
         elif name == HARNESS and _is_list(value):
-            found += _in_list(name, value)
+            found += [_one(name, one) for one in value]  # no deeper: pairs in there are log-likelihoods
         else:
             found.append(_one(name, value))
     return found
