@@ -217,10 +217,10 @@ class Compare:
         asked = self._asked(questions, pools, stitched_pools, evidences, outcomes)
         left = Counter(one.problem for one in asked)
         answers = self._answers(questions, asked, outcomes)
-        for i, (found, evidence, pool) in enumerate(zip(outcomes, evidences, stitched_pools, strict=True)):
+        for i, (of_problem, evidence, pool) in enumerate(zip(outcomes, evidences, stitched_pools, strict=True)):
             while left[i]:
                 left[next(answers)] -= 1
-            yield Compared({name: found[name] for name in METHODS if name in found}, evidence, pool)
+            yield Compared({name: of_problem[name] for name in METHODS if name in of_problem}, evidence, pool)
 
     def _denoised(self, questions: list[str], pools: list[Pool], seeds: list[int]) -> dict[str, list[Outcome]]:
         assert self.denoiser is not None
