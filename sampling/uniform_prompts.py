@@ -13,7 +13,7 @@ from lockstitch.sampling import blanks
 from lockstitch.sampling.canvases import Look
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
 from lockstitch.sampling.noise import derive_seed
-from lockstitch.sampling.prompts import Request, columns_of
+from lockstitch.sampling.prompts import Request
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.sampling.uniform import sample_uniform
 from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
@@ -55,7 +55,7 @@ class UniformReader:
 
     def read(self, path: Path) -> list[Request]:
         """The requests of a file; `ValueError` names every bad line."""
-        return read_rows(path, lambda row: self.request(row.get("prompt"), row.get("canvas")))
+        return read_rows(path, lambda row: self.request(row.get("prompt"), row.get("canvas")).of_row(row))
 
     def request(self, text: object, canvas: object = None) -> Request:
         """One request; `ValueError` says what is wrong with it."""
@@ -77,7 +77,7 @@ class UniformReader:
         prompt_ids = tuple(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
         if not prompt_ids:
             raise ValueError(f"prompt {prompt!r} has no tokens")
-        return Request(prompt, prompt_ids, self.config, columns=columns_of(row))
+        return Request(prompt, prompt_ids, self.config).of_row(row)
 
 
 def draw(

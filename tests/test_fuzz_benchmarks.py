@@ -6,7 +6,7 @@ import random
 import pytest
 from hypothesis import strategies as st
 from lockstitch.rewards.tasks.builtin import TASKS
-from lockstitch.rewards.tasks.grade import Answered, read_answered
+from lockstitch.rewards.tasks.golds import unreadable
 from lockstitch.rewards.tasks.reasoning_gym_task import read_gym_row
 from test_fuzz_rewards import FRAGMENTS, fuzz, nothing_is_evaluated, timed
 
@@ -56,8 +56,11 @@ def check_row(row):
             assert columns["question"].strip(), name
             for form in task.forms:
                 assert isinstance(task.prompt(columns["question"], form), str)
-            answered = attempt(functools.partial(read_answered, task), row, "completion")
-            assert isinstance(answered, Answered | None)
+            fault = attempt(functools.partial(unreadable, task.rewards[0][0]), columns)
+            assert isinstance(fault, str | None)
+            problem = attempt(task.read_row, row)
+            assert problem is not None, name
+            assert problem.question == columns["question"]
         columns = attempt(read_gym_row, row)
         assert columns is None or isinstance(columns["metadata"], str)
 
