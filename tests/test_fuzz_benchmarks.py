@@ -59,8 +59,7 @@ def check_row(row):
             fault = attempt(functools.partial(unreadable, task.rewards[0][0]), columns)
             assert isinstance(fault, str | None)
             problem = attempt(task.read_row, row)
-            assert problem is not None, name
-            assert problem.question == columns["question"]
+            assert problem is None or problem.question == columns["question"], name
         columns = attempt(read_gym_row, row)
         assert columns is None or isinstance(columns["metadata"], str)
 
