@@ -8,6 +8,9 @@ or `.parquet` file) or, for the embedded models, generated (`--generate TASK`). 
 `lockstitch export` packs. A run that was interrupted goes on from its last checkpoint when it is launched again.
 """
 
+import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,20 +230,34 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     run(prepare(recipe, training, model_arguments))
 
 
-def main() -> None:
-    """Parses YAML and command line, then trains."""
-    from lockstitch.rl.checkpoints import NotFiniteError
+def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
+    """Recipe, training and model arguments; `ValueError` for whatever is wrong with them."""
+    from lockstitch.recipes.layers import config_file, parse_layers
     from lockstitch.rl.lora import DiffusionModelConfig
     from lockstitch.rl.sft_config import DiffusionSFTConfig
     from trl import SFTConfig, TrlParser
 
+    from lockstitch.options import read_yaml, split_config
+
     # The solver is trained by TRL's own trainer, which must not be offered options that it would ignore.
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--objective")
+    named, rest = split_config(argv)
+    said = {} if named is None else read_yaml(config_file(named))
+    objective = early.parse_known_args(rest)[0].objective or said.get("objective")
+    config_class = SFTConfig if objective == "autoregressive" else DiffusionSFTConfig
+    parser = TrlParser((RecipeArguments, config_class, DiffusionModelConfig), allow_abbrev=False)
+    recipe, training, model_arguments = parse_layers(parser, argv)
+    return recipe, training, model_arguments
+
+
+def main() -> None:
+    """Reads YAML and command line, then trains."""
+    from lockstitch.recipes.run_directory import MISTAKES
+
     with one_line("sft"):
-        recipe = TrlParser((RecipeArguments,)).parse_args_and_config(return_remaining_strings=True)[0]
-        config_class = DiffusionSFTConfig if recipe.objective == "diffusion" else SFTConfig
-        parser = TrlParser((RecipeArguments, config_class, DiffusionModelConfig))
-        prepared = prepare(*parser.parse_args_and_config())
-    with one_line("sft", f"interrupted; {GOES_ON}", NotFiniteError):
+        prepared = prepare(*parse(sys.argv[1:]))
+    with one_line("sft", f"interrupted; {GOES_ON}", MISTAKES):
         run(prepared)
 
 

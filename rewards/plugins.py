@@ -24,6 +24,8 @@ from typing import Any
 
 from lockstitch.rewards.contract import RESERVED
 
+from lockstitch.errors import OthersCodeError, others_code
+
 GROUP = "lockstitch.rewards"
 UNKNOWN = "?"
 
@@ -110,15 +112,19 @@ def _unknown(spec: str) -> str:
 
 def _callable(spec: str, module_name: str, path: str) -> Callable[..., Any]:
     """Imports what is named, with the working directory first on the path."""
+    if module_name.startswith("."):
+        raise ValueError(_unknown(spec))
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+        with others_code(f"reward {spec!r}: the module {module_name!r}"):
+            found: Any = importlib.import_module(module_name)
+    except OthersCodeError as error:
+        missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
         # An import that fails inside the module is the module's own affair.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        if missing is None or not f"{module_name}.".startswith(f"{missing}."):
             raise
-        raise ValueError(f"reward {spec!r}: there is no module {error.name!r} (looked in {here} first)") from error
+        raise ValueError(f"reward {spec!r}: there is no module {missing!r} (looked in {here} first)") from error
     finally:
         sys.path.remove(here)
     return _attribute(spec, module_name, found, path)
@@ -140,12 +146,13 @@ def _in_file(spec: str, file: Path, path: str) -> Callable[..., Any]:
         here = str(file.resolve().parent)
         sys.path.insert(0, here)
         try:
-            place.loader.exec_module(found)
-        except SyntaxError as error:
+            with others_code(f"reward {spec!r}: {file}"):
+                place.loader.exec_module(found)
+        except BaseException as error:
             del sys.modules[name]
-            raise ValueError(f"reward {spec!r}: {file} is no Python, line {error.lineno}: {error.msg}") from error
-        except BaseException:
-            del sys.modules[name]
+            if isinstance(error.__cause__, SyntaxError):
+                line, said = error.__cause__.lineno, error.__cause__.msg
+                raise ValueError(f"reward {spec!r}: {file} is no Python, line {line}: {said}") from error
             raise
         finally:
             sys.path.remove(here)

@@ -26,6 +26,7 @@ from lockstitch.sampling.presets import PRESETS
 from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
 from lockstitch.errors import GOES_ON, reported
+from lockstitch.options import parse_options
 
 if TYPE_CHECKING:
     from lockstitch.sampling.canvases import Look
@@ -304,7 +305,7 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = TrlParser((SampleOptions, sampler_options()), prog="lockstitch sample",
                        formatter_class=argparse.HelpFormatter)  # the help says the defaults that there are
-    options, sampler = parser.parse_args_and_config(argv)
+    options, sampler = parse_options(parser, sys.argv[1:] if argv is None else argv)
     return sample(options, {name: value for name, value in asdict(sampler).items() if value is not None})
 
 

@@ -110,6 +110,17 @@ def _reader(native: str, of: str) -> Any:
     return type(f"{native}From{of}", (_native_class(native),), {"__module__": __name__})
 
 
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, by default the accelerator if there is one; `ValueError` for one that this machine lacks."""
+    if device is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        torch.zeros(1, device=device).cpu()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={str(device)!r} cannot be used here: {_first_line(error)}") from error
+
+
 def load_model(
     path: str,
     raw: Mapping[str, Any],
@@ -127,8 +138,7 @@ def load_model(
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
     path, translation = model_path(path), translation_of(raw)
-    if device is None:
-        device = torch.accelerator.current_accelerator() or "cpu"
+    device = usable_device(device)
     if loading.get("quantization_config") is not None:  # its weights cannot be moved afterwards
         loading["device_map"] = {"": device}
     loading |= {"dtype": dtype, "revision": revision, "output_loading_info": True, "ignore_mismatched_sizes": True}

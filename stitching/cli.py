@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.errors import GOES_ON, reported
+from lockstitch.options import parse_options
 
 EMBEDDED = "embedded"
 NONE = "none"
@@ -278,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
     from trl import TrlParser
 
     parser = TrlParser((StitchConfig,), prog="lockstitch stitch")
-    (config,) = parser.parse_args_and_config(argv)
+    (config,) = parse_options(parser, sys.argv[1:] if argv is None else argv)
     return stitch(config)
 
 

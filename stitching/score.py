@@ -17,6 +17,8 @@ from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.steps import Step
 
+from lockstitch.errors import others_code
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -91,8 +93,9 @@ class Custom:
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None
     ) -> Scores:
         """See `Scorer`; `ValueError` if a step has no score, or one outside [0, 1]."""
-        result = self.function(question, steps_KN, trajectories)
-        scores = result if isinstance(result, Scores) else Scores([[float(r) for r in row] for row in result])
+        with others_code(f"scorer {self.name!r}, at the question {question!r:.80},"):
+            result = self.function(question, steps_KN, trajectories)
+            scores = result if isinstance(result, Scores) else Scores([[float(r) for r in row] for row in result])
         found, wanted = [len(row) for row in scores.score_KN], [len(steps) for steps in steps_KN]
         if found != wanted:
             raise ValueError(f"scorer {self.name!r} gave {found} scores per trajectory for {wanted} steps")
@@ -129,7 +132,7 @@ def load_scorer(spec: str, task: Task, *, trust_remote_code: bool = False) -> Sc
         return ProcessRewardModel(name, trust_remote_code=trust_remote_code)
     try:
         module = importlib.import_module(kind)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # a TypeError for `..name`
         raise ValueError(
             f"scorer {spec!r}: the module {kind!r} cannot be imported ({error}); accepted are {_ACCEPTED}"
         ) from error

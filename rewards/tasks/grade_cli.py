@@ -8,7 +8,6 @@ goes on when it is started again; a directory with results of another configurat
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
 from lockstitch.rewards.tasks.benchmarks import BENCHMARKS
 from lockstitch.rewards.tasks.grade import GradeConfig, Progress, grade
 from lockstitch.rewards.tasks.reasoning_gym_task import GYM
+
+from lockstitch.errors import GOES_ON, reported
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,17 +75,14 @@ def _number(value: float | None) -> str:
     return f"{'-' if value is None else format(value, '.4f'):>6}"
 
 
-def main(argv: list[str]) -> int:
+@reported("lockstitch grade", f"interrupted; {GOES_ON}", SandboxUnavailable)
+def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch grade`: 0, or 2 with the reason on the error stream."""
     options = _parser().parse_args(argv)
-    try:
-        config = GradeConfig(
-            options.task, options.completions, options.output, options.form, tuple(options.reward), options.chunk
-        )
-        summary = grade(config, _bar)
-    except (ValueError, SandboxUnavailable) as error:
-        print(f"lockstitch grade: {error}", file=sys.stderr)
-        return 2
+    config = GradeConfig(
+        options.task, options.completions, options.output, options.form, tuple(options.reward), options.chunk
+    )
+    summary = grade(config, _bar)
     print(table(summary))
     if summary["note"] is not None:
         print(f"\nNote: {summary['note']}.")
