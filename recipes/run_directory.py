@@ -14,6 +14,7 @@ from typing import Any
 from lockstitch.rl.checkpoints import STATE, NotFiniteError, NotWrittenError, last_checkpoint
 from lockstitch.rl.model_card import run_card
 from lockstitch.rl.run_record import RUN, RunRecord, base_revision, write_run
+from lockstitch.sampling.tokens import NotANumberError
 from peft import PeftModel
 from transformers import TrainerCallback
 
@@ -36,7 +37,7 @@ class NotBegunError(ValueError):
 
 
 # What ends a run that has begun in a line: everything else is a fault of ours.
-MISTAKES = (NotBegunError, NotFiniteError, NotWrittenError, OSError)
+MISTAKES = (NotBegunError, NotFiniteError, NotANumberError, NotWrittenError, OSError)
 
 
 class _Begun(TrainerCallback):  # type: ignore[misc]

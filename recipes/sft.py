@@ -162,7 +162,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     from lockstitch.rl.run_record import RunRecord, changed_settings
     from lockstitch.rl.sft import DiffusionSFTTrainer
     from lockstitch.sampling.denoiser import Denoiser, make_causal
-    from lockstitch.sampling.loading import layout_of
+    from lockstitch.sampling.loading import layout_of, loaded_from
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTTrainer, get_peft_config
 
@@ -184,7 +184,8 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
         return None
     loading = loading_of(model_arguments)
     if recipe.new_model is not None:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        with loaded_from(f"tokenizer {path!r}"):
+            tokenizer = AutoTokenizer.from_pretrained(path)
         assert isinstance(recipe.new_model, dict)
         model = new_model(tokenizer, bidirectional=diffusion, seed=training.seed, **recipe.new_model)
     if diffusion:
@@ -201,8 +202,9 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
             )
         model, tokenizer = denoiser.model, denoiser.tokenizer
     elif recipe.new_model is None:
-        model = make_causal(AutoModelForCausalLM.from_pretrained(path, **loading))
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=model_arguments.model_revision)
+        with loaded_from(f"model {path!r}"):
+            model = make_causal(AutoModelForCausalLM.from_pretrained(path, **loading))
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=model_arguments.model_revision)
     rows = {"train_dataset": load_rows(recipe, training, tokenizer), "eval_dataset": load_eval_rows(recipe, tokenizer)}
     if diffusion:
         peft_config = peft_config_of(model_arguments, denoiser)

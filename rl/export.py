@@ -102,14 +102,17 @@ class _Source:
         """The adapter, or one at `place`, on a base; also where its names are those of the family's own code."""
         from lockstitch.rl.adapter_names import in_published_names, native_adapter
         from lockstitch.sampling.families import translation_of
+        from lockstitch.sampling.loading import loaded_from
         from peft import PeftModel
         from safetensors.torch import load_file, save_file
 
         directory = place or self.directory
         translation = translation_of(_published(base))
         if translation is None:
-            return PeftModel.from_pretrained(base, str(directory))
-        weights = load_file(directory / ADAPTER_WEIGHTS)
+            with loaded_from(f"the adapter {str(directory)!r}"):
+                return PeftModel.from_pretrained(base, str(directory))
+        with loaded_from(f"the adapter {str(directory)!r}"):
+            weights = load_file(directory / ADAPTER_WEIGHTS)
         if not in_published_names(weights, translation):
             return PeftModel.from_pretrained(base, str(directory))
         config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -135,7 +138,10 @@ def adapter_directory(directory: Path) -> Path:
 
 def _source(config: ExportConfig) -> _Source:
     directory = adapter_directory(config.adapter)
-    adapter = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    try:
+        adapter = dict(json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / ADAPTER_CONFIG} is no adapter's config: {error}") from error
     if adapter.get("peft_type") != "LORA":
         raise ValueError(f"{directory} holds an adapter of type {adapter.get('peft_type')!r}; LORA alone is exported")
     record = read_run(config.adapter)

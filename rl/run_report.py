@@ -185,6 +185,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="output directory of the run")
     parser.add_argument("--html", type=Path, help="where the page goes (default: report.html in that directory)")
     options = parser.parse_args(argv)
+    if not options.run.is_dir():
+        raise ValueError(f"run={str(options.run)!r} is not a directory")
     page = options.html or options.run / PAGE
     if page.is_dir() or not page.parent.is_dir():
         raise ValueError(f"html={str(page)!r} must be a file in a directory that exists")

@@ -14,6 +14,7 @@ Processes are forked from one that has imported what they need. Left out: machin
 
 import argparse
 import contextlib
+import difflib
 import json
 import multiprocessing
 import os
@@ -56,8 +57,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "export": {"adapter": "adapter"},
 }  # fmt: skip
 ROWS = {"sample": 24, "grade": 300}
-# Times, what they say of speed, and the places where a run was: what two runs without a kill differ in, too.
-_TIMES = re.compile(r'"(seconds|\w*runtime|\w+_per_second|sequential_seconds|step_time|epoch_time|output_dir)": [^,}\n]+')
+# Times, what they say of speed, and transformers' mean of the losses since a run was last started.
+_TIMES = re.compile(r'"(seconds|train_loss|\w*runtime|\w+_per_second|sequential_seconds|step_time|epoch_time)": [^,}\n]+')
 
 
 @dataclass
@@ -193,6 +194,9 @@ def kill(command: str, folder: Path, kills: int, seed: int, limit: float) -> End
         elif others := different(whole, contents(output)):
             ends.different += 1
             _tell(f"{command}: other files than in a whole run: {', '.join(others)}")
+            pair = (whole.get(others[0]), contents(output).get(others[0]))
+            if all(isinstance(text, str) for text in pair):
+                _tell("\n".join(list(difflib.unified_diff(*(text.splitlines() for text in pair), lineterm="", n=2))[:20]))
         elif litter := [path.name for path in folder.glob(f".{output.name}*")]:
             ends.different += 1
             _tell(f"{command}: beside its output lies {', '.join(litter)}")

@@ -9,6 +9,7 @@ countdown and sudoku run on the models that come with the package.
 """
 
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -108,8 +109,10 @@ class StitchConfig:
             raise ValueError(f"say where the problems come from, once: --{', --'.join(sources)} (given: {given or 'none'})")
         if self.rule not in RULES:
             raise ValueError(f"rule={self.rule!r} is not one of {', '.join(RULES)}")
-        if not self.delta >= 0:
-            raise ValueError(f"delta={self.delta} must be at least 0 (above 1 keeps the anchor alone)")
+        if not 0 <= self.delta < math.inf:
+            raise ValueError(f"delta={self.delta} must be a finite number of at least 0 (above 1 keeps the anchor alone)")
+        if self.round_temperature is not None and not 0 <= self.round_temperature < math.inf:
+            raise ValueError(f"round_temperature={self.round_temperature} must be a finite number of at least 0")
         for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):

@@ -1,7 +1,7 @@
 """A command's options, from a YAML file and the command line, as the dataclasses that say which there are.
 
 What a dataclass says of a field's type holds wherever the value comes from: text is no number, a truth value is neither, a
-list is no name, and what no number or text can be (nan, whole numbers beyond 64 bits, half a character) is refused. An
+list is no name, and what no number or text can be (nan, inf, whole numbers beyond 64 bits, half a character) is refused. An
 option that nobody knows is refused with the nearest that is known. All of it in one line, before any record is made.
 
     recipe, training = parse_options(TrlParser((Recipe, Training)), ["--config", "mine.yaml", "--seed", "1"])
@@ -103,9 +103,9 @@ def _number(value: Any) -> float:
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError):
-        raise ValueError("a number") from None
-    if math.isnan(number):
-        raise ValueError("a number")
+        raise ValueError("a finite number") from None
+    if not math.isfinite(number):
+        raise ValueError("a finite number")
     return number
 
 
