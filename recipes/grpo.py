@@ -218,6 +218,9 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
     from lockstitch.sampling.loading import layout_of
 
+    if training.eval_on_start or training.eval_strategy != "no":
+        raise ValueError(f"eval_strategy={str(training.eval_strategy)!r}, eval_on_start={training.eval_on_start}: there are "
+                         "no rows to evaluate; held_out_problems and held_out_every measure")  # fmt: skip
     path = model_arguments.model_name_or_path
     family, _ = layout_of(path, recipe.family, model_arguments.model_revision)
     settings = changed_settings(recipe, health, training, model_arguments)

@@ -143,6 +143,8 @@ def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     if evaluated != (training.eval_strategy != "no"):
         raise ValueError(f"eval_strategy={str(training.eval_strategy)!r} and the rows to evaluate (dataset_test_split or "
                          "num_eval_problems) belong together: say both or neither")  # fmt: skip
+    if training.eval_on_start and not evaluated:
+        raise ValueError("eval_on_start=True wants rows to evaluate: dataset_test_split or num_eval_problems")
     from lockstitch.recipes.rows import FORMATS
 
     if recipe.dataset_test_split is not None and Path(recipe.dataset_name or "").suffix in FORMATS:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz_commands import main_of, make_adapter
+from lockstitch.rl.checkpoints import torn
 
 IMPORTS = [
     "lockstitch.rl.grpo", "lockstitch.rl.sft", "lockstitch.rl.export", "lockstitch.rl.merge", "lockstitch.sampling.cli",
@@ -58,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ROWS = {"sample": 24, "grade": 300}
 # Times, what they say of speed, and transformers' mean of the losses since a run was last started.
-_TIMES = re.compile(r'"(seconds|train_loss|\w*runtime|\w+_per_second|sequential_seconds|step_time|epoch_time)": [^,}\n]+')
+_TIMES = re.compile(r'"([\w/]*seconds|train_loss|\w*runtime|[\w/]*_per_second|step_time|epoch_time)": [^,}\n]+')
 
 
 @dataclass
@@ -182,6 +183,10 @@ def kill(command: str, folder: Path, kills: int, seed: int, limit: float) -> End
             ends.lost += 1
             _tell(f"{command}: {before[len(there) :][:1]} was there, and is not")
         before = there
+        for path in output.glob("checkpoint-*"):
+            if (why := torn(path)) is not None:
+                ends.lost += 1
+                _tell(f"{command}: {path.name} is not whole: {why}")
         if stopped and ends.kills < kills:
             ends.kills += 1
             ends.at_work += 0 < len(there) < last or (command == "export" and any(folder.glob(f".{output.name}*")))
