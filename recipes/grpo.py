@@ -16,10 +16,13 @@ A run that was interrupted goes on from its last checkpoint when it is launched 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
+from inspect import iscoroutinefunction
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from lockstitch.errors import GOES_ON, one_line
+from lockstitch.errors import GOES_ON, OthersCodeError, one_line, others_code
 
 if TYPE_CHECKING:
     from lockstitch.recipes.run_directory import Run
@@ -149,7 +152,7 @@ def rewards_of(recipe: RecipeArguments, training: Any, task: "Task") -> list[Cal
     from lockstitch.rewards.tasks.task import load, name_of
 
     if recipe.reward_funcs is not None:
-        return [load_reward(name) for name in recipe.reward_funcs]
+        return [_named(name, load_reward(name)) for name in recipe.reward_funcs]
     weighted = task.rewards_for(recipe.prompt_form or task.forms[0])
     if training.reward_weights is None:
         training.reward_weights = [weight for _, weight in weighted]
@@ -157,6 +160,19 @@ def rewards_of(recipe: RecipeArguments, training: Any, task: "Task") -> list[Cal
         raise ValueError(f"reward_weights={training.reward_weights}: task {task.name!r} has the rewards "
                          f"{', '.join(name_of(reward) for reward, _ in weighted)}")  # fmt: skip
     return [load(reward) for reward, _ in weighted]
+
+
+def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
+    """A reward whose errors say which it is, where it is a plain function that is not ours."""
+    if not isinstance(reward, FunctionType) or reward.__module__.startswith("lockstitch.") or iscoroutinefunction(reward):
+        return reward
+
+    @wraps(reward)
+    def named(*args: Any, **columns: Any) -> Any:
+        with others_code(f"reward {name!r}"):
+            return reward(*args, **columns)
+
+    return named
 
 
 def _what_pays(recipe: RecipeArguments, training: Any) -> tuple[Any, list[Callable[..., Any]], Callable[..., Any]]:
@@ -172,7 +188,7 @@ def _what_pays(recipe: RecipeArguments, training: Any) -> tuple[Any, list[Callab
     if recipe.task is None:
         assert recipe.dataset_name is not None
         assert recipe.reward_funcs is not None
-        rewards = [load_reward(name) for name in recipe.reward_funcs]
+        rewards = [_named(name, load_reward(name)) for name in recipe.reward_funcs]
         problems = own_problems(
             recipe.dataset_name, dataset_test_split=recipe.dataset_test_split, num_problems=recipe.num_problems,
             held_out=recipe.held_out_problems, **data,
@@ -209,6 +225,9 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
     from lockstitch.sampling.loading import layout_of
 
+    if training.eval_on_start or training.eval_strategy != "no":
+        raise ValueError(f"eval_strategy={str(training.eval_strategy)!r}, eval_on_start={training.eval_on_start}: there are "
+                         "no rows to evaluate; held_out_problems and held_out_every measure")  # fmt: skip
     path = model_arguments.model_name_or_path
     family, _ = layout_of(path, recipe.family, model_arguments.model_revision)
     settings = changed_settings(recipe, health, training, model_arguments)
@@ -266,11 +285,11 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
 
 def main() -> None:
     """Reads the layers of settings, then trains."""
-    from lockstitch.rl.checkpoints import NotFiniteError
+    from lockstitch.recipes.run_directory import MISTAKES
 
     with one_line("grpo"):
         prepared = prepare(*parse(sys.argv[1:]))
-    with one_line("grpo", f"interrupted; {GOES_ON}", NotFiniteError):
+    with one_line("grpo", f"interrupted; {GOES_ON}", (*MISTAKES, OthersCodeError)):
         run(prepared)
 
 

@@ -9,6 +9,9 @@ or `.parquet` file), a task's prompts with its gold solutions or answers (`--tas
 its last checkpoint when it is launched again.
 """
 
+import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,6 +204,8 @@ def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     if evaluated != (training.eval_strategy != "no"):
         raise ValueError(f"eval_strategy={str(training.eval_strategy)!r} and the rows to evaluate (dataset_test_split or "
                          "num_eval_problems) belong together: say both or neither")  # fmt: skip
+    if training.eval_on_start and not evaluated:
+        raise ValueError("eval_on_start=True wants rows to evaluate: dataset_test_split or num_eval_problems")
     from lockstitch.rewards.tasks.data import FORMATS
 
     if recipe.dataset_test_split is not None and Path(recipe.dataset_name or "").suffix in FORMATS:
@@ -221,7 +226,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     from lockstitch.rl.run_record import RunRecord, changed_settings
     from lockstitch.rl.sft import DiffusionSFTTrainer
     from lockstitch.sampling.denoiser import Denoiser, make_causal
-    from lockstitch.sampling.loading import layout_of
+    from lockstitch.sampling.loading import layout_of, loaded_from
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTTrainer, get_peft_config
 
@@ -244,7 +249,8 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
         return None
     loading = loading_of(model_arguments)
     if recipe.new_model is not None:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        with loaded_from(f"tokenizer {path!r}"):
+            tokenizer = AutoTokenizer.from_pretrained(path)
         assert isinstance(recipe.new_model, dict)
         model = new_model(tokenizer, bidirectional=diffusion, seed=training.seed, **recipe.new_model)
     if diffusion:
@@ -261,8 +267,9 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
             )
         model, tokenizer = denoiser.model, denoiser.tokenizer
     elif recipe.new_model is None:
-        model = make_causal(AutoModelForCausalLM.from_pretrained(path, **loading))
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=model_arguments.model_revision)
+        with loaded_from(f"model {path!r}"):
+            model = make_causal(AutoModelForCausalLM.from_pretrained(path, **loading))
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=model_arguments.model_revision)
     rows = {"train_dataset": load_rows(recipe, training, tokenizer), "eval_dataset": load_eval_rows(recipe, tokenizer)}
     if diffusion:
         peft_config = peft_config_of(model_arguments, denoiser)
@@ -290,22 +297,34 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
     run(prepare(recipe, training, model_arguments))
 
 
-def main() -> None:
-    """Parses YAML and command line, then trains."""
-    from lockstitch.rl.checkpoints import NotFiniteError
+def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
+    """Recipe, training and model arguments; `ValueError` for whatever is wrong with them."""
+    from lockstitch.recipes.layers import config_file, parse_layers
     from lockstitch.rl.lora import DiffusionModelConfig
     from lockstitch.rl.sft_config import DiffusionSFTConfig
     from trl import SFTConfig, TrlParser
 
-    from lockstitch.settings import parse_options
+    from lockstitch.options import read_yaml, split_config
 
     # The solver is trained by TRL's own trainer, which must not be offered options that it would ignore.
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--objective")
+    named, rest = split_config(argv)
+    said = {} if named is None else read_yaml(config_file(named))
+    objective = early.parse_known_args(rest)[0].objective or said.get("objective")
+    config_class = SFTConfig if objective == "autoregressive" else DiffusionSFTConfig
+    parser = TrlParser((RecipeArguments, config_class, DiffusionModelConfig), allow_abbrev=False)
+    recipe, training, model_arguments = parse_layers(parser, argv)
+    return recipe, training, model_arguments
+
+
+def main() -> None:
+    """Reads YAML and command line, then trains."""
+    from lockstitch.recipes.run_directory import MISTAKES
+
     with one_line("sft"):
-        recipe = parse_options(TrlParser((RecipeArguments,)), None, return_remaining_strings=True)[0]
-        config_class = DiffusionSFTConfig if recipe.objective == "diffusion" else SFTConfig
-        parser = TrlParser((RecipeArguments, config_class, DiffusionModelConfig))
-        prepared = prepare(*parse_options(parser, None))
-    with one_line("sft", f"interrupted; {GOES_ON}", NotFiniteError):
+        prepared = prepare(*parse(sys.argv[1:]))
+    with one_line("sft", f"interrupted; {GOES_ON}", MISTAKES):
         run(prepared)
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lockstitch.errors import OthersCodeError, others_code
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` with the known words that are like this one; empty if none is."""
@@ -98,12 +100,15 @@ def _is_elsewhere(name: str, file: Path) -> bool:
 
 def _imported(kind: str, spec: str, name: str, looked: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
+        with others_code(f"{kind} {spec!r}: the module {name!r}"):
+            return importlib.import_module(name)
+    except OthersCodeError as error:
+        missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
         # An import that fails inside the module is the module's own affair.
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+        if missing is None or not f"{name}.".startswith(f"{missing}."):
             raise
-        raise ValueError(f"{kind} {spec!r}: there is no module {error.name!r}{looked}") from error
+        raise ValueError(f"{kind} {spec!r}: there is no module {missing!r}{looked}") from error
+    raise AssertionError("others_code raises what it stops")
 
 
 def _own_name(file: Path) -> str:
@@ -119,12 +124,12 @@ def _run(kind: str, spec: str, file: Path, name: str) -> ModuleType:
     assert place.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(place)
     try:
-        with _last_on_path(file.resolve().parent):
+        with _last_on_path(file.resolve().parent), others_code(f"{kind} {spec!r}: {file}"):
             place.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, SyntaxError):
-            raise ValueError(f"{kind} {spec!r}: {file} is no Python, line {error.lineno}: {error.msg}") from error
+        if isinstance(cause := error.__cause__, SyntaxError) and cause.filename == str(file):
+            raise ValueError(f"{kind} {spec!r}: {file} is no Python, line {cause.lineno}: {cause.msg}") from error
         raise
     return module
 

@@ -27,6 +27,7 @@ from lockstitch.sampling.presets import PRESETS
 from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
 from lockstitch.errors import GOES_ON, reported
+from lockstitch.options import parse_options
 
 if TYPE_CHECKING:
     from lockstitch.sampling.canvases import Look
@@ -344,11 +345,10 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch sample`."""
     from trl import TrlParser
 
-    from lockstitch.settings import parse_options
 
     parser = TrlParser((SampleOptions, sampler_options()), prog="lockstitch sample",
                        formatter_class=argparse.HelpFormatter)  # the help says the defaults that there are
-    options, sampler = parse_options(parser, argv)
+    options, sampler = parse_options(parser, sys.argv[1:] if argv is None else argv)
     return sample(options, {name: value for name, value in asdict(sampler).items() if value is not None})
 
 

@@ -9,6 +9,7 @@ countdown and sudoku run on the models that come with the package.
 """
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.errors import GOES_ON, reported, without_passwords
+from lockstitch.options import parse_options
 
 EMBEDDED = "embedded"
 NONE = "none"
@@ -127,8 +129,10 @@ class StitchConfig:
             raise ValueError(f"say where the problems come from, once: --{', --'.join(sources)} (given: {given or 'none'})")
         if self.rule is not None and self.rule not in RULES:
             raise ValueError(f"rule={self.rule!r} is not one of {', '.join(RULES)}")
-        if not self.delta >= 0:
-            raise ValueError(f"delta={self.delta} must be at least 0 (above 1 keeps the anchor alone)")
+        if not 0 <= self.delta < math.inf:
+            raise ValueError(f"delta={self.delta} must be a finite number of at least 0 (above 1 keeps the anchor alone)")
+        if self.round_temperature is not None and not 0 <= self.round_temperature < math.inf:
+            raise ValueError(f"round_temperature={self.round_temperature} must be a finite number of at least 0")
         self._check_server()
         for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk", "solver_attempts",
                      "solver_concurrency"):  # fmt: skip
@@ -352,10 +356,9 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch stitch`."""
     from trl import TrlParser
 
-    from lockstitch.settings import parse_options
 
     parser = TrlParser((StitchConfig,), prog="lockstitch stitch")
-    (config,) = parse_options(parser, argv)
+    (config,) = parse_options(parser, sys.argv[1:] if argv is None else argv)
     return stitch(config)
 
 

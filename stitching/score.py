@@ -17,6 +17,8 @@ from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.steps import Step
 
+from lockstitch.errors import others_code
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -94,8 +96,9 @@ class Custom:
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None
     ) -> Scores:
         """See `Scorer`; `ValueError` if a step has no score, or one outside [0, 1]."""
-        result = self.function(question, steps_KN, trajectories)
-        scores = result if isinstance(result, Scores) else Scores([[float(r) for r in row] for row in result])
+        with others_code(f"scorer {self.name!r}, at the question {question!r:.80},"):
+            result = self.function(question, steps_KN, trajectories)
+            scores = result if isinstance(result, Scores) else Scores([[float(r) for r in row] for row in result])
         found, wanted = [len(row) for row in scores.score_KN], [len(steps) for steps in steps_KN]
         if found != wanted:
             raise ValueError(f"scorer {self.name!r} gave {found} scores per trajectory for {wanted} steps")

@@ -12,6 +12,8 @@ from typing import Any
 from lockstitch.rewards.steps import UNITS, Segmenter
 from lockstitch.stitching.steps import Step
 
+from lockstitch.errors import others_code
+
 _ANSWER_BLOCK = re.compile(r"<answer>.*?(?:</answer>|\Z)", re.DOTALL)
 _TAG = re.compile(r"</?[a-z][a-z_-]+>|<\|[^<>|\s]+\|>")
 _LINE = re.compile(r"[^\r\n]+")
@@ -47,7 +49,10 @@ def segment(text: str, unit: str | Segmenter) -> list[tuple[int, int]]:
         ValueError: if the unit is another one, or the function gives back what is no piece of the text.
     """
     if callable(unit):
-        return _own_spans(text, unit(text), unit)
+        name = f"the segmenter {getattr(unit, '__name__', unit)!r}"
+        with others_code(name):
+            pieces = unit(text)
+        return _own_spans(text, pieces, name)
     if unit not in UNITS:
         raise ValueError(f"unit {unit!r} is not one of {', '.join(UNITS)}")
     # Blanked by line breaks, character for character, so that places stay what they are.
@@ -72,9 +77,8 @@ def segment(text: str, unit: str | Segmenter) -> list[tuple[int, int]]:
     return spans
 
 
-def _own_spans(text: str, pieces: Any, unit: Segmenter) -> list[tuple[int, int]]:
+def _own_spans(text: str, pieces: Any, name: str) -> list[tuple[int, int]]:
     """The places of the pieces that a function of one's own cut a text into."""
-    name = f"the segmenter {getattr(unit, '__name__', unit)!r}"
     if isinstance(pieces, str) or not isinstance(pieces, Sequence) or not all(isinstance(piece, str) for piece in pieces):
         raise ValueError(f"{name} gave {pieces!r:.80} for a text; a list of texts is needed")
     spans, at = [], 0

@@ -54,7 +54,7 @@ place = own_tasks.place
         ("canvas_length: 1.5", "canvas_length: 1.5 is not accepted; it takes a whole number"),
         ("canvas_length: 0", "canvas_length: 0"), ("canvas_length: true", "canvas_length: True"),
         ("env: {A: b}", "the key 'env' is not one of"),
-        ("name: !!python/object/apply:os.getcwd []", "not YAML that is read here: could not determine a constructor"),
+        ("name: !!python/object/apply:os.getcwd []", "is not YAML: could not determine a constructor"),
         ("name: a\nname: b", "the key 'name' stands twice"),
     ],
 )  # fmt: skip

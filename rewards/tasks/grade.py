@@ -26,6 +26,7 @@ from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import Task, Weighted, load, name_of
 
 from lockstitch import files
+from lockstitch.errors import others_code
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +105,9 @@ def number_note(task: Task, problems: int) -> str | None:
 
 
 def score(
-    answered: Sequence[Answered], task: Task, rewards: Mapping[str, tuple[Reward, float]]
+    answered: Sequence[Answered], task: Task, rewards: Mapping[str, tuple[Reward, float]], first: int = 0
 ) -> list[dict[str, Any]]:
-    """The results of rows that are scored together.
+    """The results of rows that are scored together, `first` being the index of the first of them.
 
     Returns:
         For each row: `answer`, `right` (None without a verdict), `reward` (the weighted sum), and `rewards` one by one.
@@ -115,10 +116,11 @@ def score(
     columns = {name: [one.columns.get(name) for one in answered] for name in names}
     completions = [one.completion for one in answered]
     prompts = [one.prompt for one in answered]
-    values = {
-        name: _values(name, reward(prompts=prompts, completions=completions, **columns), len(answered))
-        for name, (reward, _) in rewards.items()
-    }
+    values = {}
+    for name, (reward, _) in rewards.items():
+        with others_code(f"reward {name!r}, on rows {first} to {first + len(answered) - 1},"):
+            found = reward(prompts=prompts, completions=completions, **columns)
+        values[name] = _values(name, found, len(answered))
     sums = combine(list(values.values()), [weight for _, weight in rewards.values()])
     judge = next(iter(values.values()))
     return [
@@ -135,6 +137,9 @@ def score(
 def _values(name: str, values: Any, count: int) -> list[Value]:
     if not isinstance(values, Sequence) or len(values) != count:
         raise ValueError(f"reward {name!r} returned {values!r:.80} for {count} completions; a list of {count} is needed")
+    for value in values:
+        if value is not None and not isinstance(value, int | float):
+            raise ValueError(f"reward {name!r} returned {value!r:.80} for a completion; a number is needed, or None")
     return [None if value is None or math.isnan(value) else float(value) for value in values]
 
 
@@ -281,7 +286,7 @@ def _chunk(
     answered: Sequence[Answered], start: int, size: int, task: Task, rewards: Mapping[str, tuple[Reward, float]]
 ) -> list[dict[str, Any]]:
     began = time.perf_counter()
-    results = score(answered[start : start + size], task, rewards)
+    results = score(answered[start : start + size], task, rewards, start)
     seconds = round((time.perf_counter() - began) / len(results), 6)
     return [
         {"index": start + i, **answered[start + i].kept, **result, "seconds": seconds} for i, result in enumerate(results)

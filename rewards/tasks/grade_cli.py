@@ -19,7 +19,7 @@ from lockstitch.rewards.tasks.completions import NAMES
 from lockstitch.rewards.tasks.grade import GradeConfig, Progress, grade
 from lockstitch.rewards.tasks.reasoning_gym_task import GYM
 
-from lockstitch.errors import GOES_ON, one_line, reported
+from lockstitch.errors import GOES_ON, reported
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,16 +90,15 @@ def _number(value: float | None) -> str:
     return f"{'-' if value is None else format(value, '.4f'):>6}"
 
 
-@reported("lockstitch grade", f"interrupted; {GOES_ON}")
+@reported("lockstitch grade", f"interrupted; {GOES_ON}", SandboxUnavailable)
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch grade`: 0, or 2 with the reason on the error stream."""
     options = _parser().parse_args(argv)
-    with one_line("lockstitch grade", f"interrupted; {GOES_ON}", SandboxUnavailable):
-        config = GradeConfig(
-            options.task, options.completions, options.output, options.form, tuple(options.reward), options.chunk,
-            options.column, options.input, options.source,
-        )  # fmt: skip
-        summary = grade(config, _bar)
+    config = GradeConfig(
+        options.task, options.completions, options.output, options.form, tuple(options.reward), options.chunk,
+        options.column, options.input, options.source,
+    )  # fmt: skip
+    summary = grade(config, _bar)
     print(table(summary))
     if summary["note"] is not None:
         print(f"\nNote: {summary['note']}.")

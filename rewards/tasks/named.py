@@ -17,6 +17,8 @@ from lockstitch.rewards.tasks.own import SUFFIXES, load_task_file
 from lockstitch.rewards.tasks.reasoning_gym_task import GYM, gym_task
 from lockstitch.rewards.tasks.task import Task
 
+from lockstitch.errors import others_code
+
 GROUP = "lockstitch.tasks"
 PLACES = "a file of YAML, file.py:attribute or module:attribute"
 
@@ -87,7 +89,8 @@ def _summary(task: Task) -> str:
 
 def _made(spec: str, found: Any) -> Task:
     """A task, or what a function makes."""
-    made = found() if callable(found) and not isinstance(found, Task) else found
+    with others_code(f"task {spec!r}"):
+        made = found() if callable(found) and not isinstance(found, Task) else found
     if not isinstance(made, Task):
         raise ValueError(f"task {spec!r} is {made!r:.80}, neither a Task nor a function that returns one")
     return made

@@ -27,7 +27,7 @@ from lockstitch.rewards.tasks.builtin import TASKS, has_gold, math_gold
 from lockstitch.rewards.tasks.data import is_file_name
 from lockstitch.rewards.tasks.task import Row, Source, Task, Weighted, answer_column, marked_answer
 
-from lockstitch.settings import read_yaml
+from lockstitch.options import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 KEYS = {

@@ -23,6 +23,8 @@ from lockstitch.rewards.plugins import load_reward
 from lockstitch.rewards.problem import Problem, text_of
 from lockstitch.rewards.steps import Segmenter, StepChecker
 
+from lockstitch.errors import others_code
+
 Row = Mapping[str, Any]
 Reward = Callable[..., Any]
 Weighted = tuple[str | Reward, float]
@@ -207,9 +209,9 @@ class Task:
         ]
         columns = {"question": problem.question, "answer": problem.answer, **(problem.columns or {})}
         kept = {name: [value] * len(answers) for name, value in columns.items() if name not in RESERVED and name != "prompt"}
-        values: list[Value] = load(self.rewards[0][0])(
-            prompts=[problem.question] * len(answers), completions=completions, **kept
-        )
+        reward = load(self.rewards[0][0])
+        with others_code(f"reward {name_of(self.rewards[0][0])!r}"):
+            values: list[Value] = reward(prompts=[problem.question] * len(answers), completions=completions, **kept)
         return [None if value is None else value >= 1.0 for value in values]
 
 
