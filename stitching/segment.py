@@ -51,8 +51,8 @@ def segment(text: str, unit: str | Segmenter) -> list[tuple[int, int]]:
     if callable(unit):
         name = f"the segmenter {getattr(unit, '__name__', unit)!r}"
         with others_code(name):
-            pieces = unit(text)
-        return _own_spans(text, pieces, name)
+            cut = unit(text)
+        return _own_spans(text, cut, name)
     if unit not in UNITS:
         raise ValueError(f"unit {unit!r} is not one of {', '.join(UNITS)}")
     # Blanked by line breaks, character for character, so that places stay what they are.
