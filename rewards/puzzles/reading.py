@@ -7,7 +7,8 @@ evaluated here.
 
 import re
 
-from lockstitch.rewards.marks import Found, find_answer, spoken, supposes
+from lockstitch.rewards.marks import Found, find_answer, spoken
+from lockstitch.rewards.phrases import supposes
 from lockstitch.rewards.puzzles import countdown
 from lockstitch.rewards.puzzles.forms import extract_grid
 
