@@ -161,7 +161,7 @@ class LocalExaminer:
 
 
 def marks(count: int, failures: Any, until_failure: bool) -> Marks:
-    """Marks of a run of verdicts, each empty for a passed test. One that turns out to be no test (`NO_TEST`) does not count."""
+    """Marks of a run of verdicts, each empty for a passed test; one that turns out to be no test does not count."""
     passed, reason = [], ""
     for failure in failures:
         if failure == NO_TEST:
