@@ -50,7 +50,7 @@ def value_in_floats(expression):
         (r"\boxed{93 + 30 - 100 = 23}", 1.0), (r"\boxed{\left(93+30\right) − 100}<|eot_id|>", 1.0),
         (r"<answer>$30 - (100 - 93)$</answer>", 1.0),
         # An answer, and wrong: other numbers, not all of them, one twice, another value, a false equation,
-        no expression.
+        # no expression.
         (r"\boxed{93+30-100+0}", 0.1), (r"\boxed{93+30}", 0.1), (r"\boxed{93+30-100+30-30}", 0.1),
         (r"\boxed{93-30+100}", 0.1),
         (r"\boxed{93+30-100=24}", 0.1), (r"\boxed{23}", 0.1), (r"\boxed{__import__('os').abort()}", 0.1),

@@ -13,9 +13,9 @@ from lockstitch.rewards.sandbox.tagged import encode
 def pairs(inputs: Any, outputs: Any, function: str | None = None) -> tuple[Test, ...]:
     """One test for each input and its output.
 
-    A text is what a program reads, a number or a truth value stands for its text, and a list has the arguments of a function.
-    What should be printed is a text, a number, a truth value or a list of lines. Where a function is named, its arguments may
-    also be lines of JSON (LiveCodeBench's form), and results may all stand in a list of their own (APPS's form).
+    A text is what a program reads, a number or a truth value stands for its text, and a list has the arguments of a
+    function. What should be printed is a text, a number, a truth value or a list of lines. Where a function is named, its
+    arguments may also be lines of JSON (LiveCodeBench's form), and results may all stand in a list each (APPS's form).
 
     Args:
         inputs: a list, or one text.
