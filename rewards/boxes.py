@@ -191,7 +191,7 @@ def _behind(text: str, is_formula: bool, depth: int) -> str:
     text = _GROUP.sub("\n", text)
     if not is_formula:
         match = _BEHIND_IN_PROSE.match(text)
-        text = _WORD.sub("\n", match[0].replace("$", "") if match else "")
+        text = _WORD.sub("\n", re.sub(r"\A\{.*", "", match[0].replace("$", "")) if match else "")
     text = _IDLE.sub("", text)
     end = _CUT.search(text)
     text = text[: end.start()] if end else text
@@ -200,7 +200,7 @@ def _behind(text: str, is_formula: bool, depth: int) -> str:
         if depth < 0 or (depth == 0 and sign in ",.?" and not re.match(r",\d{3}|\.\d", text[i:])):
             text = text[:i]
             break
-    return re.sub(r"[-+*/\u2212\s]+\Z", "", text)
+    return re.sub(r"[-+*/<>\u2212\s]+\Z", "", text)
 
 
 def _unwrapped(joined: str) -> str:

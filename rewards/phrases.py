@@ -120,7 +120,7 @@ def without_denied(sentence: str) -> str:
 
 
 def _is_meant(before: str, phrase: str) -> bool:
-    before = before.replace("\u2019", "'")
+    before = before.rpartition("\n")[2].replace("\u2019", "'")
     if _NOT_MEANT.search(before) and not _MINE.search(before):
         return False
     if _OPINION.search(before) and not _MINE.search(before):

@@ -354,9 +354,10 @@ def last_expression(text: str) -> str | None:
     """The last expression of a text without marks, if its sentence states it; None if there is none, or it says more."""
     said = list(with_ends(text[-_TAIL:]))
     for place, (sentence, end) in enumerate(reversed(said)):
-        spelled = _plain_numbers(normal(_peeled(without_denied(sentence))))
-        if not spelled:
+        meant = without_denied(sentence)
+        if not meant.strip():
             return None
+        spelled = _plain_numbers(normal(_peeled(meant)))
         if _OUT_OF.fullmatch(rest := _IS.sub("", spelled, count=1)):
             return _settled(rest)
         if value := _said_in_words(spelled):
