@@ -338,7 +338,8 @@ def run_tests(pipe: Pipe, job: dict[str, Any]) -> None:
             program.bound |= names_of(program, order["names"]) if order["names"] else {}
             scope.update({name: program.bound[name] for name in order["names"] if name in program.bound})
             asked = program.requests
-            scope["asserted_"] = asserted = []
+            asserted: list[int] = []
+            scope["asserted_"] = asserted
             source, otherwise = counted(order["script"])
             checks_otherwise = checks_otherwise or otherwise
             exec(compiled([source], "test"), scope)
