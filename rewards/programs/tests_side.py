@@ -344,7 +344,7 @@ def run_tests(pipe: Pipe, job: dict[str, Any]) -> None:
             checks_otherwise = checks_otherwise or otherwise
             exec(compiled([source], "test"), scope)
             # Without a call and a value of the program's, what was not asserted is the test's own affair.
-            values = [program.bound.get(name) for name in order["names"]]
+            values = [program.bound[name] for name in order["names"] if name in program.bound]
             is_idle = not asserted and program.requests == asked and all(map(is_remote, values))
             verdict = failed or {"done": True, "reason": "", "is_idle": is_idle and not checks_otherwise}
         except BaseException as error:  # noqa: BLE001
