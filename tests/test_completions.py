@@ -174,6 +174,16 @@ def test_the_samples_of_humaneval_and_evalplus(tmp_path, bubblewrap):
     assert summary["accuracy"] == 1.0
 
 
+def test_samples_are_joined_with_the_public_files(tmp_path, data_dir, bubblewrap):
+    with (data_dir / "humaneval/HumanEval.jsonl").open() as file:
+        problems = [json.loads(next(file)) for _ in range(2)]
+    samples = [{"task_id": one["task_id"], "completion": one["canonical_solution"]} for one in problems]
+    samples.append({"task_id": problems[0]["task_id"], "completion": "    return None\n"})
+    summary, results = grade(write(tmp_path / "samples.jsonl", samples), "humaneval")
+    assert [row["right"] for row in results] == [True, True, False]
+    assert "problems have 1 to 2 completions" in summary["note"]
+
+
 # --- pass@k and intervals --------------------------------------------------------------------------------------------
 
 
