@@ -15,21 +15,26 @@ from typing import Any
 
 import torch
 import transformers
+from lockstitch.sampling.adapter_files import find_adapter
 from lockstitch.sampling.families import FACTS, Family, Translation, family_of, native_values, translation_of
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lockstitch import model_path
+from lockstitch import model_name, model_path
 
 _PUBLISHED = "published_config"  # beside the facts: config.json as the authors wrote it
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
-    """A checkpoint's config.json as it stands; `ValueError` in one line where there is none that can be read."""
+    """A checkpoint's config.json as it stands, an adapter's base's; `ValueError` in one line where there is none to read."""
+    adapter = find_adapter(path, revision)
+    if adapter is not None:
+        try:
+            return read_config(adapter.base, adapter.base_revision)
+        except ValueError as error:
+            raise ValueError(f"the base of the adapter {path!r} cannot be loaded: {error}") from error
     path = model_path(path)
-    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"{path!r} holds an adapter, not a model: `lockstitch export --merge` makes one of it and its base")
     try:
         raw, _ = PretrainedConfig.get_config_dict(path, revision=revision)
     except (OSError, ValueError) as error:
@@ -42,8 +47,12 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
 def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer beside a checkpoint: transformers' own class also where the checkpoint brings code for it.
 
-    Raises `ValueError` in one line where there is none that can be read.
+    That of an adapter is the one beside it, else its base's. Raises `ValueError` in one line where there is none that can be
+    read.
     """
+    adapter = find_adapter(path, revision)
+    if adapter is not None and not adapter.has_tokenizer:
+        return load_tokenizer(adapter.base, adapter.base_revision, trust_remote_code)
     path = model_path(path)
     raw = read_config(path, revision)
     translation = None if trust_remote_code else translation_of(raw)
@@ -145,6 +154,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"the weights of {path!r} cannot be loaded: {_first_line(error)}") from error
     _check_whole(path, info)
+    model.config._name_or_path = model.name_or_path = model_name(path)  # an adapter's config names it, on any machine
     if translation is not None:
         model.__class__ = _native_class(translation.native)
         model._weight_conversions = None  # or saving would go back to the published names
