@@ -13,6 +13,7 @@ from lockstitch.rl.merge import Agreement
 from lockstitch.rl.run_record import RunRecord
 
 from lockstitch import EMBEDDED, __version__, model_name
+from lockstitch.pages import without_places
 
 STATE = "trainer_state.json"
 _NOT_METRICS = {"step", "epoch", "total_flos", "num_tokens", "learning_rate", "grad_norm"}
@@ -79,7 +80,8 @@ def model_card(
     rows["steps"] = steps
     parts.append("## Training\n\n" + _table(("", ""), {name: value for name, value in rows.items() if value is not None}))
     if record is not None and record.config:
-        said = {name: value for name, value in record.config.items() if name != "output_dir" and not _is_place(value)}
+        said = {name: value for name, value in record.config.items()
+                if name != "output_dir" and without_places(value) == value}  # fmt: skip
         settings = json.dumps(said, indent=2)
         parts.append(f"Settings that differ from their defaults:\n\n```json\n{settings}\n```")
     if metrics:
@@ -177,10 +179,6 @@ def _loading(base: str, revision: str | None, record: RunRecord | None, merged: 
 
 def _python(*lines: str) -> str:
     return "```python\n" + "\n".join(lines) + "\n```"
-
-
-def _is_place(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:

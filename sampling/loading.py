@@ -7,6 +7,7 @@ is refused. Leaves out models that run their own code: `remote.py`.
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lockstitch import model_name, model_path
+from lockstitch import EMBEDDED, model_name, model_path
 
 _PUBLISHED = "published_config"  # beside the facts: config.json as the authors wrote it
 
@@ -155,6 +156,7 @@ def load_model(
         raise ValueError(f"the weights of {path!r} cannot be loaded: {_first_line(error)}") from error
     _check_whole(path, info)
     model.config._name_or_path = model.name_or_path = model_name(path)  # an adapter's config names it, on any machine
+    warnings.filterwarnings("ignore", f"Could not find a config file in {EMBEDDED}")  # PEFT, where it saves such an adapter
     if translation is not None:
         model.__class__ = _native_class(translation.native)
         model._weight_conversions = None  # or saving would go back to the published names
