@@ -53,6 +53,7 @@ def _loaded(base: PreTrainedModel, directory: Path, shown: Path) -> PeftModel:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
             model = PeftModel.from_pretrained(base, str(directory))
     except (RuntimeError, ValueError, KeyError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -150,7 +150,7 @@ def load_model(
         reader = _reader(translation.native, translation.model_types[0])
         register_checkpoint_conversion_mapping(reader.__name__, transforms(translation), overwrite=True)
     try:
-        with _unreported():
+        with unreported("LOAD REPORT"):  # which `_check_whole` says in a line
             model, info = reader.from_pretrained(path, config=config, **loading)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"the weights of {path!r} cannot be loaded: {_first_line(error)}") from error
@@ -164,18 +164,18 @@ def load_model(
 
 
 @contextmanager
-def _unreported() -> Iterator[None]:
-    """Without transformers' table of what does not fit, which `_check_whole` says in a line."""
+def unreported(words: str) -> Iterator[None]:
+    """Without what transformers' loading logs with these words in it."""
     reporter = logging.getLogger("transformers.modeling_utils")
 
-    def is_no_report(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+    def is_other(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
 
-    reporter.addFilter(is_no_report)
+    reporter.addFilter(is_other)
     try:
         yield
     finally:
-        reporter.removeFilter(is_no_report)
+        reporter.removeFilter(is_other)
 
 
 def _check_whole(path: str, info: Mapping[str, Any]) -> None:

@@ -212,3 +212,10 @@ def test_the_lines_of_the_card_run(of, tmp_path):
         assert "mask_id=2" in code
         (expected,) = sample(Denoiser.from_pretrained(str(adapter)), [PUZZLE], SamplerConfig(canvas_length=20))
         assert found["trajectory"].canvas_ids == expected.canvas_ids
+
+
+def test_loading_says_nothing_that_is_not_the_user_s(capfd, recwarn):
+    said = ["--prompt", PUZZLE, "--canvas_length", "20"]
+    assert sample_cli.main(["--model", str(embedded_adapter("sudoku-early")), *said]) == 0
+    assert capfd.readouterr().err == ""
+    assert not [str(one.message) for one in recwarn]
