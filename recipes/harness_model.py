@@ -197,10 +197,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def _in_whole_blocks(self, length: int) -> int:
         """A canvas of at least so many tokens that blocks divide; what is beyond them is cut off."""
-        said, own = self.settings.get("block_length"), self.denoiser.family.block_length
-        if self.settings.get("whole_blocks") or not (said or own) or (said is None and length < own):
-            return length
-        return length + -length % (said or own)
+        block: int | None = self.settings.get("block_length")
+        if block is None:  # the model's own, of which a short canvas is a part
+            block = min(self.denoiser.family.block_length or length, length)
+        return length if self.settings.get("whole_blocks") else length + -length % block
 
     def _context(self, ids: list[int], room: int) -> list[int]:
         """A context without its beginning, where it and `room` more tokens are more than fit."""

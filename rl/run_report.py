@@ -112,11 +112,11 @@ def _step_of(path: Path, rewards: Collection[str]) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(_text(row["prompt"]), []).append(_completion(row, rewards))
-    shown = [
-        {"prompt": prompt, "completions": sorted(rows, key=lambda row: -(row["advantage"] or 0.0))}
-        for prompt, rows in list(groups.items())[:SHOWN_PROMPTS]
-    ]
-    return {"step": int(path.stem.split("_")[1]), "groups": shown}
+    shown = dict(list(groups.items())[:SHOWN_PROMPTS])
+    for group in shown.values():
+        group.sort(key=lambda row: -(row["advantage"] or 0.0))
+    groups_shown = [{"prompt": prompt, "completions": group} for prompt, group in shown.items()]
+    return {"step": int(path.stem.split("_")[1]), "groups": groups_shown}
 
 
 def _completion(row: Mapping[str, Any], rewards: Collection[str]) -> dict[str, Any]:
