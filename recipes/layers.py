@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.plugins import nearest
+from lockstitch.rewards.imports import nearest
 
 from lockstitch.options import check_settings, parse_options, read_yaml, split_config
 

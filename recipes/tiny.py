@@ -9,7 +9,8 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lockstitch.rewards.tasks.task import TASKS, Task, held_out_problems, training_problems
+from lockstitch.rewards.tasks.builtin import TASKS
+from lockstitch.rewards.tasks.task import Task, held_out_problems, training_problems
 
 from lockstitch.options import REFUSALS, in_a_line
 

@@ -55,7 +55,7 @@ class UniformReader:
 
     def read(self, path: Path) -> list[Request]:
         """The requests of a file; `ValueError` names every bad line."""
-        return read_rows(path, lambda row: self.request(row.get("prompt"), row.get("canvas")))
+        return read_rows(path, lambda row: self.request(row.get("prompt"), row.get("canvas")).of_row(row))
 
     def request(self, text: object, canvas: object = None) -> Request:
         """One request; `ValueError` says what is wrong with it."""
@@ -70,6 +70,14 @@ class UniformReader:
         if not prompt_ids:
             raise ValueError(f"prompt {prompt!r} has no tokens")
         return Request(text, prompt_ids, self.config)
+
+    def asked(self, row: Mapping[str, Any]) -> Request:
+        """The request of a task's row, whose prompt is a text as it is."""
+        prompt: str = row["prompt"]
+        prompt_ids = tuple(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if not prompt_ids:
+            raise ValueError(f"prompt {prompt!r} has no tokens")
+        return Request(prompt, prompt_ids, self.config).of_row(row)
 
 
 def draw(

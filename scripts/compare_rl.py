@@ -32,7 +32,8 @@ from pathlib import Path
 import yaml
 from lockstitch.recipes.layers import config_file
 from lockstitch.rewards.statistics import wilson
-from lockstitch.rewards.tasks.task import get_task, held_out_problems
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import held_out_problems
 from tqdm import tqdm
 
 from lockstitch import embedded_model

@@ -10,25 +10,27 @@ countdown and sudoku run on the models that come with the package.
 
 import hashlib
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lockstitch.errors import GOES_ON, reported
+from lockstitch.errors import GOES_ON, reported, without_passwords
 from lockstitch.options import parse_options
 
 EMBEDDED = "embedded"
 NONE = "none"
+PATH = "path"
+SERVER = ("solver_timeout", "solver_attempts", "solver_concurrency")  # of a server's solver alone
 
 
 @dataclass
 class StitchConfig:
     """Everything that `lockstitch stitch` can be told."""
 
-    task: str = field(metadata={"help": "arithmetic, countdown, sudoku, gsm8k, math500, aime, amc or svamp."})
+    task: str = field(metadata={"help": "A name that `lockstitch tasks` lists, a YAML file, file.py:attribute or "
+                                        "module:attribute."})  # fmt: skip
     input: str | None = field(
         default=None, metadata={"help": "Problems: JSON Lines with 'question' and, where known, 'answer'; or a "
                                         "benchmark file in its own notation."}
@@ -36,9 +38,15 @@ class StitchConfig:
     question: str | None = field(default=None, metadata={"help": "One problem, shown in the terminal."})
     generate: int | None = field(default=None, metadata={"help": "This many generated held-out problems."})
     trajectories: str | None = field(
-        default=None, metadata={"help": "Trajectories sampled elsewhere: JSON Lines with 'question', 'completions' and, "
-                                        "where known, 'answer'."}
+        default=None, metadata={"help": "Trajectories sampled elsewhere: rows with a question and 'completions' or "
+                                        "'completion', or as lockstitch sample, TRL and lm-eval write them."}
     )  # fmt: skip
+    source: str | None = field(
+        default=None, metadata={"help": "Problems of the task's own rows: the name of one of its sources, such as test."}
+    )
+    column: str | None = field(
+        default=None, metadata={"help": "The column of the completions of --trajectories, if it has no name that is known."}
+    )
     limit: int | None = field(default=None, metadata={"help": "Only the first so many problems."})
     output: str | None = field(
         default=None, metadata={"help": "Directory for results.jsonl, summary.json and report.html. Needed unless one "
@@ -76,7 +84,10 @@ class StitchConfig:
     scorer: str = field(
         default="calculator", metadata={"help": "calculator, confidence, prm:MODEL or module:function."}
     )
-    rule: str = field(default="path", metadata={"help": "Stitching rule: path, paper or public."})
+    rule: str | None = field(
+        default=None, metadata={"help": "Stitching rule: path, paper or public (default: path, or paper where the task has "
+                                        "no checker of steps)."}
+    )  # fmt: skip
     delta: float = field(default=0.9, metadata={"help": "Steps that score at least this are kept."})
     rounds: bool | None = field(
         default=None, metadata={"help": "Denoise again around the evidence (default: yes, with the rule path and a "
@@ -93,6 +104,15 @@ class StitchConfig:
         default=None, metadata={"help": "Writes the answer: a model directory or hub name, vllm:MODEL, openai:MODEL@URL, "
                                         "none, or embedded (default for the embedded tasks)."}
     )  # fmt: skip
+    solver_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds that a request to an openai: solver may take (default 120)."}
+    )
+    solver_attempts: int | None = field(
+        default=None, metadata={"help": "How often such a request is tried, with growing pauses (default 5)."}
+    )
+    solver_concurrency: int | None = field(
+        default=None, metadata={"help": "Such requests at a time (default 8)."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of all noise and of generated problems."})
     batch_size: int = field(default=256, metadata={"help": "Most rows in one forward pass."})
     chunk: int = field(default=25, metadata={"help": "Problems worked on together; results are saved after each chunk."})
@@ -103,17 +123,19 @@ class StitchConfig:
 
         from lockstitch.terminal import WHEN
 
-        sources = ("input", "question", "generate", "trajectories")
+        sources = ("input", "question", "generate", "trajectories", "source")
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"say where the problems come from, once: --{', --'.join(sources)} (given: {given or 'none'})")
-        if self.rule not in RULES:
+        if self.rule is not None and self.rule not in RULES:
             raise ValueError(f"rule={self.rule!r} is not one of {', '.join(RULES)}")
         if not 0 <= self.delta < math.inf:
             raise ValueError(f"delta={self.delta} must be a finite number of at least 0 (above 1 keeps the anchor alone)")
         if self.round_temperature is not None and not 0 <= self.round_temperature < math.inf:
             raise ValueError(f"round_temperature={self.round_temperature} must be a finite number of at least 0")
-        for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk"):
+        self._check_server()
+        for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk", "solver_attempts",
+                     "solver_concurrency"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
@@ -121,6 +143,8 @@ class StitchConfig:
             raise ValueError(f"color={self.color!r} is not one of {', '.join(WHEN)}")
         if self.output is None and self.question is None:
             raise ValueError("--output DIR is needed (only --question can do without)")
+        if self.column is not None and self.trajectories is None:
+            raise ValueError(f"column={self.column!r} would be ignored without --trajectories")
         if self.trajectories is not None:
             sampling = ("model", "family", "mask_id", "device", "chat_template", "system_prompt", "num_trajectories",
                         "canvas_length", "preset",
@@ -134,14 +158,40 @@ class StitchConfig:
             if self.scorer == "confidence":
                 raise ValueError("scorer='confidence' reads the sampler's trace, which --trajectories do not have")
             self.rounds = False
-        elif self.rounds is None:
-            self.rounds = self.rule == "path"
-        elif self.rounds and self.rule != "path":
-            raise ValueError(f"rounds stitch by the rule path; rule={self.rule!r} takes --rounds false")
-        if self.round_width is not None and not self.rounds:
-            raise ValueError(f"round_width={self.round_width} would be ignored without rounds")
+        self.check_rounds()
         if self.question is not None and self.limit is not None:
             raise ValueError(f"limit={self.limit} would be ignored with --question")
+
+
+    def check_rounds(self) -> None:
+        """Raises `ValueError` for settings of rounds that do not go with the rule, or with one another."""
+        if self.rounds and self.rule not in (None, PATH):
+            raise ValueError(f"rounds stitch by the rule path; rule={self.rule!r} takes --rounds false")
+        if self.round_width is not None and (self.rounds is False or self.rule not in (None, PATH)):
+            raise ValueError(f"round_width={self.round_width} would be ignored without rounds")
+
+    def settle(self, task: Any) -> None:
+        """Takes the rule and the rounds that fit the task where none was said; `ValueError` for those that do not fit."""
+        if task.checker is None and (self.rule == PATH or self.rounds):
+            what = "rule='path'" if self.rule == PATH else "rounds=True"
+            raise ValueError(f"{what} follows what the checker of steps knows, which task {task.name!r} has not: --rule "
+                             "paper or public, without rounds")  # fmt: skip
+        if self.scorer == "calculator":
+            from lockstitch.stitching.score import Calculator
+
+            Calculator(task)  # refuses a task without a checker
+        self.rule = self.rule or (PATH if task.checker is not None else "paper")
+        if self.rounds is None:
+            self.rounds = self.rule == PATH
+        self.check_rounds()
+
+    def _check_server(self) -> None:
+        of_server = [name for name in SERVER if getattr(self, name) is not None]
+        if of_server and not (self.solver or "").startswith("openai:"):
+            said = without_passwords(repr(self.solver))
+            raise ValueError(f"{', '.join(of_server)} would be ignored: solver={said} is not openai:MODEL@URL")
+        if self.solver_timeout is not None and not self.solver_timeout > 0:
+            raise ValueError(f"solver_timeout={self.solver_timeout} must be a positive number of seconds")
 
 
 def _progress(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
@@ -153,26 +203,36 @@ def _progress(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
 
 def stitch(config: StitchConfig) -> int:
     """Runs the pipeline; returns the process's exit status. Raises `ValueError` before any long work."""
-    from lockstitch.rewards.tasks.task import get_task
-    from lockstitch.stitching.inputs import Given, generate_problems, read_problems
+    from lockstitch.rewards.tasks.golds import warning
+    from lockstitch.rewards.tasks.named import get_task
+    from lockstitch.rewards.tasks.rows import source_rows
+    from lockstitch.stitching.inputs import Given, generate_problems, read_problems, read_trajectories
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading weights; the problems have a bar of their own
     task = get_task(config.task)
+    config.settle(task)
     if config.trajectories is not None:
-        given = read_problems(Path(config.trajectories), task, with_completions=True)
+        given = read_trajectories(Path(config.trajectories), task, config.column)
     elif config.input is not None:
         given = read_problems(Path(config.input), task)
+    elif config.source is not None:
+        rows = source_rows(task, config.source, count=config.limit, seed=config.seed)
+        given = [Given(task.read_row(row)) for row in rows]
     elif config.generate is not None:
         given = generate_problems(task, config.generate, config.seed)
     else:
         given = [Given(task.read_row({"question": config.question}))]
     given = given[: config.limit]
+    faults = [(one.line, one.fault) for one in given if one.fault is not None]
+    if faults:
+        print(warning(str(config.trajectories or config.input), faults), file=sys.stderr)
     n = config.num_trajectories or 8
     if config.trajectories is not None:
         n = max(len(one.completions or ()) for one in given)
 
     from lockstitch.stitching import pipeline
+    from lockstitch.stitching.kept import KeptAnswers
     from lockstitch.stitching.methods import Compare, StitchSettings
     from lockstitch.stitching.report import write_report
     from lockstitch.stitching.terminal import render_problem, render_summary
@@ -183,14 +243,24 @@ def stitch(config: StitchConfig) -> int:
     directory = Path(config.output) if config.output is not None else None
     if directory is not None:
         # What cannot change a result may differ between a run and the one that resumes it.
-        free = ("output", "color", "batch_size", "chunk", "device")
+        free = ("output", "color", "batch_size", "chunk", "device", *SERVER)
         remembered = {name: value for name, value in asdict(config).items() if name not in free}
+        remembered["solver"] = None if config.solver is None else without_passwords(config.solver)
         source = config.input or config.trajectories
         if source is not None:
             remembered["sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+        elif config.source is not None:
+            asked = [(one.problem.question, one.problem.answer) for one in given]
+            remembered["sha256"] = hashlib.sha256(repr(asked).encode()).hexdigest()
+        if task.fingerprint is not None:
+            remembered["task_file"] = task.fingerprint
         files.claim_directory(directory, {**remembered, "num_trajectories": n})
     denoiser, sampler_config = _load_denoiser(config, task, embedded)
     scorer, solver = _load_readers(config, task)
+    assert config.rule is not None
+    kept = None
+    if directory is not None and solver is not None:
+        solver = kept = KeptAnswers(solver, directory, [str(remembered["solver"]), task.name])
     settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds), config.round_width or 1,
                               config.round_temperature)  # fmt: skip
     sampler = pipeline.Sample(task, scorer, n, denoiser, sampler_config)
@@ -207,8 +277,11 @@ def stitch(config: StitchConfig) -> int:
     )
     close()
     summary = pipeline.summarise(task, rows, compare.absent(), {**remembered, "num_trajectories": n})
+    summary["unreadable_gold"] = len(faults)
     files.write_whole(directory / files.SUMMARY, files.to_json(summary))
     write_report(directory / pipeline.REPORT, rows, summary)
+    if kept is not None:
+        kept.forget()
     if config.question is not None:
         print(render_problem(rows[0], width=_width(), color=color))
     print(render_summary(summary, color=color))
@@ -234,7 +307,7 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
 
     from lockstitch import embedded_model
 
-    if embedded and task.canvas_length is None:
+    if embedded and not task.embedded:
         raise ValueError(f"no embedded model does {task.name}: name one with --model, or give --trajectories")
     canvas = config.canvas_length or task.canvas_length
     if canvas is None:
@@ -256,7 +329,8 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
     check_layout(sampler_config, family)
     denoiser = Denoiser.from_pretrained(path, family=config.family, mask_id=config.mask_id, device=config.device,
                                         trust_remote_code=config.trust_remote_code)  # fmt: skip
-    denoiser.chat = Chat.of(denoiser.tokenizer, config.chat_template, config.system_prompt)
+    system = config.system_prompt if config.system_prompt is not None else task.system
+    denoiser.chat = Chat.of(denoiser.tokenizer, config.chat_template, system)
     return denoiser, sampler_config
 
 
@@ -266,20 +340,22 @@ def _load_readers(config: StitchConfig, task: Any) -> tuple[Any, Any]:
 
     from lockstitch import embedded_model
 
-    sys.path.insert(0, os.getcwd())  # module:function may stand beside the user, as with TRL's reward functions
     scorer = load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code)
-    solver = config.solver or (EMBEDDED if task.canvas_length is not None else NONE)
+    solver = config.solver or (EMBEDDED if task.embedded else NONE)
     if solver == NONE:
         return scorer, None
-    if solver == EMBEDDED and task.canvas_length is None:
+    if solver == EMBEDDED and not task.embedded:
         raise ValueError(f"the embedded solver does not know {task.name}: name another --solver, or none")
-    return scorer, load_solver(str(embedded_model("solver")) if solver == EMBEDDED else solver, task)
+    said = {name: getattr(config, name) for name in SERVER}
+    retries = {name.removeprefix("solver_"): value for name, value in said.items() if value is not None}
+    return scorer, load_solver(str(embedded_model("solver")) if solver == EMBEDDED else solver, task, **retries)
 
 
 @reported("lockstitch stitch", f"interrupted; with --output, {GOES_ON}")
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch stitch`."""
     from trl import TrlParser
+
 
     parser = TrlParser((StitchConfig,), prog="lockstitch stitch")
     (config,) = parse_options(parser, sys.argv[1:] if argv is None else argv)

@@ -1,8 +1,8 @@
 """The whole way from problems to results: sample, score, compare every method, write, resume.
 
 The stages are plain callables on batches (`Sample`, `Compare`), which is also Ray Data's actor contract; this loop runs
-them in one process. A results file grows by whole rows; a run that was interrupted goes on where it stopped, and an output
-directory that was made with another configuration is refused.
+them in one process. A results file grows by whole rows, each as soon as it is finished; a run that was interrupted goes on
+where it stopped, and an output directory that was made with another configuration is refused.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,32 +61,31 @@ def _clue(clue: Clue) -> dict[str, Any]:
 
 def result_row(task: Task, index: int, given: Given, compared: Compared) -> dict[str, Any]:
     """One line of `results.jsonl`."""
-    question, gold = given.problem.question, given.problem.answer
-
-    def correct(answer: str | None) -> bool | None:
-        # No answer is a wrong answer, unless right and wrong cannot be told for this problem.
-        known = task.is_correct(question, gold, answer or "")
-        return None if known is None else bool(answer) and known
-
     pool, evidence = compared.pool, compared.evidence
     answers = [task.extract(text) for text in pool.texts_K]
+    texts = [*pool.texts_K, *(outcome.text for outcome in compared.outcomes.values())]
+    all_answers = [*answers, *(outcome.answer for outcome in compared.outcomes.values())]
+    verdicts = task.judge(given.problem, [answer or "" for answer in all_answers], texts)
+    # No answer is a wrong answer, unless right and wrong cannot be told for this problem.
+    correct = [None if known is None else bool(answer) and known
+               for answer, known in zip(all_answers, verdicts, strict=True)]  # fmt: skip
     return {
         "index": index,
-        "question": question,
-        "answer": gold,
+        "question": given.problem.question,
+        "answer": given.problem.answer,
         "trajectories": [
             {
                 "text": text,
                 "answer": answer,
-                "correct": correct(answer),
+                "correct": right,
                 "mean_score": weight,
                 "steps": [
                     {"text": step.text, "characters": list(step.characters), "score": score}
                     for step, score in zip(steps, scores, strict=True)
                 ],
             }
-            for text, answer, weight, steps, scores in zip(
-                pool.texts_K, answers, pool.weights(), pool.steps_KN, pool.score_KN, strict=True
+            for text, answer, right, weight, steps, scores in zip(
+                pool.texts_K, answers, correct[: len(answers)], pool.weights(), pool.steps_KN, pool.score_KN, strict=True
             )
         ],
         "evidence": {
@@ -97,11 +96,11 @@ def result_row(task: Task, index: int, given: Given, compared: Compared) -> dict
         "methods": {
             name: {
                 "answer": outcome.answer,
-                "correct": correct(outcome.answer),
+                "correct": right,
                 "text": outcome.text,
                 "ledger": asdict(outcome.ledger),
             }
-            for name, outcome in compared.outcomes.items()
+            for (name, outcome), right in zip(compared.outcomes.items(), correct[len(answers) :], strict=True)
         },
     }
 
@@ -141,21 +140,22 @@ def summarise(
 
 def _work(
     given: Sequence[Given], first: int, task: Task, sampler: Sample, compare: Compare, seed: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
+    """The rows of problems that are worked on together, each as soon as it is finished."""
     batch: dict[str, Any] = {
         "question": [one.problem.question for one in given],
         "seed": [derive_seed(seed, first + i) for i in range(len(given))],
         "completions": [one.completions for one in given],
     }
-    compared = compare(sampler(batch))["compared"]
-    return [result_row(task, first + i, one, compared[i]) for i, one in enumerate(given)]
+    compared = compare.each(sampler(batch))
+    yield from (result_row(task, first + i, *pair) for i, pair in enumerate(zip(given, compared, strict=True)))
 
 
 def run_in_memory(
     given: Sequence[Given], task: Task, sampler: Sample, compare: Compare, *, seed: int
 ) -> list[dict[str, Any]]:
     """Every problem's row, nothing written."""
-    return _work(given, 0, task, sampler, compare, seed)
+    return list(_work(given, 0, task, sampler, compare, seed))
 
 
 def run(
@@ -169,12 +169,17 @@ def run(
     chunk: int,
     progress: Callable[[int], None],
 ) -> Iterator[dict[str, Any]]:
-    """Yields every problem's row in order, those of an earlier run first, and appends the new ones to the results."""
+    """Yields every problem's row in order, those of an earlier run first, and appends the new ones to the results.
+
+    Each is on the disk before the next problem's answers are waited for, so that a solver that fails costs none of them.
+    """
     path = directory / RESULTS
-    done = finished_by_index(path)
+    expected = [{"question": one.problem.question, "answer": one.problem.answer} for one in given]
+    done = finished_by_index(path, expected)
     progress(len(done))
     yield from done
     starts = range(len(done), len(given), chunk)
-    for rows in append_chunks(path, (_work(given[i : i + chunk], i, task, sampler, compare, seed) for i in starts)):
+    work = (row for i in starts for row in _work(given[i : i + chunk], i, task, sampler, compare, seed))
+    for rows in append_chunks(path, ([row] for row in work)):
         progress(len(rows))
         yield from rows

@@ -129,11 +129,22 @@ def _spelled(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; `ValueError` if it holds anything else."""
+    """The mapping that a YAML file holds; `ValueError` in one line if it holds anything else, or no YAML."""
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Refuses keys that stand twice, of which the other loaders take the last."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            if twice:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
+            made: dict[Any, Any] = super().construct_mapping(node, deep)
+            return made
+
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and bytes that are none are ValueErrors
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
@@ -160,7 +171,7 @@ def check_settings(parser: Any, settings: Mapping[str, Any], where: Path) -> dic
 
     Raises `ValueError` for keys that the parser does not know, and for values that are not of their type.
     """
-    from lockstitch.rewards.plugins import nearest
+    from lockstitch.rewards.imports import nearest
 
     hints = _hints(parser)
     unknown = [key for key in settings if key not in hints]
@@ -205,7 +216,7 @@ def parse_options(parser: Any, argv: Sequence[str], settings: Mapping[str, Any] 
     Raises:
         ValueError: a file that cannot be read, an unknown option, or what the dataclasses refuse.
     """
-    from lockstitch.rewards.plugins import nearest
+    from lockstitch.rewards.imports import nearest
 
     rest = list(argv)
     if settings is None:
