@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from functools import wraps
 from inspect import iscoroutinefunction
 from pathlib import Path
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from lockstitch.errors import GOES_ON, OthersCodeError, one_line, others_code
@@ -163,13 +162,14 @@ def rewards_of(recipe: RecipeArguments, training: Any, task: "Task") -> list[Cal
 
 
 def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
-    """A reward whose errors say which it is, where it is a plain function that is not ours."""
-    if not isinstance(reward, FunctionType) or reward.__module__.startswith("lockstitch.") or iscoroutinefunction(reward):
+    """A reward whose errors say which it is; of ours, those that columns make which are missing or of other types."""
+    if iscoroutinefunction(reward):
         return reward
+    mistakes = (ValueError, TypeError) if reward.__module__.startswith("lockstitch.") else Exception
 
     @wraps(reward)
     def named(*args: Any, **columns: Any) -> Any:
-        with others_code(f"reward {name!r}"):
+        with others_code(f"reward {name!r}", mistakes):
             return reward(*args, **columns)
 
     return named
