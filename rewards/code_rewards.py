@@ -41,6 +41,7 @@ from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Unsafe
 
 BACKEND_VARIABLE = "LOCKSTITCH_SANDBOX"
 _MOST_WORKERS = 64
+_TYPING = "from typing import *\n"  # LeetCode's, LiveCodeBench's and APPS's programs write `List[int]` without an import
 _FUNCTION_COLUMNS = ("entry_point", "fn_name", "func_name", "function_name")
 
 
@@ -175,7 +176,8 @@ def _read(row: Mapping[str, Any], prompt: str) -> _Ready | Marks:
 def _by_columns(row: Mapping[str, Any], prompt: str) -> _Ready | None:
     entry_point = next((row[name] for name in _FUNCTION_COLUMNS if isinstance(row.get(name), str) and row[name]), None)
     if row.get("inputs") is not None and row.get("outputs") is not None:
-        return _Ready(Exam(Tests(pairs(row["inputs"], row["outputs"], entry_point))))
+        before = _TYPING if entry_point else ""
+        return _Ready(Exam(Tests(pairs(row["inputs"], row["outputs"], entry_point)), before))
     if row.get("test") and row.get("entry_point"):
         source, entry_point = _text(row["test"], "test"), _text(row["entry_point"], "entry_point")
         header = row.get("code_prompt") or header_in(prompt, entry_point.rpartition(".")[2])

@@ -65,6 +65,7 @@ def test_bad_lines_are_named(line, says, tmp_path):
         ("rows.json", b'{"a": 1}', "holds no JSON array but dict"),
         ("rows.json", b'[{"a": 1}', "holds no JSON array but not JSON"),
         ("rows.csv", b"a,b\n1,2,3\n", "line 2: more columns than the header has"),
+        ("rows.csv", b"a,b,a\n1,2,3\n", "rows.csv has two columns 'a'"),
         ("rows.csv", b"a\n\xff\n", "line 2 is not UTF-8"),
         ("rows.jsonl", b"\n", "holds no rows"),
         ("rows.parquet", b"PAR1 and nothing more", "is no parquet file that can be read"),

@@ -197,8 +197,18 @@ def is_true(node: ast.expr) -> bool:
     if isinstance(node, ast.BoolOp):
         return (any if isinstance(node.op, ast.Or) else all)(map(is_true, node.values))
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], _REFLEXIVE):
-        return ast.dump(node.left) == ast.dump(node.comparators[0])
+        return not _makes_object(node.left) and ast.dump(node.left) == ast.dump(node.comparators[0])
     return isinstance(node, ast.GeneratorExp | ast.Lambda) or (isinstance(node, ast.Constant) and bool(node.value))
+
+
+def _makes_object(node: ast.expr) -> bool:
+    """Whether it makes an object, by the class's name. Two such are equal (`Point(1) == Point(1)`) if the class says so."""
+    if not isinstance(node, ast.Call):
+        return False
+    root = node.func
+    while isinstance(root, ast.Attribute):
+        root = root.value
+    return isinstance(root, ast.Name) and root.id.lstrip("_")[:1].isupper() and root.id != "Solution"
 
 
 def is_call_of(node: ast.stmt, name: str) -> bool:

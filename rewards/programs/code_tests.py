@@ -11,6 +11,7 @@ Only tests are parsed here, never a completion; nothing is evaluated.
 import ast
 import contextlib
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -197,7 +198,7 @@ def parse_tests(
         reader = _Reader(frozenset(known))
         classes = reader.read_setup(setup)
         for source in sources:
-            reader.add(parse(source).body, entry_point)
+            reader.add(_at_the_margin(source).body, entry_point)
         return reader.result(classes)
 
 
@@ -277,6 +278,14 @@ def _nesting_is_bad() -> Iterator[None]:
         yield
     except RecursionError:
         raise BadTest("a test that nests too deeply") from None
+
+
+def _at_the_margin(source: str) -> ast.Module:
+    """The tree of a test, which may be indented as a whole."""
+    try:
+        return parse(source)
+    except BadTest:
+        return parse(textwrap.dedent(source))
 
 
 def _expression(source: str) -> ast.expr:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # inside, the sources of tagged.py and sandbox_worker.py stan
     from lockstitch.rewards.sandbox.sandbox_worker import Pipe, told
     from lockstitch.rewards.sandbox.tagged import Wall, change, content_of, copy_of, decode, encode
 
-_MOST_PRINTED = 2**20
+_MOST_PRINTED, _LONGEST_CHAIN = 2**20, 8
 
 
 class Things(Wall):
@@ -26,7 +26,7 @@ class Things(Wall):
 
     A request is `{"do": operation, "args": [...], "kwargs": {...}}`. Besides `tagged` data there are `{"ref": number}` for
     what has no form and stays here, `{"callback": [number, name]}` for a function and `{"iterator": ...}` for an iterator of
-    the tests, and `{"named": [module, name]}` for one of Python's own functions.
+    the tests, `{"named": [module, name]}` for one of Python's own functions, and `{"exception": [name, args]}`.
 
     The answer is `{"value": ..., "changed": [[number, data], ...], "names": {...}, "printed": text}`, where `changed` are
     the containers among the arguments that are not what they were, and `names` what the tests' names mean now; or
@@ -43,6 +43,7 @@ class Things(Wall):
         self.late: dict[int, BaseException] = {}  # what iterators raised behind the last item
         self.stubs: dict[int, Any] = {}
         self.loop: Any = None
+        self.chain = 0  # of exceptions, each the cause of the one before
         self.watched: dict[str, tuple[Any, Any]] = {}  # what names had for a value, and what was in it
         self.lock = __import__("_thread").RLock()
 
@@ -66,7 +67,11 @@ class Things(Wall):
             sort = "function" if name in ("function", "method", "builtin_function_or_method") else "object"
         more: list[Any] = []
         if sort == "error":
-            more = [bases_of(kind), self.sent(value.args), self.sent(vars(value)), told(value)["raised"][1]]
+            self.chain += 1
+            is_told = value.__cause__ is not None and self.chain < _LONGEST_CHAIN
+            cause = self.outward(value.__cause__) if is_told else None
+            self.chain -= 1
+            more = [bases_of(kind), self.sent(value.args), self.sent(vars(value)), told(value)["raised"][1], cause]
         elif sort == "class" and issubclass(value, BaseException):
             more = [bases_of(value)]
         return {"ref": [self.numbers[id(value)], sort, names, callable(value), more]}
@@ -81,6 +86,8 @@ class Things(Wall):
             return self.kept[content]
         if tag == "named":
             return getattr(__import__(content[0], fromlist=["x"]), content[1])
+        if tag == "exception":
+            return vars(builtins)[content[0]](*decode(content[1], wall=self))
         if tag in ("callback", "iterator"):
             number, name = content
             if number not in self.stubs:

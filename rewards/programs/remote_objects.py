@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _MOST_AT_ONCE, _ONE_BY_ONE = 1024, 16
 _CLASSES = {
-    kind.__name__: kind for kind in (types.FunctionType, types.MethodType, map, zip, filter, enumerate, reversed)
+    kind.__name__: kind
+    for kind in (types.FunctionType, types.MethodType, types.GeneratorType, map, zip, filter, enumerate, reversed)
 }
 
 
@@ -46,7 +47,7 @@ def generated(thing: Any) -> Generator[Any, Any, Any]:
         for item in items:
             sent = yield item
             while sent is not None:
-                sent = yield thing.send(sent)
+                sent = yield thing._program.do("getattr", thing, "send")(sent)
     return result
 
 
@@ -185,8 +186,33 @@ class Iterating(Remote):
         return next(self._rest)
 
 
+class Generating(Iterating):
+    """A generator of the program's. It is closed only where a test says so, never by being forgotten."""
+
+    __slots__ = ()
+
+    def _own(self) -> Generator[Any, Any, Any]:
+        if self._rest is None:
+            object.__setattr__(self, "_rest", generated(self))
+        rest: Generator[Any, Any, Any] = self._rest
+        return rest
+
+    def __next__(self) -> Any:
+        return next(self._own())
+
+    def send(self, value: Any) -> Any:
+        return self._own().send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._program.do("getattr", self, "throw")(*error)
+
+    def close(self) -> None:
+        self._program.do("getattr", self, "close")()
+        self._own().close()
+
+
 for _name in ("__doc__", "__module__"):  # every class has its own of these
-    for _class in (Calling, Iterating):
+    for _class in (Calling, Iterating, Generating):
         setattr(_class, _name, Remote.__dict__[_name])
 
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:  # inside, these sources stand above
 
     from lockstitch.rewards.programs.remote_objects import (
         Calling,
+        Generating,
         Iterating,
         Remote,
         awaited,
-        generated,
         is_remote,
         meant,
     )
@@ -135,6 +135,8 @@ class Program(Wall):
         is_pythons = isinstance(module, str) and module.partition(".")[0] in sys.stdlib_module_names - {"__main__"}
         if is_pythons and isinstance(name, str) and getattr(sys.modules.get(str(module)), name, None) is value:
             return {"named": [module, name]}
+        if isinstance(value, BaseException) and kind.__module__ == "builtins":
+            return {"exception": [kind.__name__, encode(list(value.args), wall=self)]}
         is_iterator = hasattr(kind, "__next__") and not hasattr(kind, "read")
         is_handed = is_iterator or (callable(value) and not isinstance(value, type))
         if is_handed and id(value) not in self.places:
@@ -161,7 +163,9 @@ class Program(Wall):
     def stand_in(self, number: int, sort: str, names: list[list[str]], can_call: bool, more: Any) -> Any:
         """A stand-in."""
         if sort == "error":
-            return self.made_error(self.error_class(more[0]), more[1:])
+            made = self.made_error(self.error_class(more[0]), more[1:4])
+            made.__cause__ = self.inward("ref", more[4]["ref"]) if more[4] else None
+            return made
         if sort == "class" and more:
             kind = self.error_class(more[0])
             if kind.__module__ != "builtins":
@@ -170,7 +174,7 @@ class Program(Wall):
         if sort == "awaitable":
             return lambda: awaited(self, number)
         if names[0][1] == "generator":
-            return generated(Remote(self, number, "object", "generator"))
+            return Generating(self, number, "object", "generator")
         made = (Calling if can_call else Iterating if sort == "iterator" else Remote)(self, number, sort, names[0][1])
         object.__setattr__(made, "_is_member", ["enum", "Enum"] in names)
         return made
@@ -205,7 +209,7 @@ class Program(Wall):
         args = decode(args, wall=self)
         made: BaseException = kind.__new__(kind, *args)
         pythons = next(base for base in kind.__mro__ if base.__module__ == "builtins")
-        vars(pythons)["__init__"](made, *args)
+        getattr(pythons, "__init__")(made, *args)  # noqa: B009 - of this class, which may inherit it
         for name, value in decode(attributes, wall=self).items():
             setattr(made, name, value)
         made.said = text  # type: ignore[attr-defined]
@@ -305,6 +309,9 @@ def counted(source: str) -> tuple[str, bool]:
             if isinstance(node, ast.Assert):
                 reached = ast.parse("asserted_.append(1) is None", mode="eval").body
                 node.test = ast.BoolOp(ast.And(), [reached, node.test])
+            elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Is | ast.IsNot) and len(node.ops) == 1:
+                sides = [node.left, node.comparators[0]]
+                node.left, node.comparators = _one_of_each(ast, sides[0]), [_one_of_each(ast, sides[1])]
             elif isinstance(node, ast.Call):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 is_check = name.lower().lstrip("_").startswith(("assert", "raises", "fail", "check", "expect", "verify"))
@@ -315,11 +322,23 @@ def counted(source: str) -> tuple[str, bool]:
         return source, True
 
 
+def _one_of_each(ast: types.ModuleType, side: Any) -> Any:
+    """A side of `is`: of one that may be an object of the program's, the stand-in that is always the same."""
+    if isinstance(side, ast.Constant):
+        return side
+    return ast.Call(ast.Name("one_of_each_", ast.Load()), [side], [])
+
+
+def one_of_each(value: Any) -> Any:
+    """The one stand-in for an object of the program's, of which a test may hold two; any other value is itself."""
+    return value._program.objects.get(value._number, value) if is_remote(value) else value
+
+
 def run_tests(pipe: Pipe, job: dict[str, Any]) -> None:
     """Runs the set-up, then one script after another, all in one module."""
     program = Program(pipe)
     scope = program.scope = module_of("__main__")
-    scope["run_test_"] = run_test
+    scope["run_test_"], scope["one_of_each_"] = run_test, one_of_each
     for name in job["modules"]:
         sys.modules[name] = Module(name, program)
     for name, source in job["stand_ins"].items():

@@ -44,7 +44,11 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
         text = b"\n".join(lines).decode("utf-8")
         if suffix == ".csv":
             try:
-                for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2):
+                reader = csv.DictReader(io.StringIO(text, newline=""))
+                header = reader.fieldnames or []
+                if twice := next((name for name in header if list(header).count(name) > 1), None):
+                    raise ValueError(f"{path} has two columns {twice!r}")
+                for number, row in enumerate(reader, start=2):
                     yield number, _sound(row) if None not in row else "more columns than the header has"
             except csv.Error as error:
                 raise ValueError(f"{path} is no table: {error}") from error
