@@ -12,6 +12,7 @@ CACHES = ("none", "prefix", "dual", "interval", "block")
 LENGTHS = ("fixed", "dynamic")
 CORRECTIONS = ("none", "remdm", "edit", "revise")
 SIGMAS = ("cap", "rescale", "confidence")
+FALLBACKS = ("certain", "leftmost")
 
 _CHOICES = {
     "policy": POLICIES,
@@ -20,11 +21,13 @@ _CHOICES = {
     "length": LENGTHS,
     "correction": CORRECTIONS,
     "sigma": (*SIGMAS, None),
+    "fallback": (*FALLBACKS, None),
 }
 # An option belongs to some values of an axis: there it may be said (and must be, if it is needed), elsewhere it is refused.
 _BELONGS = {
     "steps": ("policy", ("quota", "random", "threshold")),
     "threshold": ("policy", ("threshold", "deferred")),
+    "fallback": ("policy", ("threshold",)),
     "factor": ("policy", ("factor",)),
     "entropy_bound": ("policy", ("entropy_bound",)),
     "window": ("policy", ("deferred",)),
@@ -73,6 +76,8 @@ class SamplerConfig:
         schedule_eps: a step of `quota` and `random` commits the share 1 - s/t of the masks, rounded down, t falling linearly
             from 1 to this (Dream, 2508.15487: 0.001), and the last step the rest; None shares them out evenly.
         threshold: certainty that commits under `threshold` and `deferred`; above 1 means one token a step.
+        fallback: what `threshold` commits where no position reaches it: the most `certain` one, or the `leftmost`, a fork
+            (Fork-dLLM, 2609.39859), which widens what several trajectories find; None is `certain`.
         factor: how generous `factor` is; 0 means one token a step.
         entropy_bound: nats that the committed entropies but the largest may add up to; 0 means one token a step.
         window: masks that the window of `deferred` may hold; None is 16.
@@ -116,6 +121,7 @@ class SamplerConfig:
     steps: int | None = None
     schedule_eps: float | None = None
     threshold: float | None = None
+    fallback: str | None = None
     factor: float | None = None
     entropy_bound: float | None = None
     window: int | None = None
@@ -197,6 +203,9 @@ class SamplerConfig:
                              "quota and random have")  # fmt: skip
         if self.schedule_eps is not None and self.correction == "remdm":
             raise ValueError(f"schedule_eps={self.schedule_eps} would be ignored by correction='remdm' and its own schedule")
+        if self.fallback == "leftmost" and self.steps is not None:
+            raise ValueError(f"steps={self.steps} would have the most certain positions commit where fewer reach the "
+                             "threshold, and fallback='leftmost' the leftmost one: say one of them")  # fmt: skip
         if self.whole_blocks and (self.length != "fixed" or self.correction == "revise"):
             raise ValueError("whole_blocks=True goes with length='fixed' and blocks of one length: not with "
                              f"length={self.length!r}, correction={self.correction!r}")  # fmt: skip

@@ -226,7 +226,10 @@ class Denoising:
         canvases.take_back((rows_A[row], position + block.start), canvases.step_B[rows_A[row]])
         row, position = commit_AW.nonzero(as_tuple=True)
         chosen = Drawn(*(values_AW[row, position] for values_AW in drawn))
-        canvases.commit((rows_A[row], position + block.start), chosen, block.number)
+        fork_M = None
+        if config.threshold is not None:
+            fork_M = (chosen.certainty < config.threshold) & ~taken_AW[row, position]
+        canvases.commit((rows_A[row], position + block.start), chosen, block.number, fork_M)
         if end_A is not None:
             self._make_room(rows_A, block, drawn.confidence, masked_AW & ~commit_AW, end_A)
         canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
@@ -306,6 +309,8 @@ class Denoising:
             assert config.entropy_bound is not None
             return policies.entropy_bound(drawn.entropy, masked_AW, config.entropy_bound)
         assert config.threshold is not None
+        if config.fallback == "leftmost":
+            return policies.threshold_or_leftmost(certainty_AW, masked_AW, config.threshold)
         floor_A = count_A if config.policy == "threshold" else None
         return policies.threshold(certainty_AW, masked_AW, config.threshold, floor_A)
 

@@ -55,6 +55,13 @@ def leftmost(masked_BL: torch.Tensor, part_L: torch.Tensor) -> torch.Tensor:
     return masked_BL & (part_L == part_B1)
 
 
+def threshold_or_leftmost(certainty_BL: torch.Tensor, masked_BL: torch.Tensor, least: float) -> torch.Tensor:
+    """Every masked position with a certainty of at least `least`; where there is none, the leftmost (2609.39859)."""
+    sure_BL = masked_BL & (certainty_BL >= least)
+    leftmost_BL = masked_BL & (masked_BL.cumsum(1) == 1)
+    return torch.where(sure_BL.any(1, keepdim=True), sure_BL, leftmost_BL)
+
+
 def threshold(
     certainty_BL: torch.Tensor, masked_BL: torch.Tensor, least: float, count_B: torch.Tensor | None = None
 ) -> torch.Tensor:
