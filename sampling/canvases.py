@@ -116,10 +116,11 @@ class Canvases:
             return
         row_N, position_N, token_N = self.bans_N3.unbind(1)
         row_M, position_M = asked_AG.nonzero(as_tuple=True)
-        place_BG = torch.full(self.masked_BG.shape, -1, device=self.device)
-        place_BG[rows_A[row_M], position_M] = torch.arange(len(row_M), device=self.device)
-        place_N = place_BG[row_N, position_N]
-        logits_MV[place_N[place_N >= 0], token_N[place_N >= 0]] = -torch.inf
+        place_AG = torch.full(asked_AG.shape, -1, device=self.device)
+        place_AG[row_M, position_M] = torch.arange(len(row_M), device=self.device)
+        row_P, ban_P = (rows_A[:, None] == row_N).nonzero(as_tuple=True)
+        place_P, token_P = place_AG[row_P, position_N[ban_P]], token_N[ban_P]
+        logits_MV[place_P[place_P >= 0], token_P[place_P >= 0]] = -torch.inf
 
     def before_end_BG(self) -> torch.Tensor:
         """Positions up to each row's first EOS (which may be given), all where there is none."""
@@ -128,8 +129,13 @@ class Canvases:
 
     def stop_finished(self) -> None:
         """Ends the rows in which everything before the first EOS is committed."""
-        before_BG = self.before_end_BG()
-        self.running_B &= (self.masked_BG & before_BG).any(1) | before_BG.all(1)
+        self.running_B &= ~self.finished(self.canvas_BG, self.masked_BG)
+
+    def finished(self, canvas_AG: torch.Tensor, masked_AG: torch.Tensor) -> torch.Tensor:
+        """Whether everything before the first EOS is committed on canvases as these, bool `(A,)`."""
+        end_A1 = first_eos(canvas_AG, masked_AG, self.eos_ids)[:, None]
+        before_AG = torch.arange(masked_AG.shape[1], device=self.device) < end_A1
+        return ~((masked_AG & before_AG).any(1) | before_AG.all(1))
 
     def look(self, rows_A: torch.Tensor, numbers: Sequence[int]) -> Look:
         """Some rows as they are now, under the numbers that the rows of the batch have elsewhere."""

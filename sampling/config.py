@@ -46,7 +46,7 @@ _BELONGS = {
 }
 _NEEDED = ("threshold", "factor", "entropy_bound", "max_length", "sigma", "edit_threshold", "revise_fraction")
 _WHOLE = ("canvas_length", "block_length", "sub_block_length", "steps", "window", "window_limit", "extension", "refresh",
-          "max_length", "batch_size", "top_k")  # fmt: skip
+          "max_length", "speculate", "batch_size", "top_k")  # fmt: skip
 _AT_LEAST_ZERO = ("threshold", "factor", "entropy_bound", "edit_threshold", "cfg_scale", "temperature")
 _SHARES = ("eta", "revise_fraction")
 _ETA = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0}
@@ -107,8 +107,10 @@ class SamplerConfig:
         revise_fraction: share of the written canvas that each stage of `revise` reopens, in [0, 1].
         revise_blocks: block length of each stage of `revise`, such as `32,128`, with `canvas` for all of it; None is one
             stage over the whole canvas.
+        speculate: steps that are drafted ahead and checked in one pass, each as a row of its own: the same trajectory in
+            fewer passes that wait for one another, of more rows (Spiffy, 2509.18085); None is none.
         stop_at_eos: a row ends once everything before its first EOS is committed.
-        batch_size: most rows in one forward pass. Changes speed and memory, never results.
+        batch_size: most rows in one forward pass, drafted ones included. Changes speed and memory, never results.
 
     Raises `ValueError` for values out of range and for options that the other choices would ignore.
     """
@@ -142,6 +144,7 @@ class SamplerConfig:
     edit_threshold: float | None = None
     revise_fraction: float | None = None
     revise_blocks: str | None = None
+    speculate: int | None = None
     stop_at_eos: bool = True
     batch_size: int = 64
 
@@ -211,6 +214,8 @@ class SamplerConfig:
                              f"length={self.length!r}, correction={self.correction!r}")  # fmt: skip
         if self.extension is not None and self.blocks == 1 and self.block_length is not None:  # else it may be the model's
             raise ValueError(f"extension={self.extension} would be ignored: the canvas of {self.canvas_length} is one block")
+        if self.speculate is not None:
+            self._check_speculation()
         if self.cache == "interval" and self.policy != "deferred":
             raise ValueError(f"cache='interval' recomputes the window of policy='deferred', and policy={self.policy!r} has "
                              "none: deferred, or another cache")  # fmt: skip
@@ -227,6 +232,15 @@ class SamplerConfig:
                                  "threshold, factor, entropy_bound and deferred")  # fmt: skip
             if self.steps is not None:
                 raise ValueError(f"steps={self.steps} are those of a fixed canvas, and that of length='dynamic' grows: None")
+
+    def _check_speculation(self) -> None:
+        said = f"speculate={self.speculate}"
+        for name, refused in (("policy", ("deferred",)), ("correction", ("remdm", "edit")), ("length", ("dynamic",))):
+            if getattr(self, name) in refused:
+                raise ValueError(f"{said} does not go with {name}={getattr(self, name)!r}: a step must follow from the "
+                                 "canvas and its number alone")  # fmt: skip
+        if self.block == 1 or (self.policy in ("quota", "random") and self.total_steps == self.blocks):
+            raise ValueError(f"{said} would be ignored: each of the {self.blocks} blocks takes one step")
 
     @property
     def block(self) -> int:

@@ -149,9 +149,10 @@ def batches(rows: Sequence[Row], denoiser: Denoiser, config: SamplerConfig) -> I
         return length % alignment(config, family) if denoiser.calling.honours_mask else length
 
     order = sorted(range(len(rows)), key=lambda i: (group(i), len(rows[i].prompt_ids), i))
+    most = max(1, config.batch_size // (1 + (config.speculate or 0)))  # a row brings its drafts along
     batch: list[int] = []
     for i in order:
-        if len(batch) == config.batch_size or (batch and group(batch[0]) != group(i)):
+        if len(batch) == most or (batch and group(batch[0]) != group(i)):
             yield batch
             batch = []
         batch.append(i)

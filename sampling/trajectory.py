@@ -10,7 +10,7 @@ class Ledger:
     """What something cost. Ledgers add: `a.then(b)` for work done after other work, `together` for work done beside.
 
     Attributes:
-        nfe: forward passes of the diffusion model that a trajectory took part in.
+        nfe: forward passes of the diffusion model that a trajectory took part in, one for each row that it had in a batch.
         tokens_forwarded: tokens that were computed in those passes, padding left out. What several trajectories share
             is on the bill of the first.
         scorer_tokens: tokens read by a scoring model.

@@ -125,7 +125,7 @@ def test_no_line_is_longer_than_the_terminal(tok, every, width):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"steps": 6}, {"policy": "threshold", "threshold": 0.6, "fallback": "leftmost"},
+    [{"steps": 6}, {"speculate": 3}, {"policy": "threshold", "threshold": 0.6, "fallback": "leftmost"},
      {"policy": "random", "correction": "remdm", "sigma": "rescale", "eta": 0.5},
      {"correction": "edit", "edit_threshold": 0.3, "steps": 4},
      {"block_length": 4, "correction": "revise", "revise_fraction": 0.4}],
