@@ -53,7 +53,6 @@ class Passes:
         self.nfe_B = torch.zeros(B, dtype=torch.long, device=canvases.device)
         self.tokens_B, self.waits_B = torch.zeros_like(self.nfe_B), torch.zeros_like(self.nfe_B)
         self.copies = 2 if self.scale else 1
-        self.may_hide = not bool(canvases.attention_BL.all())
         # Rows of different prompts are never the same, but for guidance, which blanks the prompts.
         self.may_share = self.scale > 0 or len(set(canvases.prompts)) < B
         weight_K = torch.randint(-(2**62), 2**62, (2 * L,), generator=torch.Generator().manual_seed(0))
@@ -227,7 +226,7 @@ class Passes:
         self.tokens_B.index_add_(0, rows_U % len(self.nfe_B), real_UQ.sum(1))
 
         arguments: dict[str, Any] = {"input_ids": ids_UQ}
-        hidden = self.may_hide and not bool(attention_UK.all())
+        hidden = self.canvases.ragged and not bool(attention_UK.all())
         if self.family.layout != "full" or (hidden and self.store is not None):
             arguments["attention_mask"] = self._mask(attention_UK, columns, hidden)
         elif hidden:

@@ -62,6 +62,7 @@ class Canvases:
         ids_BL, attention_BL: tokens, and 1 where a column is neither padding nor beyond its row's canvas.
         masked_BG: what is still to be committed.
         length_B: positions of each row's canvas.
+        ragged: whether there is padding, or rows' canvases differ in length.
         running_B: rows that are not finished.
         step_B: denoising steps so far.
         commit_step_BG, confidence_BG, entropy_BG, block_BG, edits: the trace, as in `Trajectory`.
@@ -85,6 +86,7 @@ class Canvases:
         canvas = [[self.mask_id if token is None else token for token in row.canvas] for row in rows]
         ids_BL[:, self.width : self.width + length] = torch.tensor(canvas)
         self.ids_BL, self.attention_BL = ids_BL.to(self.device), attention_BL.to(self.device)
+        self.ragged = not bool(attention_BL.all())
         self.pinned_BG = torch.zeros(B, room, dtype=torch.bool)
         self.pinned_BG[:, :length] = torch.tensor([[token is not None for token in row.canvas] for row in rows])
         self.pinned_BG = self.pinned_BG.to(self.device)
@@ -184,6 +186,13 @@ class Canvases:
             values_G[position : position + count] = fill
         self.length_B[row] += count
         self.attention_BL[row, self.width + length : self.width + length + count] = 1
+
+    def cut(self, length_B: torch.Tensor) -> None:
+        """Cuts empty canvases off after `length_B` positions."""
+        inside_BG = torch.arange(self.masked_BG.shape[1], device=self.device) < length_B[:, None]
+        self.length_B, self.masked_BG = length_B, self.masked_BG & inside_BG
+        self.attention_BL[:, self.width :] = inside_BG.long()
+        self.ragged = not bool(self.attention_BL.all())
 
     def trajectories(
         self, denoiser: Denoiser, rows: list[Row], nfe_B: torch.Tensor, tokens_B: torch.Tensor, waits_B: torch.Tensor

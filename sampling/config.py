@@ -9,7 +9,7 @@ from dataclasses import dataclass
 POLICIES = ("quota", "random", "threshold", "factor", "entropy_bound", "deferred")
 CERTAINTIES = ("probability", "margin", "entropy")
 CACHES = ("none", "prefix", "dual", "interval", "block")
-LENGTHS = ("fixed", "dynamic")
+LENGTHS = ("fixed", "dynamic", "survival")
 CORRECTIONS = ("none", "remdm", "edit", "revise")
 SIGMAS = ("cap", "rescale", "confidence")
 FALLBACKS = ("certain", "leftmost")
@@ -57,7 +57,7 @@ class SamplerConfig:
     """Settings of `sample`.
 
     Attributes:
-        canvas_length: tokens of the canvas, G; under `length=dynamic` what it starts from.
+        canvas_length: tokens of the canvas, G; under `length=dynamic` what it starts from, under `survival` the most.
         block_length: positions denoised together before the next ones; None is the model's own block, and the whole canvas
             of models that have none. Must divide G, unless blocks are whole.
         sub_block_length: positions of a block that are denoised before the next ones of it, all of the block being seen
@@ -95,7 +95,8 @@ class SamplerConfig:
             alone (Fast-dLLM), `interval` the window of `deferred` (DCD), all three approximate; `block` keeps finished
             blocks (exact, for block-causal and context-causal models).
         refresh: commits of a row after which `interval` recomputes everything; None is 32.
-        length: `fixed`, or `dynamic`: the canvas grows where the model needs more room (DAEDAL, 2508.00819).
+        length: `fixed`; `dynamic`: the canvas grows where the model needs more room (DAEDAL, 2508.00819); `survival`: one
+            pass says how long a row will be, and its canvas is cut to so many blocks (2608.26374).
         max_length: most tokens of a canvas under `length=dynamic`.
         correction: which committed positions are taken back. `none`; `remdm` reopens at random (2503.00307); `edit`
             overwrites what the model no longer believes (LLaDA2.1); `revise` reopens the least confident of a finished
@@ -219,6 +220,9 @@ class SamplerConfig:
         if self.cache == "interval" and self.policy != "deferred":
             raise ValueError(f"cache='interval' recomputes the window of policy='deferred', and policy={self.policy!r} has "
                              "none: deferred, or another cache")  # fmt: skip
+        if self.length == "survival" and (self.block_length is None or self.blocks == 1):
+            raise ValueError(f"length='survival' cuts canvases to whole blocks, and block_length={self.block_length} leaves "
+                             f"one of {self.canvas_length}: say a shorter one")  # fmt: skip
         if self.length == "dynamic":
             assert self.max_length is not None
             if self.max_length < self.canvas_length:

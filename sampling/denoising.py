@@ -6,7 +6,7 @@ correction what is taken back. A pass holds only the rows whose block still chan
 change. Follows LLaDA's semi-autoregressive sampler (2502.09992, Sec. 2.4); each axis names its own paper.
 
 Axes: B rows in a batch, A of them active, G canvas positions, W positions of the block, M places that are asked for (a row
-and a position), T those and the canvases' tails, V vocabulary.
+and a position), V vocabulary.
 """
 
 import time
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
-from lockstitch.sampling import corrections, lengths, policies
+from lockstitch.sampling import corrections, policies, room
 from lockstitch.sampling.caches import Passes
 from lockstitch.sampling.canvases import Canvases, Look, Row
 from lockstitch.sampling.config import SamplerConfig
@@ -86,7 +86,9 @@ class Denoising:
         if config.stop_at_eos:
             canvases.stop_finished()  # a pinned canvas may hold its EOS already
         if config.length == "dynamic":
-            self._find_length()
+            room.grow_to_fit(self)
+        elif config.length == "survival":
+            room.cut_to_length(self)
         self._show(torch.arange(len(self.rows), device=self.denoiser.device))
         number = 0
         for stage, length in enumerate(config.stage_blocks):
@@ -218,7 +220,7 @@ class Denoising:
         canvases.take_back((rows_A[row], position + block.start), canvases.step_B[rows_A[row]])
         self._commit(rows_A, block, drawn, commit_AW, taken_AW)
         if end_A is not None:
-            self._make_room(rows_A, block, drawn.confidence, masked_AW & ~commit_AW, end_A)
+            room.make_room(self, rows_A, block.start, drawn.confidence, masked_AW & ~commit_AW, end_A)
         canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
         self._show(rows_A)
         if self.stops_midway:
@@ -299,7 +301,7 @@ class Denoising:
         asked_AG = torch.zeros(len(rows_A), len(self.position_G), dtype=torch.bool, device=rows_A.device)
         asked_AG[:, block.start : block.stop] = asked_AW
         if self.config.length == "dynamic":
-            return self._end(rows_A, asked_AG)
+            return room.read_with_end(self, rows_A, asked_AG)
         logits_MV = self.passes.logits(rows_A, asked_AG)
         self.canvases.ban(logits_MV, rows_A, asked_AG)
         return logits_MV, None
@@ -372,39 +374,3 @@ class Denoising:
         canvases.running_B[:] = True
         if config.stop_at_eos:
             canvases.stop_finished()
-
-    def _end(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits that are asked for, `(M, V)`, and how sure it is that each row ends within its canvas, `(A,)`."""
-        canvases = self.canvases
-        length_A = canvases.length_B[rows_A]
-        distance_AG = length_A[:, None] - self.position_G
-        read_AG = asked_AG | ((distance_AG > 0) & (distance_AG <= lengths.TAIL))
-        logits_TV = self.passes.logits(rows_A, read_AG)
-        p_eos_T = logits_TV.float().softmax(-1)[..., canvases.eos_ids].sum(-1)
-        is_eos_T = torch.isin(logits_TV.argmax(-1), canvases.eos_ids)
-        p_end_AG = torch.zeros_like(read_AG, dtype=p_eos_T.dtype).masked_scatter_(read_AG, p_eos_T * is_eos_T)
-        return logits_TV[asked_AG[read_AG]], lengths.end_confidence(p_end_AG, length_A)
-
-    def _find_length(self) -> None:
-        """Lets the empty canvas grow until the model is fairly sure to end within it."""
-        canvases, room = self.canvases, len(self.position_G)
-        rows_A = (canvases.length_B < room).nonzero()[:, 0]
-        while len(rows_A):
-            began = time.perf_counter()
-            _, end_A = self._end(rows_A, torch.zeros_like(canvases.masked_BG[rows_A]))
-            canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
-            enough_A = end_A >= lengths.ENOUGH_TO_START
-            for row, enough in zip(rows_A.tolist(), enough_A.tolist(), strict=True):
-                length = int(canvases.length_B[row])
-                canvases.grow(row, length, min(lengths.MARGIN if enough else lengths.GROW, room - length))
-            rows_A = rows_A[~enough_A & (canvases.length_B[rows_A] < room)]
-
-    def _make_room(
-        self, rows_A: torch.Tensor, block: Block, confidence_AW: torch.Tensor, masked_AW: torch.Tensor, end_A: torch.Tensor
-    ) -> None:
-        """Puts eight masks in the place of the least sure one, in rows that do not see their end yet."""
-        canvases, room = self.canvases, len(self.position_G)
-        position_A = lengths.needs_room(confidence_AW, masked_AW)
-        for a in ((position_A >= 0) & (end_A < lengths.ENOUGH_TO_GO_ON)).nonzero()[:, 0].tolist():
-            row = int(rows_A[a])
-            canvases.grow(row, block.start + int(position_A[a]), min(lengths.GROW - 1, room - int(canvases.length_B[row])))

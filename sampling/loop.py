@@ -74,8 +74,9 @@ def make_rows(
 ) -> list[Row]:
     """One row for each trajectory that `sample` draws, in its order; checks what it checks."""
     check_layout(config, denoiser.family, denoiser.calling)
-    if config.length == "dynamic" and (canvases is not None or bans is not None):
-        raise ValueError("canvases and bans speak of positions; under length='dynamic' those move: length='fixed'")
+    if config.length != "fixed" and (canvases is not None or bans is not None):
+        raise ValueError(f"canvases and bans speak of positions; under length={config.length!r} those move or are cut off: "
+                         "length='fixed'")  # fmt: skip
     if n < 1:
         raise ValueError(f"n={n} trajectories per prompt: at least 1")
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -149,7 +150,8 @@ def batches(rows: Sequence[Row], denoiser: Denoiser, config: SamplerConfig) -> I
         return length % alignment(config, family) if denoiser.calling.honours_mask else length
 
     order = sorted(range(len(rows)), key=lambda i: (group(i), len(rows[i].prompt_ids), i))
-    most = max(1, config.batch_size // (1 + (config.speculate or 0)))  # a row brings its drafts along
+    alone = config.length != "fixed" and not denoiser.calling.honours_mask  # whose rows must have one length
+    most = 1 if alone else max(1, config.batch_size // (1 + (config.speculate or 0)))  # a row brings its drafts along
     batch: list[int] = []
     for i in order:
         if len(batch) == most or (batch and group(batch[0]) != group(i)):

@@ -50,7 +50,7 @@ def measure(name, arguments):
     done = {row["setting"] for row in finished_rows(path)}
     with path.open("a") as file:
         for setting, chosen in tqdm(SETTINGS.items(), desc=name):
-            if setting in done:
+            if setting in done or setting not in arguments.settings:
                 continue
             config = SamplerConfig(task.canvas_length, BLOCK[task.name], temperature=arguments.temperature, **chosen)
             drawn = sample(denoiser, prompts, config, n=arguments.samples, seed=arguments.seed)
@@ -112,6 +112,7 @@ def main():
     """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["sudoku-early", "countdown-early"], help="embedded models")
+    parser.add_argument("--settings", nargs="+", default=[*SETTINGS], choices=[*SETTINGS])
     parser.add_argument("--n", type=int, default=200, help="problems")
     parser.add_argument("--samples", type=int, default=64, help="completions a problem")
     parser.add_argument("--temperature", type=float, default=0.8)
