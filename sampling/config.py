@@ -111,7 +111,8 @@ class SamplerConfig:
         speculate: steps that are drafted ahead and checked in one pass, each as a row of its own: the same trajectory in
             fewer passes that wait for one another, of more rows (Spiffy, 2509.18085); None is none.
         stop_at_eos: a row ends once everything before its first EOS is committed.
-        batch_size: most rows in one forward pass, drafted ones included. Changes speed and memory, never results.
+        batch_size: most rows in one forward pass, drafted ones included; a CPU may take fewer at a time. Changes speed and
+            memory, never results.
 
     Raises `ValueError` for values out of range and for options that the other choices would ignore.
     """

@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 from llada_reference import llada_loop
+from lockstitch.sampling.canvases import Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.families import family_of
-from lockstitch.sampling.loop import sample
+from lockstitch.sampling.loop import CPU_TOKENS, batches, sample
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
 from models import dream_like, random_denoiser, without_mask
@@ -130,6 +131,21 @@ def test_batching_order_and_n_do_not_matter(denoiser, settings, block):
     backwards = run(denoiser, PROMPTS[::-1], n=3, batch_size=5, **settings)
     assert [tokens(backwards[3 * i : 3 * i + 3]) for i in range(4)][::-1] == [tokens(one) for one in alone]
     assert len({t.canvas_ids for t in together[:3]}) == 3  # the seeds do make a difference
+
+
+def test_a_cpu_takes_no_more_tokens_at_a_time_than_it_computes_well(denoiser):
+    lengths = [20, 20, 180, 60, 20, 70] * 30
+    rows = [Row(i, [5] * length, i, [None] * G, ()) for i, length in enumerate(lengths)]
+    for settings, states in (({}, 1), ({"speculate": 3}, 4), ({"batch_size": 10}, 1)):
+        config = SamplerConfig(canvas_length=G, **settings)
+        cut = list(batches(rows, denoiser, config))
+        assert sorted(i for batch in cut for i in batch) == list(range(len(rows)))
+        sizes = [(len(batch) * states, len(batch) * states * (G + lengths[batch[-1]])) for batch in cut]
+        assert all(count <= config.batch_size and tokens <= CPU_TOKENS for count, tokens in sizes)
+        assert max(tokens for _, tokens in sizes) > CPU_TOKENS / 2 or config.batch_size < 64
+        assert max(len(batch) for batch in cut) == config.batch_size // states  # of the shortest rows
+    cached = SamplerConfig(canvas_length=G, block_length=4, cache="dual")
+    assert {len(batch) for batch in batches(rows, denoiser, cached)} == {64, 180 - 128}
 
 
 def test_seed_per_prompt(denoiser):
