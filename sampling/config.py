@@ -76,8 +76,8 @@ class SamplerConfig:
         schedule_eps: a step of `quota` and `random` commits the share 1 - s/t of the masks, rounded down, t falling linearly
             from 1 to this (Dream, 2508.15487: 0.001), and the last step the rest; None shares them out evenly.
         threshold: certainty that commits under `threshold` and `deferred`; above 1 means one token a step.
-        fallback: what `threshold` commits where no position reaches it: the most `certain` one, or the `leftmost`, a fork
-            (Fork-dLLM, 2609.39859), which widens what several trajectories find; None is `certain`.
+        fallback: what `threshold` commits where nothing reaches it: the most `certain` position, or the `leftmost`
+            (Fork-dLLM, 2609.39859); None is `certain`.
         factor: how generous `factor` is; 0 means one token a step.
         entropy_bound: nats that the committed entropies but the largest may add up to; 0 means one token a step.
         window: masks that the window of `deferred` may hold; None is 16.
@@ -95,8 +95,8 @@ class SamplerConfig:
             alone (Fast-dLLM), `interval` the window of `deferred` (DCD), all three approximate; `block` keeps finished
             blocks (exact, for block-causal and context-causal models).
         refresh: commits of a row after which `interval` recomputes everything; None is 32.
-        length: `fixed`; `dynamic`: the canvas grows where the model needs more room (DAEDAL, 2508.00819); `survival`: one
-            pass says how long a row will be, and its canvas is cut to so many blocks (2608.26374).
+        length: `fixed`; `dynamic`: the canvas grows where the model needs more room (DAEDAL, 2508.00819); `survival`: it is
+            cut to the whole blocks that one pass over it expects (2608.26374).
         max_length: most tokens of a canvas under `length=dynamic`.
         correction: which committed positions are taken back. `none`; `remdm` reopens at random (2503.00307); `edit`
             overwrites what the model no longer believes (LLaDA2.1); `revise` reopens the least confident of a finished
@@ -108,8 +108,8 @@ class SamplerConfig:
         revise_fraction: share of the written canvas that each stage of `revise` reopens, in [0, 1].
         revise_blocks: block length of each stage of `revise`, such as `32,128`, with `canvas` for all of it; None is one
             stage over the whole canvas.
-        speculate: steps that are drafted ahead and checked in one pass, each as a row of its own: the same trajectory in
-            fewer passes that wait for one another, of more rows (Spiffy, 2509.18085); None is none.
+        speculate: steps drafted ahead and checked in one pass: the same trajectory, fewer passes in a row, more rows
+            (Spiffy, 2509.18085); None is none.
         stop_at_eos: a row ends once everything before its first EOS is committed.
         batch_size: most rows in one forward pass, drafted ones included; a CPU may take fewer at a time. Changes speed and
             memory, never results.

@@ -14,7 +14,7 @@ from lockstitch.sampling.trajectory import Trajectory
 
 Prompt = str | Sequence[int]
 
-CPU_TOKENS = 3072  # of a whole pass on a CPU: what is made of more leaves the processor's caches, and costs 1.5 times as much
+CPU_TOKENS = 3072  # of a whole pass on a CPU: what is made of more leaves its caches, and costs 1.5 times as much
 
 
 @torch.inference_mode()

@@ -69,7 +69,9 @@ def cut_to_length(run: "Denoising") -> None:
     source_B = [first_of.setdefault(ids, b) for b, ids in enumerate(canvases.prompts)]
     V = run.denoiser.model.config.get_text_config().vocab_size
     portion = max(1, LOGITS // (len(run.position_G) * V))
-    for rows_A in torch.tensor([*first_of.values()], device=canvases.device).split(portion):
+    firsts_U = torch.tensor([*first_of.values()], device=canvases.device)
+    for at in range(0, len(firsts_U), portion):
+        rows_A = firsts_U[at : at + portion]
         passes.open_block((0,), 0)  # whatever is kept, a first pass reads all
         asked_AG = canvases.masked_BG[rows_A]
         logits_MV = passes.logits(rows_A, asked_AG).float()
