@@ -89,22 +89,22 @@ def print_table(name, rows):
 
 
 def draw(tables, images):
-    """pass@1 and pass@k over NFE, a panel a model."""
+    """pass@k over the forward passes of k completions, a panel a model and a line a setting."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, len(tables), figsize=(4.1 * len(tables), 3.4), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(tables), figsize=(4.1 * len(tables), 3.2), layout="constrained", squeeze=False)
     for axes, (name, rows) in zip(panels[0], tables.items(), strict=True):
-        for i, row in enumerate(rows):
+        for row in rows:
             values = curve(row)
-            first, last = min(values), max(values)
-            axes.plot([row["nfe"]] * 2, [100 * values[first], 100 * values[last]], color=f"C{i}", linewidth=1, alpha=0.6)
-            axes.plot(row["nfe"], 100 * values[first], "o", color=f"C{i}", markersize=5, fillstyle="none")
-            axes.plot(row["nfe"], 100 * values[last], "o", color=f"C{i}", markersize=5, label=row["setting"])
-        axes.set(xlabel="forward passes (NFE)", ylabel=f"pass@{first} (open) and pass@{last} (full), %", title=name)
-    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+            i = [*SETTINGS].index(row["setting"])
+            style = {"color": f"C{i}", "marker": "os^v"[i % 4]}
+            spent = [k * row["nfe"] for k in values]
+            axes.plot(spent, [100 * value for value in values.values()], markersize=4, label=row["setting"], **style)
+        axes.set(xlabel="forward passes of k completions", ylabel="pass@k, %", xscale="log", title=name)
+    panels[0][0].legend(loc="lower right", frameon=False, fontsize=8)
     figure.savefig(images / "forks.png", dpi=110)
 
 
