@@ -23,7 +23,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import alignment, blocks
 from lockstitch.sampling.noise import uniform
 from lockstitch.sampling.speculation import Speculation
-from lockstitch.sampling.tokens import Drawn, draw
+from lockstitch.sampling.tokens import Drawn, NotANumberError, draw
 from lockstitch.sampling.trajectory import Trajectory
 
 _ORDER, _REOPEN = 1, 2  # streams of noise beside that of the tokens
@@ -270,13 +270,13 @@ class Denoising:
         self.canvases.commit((rows_A[row], position + block.start), chosen, block.number, fork_M)
 
     def check_finite(self, entropy_M: torch.Tensor, rows_A: torch.Tensor, asked_AW: torch.Tensor) -> None:
-        """Raises `ValueError` naming the first row whose logits are not finite: whatever was drawn from them is noise."""
+        """Raises `NotANumberError`, naming the first row whose logits are not finite: what was drawn from them is noise."""
         if not bool(entropy_M.isfinite().all()):
             at = int((~entropy_M.isfinite()).nonzero()[0, 0])
             row = int(rows_A[asked_AW.nonzero()[at, 0]])
-            raise ValueError(
-                f"logits of trajectory {self.numbers[row]} are not finite at denoising step "
-                f"{int(self.canvases.step_B[row]) + 1}; the model runs in {self.denoiser.model.dtype}, and float32 and "
+            raise NotANumberError(
+                f"the model's logits are no numbers: logits of trajectory {self.numbers[row]} are not finite at denoising "
+                f"step {int(self.canvases.step_B[row]) + 1}; the model runs in {self.denoiser.model.dtype}, and float32 and "
                 "bfloat16 reach further than float16"
             )
 

@@ -27,6 +27,10 @@ class Drawn(NamedTuple):
     certainty: torch.Tensor
 
 
+class NotANumberError(ValueError):
+    """A model's logits from which nothing can be drawn."""
+
+
 def draw(
     logits: torch.Tensor,
     uniform: torch.Tensor | None,
@@ -42,12 +46,13 @@ def draw(
     A token is drawn from softmax(logits / temperature) by inverting its cumulative distribution at `uniform` (`(...)`, in
     [0, 1)), or is the most likely one at temperature 0, where `uniform` is None. Forbidden ids have probability 0; `top_k`
     and then `top_p` cut the tail of what is drawn from (see `keep_likely`). float32 throughout; the cumulative sum is
-    float64. Works on a slice of the positions at a time, which changes speed and memory and nothing else.
+    float64. Works on a slice of the positions at a time, which changes speed and memory and nothing else. Logits that are no
+    numbers give an entropy that is none.
     """
     V = logits.shape[-1]
     shape = logits.shape[:-1] if uniform is None else uniform.shape
-    logits_MV = logits.reshape(-1, V)
-    uniform_MD = None if uniform is None else uniform.reshape(len(logits_MV), -1)
+    logits_MV, D = logits.reshape(-1, V), 1 if len(shape) < logits.dim() else shape[-1]
+    uniform_MD = None if uniform is None else uniform.reshape(len(logits_MV), D)
     size = max(1, (CPU_SLICE if logits.device.type == "cpu" else SLICE) // V)
     parts = [
         _draw(logits_MV[at : at + size], None if uniform_MD is None else uniform_MD[at : at + size], temperature,
@@ -73,6 +78,7 @@ def _draw(
         assert uniform_MD is not None
         cumulative = keep_likely(logp / temperature, top_k, top_p).softmax(-1).double().cumsum(-1)
         token = torch.searchsorted(cumulative, uniform_MD.to(cumulative) * cumulative[:, -1:], right=True)
+        token.clamp_(max=logits.shape[-1] - 1)  # past the last one where there are no numbers
     confidence = p.gather(-1, token)
     entropy = entropy.expand_as(confidence)
     if certainty == "margin":
