@@ -59,7 +59,8 @@ def check(denoiser, ahead=3, n=2, **settings):
     for a, b in zip(plain, ours, strict=True):
         assert b.confidence == pytest.approx(a.confidence, abs=1e-4)
         assert b.entropy == pytest.approx(a.entropy, abs=1e-3)
-        assert b.ledger.sequential_steps <= a.ledger.sequential_steps <= a.ledger.nfe <= b.ledger.nfe
+        assert b.ledger.sequential_steps <= a.ledger.sequential_steps <= a.ledger.nfe
+        assert a.ledger.nfe <= b.ledger.nfe or "schedule_eps" in settings  # an idle step reads what is known already
         assert b.ledger.forks == a.ledger.forks
     return sum(t.ledger.sequential_steps for t in plain), sum(t.ledger.sequential_steps for t in ours)
 
