@@ -11,11 +11,12 @@ countdown and sudoku run on the models that come with the package.
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lockstitch.engine import EngineOptions
 from lockstitch.errors import GOES_ON, reported
 
 EMBEDDED = "embedded"
@@ -140,15 +141,14 @@ class StitchConfig:
             raise ValueError(f"limit={self.limit} would be ignored with --question")
 
 
-def _progress(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+def _bar(total: int, done: int, hidden: bool) -> Any:
     from tqdm import tqdm
 
-    bar = tqdm(total=total, unit="problem", disable=None)
-    return lambda count: (bar.update(count), None)[1], bar.close
+    return tqdm(total=total, initial=done, unit="problem", disable=hidden or None)
 
 
-def stitch(config: StitchConfig) -> int:
-    """Runs the pipeline; returns the process's exit status. Raises `ValueError` before any long work."""
+def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
+    """Runs the pipeline, by default in this process; returns the exit status. Raises `ValueError` before any long work."""
     from lockstitch.rewards.tasks.task import get_task
     from lockstitch.stitching.inputs import Given, generate_problems, read_problems
     from transformers.utils import logging
@@ -169,40 +169,41 @@ def stitch(config: StitchConfig) -> int:
         n = max(len(one.completions or ()) for one in given)
 
     from lockstitch.stitching import pipeline
-    from lockstitch.stitching.methods import Compare, StitchSettings
     from lockstitch.stitching.report import write_report
     from lockstitch.stitching.terminal import render_problem, render_summary
+    from lockstitch.stitching.work import Stitching
 
     from lockstitch import files, terminal
+    from lockstitch.engine import run
 
-    embedded = config.trajectories is None and config.model is None
+    work = Stitching(config, n)
+    engine = engine or EngineOptions()
+    engine.check_device(config.device)
+    engine.pools_of([stage.name for stage in work.job().stages])
     directory = Path(config.output) if config.output is not None else None
+    remembered: dict[str, Any] = {"num_trajectories": n}
     if directory is not None:
         # What cannot change a result may differ between a run and the one that resumes it.
         free = ("output", "color", "batch_size", "chunk", "device")
-        remembered = {name: value for name, value in asdict(config).items() if name not in free}
+        remembered = {**{name: value for name, value in asdict(config).items() if name not in free}, **remembered}
         source = config.input or config.trajectories
         if source is not None:
             remembered["sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-        files.claim_directory(directory, {**remembered, "num_trajectories": n})
-    denoiser, sampler_config = _load_denoiser(config, task, embedded)
-    scorer, solver = _load_readers(config, task)
-    settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds), config.round_width or 1,
-                              config.round_temperature)  # fmt: skip
-    sampler = pipeline.Sample(task, scorer, n, denoiser, sampler_config)
-    compare = Compare(task, scorer, settings, solver, denoiser, sampler_config)
+        files.claim_directory(directory, remembered)
+    path = None if directory is None else directory / files.RESULTS
+    rows = [] if path is None else files.finished_by_index(path)
+    loaded = work() if engine.alone and len(rows) < len(given) else None  # before a bar is drawn
+    with _bar(len(given), len(rows), directory is None) as bar, closing(
+        run(work.job(), given, engine, chunk=config.chunk, path=path, done=len(rows), progress=bar.update, work=loaded)
+    ) as new:
+        for more in new:
+            rows += more
     color = terminal.use_color(config.color)
+    summary = pipeline.summarise(task, rows, work.absent, remembered)
     if directory is None:
-        rows = pipeline.run_in_memory(given, task, sampler, compare, seed=config.seed)
         print(render_problem(rows[0], width=_width(), color=color))
-        print(render_summary(pipeline.summarise(task, rows, compare.absent(), {"num_trajectories": n}), color=color))
+        print(render_summary(summary, color=color))
         return 0
-    update, close = _progress(len(given))
-    rows = list(
-        pipeline.run(given, task, sampler, compare, directory, seed=config.seed, chunk=config.chunk, progress=update)
-    )
-    close()
-    summary = pipeline.summarise(task, rows, compare.absent(), {**remembered, "num_trajectories": n})
     files.write_whole(directory / files.SUMMARY, files.to_json(summary))
     write_report(directory / pipeline.REPORT, rows, summary)
     if config.question is not None:
@@ -218,9 +219,11 @@ def _width() -> int:
     return shutil.get_terminal_size((120, 40)).columns
 
 
-def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any, Any]:
+def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
+    """The diffusion model and its settings; None twice for trajectories from elsewhere."""
     if config.trajectories is not None:
         return None, None
+    embedded = config.model is None
     from lockstitch.sampling.chat import Chat
     from lockstitch.sampling.config import SamplerConfig
     from lockstitch.sampling.denoiser import Denoiser
@@ -256,20 +259,31 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
     return denoiser, sampler_config
 
 
-def _load_readers(config: StitchConfig, task: Any) -> tuple[Any, Any]:
-    from lockstitch.stitching.refine import load_solver
-    from lockstitch.stitching.score import load_scorer
+def load_scorer(config: StitchConfig, task: Any) -> Any:
+    """The scorer. A module of one's own may stand beside the user, as with TRL's reward functions."""
+    from lockstitch.stitching import score
+
+    sys.path.insert(0, os.getcwd())
+    return score.load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code)
+
+
+def solver_name(config: StitchConfig, task: Any) -> str:
+    """The solver that is asked for, or that the task has by itself."""
+    return config.solver or (EMBEDDED if task.canvas_length is not None else NONE)
+
+
+def load_solver(config: StitchConfig, task: Any) -> Any:
+    """The solver, or None."""
+    from lockstitch.stitching import refine
 
     from lockstitch import embedded_model
 
-    sys.path.insert(0, os.getcwd())  # module:function may stand beside the user, as with TRL's reward functions
-    scorer = load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code)
-    solver = config.solver or (EMBEDDED if task.canvas_length is not None else NONE)
-    if solver == NONE:
-        return scorer, None
-    if solver == EMBEDDED and task.canvas_length is None:
+    name = solver_name(config, task)
+    if name == NONE:
+        return None
+    if name == EMBEDDED and task.canvas_length is None:
         raise ValueError(f"the embedded solver does not know {task.name}: name another --solver, or none")
-    return scorer, load_solver(str(embedded_model("solver")) if solver == EMBEDDED else solver, task)
+    return refine.load_solver(str(embedded_model("solver")) if name == EMBEDDED else name, task)
 
 
 @reported("lockstitch stitch", f"interrupted; with --output, {GOES_ON}")
@@ -277,9 +291,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch stitch`."""
     from trl import TrlParser
 
-    parser = TrlParser((StitchConfig,), prog="lockstitch stitch")
-    (config,) = parser.parse_args_and_config(argv)
-    return stitch(config)
+    parser = TrlParser((StitchConfig, EngineOptions), prog="lockstitch stitch")
+    return stitch(*parser.parse_args_and_config(argv))
 
 
 if __name__ == "__main__":

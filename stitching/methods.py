@@ -159,6 +159,17 @@ def solve(
     ]
 
 
+def absent(*, samples: bool, solves: bool) -> dict[str, str]:
+    """The methods that cannot run without a diffusion model or without a solver, each with the reason."""
+    reasons: dict[str, str] = {}
+    if not samples:
+        why = "the trajectories were sampled elsewhere: there is no diffusion model to denoise with"
+        reasons |= dict.fromkeys(("greedy", "best_of_n_refine", "remask_loop"), why)
+    if not solves:
+        reasons |= dict.fromkeys(("all_traces", "solver_alone"), "no solver was given")
+    return reasons
+
+
 class Compare:
     """A pipeline stage: problems with their pools in, every method's outcome out.
 
@@ -182,13 +193,7 @@ class Compare:
 
     def absent(self) -> dict[str, str]:
         """The methods that cannot run, each with the reason."""
-        reasons: dict[str, str] = {}
-        if self.denoiser is None:
-            why = "the trajectories were sampled elsewhere: there is no diffusion model to denoise with"
-            reasons |= dict.fromkeys(("greedy", "best_of_n_refine", "remask_loop"), why)
-        if self.solver is None:
-            reasons |= dict.fromkeys(("all_traces", "solver_alone"), "no solver was given")
-        return reasons
+        return absent(samples=self.denoiser is not None, solves=self.solver is not None)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Runs every method that can run."""
@@ -217,12 +222,16 @@ class Compare:
                 rule(pool.question, self.task.checker, pool.steps_KN, pool.score_KN, self.settings.delta)
                 for pool in pools
             ]
-        self._answer(questions, pools, stitched_pools, evidences, outcomes)
+        for pool, evidence, outcome in zip(stitched_pools, evidences, outcomes, strict=True):
+            text = "\n".join(clue.step.text for clue in evidence.chain)
+            answer = evidence_answer(self.task, pool, evidence, self.settings.delta)
+            outcome["stitched"] = Outcome(answer, text, pool.ledger)
         compared = [
-            Compared({name: found[name] for name in METHODS if name in found}, evidence, pool)
+            Compared(_sorted(found), evidence, pool)
             for found, evidence, pool in zip(outcomes, evidences, stitched_pools, strict=True)
         ]
-        return {**batch, "compared": compared}
+        done = {**batch, "compared": compared}
+        return done if self.solver is None else Solve(self.task, self.solver, self.settings)(done)
 
     def _denoised(self, questions: list[str], pools: list[Pool], seeds: list[int]) -> dict[str, list[Outcome]]:
         assert self.denoiser is not None
@@ -267,22 +276,27 @@ class Compare:
         ]
         return found
 
-    def _answer(
-        self,
-        questions: list[str],
-        pools: list[Pool],
-        stitched_pools: list[Pool],
-        evidences: list[Evidence],
-        outcomes: list[dict[str, Outcome]],
-    ) -> None:
+
+def _sorted(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    return {name: outcomes[name] for name in METHODS if name in outcomes}
+
+
+class Solve:
+    """A pipeline stage: what the solver answers is added to `compared`, from `question` and `pool` of the batch.
+
+    It is asked with all steps of the N trajectories, without any, and with the evidence where no chain stands: one that
+    stands is its own answer.
+    """
+
+    def __init__(self, task: Task, solver: Solver, settings: StitchSettings) -> None:
+        self.task, self.solver, self.settings = task, solver, settings
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Asks the solver."""
         task, solver = self.task, self.solver
-        for i, (pool, evidence) in enumerate(zip(stitched_pools, evidences, strict=True)):
-            text = "\n".join(clue.step.text for clue in evidence.chain)
-            outcomes[i]["stitched"] = Outcome(
-                evidence_answer(task, pool, evidence, self.settings.delta), text, pool.ledger
-            )
-        if solver is None:
-            return
+        questions: list[str] = list(batch["question"])
+        pools: list[Pool] = list(batch["pool"])
+        compared: list[Compared] = list(batch["compared"])
         everything = [
             "\n".join(
                 clue.render()
@@ -295,15 +309,17 @@ class Compare:
         ]  # fmt: skip
         all_traces = solve(solver, task, questions, everything, [pool.ledger for pool in pools])
         alone = solve(solver, task, questions, [""] * len(questions), [Ledger()] * len(questions))
-        for outcome, a, b in zip(outcomes, all_traces, alone, strict=True):
-            outcome["all_traces"], outcome["solver_alone"] = a, b
-        # A chain that stands is its own answer; the solver reads the evidence of the others.
         open_ones = [
             i for i, question in enumerate(questions)
-            if not stands(task, question, evidences[i].chain, self.settings.delta)
+            if not stands(task, question, compared[i].evidence.chain, self.settings.delta)
         ]  # fmt: skip
-        costs = [stitched_pools[i].ledger for i in open_ones]
-        solved = solve(solver, task, [questions[i] for i in open_ones], [evidences[i].render() for i in open_ones],
-                       costs)  # fmt: skip
+        solved = solve(
+            solver, task, [questions[i] for i in open_ones], [compared[i].evidence.render() for i in open_ones],
+            [compared[i].pool.ledger for i in open_ones],
+        )  # fmt: skip
+        new = [dict(one.outcomes, all_traces=a, solver_alone=b)
+               for one, a, b in zip(compared, all_traces, alone, strict=True)]  # fmt: skip
         for i, answer in zip(open_ones, solved, strict=True):
-            outcomes[i]["stitched"] = answer
+            new[i]["stitched"] = answer
+        return {**batch, "compared": [replace(one, outcomes=_sorted(found))
+                                      for one, found in zip(compared, new, strict=True)]}  # fmt: skip
