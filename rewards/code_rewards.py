@@ -148,6 +148,12 @@ def _said(marks: Marks) -> str:
     return "passed" if all(marks.passed) else printable(marks.reason)
 
 
+def why_no_exam(row: Mapping[str, Any]) -> str | None:
+    """Why a row has no tests that could be run, which is known without running any; None if it has some."""
+    read = _read(row, "")
+    return read.reason if isinstance(read, Marks) else None
+
+
 class _Ready:
     """A row's tests, and how its programs are to be read."""
 

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,10 +28,14 @@ SHOWN_ERRORS = 10
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
-    """(line number, row or what is wrong with the line) of a `.jsonl` or `.csv` file; place in the array of a `.json`.
+    """(line number, row or what is wrong with the line) of a `.jsonl` or `.csv` file; of a `.json` array or a `.parquet`
+    table, the place among the rows.
 
-    Each may be compressed (`.gz`). Raises `ValueError` for what cannot be taken apart into rows.
+    The first three may be compressed (`.gz`). Raises `ValueError` for what cannot be taken apart into rows.
     """
+    if path.suffix == ".parquet":
+        yield from enumerate(_table(path), start=1)
+        return
     lines = _bytes_of(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")  # rows may hold U+2028, at which splitlines splits
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if suffix in (".csv", ".json"):
@@ -55,6 +60,28 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
             continue
         decoded = _decoded(line)
         yield number, "not UTF-8" if decoded is None else _object(_parsed(decoded))
+
+
+def _table(path: Path) -> list[Row]:
+    """The rows of a parquet file, with what JSON cannot say as texts, and None for numbers that are none."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows: list[Row] = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no parquet file that can be read: {str(error).splitlines()[0]}") from error
+    return [_sayable(row) for row in rows]
+
+
+def _sayable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _sayable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_sayable(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -111,22 +138,33 @@ def read_rows(path: Path, read: Callable[[Row], Read]) -> list[Read]:
     """
     if not path.is_file():
         raise ValueError(f"input {str(path)!r} is not a file")
-    rows: list[Read] = []
+    return [value for _, value in each_row(path, numbered_rows(path), read)]
+
+
+Given = TypeVar("Given")
+
+
+def each_row(path: Path, rows: Iterable[tuple[int, Given | str]], read: Callable[[Given], Read]) -> list[tuple[int, Read]]:
+    """(line number, `read(row)`) for every numbered row of a file; what `read_rows` raises, this does.
+
+    A row that is a text is what is wrong with the line.
+    """
+    read_so_far: list[tuple[int, Read]] = []
     errors: list[str] = []
-    for number, row in numbered_rows(path):
+    for number, row in rows:
         if isinstance(row, str):
             errors.append(f"line {number}: {row}")
             continue
         try:
-            rows.append(read(row))
+            read_so_far.append((number, read(row)))
         except ValueError as error:
             errors.append(f"line {number}: {error}")
     if errors:
         more = f"\n  and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
         raise ValueError(f"{path} has {len(errors)} bad lines:\n  " + "\n  ".join(errors[:SHOWN_ERRORS]) + more)
-    if not rows:
+    if not read_so_far:
         raise ValueError(f"{path} holds no rows")
-    return rows
+    return read_so_far
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -199,15 +237,30 @@ def unlock_all() -> None:
         os.close(_LOCKS.popitem()[1])
 
 
-def finished_by_index(path: Path) -> list[dict[str, Any]]:
-    """`finished_rows`, whose `index` counts from 0; `ValueError` where a row was taken out, doubled or put elsewhere."""
+def finished_by_index(path: Path, expected: Sequence[Row] | None = None) -> list[dict[str, Any]]:
+    """`finished_rows`, whose `index` counts from 0.
+
+    Args:
+        path: the results file.
+        expected: for each row of the whole run, columns that it must have, if they are known.
+
+    Raises `ValueError` where a row was taken out, doubled or put elsewhere, or is not one of this run.
+    """
     rows = finished_rows(path)
+    changed = "the file was changed by hand, or by two runs at once; choose another output"
     for number, row in enumerate(rows):
         if row.get("index") != number:
             raise ValueError(
-                f"line {number + 1} of {path} is row {row.get('index')!r}, where row {number} should stand: the file was "
-                "changed by hand, or by two runs at once; choose another output"
+                f"line {number + 1} of {path} is row {row.get('index')!r}, where row {number} should stand: {changed}"
             )
+        if expected is None:
+            continue
+        if number >= len(expected):
+            raise ValueError(f"line {number + 1} of {path} is one more than the {len(expected)} rows of this run: {changed}")
+        for name, value in expected[number].items():
+            if name not in row or json.dumps(row[name]) != json.dumps(value):
+                raise ValueError(f"line {number + 1} of {path} is not this run's row {number}, whose {name!r} is "
+                                 f"{value!r:.80}: {changed}")  # fmt: skip
     return rows
 
 
