@@ -12,13 +12,15 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.contract import Value, combine, completion_texts
 from lockstitch.rewards.plugins import load_reward
+from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
 from lockstitch.rewards.statistics import clustered_interval, pass_at_k
 from lockstitch.rewards.tasks.answered import Answered, read_answered
 from lockstitch.rewards.tasks.benchmark import Benchmark, Weighted
@@ -27,6 +29,7 @@ from lockstitch.rewards.tasks.completions import read_completions
 from lockstitch.rewards.tasks.golds import warning
 
 from lockstitch import files
+from lockstitch.engine import EngineOptions, Portion, Work, run, whole
 
 logger = logging.getLogger(__name__)
 
@@ -202,17 +205,22 @@ def _mean(values: Sequence[Value]) -> Value:
     return math.fsum(known) / len(known) if known else None
 
 
-def grade(config: GradeConfig, progress: Callable[[int], Progress] | None = None) -> dict[str, Any]:
+def grade(
+    config: GradeConfig, progress: Callable[[int], Progress] | None = None, engine: EngineOptions | None = None
+) -> dict[str, Any]:
     """Scores a file of completions; writes `results.jsonl` and `summary.json`, and returns the summary.
 
     Args:
         config: what to do.
         progress: is told the number of rows, and returns what is told how many more are done.
+        engine: who does it; by default this process.
 
     Raises:
         ValueError: an unknown task, form or reward; bad rows, by their lines; a directory with results of another
             configuration. All of it before the first completion is scored.
     """
+    if engine is not None:
+        engine.pools_of(["grader"])
     benchmark = get_benchmark(config.task)
     weighted = weighted_rewards(benchmark, config.form, config.rewards)
     rewards = {name: (load_reward(name), weight) for name, weight in weighted}
@@ -238,11 +246,12 @@ def grade(config: GradeConfig, progress: Callable[[int], Progress] | None = None
     _check_rewards(results, done, rewards)
     update = progress(len(answered)) if progress is not None else lambda count: None
     update(len(done))
-    starts = range(len(done), len(answered), config.chunk)
-    chunks = (_chunk(answered, start, config.chunk, benchmark, rewards) for start in starts)
-    for scored in files.append_chunks(results, chunks):
-        done += scored
-        update(len(scored))
+    grading = Grading(config.task, weighted)
+    job = whole("grader", grading, model=False)
+    with closing(run(job, answered, engine or EngineOptions(), chunk=config.chunk, path=results, done=len(done),
+                     progress=update, work=grading.with_rewards(benchmark, rewards))) as new:  # fmt: skip
+        for scored in new:
+            done += scored
     problems = [one.problem for one in answered]
     summary = summarise(done, problems, weighted, remembered, _notes(benchmark, len(rows), problems))
     summary["unreadable_gold"] = len(faults)
@@ -274,12 +283,33 @@ def _check_rewards(path: Path, done: Sequence[Row], rewards: Mapping[str, Any]) 
                              "the file was changed by hand; choose another output")  # fmt: skip
 
 
-def _chunk(
-    answered: Sequence[Answered], start: int, size: int, benchmark: Benchmark, rewards: Mapping[str, tuple[Reward, float]]
-) -> list[dict[str, Any]]:
-    began = time.perf_counter()
-    results = score(answered[start : start + size], benchmark, rewards)
-    seconds = round((time.perf_counter() - began) / len(results), 6)
-    return [
-        {"index": start + i, **answered[start + i].kept, **result, "seconds": seconds} for i, result in enumerate(results)
-    ]
+@dataclass(frozen=True)
+class Grading:
+    """What a worker grades with: calling it loads the task and its rewards.
+
+    Attributes:
+        task: its name.
+        weighted: names and weights of the rewards.
+    """
+
+    task: str
+    weighted: tuple[Weighted, ...]
+
+    def __call__(self) -> Work:
+        rewards = {name: (load_reward(name), weight) for name, weight in self.weighted}
+        return self.with_rewards(get_benchmark(self.task), rewards)
+
+    def with_rewards(self, benchmark: Benchmark, rewards: Mapping[str, tuple[Reward, float]]) -> Work:
+        """The work, with what is loaded already."""
+
+        def work(portion: Portion) -> Iterator[list[dict[str, Any]]]:
+            began = time.perf_counter()
+            try:
+                scored = score([one for _, one in portion], benchmark, rewards)
+            except SandboxUnavailable as error:  # in a worker it must be told from a fault of ours
+                raise OSError(str(error)) from error
+            seconds = round((time.perf_counter() - began) / len(scored), 6)
+            yield [{"index": place, **one.kept, **result, "seconds": seconds}
+                   for (place, one), result in zip(portion, scored, strict=True)]  # fmt: skip
+
+        return work
