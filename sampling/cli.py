@@ -270,7 +270,7 @@ def _rows(
     work: Work | None = partial(here, drawing()) if engine.alone else None
     path = None if directory is None else directory / files.RESULTS
     chunk = options.chunk or (1 if options.watch else CHUNK)
-    with bar, closing(run(whole("sampler", drawing, drawing.device != "cpu"), requests, engine, chunk=chunk, path=path,
+    with bar, closing(run(whole("sampler", drawing, model=drawing.device != "cpu"), requests, engine, chunk=chunk, path=path,
                           done=len(done), progress=rows_finished, work=work)) as results:  # fmt: skip
         for rows in results:
             yield from ((row, True) for row in rows)

@@ -16,7 +16,7 @@ from lockstitch.sampling.cli import main as sample
 from lockstitch.stitching.cli import main as stitch
 
 from lockstitch import cores, files
-from lockstitch.engine import EngineOptions, InOrder, Pool, Stage, cut, row_by_row, run, whole
+from lockstitch.engine import EngineOptions, InOrder, Pool, Stage, cut, named, run, whole
 from lockstitch.engine_ray import shares
 
 PUZZLES = ["3102\n2000\n0210\n0320\n", "0140\n4320\n1402\n0000\n", "4310\n0100\n0030\n3420\n", "2004\n0012\n0320\n1003\n"]
@@ -100,8 +100,10 @@ def test_a_refused_row_is_named_and_the_others_are_kept(tmp_path):
         return [[row for rows in Doubling(str(tmp_path))()(portion) for row in rows]]
 
     with pytest.raises(ValueError, match=r"^row 8: no number$"):
-        kept.extend(row for rows in row_by_row(all_at_once, [(6, 1), (7, 2), (8, "refused"), (9, 3)]) for row in rows)
+        kept.extend(row for rows in named(all_at_once, [(6, 1), (7, 2), (8, "refused"), (9, 3)]) for row in rows)
     assert [row["index"] for row in kept] == [6, 7]
+    with pytest.raises(ValueError, match=r"^rows 6 to 7: no number$"):
+        list(named(all_at_once, [(6, 1), (7, "refused")], apart=False))
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

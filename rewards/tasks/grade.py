@@ -247,7 +247,7 @@ def grade(
     update = progress(len(answered)) if progress is not None else lambda count: None
     update(len(done))
     grading = Grading(config.task, weighted)
-    job = whole("grader", grading, model=False)
+    job = whole("grader", grading, model=False, apart=False)  # rewards are functions of batches
     with closing(run(job, answered, engine or EngineOptions(), chunk=config.chunk, path=results, done=len(done),
                      progress=update, work=grading.with_rewards(benchmark, rewards))) as new:  # fmt: skip
         for scored in new:

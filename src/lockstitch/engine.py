@@ -123,11 +123,13 @@ class Stage:
         make: can be pickled; called once in each actor, it gives a function of a list, one entry for each problem, to a list
             of the same length. The first stage gets pairs of place and item, the last gives rows.
         model: whether it loads a model, so that an actor wants a GPU where the cluster has some.
+        apart: whether its rows may be done one by one to find out which one is refused.
     """
 
     name: str
     make: Make
     model: bool = True
+    apart: bool = True
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,15 @@ class Job:
     make: Make
     stages: tuple[Stage, ...]
 
+    @property
+    def apart(self) -> bool:
+        """Whether rows may be done one by one to find out which one is refused."""
+        return all(stage.apart for stage in self.stages)
 
-def whole(name: str, make: Make, model: bool = True) -> Job:
-    """A job of one stage."""
-    return Job(make, (Stage(name, _Joined(make), model),))
+
+def whole(name: str, make: Make, *, model: bool = True, apart: bool = True) -> Job:
+    """A job of one stage; see `Stage`."""
+    return Job(make, (Stage(name, _Joined(make), model, apart),))
 
 
 @dataclass(frozen=True)
@@ -202,8 +209,11 @@ def cut(places: Sequence[int], items: Sequence[Any], size: int) -> list[Portion]
     return list(portions.values())
 
 
-def row_by_row(work: Work, portion: Portion) -> Iterator[list[Row]]:
-    """`work` on a portion. Where it refuses one of the rows, they are done one by one: the error names the row."""
+def named(work: Work, portion: Portion, apart: bool = True) -> Iterator[list[Row]]:
+    """`work` on a portion; where it refuses rows, the error names them, and the others are kept.
+
+    To find out which one is refused they are done one by one, if they may be done `apart`.
+    """
     seen: set[int] = set()
     try:
         for rows in work(portion):
@@ -211,11 +221,17 @@ def row_by_row(work: Work, portion: Portion) -> Iterator[list[Row]]:
             yield rows
         return
     except ValueError as error:
-        if len(portion) == 1:
-            raise ValueError(f"row {portion[0][0]}: {error}") from error
+        if len(portion) == 1 or not apart:
+            raise ValueError(f"{places(portion)}: {error}") from error
     for pair in portion:
         if pair[0] not in seen:
-            yield from row_by_row(work, [pair])
+            yield from named(work, [pair])
+
+
+def places(portion: Portion) -> str:
+    """A portion in words."""
+    first, last = portion[0][0], portion[-1][0]
+    return f"row {first}" if first == last else f"rows {first} to {last}"
 
 
 def run(
@@ -269,7 +285,7 @@ def run(
 
             finished = engine_local.rows(job, portions, min(options.workers, len(portions)))
         else:
-            finished = _here(work or job.make(), portions)
+            finished = _here(work or job.make(), portions, job.apart)
         with closing(finished):
             for rows in finished:
                 ready = results.add(rows)
@@ -279,6 +295,6 @@ def run(
     results.close()
 
 
-def _here(work: Work, portions: Sequence[Portion]) -> Rows:
+def _here(work: Work, portions: Sequence[Portion], apart: bool) -> Rows:
     for portion in portions:
-        yield from row_by_row(work, portion)
+        yield from named(work, portion, apart)

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from lockstitch import cores
-from lockstitch.engine import Job, Portion, Row, Rows, row_by_row
+from lockstitch.engine import Job, Portion, Row, Rows, named, places
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def rows(job: Job, portions: Sequence[Portion], count: int) -> Rows:
     waiting = deque(map(_Task, portions))
     share = max(1, cores.available() // count)
     cards = _cards() if any(stage.model for stage in job.stages) else []
-    blob = pickle.dumps(job.make)
+    blob = pickle.dumps((job.make, job.apart))
     workers: dict[int, _Worker] = {}
     try:
         while waiting or any(worker.task for worker in workers.values()):
@@ -111,7 +111,7 @@ def _listen(workers: dict[int, _Worker], slot: int, waiting: deque[_Task]) -> It
             status = worker.process.exitcode or 0
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
             raise ChildProcessError(
-                f"{_places(rest)}: the worker ended by {how}, and so did the one before it with these rows; signal 9 is "
+                f"{places(rest)}: the worker ended by {how}, and so did the one before it with these rows; signal 9 is "
                 "mostly the kernel's, for want of memory: fewer --workers, or a smaller --batch_size or --chunk"
             ) from None
         if rest:
@@ -125,12 +125,7 @@ def _listen(workers: dict[int, _Worker], slot: int, waiting: deque[_Task]) -> It
     elif kind == "mistake":
         raise value
     else:
-        raise WorkerError(f"{_places(worker.task.portion)}: a worker failed\n\n{value}")
-
-
-def _places(portion: Portion) -> str:
-    first, last = portion[0][0], portion[-1][0]
-    return f"row {first}" if first == last else f"rows {first} to {last}"
+        raise WorkerError(f"{places(worker.task.portion)}: a worker failed\n\n{value}")
 
 
 def _cards() -> list[str]:
@@ -162,7 +157,7 @@ def _serve(connection: "Connection", blob: bytes, share: int, card: str | None) 
     if card is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = card
     os.environ["TQDM_DISABLE"] = "1"  # the caller has a bar
-    work = None
+    work, apart = None, True
     while True:
         try:
             portion: Portion = connection.recv()
@@ -170,8 +165,9 @@ def _serve(connection: "Connection", blob: bytes, share: int, card: str | None) 
             return
         try:
             if work is None:
-                work = pickle.loads(blob)()
-            for rows in row_by_row(work, portion):
+                make, apart = pickle.loads(blob)
+                work = make()
+            for rows in named(work, portion, apart):
                 connection.send(("rows", rows))
             answer: tuple[str, object] = ("done", None)
         except (ValueError, OSError) as error:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockstitch import cores
-from lockstitch.engine import Job, Pool, Portion, Rows, Stage
+from lockstitch.engine import Job, Pool, Portion, Rows, Stage, places
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,10 @@ def _last_line(error: Exception) -> str:
 
 def _packed(portion: Portion) -> bytes:
     return pickle.dumps(([place for place, _ in portion], list(portion), []))
+
+
+def _named(indices: Sequence[int]) -> str:
+    return places([(index, None) for index in indices])
 
 
 def _unpacked(blob: bytes) -> Iterator[list[dict[str, Any]]]:
@@ -187,7 +191,7 @@ class Actor:
 
     def done(self, blob: bytes) -> bytes:
         """One portion: places, what has become of them, and what went wrong so far."""
-        places, states, refused = pickle.loads(blob)
+        indices, states, refused = pickle.loads(blob)
         kept: list[tuple[int, Any]] = []
         try:
             if states and self.function is None:
@@ -198,20 +202,23 @@ class Actor:
             logger.debug("a stage was not loaded", exc_info=True)
             return pickle.dumps(([], [], [*refused, ("fault", f"{self.stage.name}\n\n{traceback.format_exc()}")]))
         if states:
-            self.work(places, states, kept, refused)
+            self.work(indices, states, kept, refused)
         return pickle.dumps(([place for place, _ in kept], [state for _, state in kept], refused))
 
-    def work(self, places: list[int], states: list[Any], kept: list[Any], refused: list[Any]) -> None:
+    def work(self, indices: list[int], states: list[Any], kept: list[Any], refused: list[Any]) -> None:
         """Does the states at once or, where one is refused, one by one."""
         assert self.function is not None
         try:
-            kept += zip(places, self.function(states), strict=True)
+            kept += zip(indices, self.function(states), strict=True)
         except (ValueError, OSError) as error:
-            if len(states) == 1 or isinstance(error, OSError):
-                refused.append(("mistake", f"row {places[0]}: {error}"))
+            if isinstance(error, OSError):
+                refused.append(("mistake", str(error)))
                 return
-            for place, state in zip(places, states, strict=True):
+            if len(states) == 1 or not self.stage.apart:
+                refused.append(("mistake", f"{_named(indices)}: {error}"))
+                return
+            for place, state in zip(indices, states, strict=True):
                 self.work([place], [state], kept, refused)
         except Exception:
             logger.debug("a portion failed", exc_info=True)
-            refused.append(("fault", f"rows {places[0]} to {places[-1]}, {self.stage.name}\n\n{traceback.format_exc()}"))
+            refused.append(("fault", f"{_named(indices)}, {self.stage.name}\n\n{traceback.format_exc()}"))
