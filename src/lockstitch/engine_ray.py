@@ -16,6 +16,7 @@ import os
 import pickle
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from lockstitch.engine import Job, Pool, Portion, Rows, Stage, places
 logger = logging.getLogger(__name__)
 
 _STORE = 200 * 2**20  # bytes of a cluster of this run's own for what is on its way: texts and traces
-_TRIES = 2  # after the first, of a portion whose actor dies
+_MOST_TRIES = 3  # of a portion whose actor dies
 _SENT = ("HF_", "TRANSFORMERS_", "OPENAI_API_KEY")
 
 
@@ -46,15 +47,14 @@ def rows(job: Job, portions: Sequence[Portion], pools: Mapping[str, Pool], addre
         cpus, gpus = shares(job.stages, pools, nodes, whole_machine=is_own)
         context = DataContext.get_current()
         context.enable_progress_bars = False
-        place = Place.here()
+        place, attempts = Place.here(), ray.remote(num_cpus=0, max_restarts=-1)(Attempts).remote()
         data = ray.data.from_arrow([
             pyarrow.table({"portion": pyarrow.array([_packed(portion)], pyarrow.large_binary())}) for portion in portions
         ])
         for stage in job.stages:
             data = data.map_batches(
-                Actor, fn_constructor_args=(stage, place), batch_size=1, batch_format="pyarrow", num_cpus=cpus,
-                num_gpus=gpus[stage.name], compute=ActorPoolStrategy(size=pools[stage.name].actors),
-                ray_remote_args_fn=_retried,
+                Actor, fn_constructor_args=(_dumped(stage), place, attempts), batch_size=1, batch_format="pyarrow",
+                num_cpus=cpus, num_gpus=gpus[stage.name], compute=ActorPoolStrategy(size=pools[stage.name].actors),
             )  # fmt: skip
         try:
             for table in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -64,8 +64,11 @@ def rows(job: Job, portions: Sequence[Portion], pools: Mapping[str, Pool], addre
             raise ChildProcessError(f"the cluster gave up: {_last_line(error)}") from error
 
 
-def _retried() -> dict[str, Any]:
-    return {"max_restarts": -1, "max_task_retries": _TRIES}
+def _dumped(value: object) -> bytes:
+    from ray import cloudpickle  # which takes what a script defines, too
+
+    blob: bytes = cloudpickle.dumps(value)
+    return blob
 
 
 def _last_line(error: Exception) -> str:
@@ -74,7 +77,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _packed(portion: Portion) -> bytes:
-    return pickle.dumps(([place for place, _ in portion], list(portion), []))
+    return _dumped(([place for place, _ in portion], list(portion), []))
 
 
 def _named(indices: Sequence[int]) -> str:
@@ -88,7 +91,7 @@ def _unpacked(blob: bytes) -> Iterator[list[dict[str, Any]]]:
     for kind, text in refused:
         if kind == "fault":
             raise ActorError(text)
-        raise ValueError(text)
+        raise (ChildProcessError if kind == "deadly" else ValueError)(text)
 
 
 @contextmanager
@@ -158,12 +161,14 @@ class Place:
     """Where the caller is, for actors to be there too."""
 
     directory: str
+    path: tuple[str, ...]
     environment: Mapping[str, str]
 
     @classmethod
     def here(cls) -> "Place":
         """The place of this process."""
-        return cls(os.getcwd(), {name: value for name, value in os.environ.items() if name.startswith(_SENT)})
+        sent = {name: value for name, value in os.environ.items() if name.startswith(_SENT)}
+        return cls(os.getcwd(), tuple(sys.path), sent)
 
     def enter(self) -> None:
         """Goes there."""
@@ -172,14 +177,28 @@ class Place:
         if os.path.isdir(self.directory):
             os.chdir(self.directory)
             sys.path.insert(0, self.directory)
+        sys.path += [folder for folder in self.path if folder not in sys.path]
+
+
+class Attempts:
+    """An actor that counts how often a portion was begun at a stage: Ray would give it to new actors for ever."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, int]] = Counter()
+
+    def begin(self, stage: str, first: int) -> int:
+        """Which attempt this is, from 1."""
+        self.counts[stage, first] += 1
+        return self.counts[stage, first]
 
 
 class Actor:
     """A stage in an actor's process: batches of portions in, the same portions after the stage out."""
 
-    def __init__(self, stage: Stage, place: Place) -> None:
+    def __init__(self, stage: bytes, place: Place, attempts: Any) -> None:
         place.enter()
-        self.stage = stage
+        self.stage: Stage = pickle.loads(stage)
+        self.attempts = attempts
         self.function: Callable[[list[Any]], list[Any]] | None = None
 
     def __call__(self, batch: Any) -> Any:
@@ -192,18 +211,28 @@ class Actor:
     def done(self, blob: bytes) -> bytes:
         """One portion: places, what has become of them, and what went wrong so far."""
         indices, states, refused = pickle.loads(blob)
+        if not states:
+            return blob
         kept: list[tuple[int, Any]] = []
+        attempt = self._attempt(indices[0])
+        if attempt > _MOST_TRIES:
+            text = f"{_named(indices)}: the actor of the {self.stage.name} died with these rows, {_MOST_TRIES} times"
+            return pickle.dumps(([], [], [*refused, ("deadly", text)]))
         try:
-            if states and self.function is None:
+            if self.function is None:
                 self.function = self.stage.make()
         except (ValueError, OSError) as error:
             return pickle.dumps(([], [], [*refused, ("mistake", f"{self.stage.name}: {error}")]))
         except Exception:
             logger.debug("a stage was not loaded", exc_info=True)
             return pickle.dumps(([], [], [*refused, ("fault", f"{self.stage.name}\n\n{traceback.format_exc()}")]))
-        if states:
-            self.work(indices, states, kept, refused)
-        return pickle.dumps(([place for place, _ in kept], [state for _, state in kept], refused))
+        self.work(indices, states, kept, refused)
+        return pickle.dumps(([index for index, _ in kept], [state for _, state in kept], refused))
+
+    def _attempt(self, first: int) -> int:
+        import ray
+
+        return int(ray.get(self.attempts.begin.remote(self.stage.name, first)))
 
     def work(self, indices: list[int], states: list[Any], kept: list[Any], refused: list[Any]) -> None:
         """Does the states at once or, where one is refused, one by one."""
