@@ -19,7 +19,9 @@ from test_engine import COMMANDS, done, sample_arguments, written
 from lockstitch import files
 
 pytestmark = pytest.mark.slow
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+# A token for the clusters of this test, which the processes that it starts (they import this file, too) must not replace.
+for _name, _value in {"USAGE_STATS_ENABLED": "0", "AUTH_MODE": "token", "AUTH_TOKEN": secrets.token_hex(32)}.items():
+    os.environ.setdefault(f"RAY_{_name}", _value)
 ray = pytest.importorskip("ray")
 TESTS = Path(__file__).parent
 STORE = 200_000_000

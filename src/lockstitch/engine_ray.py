@@ -114,7 +114,7 @@ def _cluster(address: str | None) -> Iterator[bool]:
         else:
             ray.init(address, **quiet)
     except (ConnectionError, RuntimeError) as error:
-        raise ConnectionError(f"no Ray cluster at {address or 'this machine'}: {_last_line(error)}") from error
+        raise ConnectionError(f"no Ray cluster at {address or 'this machine'}: {_last_line(error.__cause__ or error)}") from error
     try:
         yield address is None
     finally:
