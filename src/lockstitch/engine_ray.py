@@ -71,7 +71,7 @@ def _dumped(value: object) -> bytes:
     return blob
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
@@ -114,7 +114,8 @@ def _cluster(address: str | None) -> Iterator[bool]:
         else:
             ray.init(address, **quiet)
     except (ConnectionError, RuntimeError) as error:
-        raise ConnectionError(f"no Ray cluster at {address or 'this machine'}: {_last_line(error.__cause__ or error)}") from error
+        reason = _last_line(error.__cause__ or error)
+        raise ConnectionError(f"no Ray cluster at {address or 'this machine'}: {reason}") from error
     try:
         yield address is None
     finally:
