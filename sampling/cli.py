@@ -238,13 +238,15 @@ def _rows(
     directory: Path | None, ink: "Ink",
 ) -> Iterator[tuple[dict[str, Any], bool]]:  # fmt: skip
     """Every request's result in order, and whether it is new: those of an earlier run first; each is on the disk by then."""
+    from lockstitch.sampling.prompts import known_columns
     from lockstitch.sampling.work import Drawer
     from tqdm import tqdm
 
     from lockstitch import files
     from lockstitch.engine import Portion, Work, run, whole
 
-    done = [] if directory is None else files.finished_by_index(directory / files.RESULTS)
+    expected = [known_columns(i, request) for i, request in enumerate(requests)]
+    done = [] if directory is None else files.finished_by_index(directory / files.RESULTS, expected)
     yield from ((row, False) for row in done)
     if len(done) == len(requests):
         return

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.engine import EngineOptions
-from lockstitch.errors import GOES_ON, reported
+from lockstitch.errors import GOES_ON, reported, without_passwords
 
 EMBEDDED = "embedded"
 NONE = "none"
+SERVER = ("solver_timeout", "solver_attempts", "solver_concurrency")  # of a server's solver alone
 
 
 @dataclass
@@ -35,9 +36,12 @@ class StitchConfig:
     question: str | None = field(default=None, metadata={"help": "One problem, shown in the terminal."})
     generate: int | None = field(default=None, metadata={"help": "This many generated held-out problems."})
     trajectories: str | None = field(
-        default=None, metadata={"help": "Trajectories sampled elsewhere: JSON Lines with 'question', 'completions' and, "
-                                        "where known, 'answer'."}
+        default=None, metadata={"help": "Trajectories sampled elsewhere: rows with a question and 'completions' or "
+                                        "'completion', or as lockstitch sample, TRL and lm-eval write them."}
     )  # fmt: skip
+    column: str | None = field(
+        default=None, metadata={"help": "The column of the completions of --trajectories, if it has no name that is known."}
+    )
     limit: int | None = field(default=None, metadata={"help": "Only the first so many problems."})
     output: str | None = field(
         default=None, metadata={"help": "Directory for results.jsonl, summary.json and report.html. Needed unless one "
@@ -92,6 +96,15 @@ class StitchConfig:
         default=None, metadata={"help": "Writes the answer: a model directory or hub name, vllm:MODEL, openai:MODEL@URL, "
                                         "none, or embedded (default for the embedded tasks)."}
     )  # fmt: skip
+    solver_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds that a request to an openai: solver may take (default 120)."}
+    )
+    solver_attempts: int | None = field(
+        default=None, metadata={"help": "How often such a request is tried, with growing pauses (default 5)."}
+    )
+    solver_concurrency: int | None = field(
+        default=None, metadata={"help": "Such requests at a time (default 8)."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of all noise and of generated problems."})
     batch_size: int = field(default=256, metadata={"help": "Most rows in one forward pass."})
     chunk: int = field(default=25, metadata={"help": "Problems worked on together; results are saved after each chunk."})
@@ -110,7 +123,9 @@ class StitchConfig:
             raise ValueError(f"rule={self.rule!r} is not one of {', '.join(RULES)}")
         if not self.delta >= 0:
             raise ValueError(f"delta={self.delta} must be at least 0 (above 1 keeps the anchor alone)")
-        for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk"):
+        self._check_server()
+        for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk", "solver_attempts",
+                     "solver_concurrency"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
@@ -118,6 +133,8 @@ class StitchConfig:
             raise ValueError(f"color={self.color!r} is not one of {', '.join(WHEN)}")
         if self.output is None and self.question is None:
             raise ValueError("--output DIR is needed (only --question can do without)")
+        if self.column is not None and self.trajectories is None:
+            raise ValueError(f"column={self.column!r} would be ignored without --trajectories")
         if self.trajectories is not None:
             sampling = ("model", "family", "mask_id", "device", "chat_template", "system_prompt", "num_trajectories",
                         "canvas_length", "preset",
@@ -141,6 +158,15 @@ class StitchConfig:
             raise ValueError(f"limit={self.limit} would be ignored with --question")
 
 
+    def _check_server(self) -> None:
+        of_server = [name for name in SERVER if getattr(self, name) is not None]
+        if of_server and not (self.solver or "").startswith("openai:"):
+            said = without_passwords(repr(self.solver))
+            raise ValueError(f"{', '.join(of_server)} would be ignored: solver={said} is not openai:MODEL@URL")
+        if self.solver_timeout is not None and not self.solver_timeout > 0:
+            raise ValueError(f"solver_timeout={self.solver_timeout} must be a positive number of seconds")
+
+
 def _bar(total: int, done: int, hidden: bool) -> Any:
     from tqdm import tqdm
 
@@ -149,14 +175,15 @@ def _bar(total: int, done: int, hidden: bool) -> Any:
 
 def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
     """Runs the pipeline, by default in this process; returns the exit status. Raises `ValueError` before any long work."""
+    from lockstitch.rewards.tasks.golds import warning
     from lockstitch.rewards.tasks.task import get_task
-    from lockstitch.stitching.inputs import Given, generate_problems, read_problems
+    from lockstitch.stitching.inputs import Given, generate_problems, read_problems, read_trajectories
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading weights; the problems have a bar of their own
     task = get_task(config.task)
     if config.trajectories is not None:
-        given = read_problems(Path(config.trajectories), task, with_completions=True)
+        given = read_trajectories(Path(config.trajectories), task, config.column)
     elif config.input is not None:
         given = read_problems(Path(config.input), task)
     elif config.generate is not None:
@@ -164,11 +191,15 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
     else:
         given = [Given(task.read_row({"question": config.question}))]
     given = given[: config.limit]
+    faults = [(one.line, one.fault) for one in given if one.fault is not None]
+    if faults:
+        print(warning(str(config.trajectories or config.input), faults), file=sys.stderr)
     n = config.num_trajectories or 8
     if config.trajectories is not None:
         n = max(len(one.completions or ()) for one in given)
 
     from lockstitch.stitching import pipeline
+    from lockstitch.stitching.kept import ANSWERS
     from lockstitch.stitching.report import write_report
     from lockstitch.stitching.terminal import render_problem, render_summary
     from lockstitch.stitching.work import Stitching
@@ -176,7 +207,7 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
     from lockstitch import files, terminal
     from lockstitch.engine import run
 
-    work = Stitching(config, n)
+    work = Stitching(config, n, None if config.output is None else Path(config.output))
     engine = engine or EngineOptions()
     engine.check_device(config.device)
     engine.pools_of([stage.name for stage in work.job().stages])
@@ -184,14 +215,16 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
     remembered: dict[str, Any] = {"num_trajectories": n}
     if directory is not None:
         # What cannot change a result may differ between a run and the one that resumes it.
-        free = ("output", "color", "batch_size", "chunk", "device")
+        free = ("output", "color", "batch_size", "chunk", "device", *SERVER)
         remembered = {**{name: value for name, value in asdict(config).items() if name not in free}, **remembered}
+        remembered["solver"] = None if config.solver is None else without_passwords(config.solver)
         source = config.input or config.trajectories
         if source is not None:
             remembered["sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
         files.claim_directory(directory, remembered)
+    expected = [{"question": one.problem.question, "answer": one.problem.answer} for one in given]
     path = None if directory is None else directory / files.RESULTS
-    rows = [] if path is None else files.finished_by_index(path)
+    rows = [] if path is None else files.finished_by_index(path, expected)
     loaded = work() if engine.alone and len(rows) < len(given) else None  # before a bar is drawn
     with _bar(len(given), len(rows), directory is None) as bar, closing(
         run(work.job(), given, engine, chunk=config.chunk, path=path, done=len(rows), progress=bar.update, work=loaded)
@@ -204,8 +237,10 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
         print(render_problem(rows[0], width=_width(), color=color))
         print(render_summary(summary, color=color))
         return 0
+    summary["unreadable_gold"] = len(faults)
     files.write_whole(directory / files.SUMMARY, files.to_json(summary))
     write_report(directory / pipeline.REPORT, rows, summary)
+    (directory / ANSWERS).unlink(missing_ok=True)
     if config.question is not None:
         print(render_problem(rows[0], width=_width(), color=color))
     print(render_summary(summary, color=color))
@@ -283,7 +318,9 @@ def load_solver(config: StitchConfig, task: Any) -> Any:
         return None
     if name == EMBEDDED and task.canvas_length is None:
         raise ValueError(f"the embedded solver does not know {task.name}: name another --solver, or none")
-    return refine.load_solver(str(embedded_model("solver")) if name == EMBEDDED else name, task)
+    said = {option: getattr(config, option) for option in SERVER}
+    retries = {option.removeprefix("solver_"): value for option, value in said.items() if value is not None}
+    return refine.load_solver(str(embedded_model("solver")) if name == EMBEDDED else name, task, **retries)
 
 
 @reported("lockstitch stitch", f"interrupted; with --output, {GOES_ON}")

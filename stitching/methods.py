@@ -7,8 +7,8 @@ absent, with its reason.
 """
 
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching.canvas import pin_chain
 from lockstitch.stitching.pool import Pool
-from lockstitch.stitching.refine import Solver
+from lockstitch.stitching.refine import Answered, Solver
 from lockstitch.stitching.rounds import own_chain, stands, stitch_rounds
 from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Evidence, merge_clues
@@ -142,21 +142,14 @@ def evidence_answer(task: Task, pool: Pool, evidence: Evidence, delta: float) ->
     return evidence_vote(task, pool, evidence)
 
 
-def solve(
-    solver: Solver, task: Task, questions: Sequence[str], evidences: Sequence[str], costs: Sequence[Ledger]
-) -> list[Outcome]:
-    """The solver's answers, each with what came before it plus its tokens; the solver decodes one token a step."""
-    began = time.perf_counter()
-    answered = solver(questions, evidences)
-    seconds = (time.perf_counter() - began) / max(1, len(questions))
-    return [
-        Outcome(
-            task.extract(a.text),
-            a.text,
-            cost.then(Ledger(solver_tokens=a.tokens, sequential_steps=a.written, seconds=seconds)),
-        )
-        for a, cost in zip(answered, costs, strict=True)
-    ]
+@dataclass(frozen=True)
+class _Asked:
+    """What a solver is asked for a method of a problem, and what that cost before."""
+
+    problem: int
+    method: str
+    evidence: str
+    cost: Ledger
 
 
 def absent(*, samples: bool, solves: bool) -> dict[str, str]:
@@ -197,6 +190,18 @@ class Compare:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Runs every method that can run."""
+        return {**batch, "compared": list(self.each(batch))}
+
+    def each(self, batch: Mapping[str, Any]) -> Iterator[Compared]:
+        """Every problem in order, each as soon as the solver has answered all that it is asked about it."""
+        done = self.stitched(batch)
+        if self.solver is None:
+            yield from done["compared"]
+        else:
+            yield from Solve(self.task, self.solver, self.settings).each(done)
+
+    def stitched(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Every method but those that a solver has a part in; `stitched` answers by itself."""
         questions: list[str] = list(batch["question"])
         pools: list[Pool] = list(batch["pool"])
         n = self.settings.num_trajectories
@@ -230,8 +235,7 @@ class Compare:
             Compared(_sorted(found), evidence, pool)
             for found, evidence, pool in zip(outcomes, evidences, stitched_pools, strict=True)
         ]
-        done = {**batch, "compared": compared}
-        return done if self.solver is None else Solve(self.task, self.solver, self.settings)(done)
+        return {**batch, "compared": compared}
 
     def _denoised(self, questions: list[str], pools: list[Pool], seeds: list[int]) -> dict[str, list[Outcome]]:
         assert self.denoiser is not None
@@ -293,33 +297,41 @@ class Solve:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Asks the solver."""
-        task, solver = self.task, self.solver
+        return {**batch, "compared": list(self.each(batch))}
+
+    def each(self, batch: Mapping[str, Any]) -> Iterator[Compared]:
+        """Every problem in order, each as soon as the solver has answered all that it is asked about it."""
         questions: list[str] = list(batch["question"])
-        pools: list[Pool] = list(batch["pool"])
         compared: list[Compared] = list(batch["compared"])
-        everything = [
-            "\n".join(
-                clue.render()
-                for clue in merge_clues(
-                    [(step, score) for steps, scores in zip(pool.steps_KN, pool.score_KN, strict=True)
-                     for step, score in zip(steps, scores, strict=True)]
-                )
-            )
-            for pool in pools
-        ]  # fmt: skip
-        all_traces = solve(solver, task, questions, everything, [pool.ledger for pool in pools])
-        alone = solve(solver, task, questions, [""] * len(questions), [Ledger()] * len(questions))
-        open_ones = [
-            i for i, question in enumerate(questions)
-            if not stands(task, question, compared[i].evidence.chain, self.settings.delta)
-        ]  # fmt: skip
-        solved = solve(
-            solver, task, [questions[i] for i in open_ones], [compared[i].evidence.render() for i in open_ones],
-            [compared[i].pool.ledger for i in open_ones],
-        )  # fmt: skip
-        new = [dict(one.outcomes, all_traces=a, solver_alone=b)
-               for one, a, b in zip(compared, all_traces, alone, strict=True)]  # fmt: skip
-        for i, answer in zip(open_ones, solved, strict=True):
-            new[i]["stitched"] = answer
-        return {**batch, "compared": [replace(one, outcomes=_sorted(found))
-                                      for one, found in zip(compared, new, strict=True)]}  # fmt: skip
+        asked = self._asked(questions, batch["pool"], compared)
+        left = Counter(one.problem for one in asked)
+        outcomes = [dict(one.outcomes) for one in compared]
+        answers = self.solver.each([questions[one.problem] for one in asked], [one.evidence for one in asked])
+        for i, one in enumerate(compared):
+            while left[i]:
+                place, answered = next(answers)
+                of = asked[place]
+                outcomes[of.problem][of.method] = self._outcome(of, answered)
+                left[of.problem] -= 1
+            yield replace(one, outcomes=_sorted(outcomes[i]))
+
+    def _asked(self, questions: Sequence[str], pools: Sequence[Pool], compared: Sequence[Compared]) -> list[_Asked]:
+        """What the solver is to be asked, problem by problem."""
+        asked = []
+        for i, (question, pool, one) in enumerate(zip(questions, pools, compared, strict=True)):
+            scored = [
+                (step, score)
+                for steps, scores in zip(pool.steps_KN, pool.score_KN, strict=True)
+                for step, score in zip(steps, scores, strict=True)
+            ]
+            everything = "\n".join(clue.render() for clue in merge_clues(scored))
+            asked += [_Asked(i, "all_traces", everything, pool.ledger), _Asked(i, "solver_alone", "", Ledger())]
+            # A chain that stands is its own answer; the solver reads the evidence of the others.
+            if not stands(self.task, question, one.evidence.chain, self.settings.delta):
+                asked.append(_Asked(i, "stitched", one.evidence.render(), one.pool.ledger))
+        return asked
+
+    def _outcome(self, asked: _Asked, answered: Answered) -> Outcome:
+        """The answer at the cost of what came before and its tokens; the solver decodes one token a step."""
+        cost = Ledger(solver_tokens=answered.tokens, sequential_steps=answered.written, seconds=answered.seconds)
+        return Outcome(self.task.extract(answered.text), answered.text, asked.cost.then(cost))

@@ -11,6 +11,7 @@ On a cluster the same work is cut into four stages, each with a pool of its own:
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.tasks.task import Task, get_task
@@ -19,6 +20,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loading import is_remote, load_tokenizer, read_config
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.stitching import cli, methods
+from lockstitch.stitching.kept import KeptAnswers
 from lockstitch.stitching.methods import Compare, Solve, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row
 from lockstitch.stitching.pool import Tokenizes
@@ -27,6 +29,7 @@ from lockstitch.stitching.score import Scorer
 
 from lockstitch import embedded_model
 from lockstitch.engine import Job, Portion, Row, Stage
+from lockstitch.errors import without_passwords
 
 State = dict[str, Any]  # one problem on its way
 Batch = Mapping[str, Any]  # several, a list for each name
@@ -34,13 +37,20 @@ Batch = Mapping[str, Any]  # several, a list for each name
 
 @dataclass
 class Stitching:
-    """Loads what the configuration names, each part when it is first asked for."""
+    """Loads what the configuration names, each part when it is first asked for.
+
+    Attributes:
+        config: the command's.
+        n: trajectories of each problem.
+        directory: where the workers of this machine keep a solver's answers; actors of a cluster keep none.
+    """
 
     config: cli.StitchConfig
     n: int
+    directory: Path | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Stitching, (self.config, self.n)  # nothing that is loaded goes to a worker
+        return Stitching, (self.config, self.n, self.directory)  # nothing that is loaded goes to a worker
 
     @cached_property
     def task(self) -> Task:
@@ -108,10 +118,16 @@ class Stitching:
         return [result_row(self.task, *column) for column in columns]
 
     def __call__(self) -> Callable[[Portion], Iterator[list[Row]]]:
-        sample, compare = self.sample(), self.compare(self.solver)
+        solver = self.solver
+        if solver is not None and self.directory is not None:
+            name = without_passwords(self.config.solver) if self.config.solver is not None else None
+            solver = KeptAnswers(solver, self.directory, [str(name), self.task.name])
+        sample, compare = self.sample(), self.compare(solver)
 
         def work(portion: Portion) -> Iterator[list[Row]]:
-            yield self.rows(compare(sample(self.batch(portion))))
+            compared = compare.each(sample(self.batch(portion)))
+            for (index, given), one in zip(portion, compared, strict=True):
+                yield [result_row(self.task, index, given, one)]
 
         return work
 
@@ -176,7 +192,7 @@ class _Scorer(_Step):
 
 class _Stitcher(_Step):
     def stage(self) -> Callable[[Batch], Batch]:
-        return self.of.compare(None)
+        return self.of.compare(None).stitched
 
 
 class _Solver(_Step):

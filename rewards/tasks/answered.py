@@ -72,6 +72,8 @@ def read_answered(
         own = _OwnRows(benchmark, input_path, source)
 
     def read(row: Completed) -> list[Answered]:
+        if row.wrong:
+            raise ValueError(row.wrong)
         return _answered(row, _columns(row.columns, benchmark, own, always), benchmark)
 
     return [one for _, some in files.each_row(path, rows, read) for one in some]
@@ -85,22 +87,11 @@ def _answered(row: Completed, columns: dict[str, Any], benchmark: Benchmark) -> 
         columns = {**columns, "answer": None}  # it is named already
     dropped = {*RESERVED, "completion", "prompt"}
     read = {name: value for name, value in columns.items() if name not in dropped}
-    kept = _kept(row.columns)
+    kept = files.kept_columns(row.columns, _OURS)
     return [
         Answered(read, prompt, completion, problem, {"sample": k, **kept} if row.several else kept, row.line, fault)
         for k, completion in enumerate(row.completions)
     ]
-
-
-def _kept(columns: Row) -> dict[str, Any]:
-    """The file's columns, `input_` before names that the results need themselves."""
-    kept: dict[str, Any] = {}
-    for name, value in columns.items():
-        new = name
-        while new in _OURS or (new != name and new in columns):
-            new = f"input_{new}"
-        kept[new] = value
-    return kept
 
 
 # --- the task's own rows ---------------------------------------------------------------------------------------------

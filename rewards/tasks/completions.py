@@ -13,7 +13,7 @@ Which column it is, is decided once for a whole file. Left out: what completions
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lockstitch.rewards.contract import Completion
 
@@ -39,16 +39,20 @@ class Completed:
         columns: its other columns.
         completions: one or several.
         several: whether the file has them as a list.
+        column: what their column is called.
+        wrong: why there are none; empty if there are.
     """
 
     line: int
     columns: Row
     completions: tuple[Completion, ...]
     several: bool
+    column: str
+    wrong: str = ""
 
 
 def read_completions(
-    path: Path, judge: str | None = None, column: str | None = None
+    path: Path, judge: str | None = None, column: str | None = None, usual: str = NAMES[0]
 ) -> list[tuple[int, Completed | str]]:
     """The rows of a file with their completions: (line, row or what is wrong with it), as `files.each_row` takes them.
 
@@ -57,15 +61,16 @@ def read_completions(
         judge: the reward that judges them, if there is one: what its tasks call their own columns is no completion.
         column: the column of the completions; by default the one of the known names that is there. In the results of
             `lockstitch stitch` also the name of a method.
+        usual: the column that is missed where there is none.
 
     Raises:
-        ValueError: what is no such file; no such column, or two of them.
+        ValueError: what is no such file; a column of the caller's that is not there; two columns that could be meant.
     """
     if not path.is_file():
         raise ValueError(f"input {str(path)!r} is not a file")
     numbered = list(files.numbered_rows(path))
     found = [row for _, row in numbered if not isinstance(row, str)]
-    name = column or (find_column(path, found, judge) if found else NAMES[0])
+    name = column or find_column(path, found, judge, usual)
     if column is not None and found and not any(column in row or column in _methods(row) for row in found):
         raise ValueError(f"no row of {path} has a column {column!r}; there are {_listed(found)}")
     lists = column is not None or name not in SINGLE
@@ -73,10 +78,9 @@ def read_completions(
     return _of_one_filter(rows) if name == HARNESS else rows
 
 
-def find_column(path: Path, rows: Sequence[Row], judge: str | None = None) -> str:
-    """The column of a file's completions; `ValueError` for none, and for two of them, naming both."""
-    names = {name for row in rows for name, value in row.items() if value is not None}
-    empty = {name for row in rows for name in row}
+def find_column(path: Path, rows: Sequence[Row], judge: str | None = None, usual: str = NAMES[0]) -> str:
+    """The column of a file's completions, `usual` if there is none; `ValueError` for two of them, naming both."""
+    names = {name for row in rows for name, value in row.items() if value not in (None, "")}
     candidates = [name for name in NAMES if name in names]
     if judge == "countdown" and "input" in names:  # d1's file has the target there
         candidates = [name for name in candidates if name != "output"]
@@ -88,13 +92,8 @@ def find_column(path: Path, rows: Sequence[Row], judge: str | None = None) -> st
         candidates.append(TRAJECTORIES)
     if len(candidates) > 1:
         raise ValueError(f"{path} has {_and(candidates)}, each of which could be the completions: say which by --column")
-    if candidates:
-        return candidates[0]
-    left = [name for name in NAMES if name in empty]
-    if left:
-        return left[0]  # its rows say what is wrong
-    raise ValueError(f"{path} has no 'completion': none of the columns {', '.join(NAMES)}, nor another that is known; "
-                     f"--column names one of {_listed(rows)}")  # fmt: skip
+    empty = [name for name in NAMES if any(name in row for row in rows)]
+    return next(iter([*candidates, *empty]), usual)
 
 
 def _holds_trajectories(row: Row) -> bool:
@@ -121,12 +120,12 @@ def _and(names: Sequence[str]) -> str:
 # --- one row ---------------------------------------------------------------------------------------------------------
 
 
-def _completed(line: int, row: Row, name: str, lists: bool) -> Completed | str:
-    """A row with its completions, or what is wrong with it."""
+def _completed(line: int, row: Row, name: str, lists: bool) -> Completed:
+    """A row with its completions, or with what is wrong with them."""
     try:
-        return Completed(line, *_parts(row, name, lists))
+        return Completed(line, *_parts(row, name, lists), name)
     except ValueError as error:
-        return str(error)
+        return Completed(line, row, (), False, name, str(error))
 
 
 def _parts(row: Row, name: str, lists: bool) -> tuple[Row, tuple[Completion, ...], bool]:
@@ -143,7 +142,7 @@ def _parts(row: Row, name: str, lists: bool) -> tuple[Row, tuple[Completion, ...
         completions = ("" if answer is None else f"<answer>{answer}</answer>",)
         name = TRAJECTORIES
     else:
-        raise ValueError(f"no {name!r}")
+        raise ValueError(f"no {name!r} (nor completions in another column that is known; --column names one)")
     beside = _BESIDE.get(name, ())
     columns = {other: value for other, value in row.items() if other != name and other not in beside}
     doc = row.get("doc") if name == HARNESS else None
@@ -160,13 +159,13 @@ def _is_message(value: Any) -> bool:
 
 
 def _in_list(name: str, values: Sequence[Any]) -> list[Completion]:
-    """The completions of a list, and of lists in it; `ValueError` for what is none."""
+    """The completions of a list; lm-eval has a list for each of its requests. `ValueError` for what is none."""
     found: list[Completion] = []
     for value in values:
         if isinstance(value, Mapping) and isinstance(value.get("text"), str):
             found.append(value["text"])
         elif name == HARNESS and _is_list(value):
-            found += _in_list(name, value)
+            found += [_one(name, one) for one in value]  # no deeper: pairs in there are log-likelihoods
         else:
             found.append(_one(name, value))
     return found
@@ -195,10 +194,10 @@ def _of_one_filter(rows: list[tuple[int, Completed | str]]) -> list[tuple[int, C
 
 # --- its problem -----------------------------------------------------------------------------------------------------
 
-Read = Callable[[Row], dict[str, Any]]
+Problem = TypeVar("Problem")
 
 
-def asked(row: Row, read: Read) -> dict[str, Any]:
+def asked(row: Row, read: Callable[[Row], Problem]) -> Problem:
     """`read(row)`, with what may stand in for columns that the row does not have.
 
     A row without a question may have it in its `prompt`; one of lm-eval its gold answer in `target`. Raises the

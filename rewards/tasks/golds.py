@@ -33,4 +33,5 @@ def warning(where: str, reasons: Sequence[tuple[int, str]]) -> str:
     """One sentence that names the rows without a verdict by their lines, the first five in full."""
     first = "; ".join(f"line {line}: {reason}" for line, reason in reasons[:SHOWN])
     more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
-    return f"{where}: {len(reasons)} rows have a gold answer that cannot be read, and get no verdict ({first}{more})"
+    rows = "1 row has" if len(reasons) == 1 else f"{len(reasons)} rows have"
+    return f"{where}: {rows} a gold answer that cannot be read, and no verdict ({first}{more})"

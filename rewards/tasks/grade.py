@@ -277,8 +277,8 @@ def _check_rewards(path: Path, done: Sequence[Row], rewards: Mapping[str, Any]) 
     """Raises `ValueError` for a row of an earlier run that is none of ours."""
     for number, row in enumerate(done, start=1):
         values = row.get("rewards")
-        whole = {"right", "reward", "seconds"} <= row.keys() and isinstance(values, dict)
-        if not whole or values.keys() != rewards.keys():
+        same = isinstance(values, dict) and values.keys() == rewards.keys()
+        if not same or not {"right", "reward", "seconds"} <= row.keys():
             raise ValueError(f"line {number} of {path} has not the rewards {', '.join(rewards)} of this run: "
                              "the file was changed by hand; choose another output")  # fmt: skip
 

@@ -167,14 +167,30 @@ def each_row(path: Path, rows: Iterable[tuple[int, Given | str]], read: Callable
     return read_so_far
 
 
+def kept_columns(row: Row, taken: Iterable[str]) -> dict[str, Any]:
+    """A row's columns as a result keeps them: with `input_` before names that the result needs for its own."""
+    kept: dict[str, Any] = {}
+    for name, value in row.items():
+        new = name
+        while new in taken or (new != name and new in row):
+            new = f"input_{new}"
+        kept[new] = value
+    return kept
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(partial, path)
+
+
+def whole_characters(text: str) -> str:
+    """A text that can be written: half of a surrogate pair is no character, and becomes its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def to_json(value: Mapping[str, Any]) -> str:
@@ -294,7 +310,8 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
     """Appends rows to a results file; they are on the disk when this returns."""
     if not rows:
         return
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with path.open("ab") as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))  # which is JSON's own escape
         file.flush()
         os.fsync(file.fileno())
