@@ -65,12 +65,14 @@ class Stitching:
     @cached_property
     def scorer(self) -> Scorer:
         """The scorer."""
-        return cli.load_scorer(self.config, self.task)
+        scorer: Scorer = cli.load_scorer(self.config, self.task)
+        return scorer
 
     @cached_property
     def solver(self) -> Solver | None:
         """The solver, or None."""
-        return cli.load_solver(self.config, self.task)
+        solver: Solver | None = cli.load_solver(self.config, self.task)
+        return solver
 
     @property
     def settings(self) -> StitchSettings:
@@ -135,7 +137,7 @@ class Stitching:
         """The work, whole and in stages."""
         on_accelerator = self.config.device != "cpu"
         of_model = ":" in self.config.scorer
-        names = [("sampler", _Sampler, on_accelerator)] if self.samples else []
+        names: list[tuple[str, type[_Step], bool]] = [("sampler", _Sampler, on_accelerator)] if self.samples else []
         names += [("scorer", _Scorer, of_model), ("stitcher", _Stitcher, self.samples and on_accelerator)]
         names += [("solver", _Solver, not str(self.config.solver).startswith("openai:"))] if self.solves else []
         return Job(self, tuple(

@@ -244,7 +244,7 @@ def run(
     done: int,
     progress: Progress,
     work: Work | None = None,
-) -> Iterator[list[Row]]:
+) -> Rows:
     """Makes the rows of all items that have none yet, and yields them in order, each after it is on the disk.
 
     Args:
