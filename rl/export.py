@@ -13,11 +13,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lockstitch.rl.run_record import RunRecord, read_run
 
-from lockstitch.files import to_json
+from lockstitch.files import lock, to_json
+
+if TYPE_CHECKING:
+    from lockstitch.rl.merge import Agreement
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STAGES = 5
@@ -99,14 +102,17 @@ class _Source:
         """The adapter, or one at `place`, on a base; also where its names are those of the family's own code."""
         from lockstitch.rl.adapter_names import in_published_names, native_adapter
         from lockstitch.sampling.families import translation_of
+        from lockstitch.sampling.loading import loaded_from
         from peft import PeftModel
         from safetensors.torch import load_file, save_file
 
         directory = place or self.directory
         translation = translation_of(_published(base))
         if translation is None:
-            return PeftModel.from_pretrained(base, str(directory))
-        weights = load_file(directory / ADAPTER_WEIGHTS)
+            with loaded_from(f"the adapter {str(directory)!r}"):
+                return PeftModel.from_pretrained(base, str(directory))
+        with loaded_from(f"the adapter {str(directory)!r}"):
+            weights = load_file(directory / ADAPTER_WEIGHTS)
         if not in_published_names(weights, translation):
             return PeftModel.from_pretrained(base, str(directory))
         config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -132,7 +138,10 @@ def adapter_directory(directory: Path) -> Path:
 
 def _source(config: ExportConfig) -> _Source:
     directory = adapter_directory(config.adapter)
-    adapter = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    try:
+        adapter = dict(json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / ADAPTER_CONFIG} is no adapter's config: {error}") from error
     if adapter.get("peft_type") != "LORA":
         raise ValueError(f"{directory} holds an adapter of type {adapter.get('peft_type')!r}; LORA alone is exported")
     record = read_run(config.adapter)
@@ -200,7 +209,19 @@ def export(config: ExportConfig, report: Report = lambda _: None) -> dict[str, A
     if config.push:
         _check_push(source.base)
     _check_base(source.base, source.revision, config.names)
+    partial = _partial(config.output)
 
+    try:
+        agreement = _write(config, source, partial, report)
+        os.replace(partial, config.output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    done = {"output": str(config.output), "base": source.base, "merged": config.merge, **asdict(agreement)}
+    return done | ({"url": _push(config)} if config.push else {})
+
+
+def _write(config: ExportConfig, source: _Source, partial: Path, report: Report) -> "Agreement":
+    """Writes the export, checked before and after; how well merged and adapted model agree."""
     from lockstitch.rl.merge import check_merge, tied_ends
     from lockstitch.rl.model_card import last_metrics, model_card
     from lockstitch.sampling.loading import save_published
@@ -218,26 +239,34 @@ def export(config: ExportConfig, report: Report = lambda _: None) -> dict[str, A
                       config.names == "published")  # fmt: skip
 
     report("write")
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
-    try:
-        if config.merge and config.names == "published":
-            save_published(adapted.merge_and_unload(safe_merge=True), partial)
-        elif config.merge:
-            adapted.merge_and_unload(safe_merge=True).save_pretrained(partial)
+    if config.merge and config.names == "published":
+        save_published(adapted.merge_and_unload(safe_merge=True), partial)
+    elif config.merge:
+        adapted.merge_and_unload(safe_merge=True).save_pretrained(partial)
+    else:
+        _write_adapter(source, partial, config.names, adapted)
+    _write_tokenizer(source, partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    del adapted, model
+    report("read back")
+    _read_back(source, partial, config.merge, expected_BLV, agreement.tolerance)
+    return agreement
+
+
+def _partial(output: Path) -> Path:
+    """Where an output is written before it takes its place: this process's own, and empty, whoever was killed in it.
+
+    Raises `ValueError` where another process writes there.
+    """
+    partial = output.parent / f".{output.name}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    lock(partial)
+    for left in partial.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
         else:
-            _write_adapter(source, partial, config.names, adapted)
-        _write_tokenizer(source, partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        del adapted, model
-        report("read back")
-        _read_back(source, partial, config.merge, expected_BLV, agreement.tolerance)
-        partial.chmod(0o755)  # temporary directories are their owner's alone
-        os.replace(partial, config.output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    done = {"output": str(config.output), "base": source.base, "merged": config.merge, **asdict(agreement)}
-    return done | ({"url": _push(config)} if config.push else {})
+            left.unlink()
+    return partial
 
 
 def _write_adapter(source: _Source, output: Path, names: str, adapted: Any) -> None:

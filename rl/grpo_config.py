@@ -24,6 +24,14 @@ _SAMPLER = ("block_length", "steps", "policy", "threshold", "factor", "entropy_b
 _ESTIMATOR = ("estimator", "num_samples", "mask_schedule", "mask_distribution", "perturb_ratio", "prompt_mask_ratio",
               "segments", "eubo_beta", "eubo_mix", "scope")  # fmt: skip
 
+# What TRL looks at in the first step only.
+_CHOICES = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+
 _AUTOREGRESSIVE = "canvases are denoised by lockstitch.sampling"
 _NO_ENTROPY = "the entropy of a denoised completion has no gradient here"
 # Options of TRL with one value that has a meaning here, and why.
@@ -201,6 +209,9 @@ class DiffusionGRPOConfig(GRPOConfig):
         for name, choices in (("ratio_norm", RATIO_NORMS), ("kl_form", KL_FORMS)):
             if getattr(self, name) not in (None, *choices):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
         defaults = {option.name: option.default for option in dataclasses.fields(self)}
         homes = {
             **dict.fromkeys(_TOKEN_ONLY, ("token",)),

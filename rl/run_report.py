@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lockstitch.errors import reported
 from lockstitch.pages import embed, write_page
 
 PAGE = "report.html"
@@ -83,7 +84,10 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     states += sorted(run.glob("checkpoint-*/trainer_state.json"), key=lambda path: -int(path.parent.name.split("-")[1]))
     for state in states:
         if state.is_file():
-            history: list[dict[str, Any]] = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+            try:
+                history: list[dict[str, Any]] = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{state} is not the state of a trainer: {error}") from error
             return history
     raise ValueError(f"{str(run)!r} holds neither trainer_state.json nor a checkpoint: is it a run's output directory?")
 
@@ -171,7 +175,8 @@ def watched(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def main(argv: list[str]) -> int:
+@reported("lockstitch report")
+def main(argv: list[str] | None = None) -> int:
     """`lockstitch report RUN [--html FILE]`."""
     parser = argparse.ArgumentParser(
         prog="lockstitch report", description="Write the page of a training run: curves, health, completions.",
@@ -180,11 +185,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="output directory of the run")
     parser.add_argument("--html", type=Path, help="where the page goes (default: report.html in that directory)")
     options = parser.parse_args(argv)
+    if not options.run.is_dir():
+        raise ValueError(f"run={str(options.run)!r} is not a directory")
     page = options.html or options.run / PAGE
-    try:
-        report_run(options.run, page)
-    except ValueError as error:
-        parser.error(str(error))
+    if page.is_dir() or not page.parent.is_dir():
+        raise ValueError(f"html={str(page)!r} must be a file in a directory that exists")
+    report_run(options.run, page)
     print(page)
     return 0
 

@@ -48,12 +48,11 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
     raw = read_config(path, revision)
     translation = None if trust_remote_code else translation_of(raw)
     told: dict[str, Any] = {} if translation is None else {"config": native_config(raw, translation)}
-    try:
+    with loaded_from(f"the tokenizer of {path!r}"):
         if translation is not None and translation.tokenizer and _brings_tokenizer(path, revision):
             return getattr(transformers, translation.tokenizer).from_pretrained(path, revision=revision)
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code, **told)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the tokenizer of {path!r} cannot be loaded: {_first_line(error)}") from error
+    raise AssertionError("loaded_from passes nothing over")
 
 
 def _brings_tokenizer(path: str, revision: str | None) -> bool:
@@ -61,6 +60,15 @@ def _brings_tokenizer(path: str, revision: str | None) -> bool:
 
     file = cached_file(path, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     return file is not None and "auto_map" in json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def loaded_from(what: str) -> Iterator[None]:
+    """Within the block, a library reads somebody's files: what it cannot read is a `ValueError` of one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"{what} cannot be loaded: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -110,6 +118,17 @@ def _reader(native: str, of: str) -> Any:
     return type(f"{native}From{of}", (_native_class(native),), {"__module__": __name__})
 
 
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, by default the accelerator if there is one; `ValueError` for one that this machine lacks."""
+    if device is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        torch.zeros(1, device=device).cpu()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={str(device)!r} cannot be used here: {_first_line(error)}") from error
+
+
 def load_model(
     path: str,
     raw: Mapping[str, Any],
@@ -127,8 +146,7 @@ def load_model(
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
     path, translation = model_path(path), translation_of(raw)
-    if device is None:
-        device = torch.accelerator.current_accelerator() or "cpu"
+    device = usable_device(device)
     if loading.get("quantization_config") is not None:  # its weights cannot be moved afterwards
         loading["device_map"] = {"": device}
     loading |= {"dtype": dtype, "revision": revision, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -139,11 +157,8 @@ def load_model(
         config = native_config(raw, translation)
         reader = _reader(translation.native, translation.model_types[0])
         register_checkpoint_conversion_mapping(reader.__name__, transforms(translation), overwrite=True)
-    try:
-        with _unreported():
-            model, info = reader.from_pretrained(path, config=config, **loading)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"the weights of {path!r} cannot be loaded: {_first_line(error)}") from error
+    with loaded_from(f"the weights of {path!r}"), _unreported():
+        model, info = reader.from_pretrained(path, config=config, **loading)
     _check_whole(path, info)
     if translation is not None:
         model.__class__ = _native_class(translation.native)

@@ -13,7 +13,7 @@ import statistics
 import time
 from importlib.util import find_spec
 
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.loading import layout_of, load_tokenizer
 from lockstitch.sampling.prompts import Reader, Request
 from lockstitch.sampling.work import Drawing

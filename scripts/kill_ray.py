@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.inputs import generate_problems
 
 from lockstitch import files

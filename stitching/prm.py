@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lockstitch.sampling.loading import loaded_from
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.score import Scores
 from lockstitch.stitching.steps import Step
@@ -47,9 +48,11 @@ class ProcessRewardModel:
         device: str | None = None,
     ) -> None:
         self.marker, self.system = marker, system
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        with loaded_from(f"scorer prm:{model}"):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
         self.marker_id = _single_token(self.tokenizer, marker, model) if marker else None
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        with loaded_from(f"scorer prm:{model}"):
+            config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         architecture = (config.architectures or ["none"])[0]
         if architecture.endswith("ForTokenClassification"):
             if config.num_labels != 2:
@@ -65,7 +68,8 @@ class ProcessRewardModel:
                 "or brings code of its own"
             )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        loaded: Any = face.from_pretrained(model, trust_remote_code=trust_remote_code, dtype="auto")
+        with loaded_from(f"scorer prm:{model}"):
+            loaded: Any = face.from_pretrained(model, trust_remote_code=trust_remote_code, dtype="auto")
         self.model = loaded.to(self.device).eval()
 
     def __call__(

@@ -6,16 +6,18 @@ again after steps of several trajectories were put together; a score is the step
 Axes: K trajectories, N steps of one trajectory (ragged).
 """
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lockstitch.rewards.imports import is_place, load_named
 from lockstitch.rewards.steps import check_steps
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.steps import Step
+
+from lockstitch.errors import others_code
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,16 @@ class Calculator:
     """The task's own step checker: exact, without a model, at no cost."""
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        if task.checker is None:
+            raise ValueError(f"scorer 'calculator' asks the checker of steps, which task {task.name!r} has not: "
+                             "'confidence', 'prm:MODEL' or 'module:function' need none")  # fmt: skip
+        self.checker = task.checker
 
     def __call__(
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None = None
     ) -> Scores:
         """See `Scorer`; the trajectories are not read."""
-        return Scores([check_steps(self.task.checker, question, [step.text for step in steps]) for steps in steps_KN])
+        return Scores([check_steps(self.checker, question, [step.text for step in steps]) for steps in steps_KN])
 
 
 class Confidence:
@@ -91,8 +96,9 @@ class Custom:
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None
     ) -> Scores:
         """See `Scorer`; `ValueError` if a step has no score, or one outside [0, 1]."""
-        result = self.function(question, steps_KN, trajectories)
-        scores = result if isinstance(result, Scores) else Scores([[float(r) for r in row] for row in result])
+        with others_code(f"scorer {self.name!r}, at the question {question!r:.80},"):
+            result = self.function(question, steps_KN, trajectories)
+            scores = result if isinstance(result, Scores) else Scores([[float(r) for r in row] for row in result])
         found, wanted = [len(row) for row in scores.score_KN], [len(steps) for steps in steps_KN]
         if found != wanted:
             raise ValueError(f"scorer {self.name!r} gave {found} scores per trajectory for {wanted} steps")
@@ -102,19 +108,21 @@ class Custom:
         return scores
 
 
-_ACCEPTED = "'calculator', 'confidence', 'prm:MODEL' (a folder or a name on the hub) or 'module:function'"
+_ACCEPTED = (
+    "'calculator', 'confidence', 'prm:MODEL' (a folder or a name on the hub), 'module:function' or 'file.py:function'"
+)
 
 
 def load_scorer(spec: str, task: Task, *, trust_remote_code: bool = False) -> Scorer:
     """The scorer that a command line or YAML names.
 
     Args:
-        spec: `calculator`, `confidence`, `prm:MODEL` or `module:function`.
+        spec: `calculator`, `confidence`, `prm:MODEL`, `module:function` or `file.py:function`.
         task: the task whose step checker `calculator` uses.
         trust_remote_code: whether a process reward model may bring code of its own.
 
     Raises:
-        ValueError: if it is none of these, or the module or function does not exist.
+        ValueError: if it is none of these, the module or function does not exist, or the task has no checker.
     """
     if spec == "calculator":
         return Calculator(task)
@@ -127,13 +135,9 @@ def load_scorer(spec: str, task: Task, *, trust_remote_code: bool = False) -> Sc
         from lockstitch.stitching.prm import ProcessRewardModel  # imports torch and transformers
 
         return ProcessRewardModel(name, trust_remote_code=trust_remote_code)
-    try:
-        module = importlib.import_module(kind)
-    except ImportError as error:
-        raise ValueError(
-            f"scorer {spec!r}: the module {kind!r} cannot be imported ({error}); accepted are {_ACCEPTED}"
-        ) from error
-    function = getattr(module, name, None)
+    if not is_place(spec):
+        raise ValueError(f"scorer {spec!r} is not one of {_ACCEPTED}")
+    function = load_named("scorer", spec)
     if not callable(function):
-        raise ValueError(f"scorer {spec!r}: the module {kind!r} has no function {name!r}")
+        raise ValueError(f"scorer {spec!r} is {function!r}, which cannot be called")
     return Custom(spec, function)

@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.tasks.task import Task, get_task
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loading import is_remote, load_tokenizer, read_config
@@ -78,6 +79,7 @@ class Stitching:
     def settings(self) -> StitchSettings:
         """How evidence is chosen and refined."""
         config = self.config
+        assert config.rule is not None, "it was fitted to the task"
         return StitchSettings(self.n, config.rule, config.delta, bool(config.rounds), config.round_width or 1,
                               config.round_temperature)  # fmt: skip
 

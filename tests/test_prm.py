@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.prm import SYSTEM, ProcessRewardModel
 from lockstitch.stitching.score import load_scorer
 from lockstitch.stitching.steps import Step

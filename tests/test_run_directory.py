@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -159,32 +158,6 @@ def test_a_second_process_is_refused(tmp_path):
     first.wait()
     assert second.returncode == 2
     assert "is being written into by another process" in said.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_kills_lose_nothing(tmp_path, monkeypatch):
-    """Fifteen of them, at any moment from the first step on; then the run ends with the losses of one that nobody killed."""
-    steps, rng = 30, random.Random(0)
-    launch(tmp_path / "whole", monkeypatch, max_steps=steps)
-    output, kills = tmp_path / "killed", 0
-    while kills < 15:
-        run = start("sft", output, max_steps=steps)
-        began = newest(output)
-        while run.poll() is None and newest(output) <= began:
-            time.sleep(0.02)
-        time.sleep(rng.random() * 0.15)
-        if run.poll() is not None:
-            break
-        run.kill()
-        run.wait()
-        kills += 1
-    done = start("sft", output, max_steps=steps)
-    said, _ = done.communicate()
-    assert done.returncode == 0, said
-    assert kills >= 10
-    assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
-    for path in output.glob("checkpoint-*"):
-        assert torn(path) is None
 
 
 def newest(output: Path) -> int:

@@ -31,6 +31,7 @@ COMMANDS = {
     "sft": Command("lockstitch.recipes.launch", "train on prompts and completions", "sft"),
     "grpo": Command("lockstitch.recipes.launch", "train by reinforcement learning, on a task or one's own data", "grpo"),
     "export": Command("lockstitch.rl.export_cli", "pack a trained adapter with its card, or merge it into its base"),
+    "tasks": Command("lockstitch.rewards.tasks.tasks_cli", "list the tasks, ours and plug-ins, or show one with a prompt"),
     "rewards": Command("lockstitch.rewards.rewards_cli", "list the installed rewards, ours and plug-ins"),
     "report": Command("lockstitch.rl.run_report", "write the page of a training run: curves, health, completions"),
 }

@@ -25,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lockstitch.errors import OthersCodeError
 from lockstitch.files import AHEAD, append_rows, finished_rows
 
 Row = dict[str, Any]
@@ -221,6 +222,8 @@ def named(work: Work, portion: Portion, apart: bool = True) -> Iterator[list[Row
             yield rows
         return
     except ValueError as error:
+        if not apart and isinstance(error, OthersCodeError):
+            raise  # it names its rows
         if len(portion) == 1 or not apart:
             raise ValueError(f"{places(portion)}: {error}") from error
     for pair in portion:
