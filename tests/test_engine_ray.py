@@ -80,12 +80,18 @@ def test_a_caller_that_is_killed_goes_on_with_the_same_command(cluster):
 
 @dataclass(frozen=True)
 class OnNode:
-    """Work for a test: what `Drawing` draws, and the address of the machine that drew it."""
+    """Work for a test: what `Drawing` draws, and the address of the machine that drew it. It begins when two are there."""
 
     drawing: Drawing
+    folder: str
 
     def __call__(self):
         drawer = self.drawing()
+        Path(self.folder, f"at-{ray.util.get_node_ip_address()}").touch()
+        until = time.monotonic() + 120
+        while len(list(Path(self.folder).glob("at-*"))) < 2:
+            assert time.monotonic() < until, "the other machine was given nothing"
+            time.sleep(0.1)
 
         def work(portion):
             for rows in drawer(portion):
@@ -135,7 +141,7 @@ def two_machines(tmp_path):
         for node in reversed(nodes):
             node.terminate()
             try:
-                node.wait(30)
+                node.wait(5)
             except subprocess.TimeoutExpired:
                 os.killpg(node.pid, signal.SIGKILL)
         for name in names:
@@ -167,7 +173,8 @@ reader = Reader(load_tokenizer(model), dict(canvas_length=20, steps=5, temperatu
 requests = reader.read(Path({str(tmp_path / "prompts.jsonl")!r}))
 drawing = Drawing(model, "llada", None, None, False, "cpu", 2, 0)
 options = EngineOptions(engine="ray", workers=2, ray_address={address!r})
-for rows in run(whole("sampler", OnNode(drawing)), requests, options, chunk=1, path=None, done=0, progress=print):
+job = whole("sampler", OnNode(drawing, {str(tmp_path)!r}))
+for rows in run(job, requests, options, chunk=1, path=None, done=0, progress=print):
     for row in rows:
         print(json.dumps(row))
 """)
