@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from functools import wraps
 from inspect import iscoroutinefunction
 from pathlib import Path
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from lockstitch.errors import GOES_ON, OthersCodeError, one_line, others_code
@@ -163,13 +162,14 @@ def rewards_of(recipe: RecipeArguments, training: Any, task: "Task") -> list[Cal
 
 
 def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
-    """A reward whose errors say which it is, where it is a plain function that is not ours."""
-    if not isinstance(reward, FunctionType) or reward.__module__.startswith("lockstitch.") or iscoroutinefunction(reward):
+    """A reward whose errors say which it is; of ours, those that columns make which are missing or of other types."""
+    if iscoroutinefunction(reward):
         return reward
+    mistakes = (ValueError, TypeError) if reward.__module__.startswith("lockstitch.") else Exception
 
     @wraps(reward)
     def named(*args: Any, **columns: Any) -> Any:
-        with others_code(f"reward {name!r}"):
+        with others_code(f"reward {name!r}", mistakes):
             return reward(*args, **columns)
 
     return named
@@ -221,9 +221,12 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch.rl.health import HealthCallback
     from lockstitch.rl.lora import loading_of, peft_config_of
     from lockstitch.rl.run_record import RunRecord, changed_settings
+    from lockstitch.sampling.adapters import to_train_from
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
     from lockstitch.sampling.loading import layout_of
+
+    from lockstitch import model_name
 
     if training.eval_on_start or training.eval_strategy != "no":
         raise ValueError(f"eval_strategy={str(training.eval_strategy)!r}, eval_on_start={training.eval_on_start}: there are "
@@ -232,7 +235,8 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     family, _ = layout_of(path, recipe.family, model_arguments.model_revision)
     settings = changed_settings(recipe, health, training, model_arguments)
     task = remembered(recipe.task)
-    record = RunRecord(path, None, "grpo", family.name, task, recipe.dataset_name, recipe.rl_preset, settings)
+    name = model_name(path)
+    record = RunRecord(name, None, "grpo", family.name, task, recipe.dataset_name, recipe.rl_preset, settings)
     if is_finished(Path(training.output_dir), record, training):
         return None
     problems, reward_funcs, judge = _what_pays(recipe, training)
@@ -244,6 +248,7 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
         model_arguments.model_name_or_path, family=recipe.family, mask_id=recipe.mask_id, device=training.device,
         trust_remote_code=training.trust_remote_code, **loading_of(model_arguments),
     )  # fmt: skip
+    denoiser.model = to_train_from(denoiser.model, path)
     template = training.chat_template_kwargs or {}
     asked = (denoiser.tokenizer, recipe.max_prompt_length, recipe.chat_template, recipe.system_prompt)
     rows, held_out = (as_prompts(some, *asked, **template) for some in (problems.train, problems.held_out))

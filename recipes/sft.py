@@ -225,15 +225,17 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     from lockstitch.rl.lora import loading_of, peft_config_of
     from lockstitch.rl.run_record import RunRecord, changed_settings
     from lockstitch.rl.sft import DiffusionSFTTrainer
+    from lockstitch.sampling.adapter_files import find_adapter
+    from lockstitch.sampling.adapters import load_plain, to_train_from
     from lockstitch.sampling.denoiser import Denoiser, make_causal
-    from lockstitch.sampling.loading import layout_of, loaded_from
+    from lockstitch.sampling.loading import layout_of, load_tokenizer, loaded_from
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTTrainer, get_peft_config
 
     class Solver(WholeCheckpoints, SFTTrainer):  # type: ignore[misc]
         """TRL's own trainer, with checkpoints that are whole or absent."""
 
-    from lockstitch import model_path
+    from lockstitch import model_name, model_path
 
     check(recipe, training, model_arguments)
     path = model_arguments.model_name_or_path = model_path(model_arguments.model_name_or_path)
@@ -244,7 +246,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
         family = layout_of(path, recipe.family, model_arguments.model_revision)[0].name if named else "bidirectional"
     settings = changed_settings(recipe, training, model_arguments)
     task = recipe.generate or remembered(recipe.task)
-    record = RunRecord(path, None, "sft", family, task, recipe.dataset_name, None, settings)
+    record = RunRecord(model_name(path), None, "sft", family, task, recipe.dataset_name, None, settings)
     if is_finished(Path(training.output_dir), record, training):
         return None
     loading = loading_of(model_arguments)
@@ -265,11 +267,15 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
                 trust_remote_code=training.trust_remote_code,
                 **loading,
             )
+            denoiser.model = to_train_from(denoiser.model, path)
         model, tokenizer = denoiser.model, denoiser.tokenizer
     elif recipe.new_model is None:
         with loaded_from(f"model {path!r}"):
-            model = make_causal(AutoModelForCausalLM.from_pretrained(path, **loading))
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=model_arguments.model_revision)
+            if find_adapter(path, model_arguments.model_revision) is None:
+                model = AutoModelForCausalLM.from_pretrained(path, **loading)
+            else:
+                model = to_train_from(load_plain(path, **loading), path)
+            model, tokenizer = make_causal(model), load_tokenizer(path, model_arguments.model_revision)
     rows = {"train_dataset": load_rows(recipe, training, tokenizer), "eval_dataset": load_eval_rows(recipe, tokenizer)}
     if diffusion:
         peft_config = peft_config_of(model_arguments, denoiser)

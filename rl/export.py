@@ -9,20 +9,19 @@ code, and is read back from there. Leaves out adapters other than LoRA, and weig
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lockstitch.rl.run_record import RunRecord, read_run
+from lockstitch.sampling.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 from lockstitch.files import lock, to_json
 
 if TYPE_CHECKING:
     from lockstitch.rl.merge import Agreement
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STAGES = 5
 NAMES = ("native", "published")
 Report = Callable[[str], None]
@@ -82,9 +81,10 @@ class _Source:
 
     def load_base(self, place: str | None = None) -> Any:
         """The base, or another model of its kind at `place`, that attends as the run's did and says so when it is saved."""
+        from lockstitch.sampling.adapters import load_plain, to_train_from
         from lockstitch.sampling.denoiser import Denoiser
         from lockstitch.sampling.families import FACTS, translation_of
-        from lockstitch.sampling.loading import is_remote, load_model, read_config
+        from lockstitch.sampling.loading import is_remote, read_config
 
         revision = self.revision if place is None else None
         path = place or self.base
@@ -95,32 +95,14 @@ class _Source:
             mask_id = self.record.config.get("mask_id") if self.record is not None else None
             denoiser = Denoiser.from_pretrained(path, family=None if told else family, mask_id=mask_id, revision=revision,
                                                 trust_remote_code=self.trust_remote_code and is_remote(raw))  # fmt: skip
-            return denoiser.model
-        return load_model(path, raw, revision=revision)
+            return to_train_from(denoiser.model, path)
+        return to_train_from(load_plain(path, revision), path)
 
     def adapted(self, base: Any, place: Path | None = None) -> Any:
         """The adapter, or one at `place`, on a base; also where its names are those of the family's own code."""
-        from lockstitch.rl.adapter_names import in_published_names, native_adapter
-        from lockstitch.sampling.families import translation_of
-        from lockstitch.sampling.loading import loaded_from
-        from peft import PeftModel
-        from safetensors.torch import load_file, save_file
+        from lockstitch.sampling.adapters import put_on
 
-        directory = place or self.directory
-        translation = translation_of(_published(base))
-        if translation is None:
-            with loaded_from(f"the adapter {str(directory)!r}"):
-                return PeftModel.from_pretrained(base, str(directory))
-        with loaded_from(f"the adapter {str(directory)!r}"):
-            weights = load_file(directory / ADAPTER_WEIGHTS)
-        if not in_published_names(weights, translation):
-            return PeftModel.from_pretrained(base, str(directory))
-        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        weights, config = native_adapter(weights, config, translation, base)
-        with tempfile.TemporaryDirectory() as scratch:
-            save_file(weights, Path(scratch) / ADAPTER_WEIGHTS)
-            (Path(scratch) / ADAPTER_CONFIG).write_text(to_json(config), encoding="utf-8")
-            return PeftModel.from_pretrained(base, scratch)
+        return put_on(base, place or self.directory)
 
 
 def adapter_directory(directory: Path) -> Path:
@@ -222,8 +204,9 @@ def export(config: ExportConfig, report: Report = lambda _: None) -> dict[str, A
 
 def _write(config: ExportConfig, source: _Source, partial: Path, report: Report) -> "Agreement":
     """Writes the export, checked before and after; how well merged and adapted model agree."""
-    from lockstitch.rl.merge import check_merge, tied_ends
+    from lockstitch.rl.merge import check_merge
     from lockstitch.rl.model_card import last_metrics, model_card
+    from lockstitch.sampling.adapters import tied_ends
     from lockstitch.sampling.loading import save_published
 
     report("base")
@@ -271,7 +254,7 @@ def _partial(output: Path) -> Path:
 
 def _write_adapter(source: _Source, output: Path, names: str, adapted: Any) -> None:
     """The weights under the names that were asked for, and the config with the base that was used and checked."""
-    from lockstitch.rl.adapter_names import in_published_names, native_adapter, published_adapter
+    from lockstitch.sampling.adapter_names import in_published_names, native_adapter, published_adapter
     from lockstitch.sampling.families import translation_of
     from safetensors.torch import load_file, save_file
 

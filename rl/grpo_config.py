@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lockstitch.rl.estimator_config import EstimatorConfig
-from lockstitch.rl.sft_config import precision_of
+from lockstitch.rl.sft_config import check_counts, precision_of
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
 from trl import GRPOConfig
@@ -175,6 +175,9 @@ class DiffusionGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self._refuse_autoregressive()
+        check_counts(self, "steps_per_generation", "generation_batch_size", "num_iterations", "num_generations")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would take away the columns that rewards read")
         self.bf16 = precision_of(self)
         super().__post_init__()
         self._check_loss()

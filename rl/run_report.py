@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.errors import reported
-from lockstitch.pages import embed, write_page
+from lockstitch.pages import embed, without_places, write_page
 
 PAGE = "report.html"
 SHOWN_STEPS = 12
 SHOWN_PROMPTS = 2
-SHOWN_COMPLETIONS = 6
 SHOWN_CHARACTERS = 4000
 
 
@@ -40,14 +39,14 @@ def write_run_report(
         path: where the page goes; an older one is replaced.
         history: the trainer's log, one mapping per logged step.
         facts: what stands at the top, `title` as the heading; `held_out` is the number of held-out problems.
-        settings: every option, for the record.
+        settings: every option, for the record; of the paths in it the last part is shown.
         health: the watched numbers: `metric`, `words`, `limit` (or None), `relative`.
         events: lines of `health.jsonl`.
         samples: what `read_samples` gives.
     """
     data = {
-        "facts": facts, "settings": settings, "series": series_of(history), "health": health, "events": events,
-        "samples": samples,
+        "facts": without_places(facts), "settings": without_places(settings), "series": series_of(history),
+        "health": health, "events": events, "samples": samples,
     }  # fmt: skip
     template = resources.files("lockstitch.rl").joinpath("run_report.html").read_text(encoding="utf-8")
     write_page(path, template, [embed(_finite(data))])
@@ -99,7 +98,8 @@ def read_events(run: Path) -> list[dict[str, Any]]:
 
 
 def read_samples(run: Path, rewards: Collection[str]) -> list[dict[str, Any]]:
-    """Some of the kept completions: at most 12 steps spread over the run, the first prompts of each, best first.
+    """Some of the kept completions: at most 12 steps spread over the run; of each the first prompts, with all completions of
+    their groups, best first.
 
     `rewards` names the columns that are rewards; the others are shown as what else is known of a completion.
     """
@@ -116,11 +116,11 @@ def _step_of(path: Path, rewards: Collection[str]) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(_text(row["prompt"]), []).append(_completion(row, rewards))
-    shown = [
-        {"prompt": prompt, "completions": sorted(rows, key=lambda row: -(row["advantage"] or 0.0))[:SHOWN_COMPLETIONS]}
-        for prompt, rows in list(groups.items())[:SHOWN_PROMPTS]
-    ]
-    return {"step": int(path.stem.split("_")[1]), "groups": shown}
+    shown = dict(list(groups.items())[:SHOWN_PROMPTS])
+    for group in shown.values():
+        group.sort(key=lambda row: -(row["advantage"] or 0.0))
+    groups_shown = [{"prompt": prompt, "completions": group} for prompt, group in shown.items()]
+    return {"step": int(path.stem.split("_")[1]), "groups": groups_shown}
 
 
 def _completion(row: Mapping[str, Any], rewards: Collection[str]) -> dict[str, Any]:
@@ -155,8 +155,9 @@ def report_run(run: Path, page: Path, history: Sequence[Mapping[str, Any]] | Non
     settings = known.get("config", {})
     steps = max((entry["step"] for entry in history), default=0)
     kind = known.get("preset") or known.get("stage") or "run"
+    of = ", ".join(str(without_places(known[name])) for name in ("task", "data") if known.get(name))
     facts = {
-        "title": f"{kind} on {known.get('task') or run.name}", "model": known.get("base"),
+        "title": f"{kind} on {of or run.resolve().name}", "model": known.get("base"),
         "revision": known.get("revision"), "steps": steps, "held_out": settings.get("held_out_problems") or None,
     }  # fmt: skip
     rewards = sorted(name[len("rewards/") : -len("/mean")] for name in series_of(history)

@@ -48,7 +48,10 @@ CHUNK = 25
 class SampleOptions:
     """What `lockstitch sample` can be told beside the settings of the sampler."""
 
-    model: str = field(metadata={"help": "A directory, a hub name, or embedded:NAME for one that comes with the package."})
+    model: str = field(
+        metadata={"help": "A directory or hub name, of a model or an adapter (with its base), or embedded:NAME for one that "
+                          "comes with the package."}
+    )  # fmt: skip
     prompt: str | None = field(
         default=None, metadata={"help": "One prompt. [[NAME:WIDTH]] in it is a blank of so many tokens to fill in; the name "
                                         "may be empty."}
@@ -164,6 +167,7 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
 
     Raises `ValueError` before any model is loaded.
     """
+    from lockstitch.sampling.adapter_files import find_adapter
     from lockstitch.sampling.loading import layout_of, load_tokenizer
     from lockstitch.sampling.page import write_trace
     from lockstitch.sampling.prompts import read_result_row
@@ -181,6 +185,8 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
     model = model_path(options.model)
     family, raw = layout_of(model, options.family)
     of_model = raw["model_type"]
+    if of_model == MODEL_TYPE and find_adapter(model) is not None:
+        raise ValueError(f"model={options.model!r} is an adapter of a {MODEL_TYPE} model, which is sampled from whole")
     tokenizer = load_tokenizer(model, trust_remote_code=options.trust_remote_code)
     asked = None
     if options.task is not None:

@@ -7,6 +7,7 @@ is refused. Leaves out models that run their own code: `remote.py`.
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -15,21 +16,26 @@ from typing import Any
 
 import torch
 import transformers
+from lockstitch.sampling.adapter_files import find_adapter
 from lockstitch.sampling.families import FACTS, Family, Translation, family_of, native_values, translation_of
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lockstitch import model_path
+from lockstitch import EMBEDDED, model_name, model_path
 
 _PUBLISHED = "published_config"  # beside the facts: config.json as the authors wrote it
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
-    """A checkpoint's config.json as it stands; `ValueError` in one line where there is none that can be read."""
+    """A checkpoint's config.json as it stands, an adapter's base's; `ValueError` in one line where there is none to read."""
+    adapter = find_adapter(path, revision)
+    if adapter is not None:
+        try:
+            return read_config(adapter.base, adapter.base_revision)
+        except ValueError as error:
+            raise ValueError(f"the base of the adapter {path!r} cannot be loaded: {error}") from error
     path = model_path(path)
-    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"{path!r} holds an adapter, not a model: `lockstitch export --merge` makes one of it and its base")
     try:
         raw, _ = PretrainedConfig.get_config_dict(path, revision=revision)
     except (OSError, ValueError) as error:
@@ -42,8 +48,12 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
 def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer beside a checkpoint: transformers' own class also where the checkpoint brings code for it.
 
-    Raises `ValueError` in one line where there is none that can be read.
+    That of an adapter is the one beside it, else its base's. Raises `ValueError` in one line where there is none that can be
+    read.
     """
+    adapter = find_adapter(path, revision)
+    if adapter is not None and not adapter.has_tokenizer:
+        return load_tokenizer(adapter.base, adapter.base_revision, trust_remote_code)
     path = model_path(path)
     raw = read_config(path, revision)
     translation = None if trust_remote_code else translation_of(raw)
@@ -157,9 +167,11 @@ def load_model(
         config = native_config(raw, translation)
         reader = _reader(translation.native, translation.model_types[0])
         register_checkpoint_conversion_mapping(reader.__name__, transforms(translation), overwrite=True)
-    with loaded_from(f"the weights of {path!r}"), _unreported():
+    with loaded_from(f"the weights of {path!r}"), unreported("LOAD REPORT"):  # the report is `_check_whole`'s, in a line
         model, info = reader.from_pretrained(path, config=config, **loading)
     _check_whole(path, info)
+    model.config._name_or_path = model.name_or_path = model_name(path)  # an adapter's config names it, on any machine
+    warnings.filterwarnings("ignore", f"Could not find a config file in {EMBEDDED}")  # PEFT, where it saves such an adapter
     if translation is not None:
         model.__class__ = _native_class(translation.native)
         model._weight_conversions = None  # or saving would go back to the published names
@@ -167,18 +179,18 @@ def load_model(
 
 
 @contextmanager
-def _unreported() -> Iterator[None]:
-    """Without transformers' table of what does not fit, which `_check_whole` says in a line."""
+def unreported(words: str) -> Iterator[None]:
+    """Without what transformers' loading logs with these words in it."""
     reporter = logging.getLogger("transformers.modeling_utils")
 
-    def is_no_report(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+    def is_other(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
 
-    reporter.addFilter(is_no_report)
+    reporter.addFilter(is_other)
     try:
         yield
     finally:
-        reporter.removeFilter(is_no_report)
+        reporter.removeFilter(is_other)
 
 
 def _check_whole(path: str, info: Mapping[str, Any]) -> None:

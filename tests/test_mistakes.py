@@ -279,3 +279,21 @@ def test_a_model_whose_logits_are_no_numbers_is_named(temperature, folder, monke
               {"format": "pt"})  # fmt: skip
     assert call("sample", argv_of("sample", model="model", temperature=temperature), monkeypatch) == 2
     assert "the model's logits are no numbers" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_reward_of_ours_says_which_column_is_missing(folder, monkeypatch, capfd):
+    (folder / "mine.jsonl").write_text('{"prompt": "3102", "other": "x"}\n' * 4)
+    said = {**BASES["grpo"], "dataset_name": "mine.jsonl", "num_problems": 4}
+    argv = [f"--{name}={' '.join(value) if isinstance(value, list) else value}" for name, value in said.items()
+            if name not in ("task", "prompt_form")]  # fmt: skip
+    assert call("grpo", argv, monkeypatch) == 2
+    assert "reward 'sudoku' raised ValueError: sudoku_reward needs one of the columns" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [{"steps_per_generation": -1}, {"num_iterations": 0}, {"remove_unused_columns": True},
+               {"loss_type": "other"}, {"eval_on_start": True}, {"per_device_train_batch_size": 0}],
+)  # fmt: skip
+def test_what_trl_would_look_at_too_late_is_refused_by_its_name(option, folder, monkeypatch, capfd):
+    assert call("grpo", argv_of("grpo", **option), monkeypatch) == 2
+    assert next(iter(option)) in capfd.readouterr().err.splitlines()[-1]

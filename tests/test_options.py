@@ -22,6 +22,7 @@ class Settings:
     html: bool = True
     form: Literal["tags", "plain"] = "tags"
     more_kwargs: dict[str, Any] | str | None = None
+    where: Path | None = None
     place: None | str | list[str] = None  # noqa: RUF036  (in the order that the parser takes)
 
 
@@ -73,6 +74,7 @@ def test_null_is_what_a_field_takes_by_default(tmp_path):
         ("form: boxed", "form='boxed' must be one of tags, plain"),
         ("more_kwargs: some/path", "more_kwargs='some/path' must be a mapping, in JSON"),
         ("place: 7", "place=7 must be text"),
+        ("where: here", "where='here' must be an object of Path, which Python alone makes"),
         ("nam: x", "unknown options: 'nam'; did you mean 'name'"),
         ("env: {A: b}", "unknown options: 'env'"),
         ("- a", "must hold a mapping of options, not list"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lockstitch.recipes import sft
+from lockstitch.recipes import grpo, sft
 from lockstitch.rl.checkpoints import last_checkpoint, torn
 from safetensors.torch import load_file
 
@@ -163,3 +163,20 @@ def test_a_second_process_is_refused(tmp_path):
 def newest(output: Path) -> int:
     """The step of the latest checkpoint directory, whole or not."""
     return max((int(path.name.split("-")[1]) for path in output.glob("checkpoint-*")), default=0)
+
+
+def test_what_is_held_out_is_measured_once_where_a_run_was_killed_behind_its_last_checkpoint(tmp_path, monkeypatch):
+    options = {"task": "sudoku", "prompt_form": "plain", "reward_funcs": "sudoku", "num_generations": 2, "steps": 1,
+               "max_completion_length": 20, "held_out_problems": 2, "held_out_every": 1, "max_steps": 1}  # fmt: skip
+    dropped = ("generate", "canvas_length")
+    argv = [word for key, value in (SETTINGS | options | {"output_dir": tmp_path}).items() if key not in dropped
+            for word in (f"--{key}", str(value))]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["grpo", *argv])
+    grpo.main()
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    (tmp_path / "trainer_state.json").unlink()
+    grpo.main()
+    again = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    measured = [(entry["step"], entry["held_out/accuracy@1"]) for entry in log if "held_out/accuracy@1" in entry]
+    assert [step for step, _ in measured] == [0, 1]
+    assert [(entry["step"], entry["held_out/accuracy@1"]) for entry in again if "held_out/accuracy@1" in entry] == measured

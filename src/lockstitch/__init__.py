@@ -52,6 +52,7 @@ __all__ = [
     "Trajectory",
     "embedded_adapter",
     "embedded_model",
+    "model_name",
     "model_path",
     "preset",
     "sample",
@@ -104,6 +105,16 @@ def model_path(name: str) -> str:
     Raises `ValueError` for an embedded model that does not exist.
     """
     return str(embedded_model(name.removeprefix(EMBEDDED))) if name.startswith(EMBEDDED) else name
+
+
+def model_name(path: str) -> str:
+    """The inverse of `model_path`: the directory of an embedded model, here or on another machine, becomes `embedded:NAME`.
+
+    What is no such directory stays as it is.
+    """
+    place = Path(path)
+    is_ours = place.parent.name == "embedded" and place.parent.parent.name == "lockstitch"
+    return f"{EMBEDDED}{place.name}" if is_ours else path
 
 
 def _embedded(name: str, kind: str, pattern: str) -> Path:

@@ -28,6 +28,7 @@ COMMANDS = {
     "sample": Command("lockstitch.sampling.cli", "sample trajectories, watch them being denoised, fill in blanks"),
     "stitch": Command("lockstitch.stitching.cli", "sample trajectories, stitch their best steps, answer and report"),
     "grade": Command("lockstitch.rewards.tasks.grade_cli", "score completions of a task: accuracy, and what each earns"),
+    "lm-eval": Command("lockstitch.recipes.harness", "run lm-evaluation-harness's tasks, with our models as `lockstitch`"),
     "sft": Command("lockstitch.recipes.launch", "train on prompts and completions", "sft"),
     "grpo": Command("lockstitch.recipes.launch", "train by reinforcement learning, on a task or one's own data", "grpo"),
     "export": Command("lockstitch.rl.export_cli", "pack a trained adapter with its card, or merge it into its base"),

@@ -60,8 +60,10 @@ def one_line(
 
 
 @contextmanager
-def others_code(what: str) -> Iterator[None]:
+def others_code(what: str, mistakes: type[Exception] | tuple[type[Exception], ...] = Exception) -> Iterator[None]:
     """Within the block, which runs code that a user named, whatever that raises is said of `what`, with its place.
+
+    `mistakes` may be fewer, where the code is ours and called with what the user gave.
 
     Raises:
         OthersCodeError: in the place of any other exception.
@@ -70,7 +72,7 @@ def others_code(what: str) -> Iterator[None]:
         yield
     except OthersCodeError:
         raise
-    except Exception as error:
+    except mistakes as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise OthersCodeError(f"{what} raised {said} ({place.filename}, line {place.lineno})") from error

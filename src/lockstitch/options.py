@@ -6,8 +6,7 @@ option that nobody knows is refused with the nearest that is known. All of it in
 
     recipe, training = parse_options(TrlParser((Recipe, Training)), ["--config", "mine.yaml", "--seed", "1"])
 
-Left out: TRL's `env:`, since a page of settings should not set variables of the process; and fields of other types, which
-are left to their dataclasses.
+Left out: TRL's `env:`, since a page of settings should not set variables of the process.
 """
 
 import argparse
@@ -50,7 +49,11 @@ def fitted(hint: Any, value: Any) -> Any:
         several = value if isinstance(value, list | tuple) else [value]
         return [fitted(choices[0], one) if choices else one for one in several]
     reader = {str: _text, bool: _truth, int: _whole, float: _number, dict: _mapping, types.NoneType: _nothing}
-    return reader[origin or hint](value) if (origin or hint) in reader else value
+    if (origin or hint) in reader:
+        return reader[origin or hint](value)
+    if isinstance(hint, type) and hint.__module__ != "builtins" and not isinstance(value, hint):
+        raise ValueError(f"an object of {hint.__name__}, which Python alone makes")
+    return value
 
 
 def _fitted_to_one(hints: Sequence[Any], value: Any) -> Any:
