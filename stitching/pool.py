@@ -6,14 +6,21 @@ Axes: K trajectories, N steps of one.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from lockstitch.rewards.tasks.task import Task
-from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import Scorer, Scores
 from lockstitch.stitching.segment import steps_of, token_spans
 from lockstitch.stitching.steps import Step
 from lockstitch.stitching.stitch import geometric_mean
+
+
+class Tokenizes(Protocol):
+    """What has the tokenizer that trajectories were written with: a denoiser, say."""
+
+    @property
+    def tokenizer(self) -> Any: ...
 
 
 @dataclass
@@ -27,7 +34,7 @@ class Pool:
     score_KN: list[list[float]] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
 
-    def draw(self, denoiser: Denoiser, task: Task, scorer: Scorer, trajectories: Sequence[Trajectory]) -> None:
+    def draw(self, denoiser: Tokenizes, task: Task, scorer: Scorer, trajectories: Sequence[Trajectory]) -> None:
         """Adds trajectories that were drawn side by side: segments and scores them, and counts what they cost."""
         spans = [token_spans(denoiser.tokenizer, t.completion_ids) for t in trajectories]
         first = len(self.texts_K)

@@ -45,7 +45,8 @@ FACES = {
     "puzzle_rewards": {"puzzles", "mathematics"},
 }
 PACKAGES = [*MAY_IMPORT, *(f"{room}.{wing}" for room, wings in WINGS.items() for wing in wings)]
-SHARED = {"errors", "files", "options", "pages", "prompts", "terminal"}  # the umbrella's own modules, for every room
+# The umbrella's own modules, for every room.
+SHARED = {"cores", "engine", "errors", "files", "options", "pages", "prompts", "terminal"}
 SCRIPT = Path(sysconfig.get_path("scripts")) / "lockstitch"
 
 
