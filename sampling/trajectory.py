@@ -17,6 +17,8 @@ class Ledger:
         solver_tokens: tokens read and written by the solver.
         sequential_steps: forward passes that had to wait for one another, of any model.
         seconds: wall-clock time; a batched pass is shared equally among its rows.
+        scorer_passes: forward passes of a scoring model that a trajectory took part in. Passes of the diffusion model are
+            `nfe`, whatever they were for.
     """
 
     nfe: int = 0
@@ -25,6 +27,7 @@ class Ledger:
     solver_tokens: int = 0
     sequential_steps: int = 0
     seconds: float = 0.0
+    scorer_passes: int = 0
 
     def then(self, other: "Ledger") -> "Ledger":
         """The cost of this and, after it, the other."""

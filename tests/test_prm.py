@@ -114,9 +114,9 @@ def test_one_forward_pass_and_none_for_no_steps(prm: ProcessRewardModel) -> None
 def test_without_a_chat_template_the_question_stands_first(tmp_path: Path) -> None:
     build(tmp_path, template=None)
     prm = ProcessRewardModel(str(tmp_path), device="cpu")
-    ids, positions = prm.encode("How many?", ["One.", "Two."])
-    assert prm.tokenizer.decode(ids) == "How many?\nOne.<extra_0>Two.<extra_0>"
-    assert [prm.tokenizer.decode(ids[i]) for i in positions] == ["<extra_0>"] * 2
+    encoded = prm.encode("How many?", ["One.", "Two."])
+    assert prm.tokenizer.decode(encoded.ids) == "How many?\nOne.<extra_0>Two.<extra_0>"
+    assert [prm.tokenizer.decode(encoded.ids[i]) for i in encoded.positions] == ["<extra_0>"] * 2
 
 
 def test_what_cannot_score_steps_is_refused(folder: Path, tmp_path: Path) -> None:

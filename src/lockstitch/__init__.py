@@ -34,6 +34,7 @@ __all__ = [
     "Trajectory",
     "embedded_adapter",
     "embedded_model",
+    "embedded_scorer",
     "model_path",
     "preset",
     "sample",
@@ -77,6 +78,14 @@ def embedded_adapter(name: str) -> Path:
     Raises `ValueError` that lists the adapters there are.
     """
     return _embedded(name, "adapter", "adapters/*/adapter_model.safetensors")
+
+
+def embedded_scorer(name: str) -> Path:
+    """The directory of a process reward model that comes with the package, by its task: `arithmetic`, `countdown`, `sudoku`.
+
+    Raises `ValueError` that lists the scorers there are.
+    """
+    return _embedded(name, "scorer", "scorers/*/model.safetensors")
 
 
 def model_path(name: str) -> str:

@@ -30,6 +30,7 @@ COMMANDS = {
     "grade": Command("lockstitch.rewards.tasks.grade_cli", "score completions of a task: accuracy, and what each earns"),
     "sft": Command("lockstitch.recipes.launch", "train on prompts and completions", "sft"),
     "grpo": Command("lockstitch.recipes.launch", "train by reinforcement learning, on a task or one's own data", "grpo"),
+    "prm": Command("lockstitch.recipes.launch", "label reasoning steps and train a process reward model on them", "prm"),
     "export": Command("lockstitch.rl.export_cli", "pack a trained adapter with its card, or merge it into its base"),
     "rewards": Command("lockstitch.rewards.rewards_cli", "list the installed rewards, ours and plug-ins"),
     "report": Command("lockstitch.rl.run_report", "write the page of a training run: curves, health, completions"),
