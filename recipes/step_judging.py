@@ -1,8 +1,8 @@
 """How far a process reward model can be trusted: its scores on labelled rows that it was not trained on, and a page of them.
 
-Steps are judged against their labels (the share of completions that end right) and against the task's exact checker, traces
-by the geometric mean of their steps against whether their answer is right. Other scorers may be judged on the same rows; the
-weights of a sum are fitted on rows of their own.
+Steps are judged against their labels (of completions that end right), against the task's exact checker, and against whether
+it finds everything up to them sound; traces by the geometric mean of their steps against whether their answer is right.
+Other scorers may be judged on the same rows; the weights of a sum are fitted on rows of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,6 +93,10 @@ def figures(scores: Sequence[Sequence[float]], rows: Sequence[Mapping[str, Any]]
         pairs["checker"] = [
             (score, float(sound == SOUND)) for row, own in zip(rows, scores, strict=True)
             for score, sound in zip(own, row["sound"], strict=True) if sound in (SOUND, WRONG)
+        ]  # fmt: skip
+        pairs["prefixes"] = [
+            (score, float(min(row["sound"][: i + 1]) == SOUND)) for row, own in zip(rows, scores, strict=True)
+            for i, score in enumerate(own)
         ]  # fmt: skip
     if all("correct" in row for row in rows):
         pairs["traces"] = [(geometric_mean(own), float(row["correct"]))

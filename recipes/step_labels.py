@@ -12,7 +12,7 @@ Axes: K trajectories of a problem.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def label_problems(
             "of": k,
             "correct": _is_right(task, problem, trajectory),
             "sound": check_steps(task.checker, problem.question, [step.text for step in steps]),
-            "trajectory": trajectory.to_dict(),
+            "trajectory": replace(trajectory, prompt=0).to_dict(),
             "ledger": asdict(cost),
         })  # fmt: skip
     return rows

@@ -72,7 +72,18 @@ class StitchConfig:
     threshold: float | None = field(default=None, metadata={"help": "Confidence to commit at, under threshold."})
     temperature: float | None = field(default=None, metadata={"help": "Of the trajectories (default 0.7)."})
     scorer: str = field(
-        default="calculator", metadata={"help": "calculator, confidence, prm:MODEL or module:function."}
+        default="calculator",
+        metadata={"help": "calculator, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:TASK) or "
+                          "module:function; a+b combines."},
+    )  # fmt: skip
+    scorer_weights: str | None = field(
+        default=None, metadata={"help": "Fitted weights of this scorer (`lockstitch prm` writes scorer_weights.json)."}
+    )
+    checker: str = field(
+        default="exact", metadata={"help": "exact: the task's checker has a say in every chain; none: the scorer alone."}
+    )
+    rescore: bool = field(
+        default=False, metadata={"help": "Have the scorer read the stitched chain again, and go by what it says there."}
     )
     rule: str = field(default="path", metadata={"help": "Stitching rule: path, paper or public."})
     delta: float = field(default=0.9, metadata={"help": "Steps that score at least this are kept."})
@@ -97,6 +108,7 @@ class StitchConfig:
     color: str = field(default="auto", metadata={"help": "auto, always or never."})
 
     def __post_init__(self) -> None:
+        from lockstitch.stitching.score import TRACED, scorer_parts
         from lockstitch.stitching.stitch import RULES
 
         from lockstitch.terminal import WHEN
@@ -113,6 +125,13 @@ class StitchConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.checker not in ("exact", "none"):
+            raise ValueError(f"checker={self.checker!r} is not one of exact, none")
+        if self.rescore and self.rule != "path":
+            raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
+        traced = sorted(set(scorer_parts(self.scorer)) & TRACED)
+        if self.rescore and traced:
+            raise ValueError(f"rescore=True: scorer={traced[0]!r} reads a sampler's trace, which a stitched chain has not")
         if self.color not in WHEN:
             raise ValueError(f"color={self.color!r} is not one of {', '.join(WHEN)}")
         if self.output is None and self.question is None:
@@ -123,12 +142,12 @@ class StitchConfig:
                         "block_length", "policy", "steps", "threshold", "temperature", "rounds", "round_width",
                         "round_temperature")  # fmt: skip
             ignored = [name for name in sampling if getattr(self, name) is not None]
-            if self.trust_remote_code and not self.scorer.startswith("prm:"):
+            if self.trust_remote_code and "prm:" not in self.scorer:
                 ignored.append("trust_remote_code")
             if ignored:
                 raise ValueError(f"--trajectories come as they are: {', '.join(ignored)} would be ignored")
-            if self.scorer == "confidence":
-                raise ValueError("scorer='confidence' reads the sampler's trace, which --trajectories do not have")
+            if traced:
+                raise ValueError(f"scorer={traced[0]!r} reads the sampler's trace, which --trajectories do not have")
             self.rounds = False
         elif self.rounds is None:
             self.rounds = self.rule == "path"
@@ -169,9 +188,11 @@ def stitch(config: StitchConfig) -> int:
         n = max(len(one.completions or ()) for one in given)
 
     from lockstitch.stitching import pipeline
+    from lockstitch.stitching.calibration import scorer_against_checker
     from lockstitch.stitching.methods import Compare, StitchSettings
     from lockstitch.stitching.report import write_report
     from lockstitch.stitching.terminal import render_problem, render_summary
+    from lockstitch.stitching.unchecked import unchecked
 
     from lockstitch import files, terminal
 
@@ -186,11 +207,12 @@ def stitch(config: StitchConfig) -> int:
             remembered["sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
         files.claim_directory(directory, {**remembered, "num_trajectories": n})
     denoiser, sampler_config = _load_denoiser(config, task, embedded)
-    scorer, solver = _load_readers(config, task)
+    scorer, solver = _load_readers(config, task, denoiser)
     settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds), config.round_width or 1,
-                              config.round_temperature)  # fmt: skip
-    sampler = pipeline.Sample(task, scorer, n, denoiser, sampler_config)
-    compare = Compare(task, scorer, settings, solver, denoiser, sampler_config)
+                              config.round_temperature, config.rescore)  # fmt: skip
+    judged_by = task if config.checker == "exact" else unchecked(task)
+    sampler = pipeline.Sample(judged_by, scorer, n, denoiser, sampler_config)
+    compare = Compare(judged_by, scorer, settings, solver, denoiser, sampler_config)
     color = terminal.use_color(config.color)
     if directory is None:
         rows = pipeline.run_in_memory(given, task, sampler, compare, seed=config.seed)
@@ -203,6 +225,8 @@ def stitch(config: StitchConfig) -> int:
     )
     close()
     summary = pipeline.summarise(task, rows, compare.absent(), {**remembered, "num_trajectories": n})
+    if config.scorer != "calculator":
+        summary["scorer"] = scorer_against_checker(task, rows)
     files.write_whole(directory / files.SUMMARY, files.to_json(summary))
     write_report(directory / pipeline.REPORT, rows, summary)
     if config.question is not None:
@@ -256,14 +280,15 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
     return denoiser, sampler_config
 
 
-def _load_readers(config: StitchConfig, task: Any) -> tuple[Any, Any]:
+def _load_readers(config: StitchConfig, task: Any, denoiser: Any) -> tuple[Any, Any]:
     from lockstitch.stitching.refine import load_solver
     from lockstitch.stitching.score import load_scorer
 
     from lockstitch import embedded_model
 
     sys.path.insert(0, os.getcwd())  # module:function may stand beside the user, as with TRL's reward functions
-    scorer = load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code)
+    scorer = load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code, denoiser=denoiser,
+                         weights=config.scorer_weights)  # fmt: skip
     solver = config.solver or (EMBEDDED if task.canvas_length is not None else NONE)
     if solver == NONE:
         return scorer, None

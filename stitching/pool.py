@@ -18,7 +18,10 @@ from lockstitch.stitching.stitch import geometric_mean
 
 @dataclass
 class Pool:
-    """One problem's trajectories. `trajectories` stays empty where only their texts are known."""
+    """One problem's trajectories. `trajectories` stays empty where only their texts are known.
+
+    `rescored` holds what the scorer said of chains that were put together, by the texts of their steps.
+    """
 
     question: str
     texts_K: list[str] = field(default_factory=list)
@@ -26,6 +29,7 @@ class Pool:
     steps_KN: list[list[Step]] = field(default_factory=list)
     score_KN: list[list[float]] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    rescored: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
 
     def draw(self, denoiser: Denoiser, task: Task, scorer: Scorer, trajectories: Sequence[Trajectory]) -> None:
         """Adds trajectories that were drawn side by side: segments and scores them, and counts what they cost."""

@@ -61,8 +61,6 @@ class ProcessRewardModel:
         self.marker, self.system, self.task = marker, system, task
         self.reader = Reader.beside(model)
         if self.reader is not None:
-            if trust_remote_code:
-                raise ValueError(f"trust_remote_code=True would be ignored: {model!r} brings no code, lockstitch trained it")
             self.marker_id = None
             self.model, self.tokenizer = load_classifier(model, self.reader, device)
             self.device: Any = self.model.device

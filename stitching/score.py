@@ -124,6 +124,7 @@ _ACCEPTED = (
     "'calculator', 'confidence', 'bmc', 'bound', 'likelihood:MODEL', 'prm:MODEL' (a folder, a name on the hub or "
     "embedded:TASK), 'module:function', or several of them with + between, such as 'confidence+bmc'"
 )
+TRACED = frozenset({"confidence", "bmc", "bound"})  # what the sampler left behind is what they read
 # Where a sum goes on: a plus sign before something that names a scorer, and not one inside a path.
 _PLUS = re.compile(r"\+(?=(?:calculator|confidence|bmc|bound)(?:\+|$)|[A-Za-z_][\w.]*:)")
 
