@@ -182,7 +182,8 @@ def test_from_labels_to_a_scorer_and_again(tmp_path):
 @pytest.mark.slow
 def test_own_rows_an_adapter_and_a_causal_model(tmp_path):
     rows = tmp_path / "steps.jsonl"
-    made = [{"prompt": f"{n}+7=\n", "steps": [f"{n}+7={n + 7 + n % 2}"], "labels": [n % 2 == 0]} for n in range(10, 40)]
+    made = [{"prompt": f"{n}+7=\n", "steps": [f"{n}+7={n + 7 + n % 2}"], "labels": [n % 2 == 0]}
+            for n in range(10, 40)]  # fmt: skip
     rows.write_text("".join(json.dumps(row) + "\n" for row in made))
     done = run("--dataset_name", str(rows), "--columns", "completions:steps", "--model_name_or_path", "embedded:solver",
                "--use_peft", "true", "--max_steps", "3", "--output_dir", str(tmp_path / "out"))  # fmt: skip
