@@ -153,7 +153,8 @@ def run(*options):
 @pytest.mark.slow
 def test_from_labels_to_a_scorer_and_again(tmp_path):
     command = ["--config", "tiny/prm_sudoku.yaml", "--num_problems", "16", "--num_eval_problems", "8",
-               "--num_fit_problems", "8", "--max_steps", "4", "--save_steps", "2", "--output_dir", str(tmp_path)]  # fmt: skip
+               "--num_fit_problems", "8", "--max_steps", "4", "--save_steps", "2", "--output_dir",
+               str(tmp_path)]  # fmt: skip
     done = run(*command)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
