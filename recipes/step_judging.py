@@ -79,8 +79,8 @@ def trace_scores(scorer: Scorer, tokenizer: Any, task: Any, rows: Sequence[Mappi
         steps_KN = [steps_of(t.text, task.unit, k, token_spans(tokenizer, t.completion_ids)) for k, t in enumerate(traces)]
         scores = scorer(question, steps_KN, traces)
         cost = cost.then(scores.cost())
-        for i, row in zip(places, scores.score_KN, strict=True):
-            found[i] = row
+        for i, own in zip(places, scores.score_KN, strict=True):
+            found[i] = own
     return found, cost
 
 

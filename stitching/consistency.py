@@ -52,7 +52,7 @@ class Agreement:
     @property
     def score(self) -> float:
         """The mean of the parts."""
-        parts = astuple(self)
+        parts: tuple[float, ...] = astuple(self)
         return sum(parts) / len(parts)
 
 

@@ -62,10 +62,11 @@ class ProcessRewardModel:
         self.reader = Reader.beside(model)
         if self.reader is not None:
             self.marker_id = None
+            self.tokenizer: Any
             self.model, self.tokenizer = load_classifier(model, self.reader, device)
             self.device: Any = self.model.device
             return
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
         self.marker_id = _single_token(self.tokenizer, marker, model) if marker else None
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         architecture = (config.architectures or ["none"])[0]

@@ -155,8 +155,8 @@ def load_body(
 
     Raises `ValueError` for what cannot be loaded, and for another attention than a model was trained with.
     """
-    from lockstitch.sampling.families import FACTS
-    from lockstitch.sampling.loading import layout_of, load_model, load_tokenizer, read_config, translation_of
+    from lockstitch.sampling.families import FACTS, translation_of
+    from lockstitch.sampling.loading import layout_of, load_model, load_tokenizer, read_config
 
     raw = read_config(model, loading.get("revision"))
     diffusion = family is not None or FACTS in raw or translation_of(raw) is not None or raw.get("is_causal") is False
