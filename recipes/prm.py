@@ -199,7 +199,7 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     rows = {}
     for place, (split, wanted) in enumerate(problems.items()):
         directory = output / LABELS / split
-        files.claim_directory(directory, {**said, "split": split, "num_problems": len(wanted)})
+        files.claim_directory(directory, {**said, "split": split})
 
         def label(part: Any, first: int, place: int = place) -> list[dict[str, Any]]:
             seeds = [derive_seed(recipe.problem_seed, place, first + i) for i in range(len(part))]

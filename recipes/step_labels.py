@@ -148,7 +148,7 @@ def write_labels(
     directory: Path, problems: Sequence[Problem], label: Callable[[Sequence[Problem], int], list[dict[str, Any]]], per: int,
     chunk: int, progress: Callable[[int], None] = lambda _: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Labels what is not labelled yet, chunk by chunk, and returns all rows.
+    """Labels what is not labelled yet, chunk by chunk, and returns all rows of the problems, of which there may be more now.
 
     Args:
         directory: holds `results.jsonl`, and is this labelling's own (`files.claim_directory`).
@@ -157,9 +157,14 @@ def write_labels(
         per: rows of a problem.
         chunk: problems labelled together; the rows of one are written at once.
         progress: called with the number of rows that were just finished, those of an earlier run first.
+
+    Raises `ValueError` where the rows that are there are of other problems.
     """
     path = directory / RESULTS
-    done = finished_by_index(path)
+    done = finished_by_index(path)[: len(problems) * per]
+    for i, row in enumerate(done):
+        if row["question"] != problems[i // per].question:
+            raise ValueError(f"{directory} holds labels of other problems (row {i}: {row['question']!r}); choose another output")
     progress(len(done))
 
     def chunks() -> Iterator[list[dict[str, Any]]]:
