@@ -164,7 +164,8 @@ def write_labels(
     done = finished_by_index(path)[: len(problems) * per]
     for i, row in enumerate(done):
         if row["question"] != problems[i // per].question:
-            raise ValueError(f"{directory} holds labels of other problems (row {i}: {row['question']!r}); choose another output")
+            raise ValueError(f"{directory} holds labels of other problems (row {i}: {row['question']!r}); choose another "
+                             "output")  # fmt: skip
     progress(len(done))
 
     def chunks() -> Iterator[list[dict[str, Any]]]:

@@ -146,7 +146,8 @@ def drawing(task_name, arguments):
 
 
 def summary_of(rows, exact):
-    """The figures of one arm; the difference is to the exact one on the same problems."""
+    """The figures of one arm; the difference is to the exact one on the same problems, the first of those that it has."""
+    rows, exact = rows[: len(exact)], exact[: len(rows)]
     stitched = [row["stitched"] for row in rows]
     steps = [pair for row in rows for pair in row["steps"]]
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in ("nfe", "scorer_passes", "canvases", "complete")}

@@ -73,7 +73,7 @@ class StitchConfig:
     temperature: float | None = field(default=None, metadata={"help": "Of the trajectories (default 0.7)."})
     scorer: str = field(
         default="calculator",
-        metadata={"help": "calculator, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:TASK) or "
+        metadata={"help": "calculator, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:sudoku) or "
                           "module:function; a+b combines."},
     )  # fmt: skip
     scorer_weights: str | None = field(

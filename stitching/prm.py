@@ -30,7 +30,7 @@ class ProcessRewardModel:
     """Scores steps by the probability that a process reward model calls them right.
 
     Args:
-        model: folder, name on the hub or `embedded:TASK`. One that `lockstitch prm` trained, another token classifier of
+        model: folder, name on the hub or `embedded:sudoku`. One that `lockstitch prm` trained, another token classifier of
             two labels (wrong, right) or, where the user trusts it, a model with code of its own whose output holds logits
             `(K, L, 2)`.
         task: its prompts and its form of steps are what a model of ours reads; None reads the question and the steps as

@@ -122,7 +122,7 @@ class Custom:
 
 _ACCEPTED = (
     "'calculator', 'confidence', 'bmc', 'bound', 'likelihood:MODEL', 'prm:MODEL' (a folder, a name on the hub or "
-    "embedded:TASK), 'module:function', or several of them with + between, such as 'confidence+bmc'"
+    "embedded:sudoku), 'module:function', or several of them with + between, such as 'confidence+bmc'"
 )
 TRACED = frozenset({"confidence", "bmc", "bound"})  # what the sampler left behind is what they read
 # Where a sum goes on: a plus sign before something that names a scorer, and not one inside a path.

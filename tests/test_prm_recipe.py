@@ -22,6 +22,7 @@ from lockstitch import embedded_scorer, model_path
 ROOT = Path(__file__).resolve().parent.parent
 TOK = tokenizer()
 TASKS = ("arithmetic", "countdown", "sudoku")
+SHIPPED = sorted(path.name for path in (ROOT / "src/lockstitch/embedded/scorers").iterdir())
 LABELLED = {"task": "sudoku", "label_model": "embedded:sudoku-early"}
 
 
@@ -126,7 +127,12 @@ def test_rows_of_another_form_are_refused(row, says):
 # --- the scorers that come with the package --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TASKS)
+def test_there_is_one_for_sudoku():
+    with pytest.raises(ValueError, match="no embedded scorer 'chess'; there are .*sudoku"):
+        embedded_scorer("chess")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_embedded_scorer_tells_right_steps_from_wrong_ones(name):
     folder = embedded_scorer(name)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2.2e6

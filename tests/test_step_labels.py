@@ -97,6 +97,19 @@ def test_labelling_that_was_killed_goes_on_and_gives_the_same_rows(tmp_path, cut
     assert without_seconds(done) == without_seconds(again)
 
 
+def test_more_problems_are_labelled_on_and_other_ones_refused(tmp_path):
+    def label(part, first):
+        return label_problems(denoiser(), TASK, part, CONFIG, Labelling(2, 2), [first + i for i in range(len(part))])
+
+    few = write_labels(tmp_path, PROBLEMS[:1], label, 2, chunk=1)
+    more = write_labels(tmp_path, PROBLEMS, label, 2, chunk=1)
+    assert without_seconds(more[:2]) == without_seconds(few)
+    assert len(more) == 6
+    assert len(write_labels(tmp_path, PROBLEMS[:2], label, 2, chunk=1)) == 4
+    with pytest.raises(ValueError, match=r"holds labels of other problems \(row 0: '1'\)"):
+        write_labels(tmp_path, PROBLEMS[::-1], label, 2, chunk=1)
+
+
 def test_what_cannot_be_labelled_is_refused():
     task = get_task("gsm8k")
     open_ended = Problem("How many?")
