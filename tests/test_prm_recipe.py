@@ -128,7 +128,7 @@ def test_rows_of_another_form_are_refused(row, says):
 
 
 def test_there_is_one_for_sudoku():
-    with pytest.raises(ValueError, match="no embedded scorer 'chess'; there are .*sudoku"):
+    with pytest.raises(ValueError, match=r"no embedded scorer 'chess'; there are .*sudoku"):
         embedded_scorer("chess")
 
 
