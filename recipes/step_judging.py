@@ -43,6 +43,7 @@ def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, An
         scored |= other_scorers(recipe, output, rows)
     summary["scorers"] = scored
     write_whole(output / SUMMARY, to_json(summary))
+    print(f"Model saved to {output}")
     for name, found in scored.items():
         told = (f"against {against}: AUC {_short(one['auc'])}, ECE {_short(one['ece'])}, n {one['n']}"
                 for against, one in found.items() if "auc" in one)  # fmt: skip
