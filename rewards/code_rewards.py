@@ -35,7 +35,7 @@ from lockstitch.rewards.programs.code_tests import (
     parse_setup,
     parse_tests,
 )
-from lockstitch.rewards.programs.judge import Exam, Examiner, LocalExaminer, Marks
+from lockstitch.rewards.programs.judge import NO_TEST, Exam, Examiner, LocalExaminer, Marks
 from lockstitch.rewards.programs.sandbox_fusion import FusionExaminer
 from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Unsafe
 
@@ -148,6 +148,12 @@ def _said(marks: Marks) -> str:
     return "passed" if all(marks.passed) else printable(marks.reason)
 
 
+def why_no_exam(row: Mapping[str, Any]) -> str | None:
+    """Why a row has no tests that could be run, which is known without running any; None if it has some."""
+    read = _read(row, "")
+    return read.reason if isinstance(read, Marks) else None
+
+
 class _Ready:
     """A row's tests, and how its programs are to be read."""
 
@@ -163,7 +169,7 @@ def _read(row: Mapping[str, Any], prompt: str) -> _Ready | Marks:
         return Marks(None, str(error))
     if ready is None:
         return Marks(None, "no tests in the row")
-    return ready if ready.exam.tests else Marks(None, "its tests ask nothing of the program, or check nothing")
+    return ready if ready.exam.tests else Marks(None, NO_TEST)
 
 
 def _by_columns(row: Mapping[str, Any], prompt: str) -> _Ready | None:

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 from lockstitch.rewards.contract import Completion, LogMetric, Value, completion_texts, report_none, rows_of
 from lockstitch.rewards.extract import last_marked
-from lockstitch.rewards.marks import without_special_tokens
+from lockstitch.rewards.marks import find_answer, without_special_tokens
+from lockstitch.rewards.mathematics.plain import value_of
+from lockstitch.rewards.mathematics.reading import read_answer
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.puzzles import countdown, sudoku
 from lockstitch.rewards.puzzles.forms import (
@@ -153,14 +155,22 @@ def sudoku_cells_reward(
 
 def judge_arithmetic(problem: Problem, text: str) -> Value:
     """1.0 for the value of the chain (or the gold answer of a story), 0.0 for another or none; None if it is unknown."""
-    right = arithmetic_is_correct(problem.question, problem.answer, last_marked(text) or "none")
+    right = arithmetic_is_correct(problem.question, problem.answer, last_marked(text) or _number(text) or "none")
     return None if right is None else float(right)
+
+
+def _number(text: str) -> str | None:
+    """The number that a text answers in another way than a bare marked one; None if it answers none, or is cut off."""
+    found = find_answer(text)
+    read = None if found is not None and found.is_cut else read_answer(text)
+    value = None if read is None else value_of(read.rpartition("=")[2])
+    return None if value is None else str(value)
 
 
 def arithmetic_reward(
     prompts: Sequence[Any], completions: Sequence[Completion], log_metric: LogMetric | None = None, **columns: Any
 ) -> list[Value]:
-    """1.0 for the value of an arithmetic chain behind `####` or another answer mark, else 0.0.
+    """1.0 for the value of an arithmetic chain, behind an answer mark or as the last expression, else 0.0.
 
     Columns: question (a chain `12, +7, -5`, or a story with answer).
     """

@@ -13,15 +13,18 @@ functions.
 
 import copy
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from lockstitch.rl import losses
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.head import check_head
+from lockstitch.rl.logged_completions import add_columns, make_writable, plain_columns
 from lockstitch.rl.resume import ResumableGRPOTrainer
 from lockstitch.rl.rollouts import (
     EVAL,
@@ -98,6 +101,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
         self._seeds: list[int] = []
         self._rewards_NF = torch.empty(0)
         self._eval_rows = 0
+        self._given: deque[dict[str, Any]] = deque(maxlen=args.generation_batch_size)  # as TRL keeps completions
 
     def _prepare_reference(self, reference: Any) -> Any:
         if self.is_deepspeed_enabled:
@@ -181,6 +185,8 @@ class RolloutTrainer(ResumableGRPOTrainer):
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Any:
         ids = [list(t.completion_ids) for t in self._rollouts]
+        if self.log_completions:
+            self._given.extend(gather_object(plain_columns(inputs)))
         self._rewards_NF = super()._calculate_rewards(inputs, prompts, completions, ids)
         return self._rewards_NF
 
@@ -253,6 +259,15 @@ class RolloutTrainer(ResumableGRPOTrainer):
     def _score_before(self, columns: Columns) -> None:
         """Adds the likelihoods that have to be known before the first step."""
         raise NotImplementedError
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in TRL; the completions that it keeps can be written whatever is in them, and have the data set's columns."""
+        for column in (self._logs["prompt"], self._logs["completion"], *self._logs["extra"].values()):
+            make_writable(column)
+        super().log(logs, start_time)
+        if self.log_completions and self.accelerator.is_main_process:
+            name = f"completions_{self.state.global_step:05d}.parquet"
+            add_columns(Path(self.args.output_dir) / "completions" / name, list(self._given))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As in TRL; every evaluation draws the same noise."""

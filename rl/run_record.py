@@ -9,9 +9,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lockstitch.errors import without_passwords
 from lockstitch.files import to_json, write_whole
 
 RUN = "run.json"
+_SECRET = {"hub_token", "push_to_hub_token"}
 # Fields of transformers' and TRL's configs that these set by themselves.
 _DERIVED = {"activation_checkpointing", "completion_only_loss", "debug", "disable_tqdm", "do_eval", "pad_to_multiple_of"}
 
@@ -53,14 +55,17 @@ def base_revision(base: str, asked: str) -> str | None:
 
 
 def changed_settings(*configs: Any) -> dict[str, Any]:
-    """The fields of config dataclasses that differ from their defaults and that JSON can hold, in order."""
+    """The fields of config dataclasses that differ from their defaults and that JSON can hold, in order.
+
+    Tokens are left out, and so are passwords in addresses.
+    """
     changed = {}
     for config in configs:
         for one in fields(config):
             value = getattr(config, one.name)
             default = one.default_factory() if one.default_factory is not MISSING else one.default
-            if one.init and one.name not in _DERIVED and value != default and _plain(value):
-                changed[one.name] = value
+            if one.init and one.name not in _DERIVED | _SECRET and value != default and _plain(value):
+                changed[one.name] = without_passwords(value) if isinstance(value, str) else value
     return changed
 
 

@@ -227,7 +227,8 @@ def _rows(
 
     from lockstitch import files
 
-    done = [] if directory is None else files.finished_by_index(directory / files.RESULTS)
+    expected = [prompts.known_columns(i, request) for i, request in enumerate(requests)]
+    done = [] if directory is None else files.finished_by_index(directory / files.RESULTS, expected)
     yield from ((row, False) for row in done)
     if len(done) == len(requests):
         return

@@ -23,7 +23,7 @@ from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.sampling.uniform_config import UniformConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lockstitch.files import read_rows
+from lockstitch.files import kept_columns, read_rows
 
 Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 
@@ -38,6 +38,7 @@ class Request:
         config: the settings, with this row's canvas length.
         canvas: the row's own canvas, or None for an empty one.
         spans: its blanks.
+        columns: the row's other columns, which its results keep.
     """
 
     text: str
@@ -45,6 +46,11 @@ class Request:
     config: SamplerConfig | UniformConfig
     canvas: tuple[int | None, ...] | None = None
     spans: tuple[blanks.Span, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_row(self, row: Mapping[str, Any]) -> "Request":
+        """The same request with the columns of its row."""
+        return replace(self, columns={name: value for name, value in row.items() if name not in ("prompt", "canvas")})
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Reader:
 
     def read(self, path: Path) -> list[Request]:
         """The requests of a file; `ValueError` names every bad line."""
-        return read_rows(path, lambda row: self.request(row.get("prompt"), row.get("canvas")))
+        return read_rows(path, lambda row: self.request(row.get("prompt"), row.get("canvas")).of_row(row))
 
     def request(self, text: object, canvas: object = None) -> Request:
         """One request; `ValueError` says what is wrong with it."""
@@ -192,8 +198,8 @@ def _bans(request: Request, denoiser: Denoiser) -> Sequence[tuple[int, int]]:
 
 
 def result_row(request: Request, trajectories: Sequence[Trajectory], decode: Decode) -> dict[str, Any]:
-    """A line of `results.jsonl`: the prompt, its trajectories and, where it has blanks, what was written in each."""
-    row: dict[str, Any] = {"index": trajectories[0].prompt, "prompt": request.text}
+    """A line of `results.jsonl`: the prompt, the row's other columns, its trajectories, and what was written in blanks."""
+    row = known_columns(trajectories[0].prompt, request)
     if request.spans:
         row["blanks"] = [
             {"name": span.name, "start": span.start, "stop": span.stop,
@@ -201,6 +207,12 @@ def result_row(request: Request, trajectories: Sequence[Trajectory], decode: Dec
             for span in request.spans
         ]  # fmt: skip
     return {**row, "trajectories": [trajectory.to_dict() for trajectory in trajectories]}
+
+
+def known_columns(index: int, request: Request) -> dict[str, Any]:
+    """What is known of a line of `results.jsonl` before anything is sampled."""
+    ours = ("index", "prompt", "blanks", "trajectories")
+    return {"index": index, "prompt": request.text, **kept_columns(request.columns, ours)}
 
 
 def read_result_row(row: Mapping[str, Any]) -> list[Trajectory]:

@@ -55,7 +55,7 @@ class UniformReader:
 
     def read(self, path: Path) -> list[Request]:
         """The requests of a file; `ValueError` names every bad line."""
-        return read_rows(path, lambda row: self.request(row.get("prompt"), row.get("canvas")))
+        return read_rows(path, lambda row: self.request(row.get("prompt"), row.get("canvas")).of_row(row))
 
     def request(self, text: object, canvas: object = None) -> Request:
         """One request; `ValueError` says what is wrong with it."""

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lockstitch.errors import GOES_ON, reported
+from lockstitch.errors import GOES_ON, reported, without_passwords
 
 EMBEDDED = "embedded"
 NONE = "none"
+SERVER = ("solver_timeout", "solver_attempts", "solver_concurrency")  # of a server's solver alone
 
 
 @dataclass
@@ -34,9 +35,12 @@ class StitchConfig:
     question: str | None = field(default=None, metadata={"help": "One problem, shown in the terminal."})
     generate: int | None = field(default=None, metadata={"help": "This many generated held-out problems."})
     trajectories: str | None = field(
-        default=None, metadata={"help": "Trajectories sampled elsewhere: JSON Lines with 'question', 'completions' and, "
-                                        "where known, 'answer'."}
+        default=None, metadata={"help": "Trajectories sampled elsewhere: rows with a question and 'completions' or "
+                                        "'completion', or as lockstitch sample, TRL and lm-eval write them."}
     )  # fmt: skip
+    column: str | None = field(
+        default=None, metadata={"help": "The column of the completions of --trajectories, if it has no name that is known."}
+    )
     limit: int | None = field(default=None, metadata={"help": "Only the first so many problems."})
     output: str | None = field(
         default=None, metadata={"help": "Directory for results.jsonl, summary.json and report.html. Needed unless one "
@@ -102,6 +106,15 @@ class StitchConfig:
         default=None, metadata={"help": "Writes the answer: a model directory or hub name, vllm:MODEL, openai:MODEL@URL, "
                                         "none, or embedded (default for the embedded tasks)."}
     )  # fmt: skip
+    solver_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds that a request to an openai: solver may take (default 120)."}
+    )
+    solver_attempts: int | None = field(
+        default=None, metadata={"help": "How often such a request is tried, with growing pauses (default 5)."}
+    )
+    solver_concurrency: int | None = field(
+        default=None, metadata={"help": "Such requests at a time (default 8)."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of all noise and of generated problems."})
     batch_size: int = field(default=256, metadata={"help": "Most rows in one forward pass."})
     chunk: int = field(default=25, metadata={"help": "Problems worked on together; results are saved after each chunk."})
@@ -121,7 +134,9 @@ class StitchConfig:
             raise ValueError(f"rule={self.rule!r} is not one of {', '.join(RULES)}")
         if not self.delta >= 0:
             raise ValueError(f"delta={self.delta} must be at least 0 (above 1 keeps the anchor alone)")
-        for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk"):
+        self._check_server()
+        for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk", "solver_attempts",
+                     "solver_concurrency"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
@@ -136,6 +151,8 @@ class StitchConfig:
             raise ValueError(f"color={self.color!r} is not one of {', '.join(WHEN)}")
         if self.output is None and self.question is None:
             raise ValueError("--output DIR is needed (only --question can do without)")
+        if self.column is not None and self.trajectories is None:
+            raise ValueError(f"column={self.column!r} would be ignored without --trajectories")
         if self.trajectories is not None:
             sampling = ("model", "family", "mask_id", "device", "chat_template", "system_prompt", "num_trajectories",
                         "canvas_length", "preset",
@@ -159,6 +176,15 @@ class StitchConfig:
             raise ValueError(f"limit={self.limit} would be ignored with --question")
 
 
+    def _check_server(self) -> None:
+        of_server = [name for name in SERVER if getattr(self, name) is not None]
+        if of_server and not (self.solver or "").startswith("openai:"):
+            said = without_passwords(repr(self.solver))
+            raise ValueError(f"{', '.join(of_server)} would be ignored: solver={said} is not openai:MODEL@URL")
+        if self.solver_timeout is not None and not self.solver_timeout > 0:
+            raise ValueError(f"solver_timeout={self.solver_timeout} must be a positive number of seconds")
+
+
 def _progress(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
     from tqdm import tqdm
 
@@ -168,14 +194,15 @@ def _progress(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
 
 def stitch(config: StitchConfig) -> int:
     """Runs the pipeline; returns the process's exit status. Raises `ValueError` before any long work."""
+    from lockstitch.rewards.tasks.golds import warning
     from lockstitch.rewards.tasks.task import get_task
-    from lockstitch.stitching.inputs import Given, generate_problems, read_problems
+    from lockstitch.stitching.inputs import Given, generate_problems, read_problems, read_trajectories
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading weights; the problems have a bar of their own
     task = get_task(config.task)
     if config.trajectories is not None:
-        given = read_problems(Path(config.trajectories), task, with_completions=True)
+        given = read_trajectories(Path(config.trajectories), task, config.column)
     elif config.input is not None:
         given = read_problems(Path(config.input), task)
     elif config.generate is not None:
@@ -183,12 +210,16 @@ def stitch(config: StitchConfig) -> int:
     else:
         given = [Given(task.read_row({"question": config.question}))]
     given = given[: config.limit]
+    faults = [(one.line, one.fault) for one in given if one.fault is not None]
+    if faults:
+        print(warning(str(config.trajectories or config.input), faults), file=sys.stderr)
     n = config.num_trajectories or 8
     if config.trajectories is not None:
         n = max(len(one.completions or ()) for one in given)
 
     from lockstitch.stitching import pipeline
     from lockstitch.stitching.calibration import scorer_against_checker
+    from lockstitch.stitching.kept import KeptAnswers
     from lockstitch.stitching.methods import Compare, StitchSettings
     from lockstitch.stitching.report import write_report
     from lockstitch.stitching.terminal import render_problem, render_summary
@@ -200,14 +231,18 @@ def stitch(config: StitchConfig) -> int:
     directory = Path(config.output) if config.output is not None else None
     if directory is not None:
         # What cannot change a result may differ between a run and the one that resumes it.
-        free = ("output", "color", "batch_size", "chunk", "device")
+        free = ("output", "color", "batch_size", "chunk", "device", *SERVER)
         remembered = {name: value for name, value in asdict(config).items() if name not in free}
+        remembered["solver"] = None if config.solver is None else without_passwords(config.solver)
         source = config.input or config.trajectories
         if source is not None:
             remembered["sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
         files.claim_directory(directory, {**remembered, "num_trajectories": n})
     denoiser, sampler_config = _load_denoiser(config, task, embedded)
     scorer, solver = _load_readers(config, task, denoiser)
+    kept = None
+    if directory is not None and solver is not None:
+        solver = kept = KeptAnswers(solver, directory, [str(remembered["solver"]), task.name])
     settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds), config.round_width or 1,
                               config.round_temperature, config.rescore)  # fmt: skip
     judged_by = task if config.checker == "exact" else unchecked(task)
@@ -227,8 +262,11 @@ def stitch(config: StitchConfig) -> int:
     summary = pipeline.summarise(task, rows, compare.absent(), {**remembered, "num_trajectories": n})
     if config.scorer != "calculator":
         summary["scorer"] = scorer_against_checker(task, rows)
+    summary["unreadable_gold"] = len(faults)
     files.write_whole(directory / files.SUMMARY, files.to_json(summary))
     write_report(directory / pipeline.REPORT, rows, summary)
+    if kept is not None:
+        kept.forget()
     if config.question is not None:
         print(render_problem(rows[0], width=_width(), color=color))
     print(render_summary(summary, color=color))
@@ -294,7 +332,9 @@ def _load_readers(config: StitchConfig, task: Any, denoiser: Any) -> tuple[Any, 
         return scorer, None
     if solver == EMBEDDED and task.canvas_length is None:
         raise ValueError(f"the embedded solver does not know {task.name}: name another --solver, or none")
-    return scorer, load_solver(str(embedded_model("solver")) if solver == EMBEDDED else solver, task)
+    said = {name: getattr(config, name) for name in SERVER}
+    retries = {name.removeprefix("solver_"): value for name, value in said.items() if value is not None}
+    return scorer, load_solver(str(embedded_model("solver")) if solver == EMBEDDED else solver, task, **retries)
 
 
 @reported("lockstitch stitch", f"interrupted; with --output, {GOES_ON}")

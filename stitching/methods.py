@@ -7,8 +7,8 @@ absent, with its reason.
 """
 
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,21 +144,14 @@ def evidence_answer(task: Task, pool: Pool, evidence: Evidence, delta: float) ->
     return evidence_vote(task, pool, evidence)
 
 
-def solve(
-    solver: Solver, task: Task, questions: Sequence[str], evidences: Sequence[str], costs: Sequence[Ledger]
-) -> list[Outcome]:
-    """The solver's answers, each with what came before it plus its tokens; the solver decodes one token a step."""
-    began = time.perf_counter()
-    answered = solver(questions, evidences)
-    seconds = (time.perf_counter() - began) / max(1, len(questions))
-    return [
-        Outcome(
-            task.extract(a.text),
-            a.text,
-            cost.then(Ledger(solver_tokens=a.tokens, sequential_steps=a.written, seconds=seconds)),
-        )
-        for a, cost in zip(answered, costs, strict=True)
-    ]
+@dataclass(frozen=True)
+class _Asked:
+    """What a solver is asked for a method of a problem, and what that cost before."""
+
+    problem: int
+    method: str
+    evidence: str
+    cost: Ledger
 
 
 class Compare:
@@ -194,6 +187,10 @@ class Compare:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Runs every method that can run."""
+        return {**batch, "compared": list(self.each(batch))}
+
+    def each(self, batch: Mapping[str, Any]) -> Iterator[Compared]:
+        """Every problem in order, each as soon as the solver has answered all that it is asked about it."""
         questions: list[str] = list(batch["question"])
         pools: list[Pool] = list(batch["pool"])
         n = self.settings.num_trajectories
@@ -223,12 +220,13 @@ class Compare:
                 stitched_pools = [replace(pool, rescored={}) for pool in pools]  # whose bill the votes do not share
                 evidences = [rescored(self.scorer, pool, evidence)
                              for pool, evidence in zip(stitched_pools, evidences, strict=True)]  # fmt: skip
-        self._answer(questions, pools, stitched_pools, evidences, outcomes)
-        compared = [
-            Compared({name: found[name] for name in METHODS if name in found}, evidence, pool)
-            for found, evidence, pool in zip(outcomes, evidences, stitched_pools, strict=True)
-        ]
-        return {**batch, "compared": compared}
+        asked = self._asked(questions, pools, stitched_pools, evidences, outcomes)
+        left = Counter(one.problem for one in asked)
+        answers = self._answers(questions, asked, outcomes)
+        for i, (of_problem, evidence, pool) in enumerate(zip(outcomes, evidences, stitched_pools, strict=True)):
+            while left[i]:
+                left[next(answers)] -= 1
+            yield Compared({name: of_problem[name] for name in METHODS if name in of_problem}, evidence, pool)
 
     def _denoised(self, questions: list[str], pools: list[Pool], seeds: list[int]) -> dict[str, list[Outcome]]:
         assert self.denoiser is not None
@@ -273,43 +271,45 @@ class Compare:
         ]
         return found
 
-    def _answer(
+    def _asked(
         self,
         questions: list[str],
         pools: list[Pool],
         stitched_pools: list[Pool],
         evidences: list[Evidence],
         outcomes: list[dict[str, Outcome]],
-    ) -> None:
-        task, solver = self.task, self.solver
+    ) -> list[_Asked]:
+        """What the solver is to be asked, problem by problem; what `stitched` answers without one is an outcome."""
+        task, delta = self.task, self.settings.delta
+        asked = []
         for i, (pool, evidence) in enumerate(zip(stitched_pools, evidences, strict=True)):
             text = "\n".join(clue.step.text for clue in evidence.chain)
-            outcomes[i]["stitched"] = Outcome(
-                evidence_answer(task, pool, evidence, self.settings.delta), text, pool.ledger
-            )
-        if solver is None:
+            outcomes[i]["stitched"] = Outcome(evidence_answer(task, pool, evidence, delta), text, pool.ledger)
+            if self.solver is None:
+                continue
+            scored = [
+                (step, score)
+                for steps, scores in zip(pools[i].steps_KN, pools[i].score_KN, strict=True)
+                for step, score in zip(steps, scores, strict=True)
+            ]
+            everything = "\n".join(clue.render() for clue in merge_clues(scored))
+            asked += [_Asked(i, "all_traces", everything, pools[i].ledger), _Asked(i, "solver_alone", "", Ledger())]
+            # A chain that stands is its own answer; the solver reads the evidence of the others.
+            if not stands(task, questions[i], evidence.chain, delta):
+                asked.append(_Asked(i, "stitched", evidence.render(), pool.ledger))
+        return asked
+
+    def _answers(
+        self, questions: list[str], asked: Sequence[_Asked], outcomes: list[dict[str, Outcome]]
+    ) -> Iterator[int]:
+        """The solver's answers become outcomes, at the cost of what came before and its tokens, one a step.
+
+        Yields the problem of each.
+        """
+        if self.solver is None:
             return
-        everything = [
-            "\n".join(
-                clue.render()
-                for clue in merge_clues(
-                    [(step, score) for steps, scores in zip(pool.steps_KN, pool.score_KN, strict=True)
-                     for step, score in zip(steps, scores, strict=True)]
-                )
-            )
-            for pool in pools
-        ]  # fmt: skip
-        all_traces = solve(solver, task, questions, everything, [pool.ledger for pool in pools])
-        alone = solve(solver, task, questions, [""] * len(questions), [Ledger()] * len(questions))
-        for outcome, a, b in zip(outcomes, all_traces, alone, strict=True):
-            outcome["all_traces"], outcome["solver_alone"] = a, b
-        # A chain that stands is its own answer; the solver reads the evidence of the others.
-        open_ones = [
-            i for i, question in enumerate(questions)
-            if not stands(task, question, evidences[i].chain, self.settings.delta)
-        ]  # fmt: skip
-        costs = [stitched_pools[i].ledger for i in open_ones]
-        solved = solve(solver, task, [questions[i] for i in open_ones], [evidences[i].render() for i in open_ones],
-                       costs)  # fmt: skip
-        for i, answer in zip(open_ones, solved, strict=True):
-            outcomes[i]["stitched"] = answer
+        for place, a in self.solver.each([questions[one.problem] for one in asked], [one.evidence for one in asked]):
+            one = asked[place]
+            cost = Ledger(solver_tokens=a.tokens, sequential_steps=a.written, seconds=a.seconds)
+            outcomes[one.problem][one.method] = Outcome(self.task.extract(a.text), a.text, one.cost.then(cost))
+            yield one.problem

@@ -1,8 +1,8 @@
 """The whole way from problems to results: sample, score, compare every method, write, resume.
 
 The stages are plain callables on batches (`Sample`, `Compare`), which is also Ray Data's actor contract; this loop runs
-them in one process. A results file grows by whole rows; a run that was interrupted goes on where it stopped, and an output
-directory that was made with another configuration is refused.
+them in one process. A results file grows by whole rows, each as soon as it is finished; a run that was interrupted goes on
+where it stopped, and an output directory that was made with another configuration is refused.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,21 +141,22 @@ def summarise(
 
 def _work(
     given: Sequence[Given], first: int, task: Task, sampler: Sample, compare: Compare, seed: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
+    """The rows of problems that are worked on together, each as soon as it is finished."""
     batch: dict[str, Any] = {
         "question": [one.problem.question for one in given],
         "seed": [derive_seed(seed, first + i) for i in range(len(given))],
         "completions": [one.completions for one in given],
     }
-    compared = compare(sampler(batch))["compared"]
-    return [result_row(task, first + i, one, compared[i]) for i, one in enumerate(given)]
+    compared = compare.each(sampler(batch))
+    yield from (result_row(task, first + i, *pair) for i, pair in enumerate(zip(given, compared, strict=True)))
 
 
 def run_in_memory(
     given: Sequence[Given], task: Task, sampler: Sample, compare: Compare, *, seed: int
 ) -> list[dict[str, Any]]:
     """Every problem's row, nothing written."""
-    return _work(given, 0, task, sampler, compare, seed)
+    return list(_work(given, 0, task, sampler, compare, seed))
 
 
 def run(
@@ -169,12 +170,17 @@ def run(
     chunk: int,
     progress: Callable[[int], None],
 ) -> Iterator[dict[str, Any]]:
-    """Yields every problem's row in order, those of an earlier run first, and appends the new ones to the results."""
+    """Yields every problem's row in order, those of an earlier run first, and appends the new ones to the results.
+
+    Each is on the disk before the next problem's answers are waited for, so that a solver that fails costs none of them.
+    """
     path = directory / RESULTS
-    done = finished_by_index(path)
+    expected = [{"question": one.problem.question, "answer": one.problem.answer} for one in given]
+    done = finished_by_index(path, expected)
     progress(len(done))
     yield from done
     starts = range(len(done), len(given), chunk)
-    for rows in append_chunks(path, (_work(given[i : i + chunk], i, task, sampler, compare, seed) for i in starts)):
+    work = (row for i in starts for row in _work(given[i : i + chunk], i, task, sampler, compare, seed))
+    for rows in append_chunks(path, ([row] for row in work)):
         progress(len(rows))
         yield from rows

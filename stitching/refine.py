@@ -8,12 +8,14 @@ Left out: solvers that think before they answer, and sampling of several answers
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from lockstitch.rewards.tasks.task import Task
+
+from lockstitch.errors import without_passwords
 
 PLAIN_MARK = "####"
 CHAT_MARK = r"The answer is \boxed{"
@@ -32,17 +34,23 @@ class Answered:
         text: the answer behind its mark (`#### 24` or `\\boxed{24}`), for `Task.extract` to read.
         tokens: what it cost: tokens read + tokens written, padding not counted.
         written: the tokens written, each of which waited for the one before.
+        seconds: its share of the time that the solver took.
     """
 
     text: str
     tokens: int
     written: int
+    seconds: float = field(default=0.0, compare=False)
 
 
 class Solver(Protocol):
     """Questions and their evidence in, one `Answered` each out. Evidence `""` is the solver alone."""
 
     def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]: ...
+
+    def each(self, questions: Sequence[str], evidences: Sequence[str]) -> Iterator[tuple[int, Answered]]:
+        """(place among the questions, answer) as they come, in any order; a failure is raised after what did not fail."""
+        ...
 
 
 def plain_solver_prompt(statement: str, evidence: str) -> str:
@@ -98,6 +106,13 @@ def boxed_answer(continuation: str, task: Task) -> str:
     return (CHAT_MARK + continuation).rstrip()
 
 
+def own_turn_answer(text: str, task: Task) -> str:
+    r"""The answer of a chat model that wrote a whole turn: its last `\boxed{...}`, else all of it."""
+    start = text.rfind(r"\boxed{")
+    end = balanced_end(text[start:]) if start >= 0 else None
+    return text.strip() if end is None else boxed_answer(text[start : start + end], task)
+
+
 def plain_answer(continuation: str) -> str:
     """The answer of a plain model, from what it wrote after the mark: `#### 24`, the first line that is not blank."""
     first, *_ = continuation.lstrip().split("\n", 1)
@@ -147,13 +162,14 @@ class Script:
         return Answered(answer, read + len(written), len(written))
 
 
-def load_solver(spec: str, task: Task, *, max_new_tokens: int = 48) -> Solver:
+def load_solver(spec: str, task: Task, *, max_new_tokens: int = 48, **retries: Any) -> Solver:
     """The solver that `spec` names.
 
     Args:
         spec: see `SPECS`.
         task: what is asked; its prompt is what a plain model reads.
         max_new_tokens: the longest answer, in tokens.
+        retries: how a server is asked, the fields of `openai_solver.Retries`; for no other solver.
 
     Raises:
         ValueError: if the spec has none of the accepted forms, its extra is not installed, or the server does not have
@@ -165,9 +181,11 @@ def load_solver(spec: str, task: Task, *, max_new_tokens: int = 48) -> Solver:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if server := re.fullmatch(r"openai:(.+?)@(https?://[^\s/].*)", spec):
-        return OpenAISolver(server[1], server[2], task, max_new_tokens=max_new_tokens)
+        return OpenAISolver(server[1], server[2], task, max_new_tokens=max_new_tokens, **retries)
+    if retries:
+        raise ValueError(f"{', '.join(retries)} would be ignored: solver {without_passwords(spec)!r} is no server")
     if engine := re.fullmatch(r"vllm:(.+)", spec):
         return VLLMSolver(engine[1], task, max_new_tokens=max_new_tokens)
     if (spec and Path(spec).is_dir()) or re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", spec):
         return TransformersSolver.from_pretrained(spec, task, max_new_tokens=max_new_tokens)
-    raise ValueError(f"solver {spec!r} is not one of: {SPECS}")
+    raise ValueError(f"solver {without_passwords(spec)!r} is not one of: {SPECS}")

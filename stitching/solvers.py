@@ -1,25 +1,20 @@
-"""The solvers: a transformers model or a vLLM engine in this process, or any OpenAI-compatible server.
+"""The solvers: a transformers model or a vLLM engine in this process, or any OpenAI-compatible server (`openai_solver.py`).
 
 All decode greedily and without repetition penalties. The two in-process solvers stop at the end of the answer, and see
-the tokenizer, so that a model without a chat template gets the plain prompt. A server is always asked as a chat model,
-and must be able to continue an assistant turn (`continue_final_message`, as vLLM and SGLang do); what it writes past
-the box is paid for and cut off.
-
-    vllm serve MODEL --port 8000          # then: openai:MODEL@http://127.0.0.1:8000
+the tokenizer, so that a model without a chat template gets the plain prompt. A server is always asked as a chat model; what
+it writes past the box is paid for and cut off.
 """
 
-import json
-import os
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lockstitch.rewards.tasks.task import Task
-from lockstitch.stitching.refine import Answered, Script, boxed_answer, chat_messages
+from lockstitch.stitching.openai_solver import OpenAISolver
+from lockstitch.stitching.refine import Answered, Script
+
+__all__ = ["OpenAISolver", "TransformersSolver", "VLLMSolver"]
 
 
 class TransformersSolver:
@@ -58,15 +53,20 @@ class TransformersSolver:
 
     def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]:
         """Answers in batches; `ValueError` if a prompt and its answer do not fit the model's context."""
+        return [answered for _, answered in self.each(questions, evidences)]
+
+    def each(self, questions: Sequence[str], evidences: Sequence[str]) -> Iterator[tuple[int, Answered]]:
+        """(place, answer), batch by batch; as `__call__`."""
         prompts = [self.script.prompt(*pair) for pair in zip(questions, evidences, strict=True)]
         if (longest := max(map(len, prompts), default=0)) > self.longest_prompt:
             raise ValueError(f"a solver prompt of {longest} tokens is too long: at most {self.longest_prompt} fit")
-        out: list[Answered] = []
         for start in range(0, len(prompts), self.batch_size):
+            began = time.perf_counter()
             batch = prompts[start : start + self.batch_size]
-            written = map(self._written, self._generate(batch))
-            out += [self.script.answered(len(ids), new) for ids, new in zip(batch, written, strict=True)]
-        return out
+            written = list(map(self._written, self._generate(batch)))
+            seconds = (time.perf_counter() - began) / len(batch)
+            for i, (ids, new) in enumerate(zip(batch, written, strict=True), start):
+                yield i, replace(self.script.answered(len(ids), new), seconds=seconds)
 
     def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
         import torch
@@ -140,89 +140,9 @@ class VLLMSolver:
             pending = unfinished
         return [self.script.answered(len(ids), new) for ids, new in zip(prompts, written, strict=True)]
 
-
-class OpenAISolver:
-    """A chat model behind an OpenAI-compatible server, over the standard library's HTTP client.
-
-    The key is read from `OPENAI_API_KEY`, if set. The server is asked for its models at once, so that a wrong address
-    or name shows before any long work. Refused or broken connections and the statuses 429 and 5xx are tried again,
-    with doubling pauses; a request that times out is not, for it would queue behind itself.
-
-    Args:
-        model: its name on the server.
-        url: the server's address, with or without `/v1`.
-        task: what is asked.
-        max_new_tokens: the longest answer, in tokens.
-        timeout: seconds that a request may take.
-        attempts: how often a request is tried.
-        backoff: seconds before the second attempt.
-        concurrency: requests at a time.
-    """
-
-    def __init__(
-        self, model: str, url: str, task: Task, *, max_new_tokens: int = 48, timeout: float = 120.0, attempts: int = 5,
-        backoff: float = 0.5, concurrency: int = 8,
-    ) -> None:
-        if attempts < 1:
-            raise ValueError(f"attempts={attempts} must be at least 1")
-        self.model, self.task, self.max_new_tokens = model, task, max_new_tokens
-        self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self.timeout, self.attempts, self.backoff, self.concurrency = timeout, attempts, backoff, concurrency
-        reply = self._request("/models")
-        try:
-            names = [str(entry["id"]) for entry in reply["data"]]
-        except (KeyError, TypeError) as error:
-            raise ConnectionError(f"{self.url} (model {model!r}) sent no list of models: {reply!r:.300}") from error
-        if model not in names:
-            raise ValueError(f"{self.url} has no model {model!r}; it has {', '.join(map(repr, names)) or 'none'}")
-
-    def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]:
-        """Answers with `concurrency` requests at a time; `ConnectionError` as the server fails."""
-        pairs = list(zip(questions, evidences, strict=True))
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(self._ask, pairs))
-
-    def _ask(self, pair: tuple[str, str]) -> Answered:
-        body = {
-            "model": self.model, "messages": chat_messages(*pair), "max_tokens": self.max_new_tokens, "temperature": 0,
-            "repetition_penalty": 1.0, "add_generation_prompt": False, "continue_final_message": True,
-        }
-        reply = self._request("/chat/completions", body)
-        try:
-            text, usage = reply["choices"][0]["message"]["content"], reply["usage"]
-            tokens, written = int(usage["total_tokens"]), int(usage["completion_tokens"])
-        except (KeyError, IndexError, TypeError) as error:
-            raise ConnectionError(f"{self.url} (model {self.model!r}) sent no answer or usage: {reply!r:.300}") from error
-        return Answered(boxed_answer(text or "", self.task), tokens, written)
-
-    def _request(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The JSON reply to a GET, or to a POST of `body`."""
-        where = f"{self.url}{path} (model {self.model!r})"
-        request = urllib.request.Request(
-            self.url + path,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        if key := os.environ.get("OPENAI_API_KEY"):
-            request.add_unredirected_header("Authorization", f"Bearer {key}")
-        failure: Exception | None = None
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(self.backoff * 2 ** (attempt - 1))
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return json.load(response)
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}: {error.read(500).decode(errors='replace').strip() or error.reason}"
-                failure = ConnectionError(f"{where} refused after {attempt + 1} attempt(s): {reason}")
-                if error.code != 429 and error.code < 500:
-                    raise failure from error
-            except json.JSONDecodeError as error:
-                raise ConnectionError(f"{where} sent no JSON: {error}") from error
-            except (OSError, HTTPException) as error:
-                cause = error.reason if isinstance(error, urllib.error.URLError) else error
-                if isinstance(cause, TimeoutError):
-                    raise ConnectionError(f"{where}: no answer within {self.timeout} seconds") from error
-                failure = ConnectionError(f"{where}: no connection after {attempt + 1} attempt(s): {cause}")
-        assert failure is not None
-        raise failure
+    def each(self, questions: Sequence[str], evidences: Sequence[str]) -> Iterator[tuple[int, Answered]]:
+        """(place, answer), once all are there: an engine is the faster the more it has to do."""
+        began = time.perf_counter()
+        answers = self(questions, evidences)
+        seconds = (time.perf_counter() - began) / max(1, len(answers))
+        yield from enumerate(replace(answered, seconds=seconds) for answered in answers)

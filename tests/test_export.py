@@ -231,7 +231,8 @@ def test_the_commit_of_a_base_is_read_from_the_hub_s_cache(tmp_path, monkeypatch
 
 
 def test_a_record_holds_the_settings_that_differ(tmp_path):
-    training = DiffusionSFTConfig(output_dir="x", bf16=False, canvas_length=7)
+    training = DiffusionSFTConfig(output_dir="x", bf16=False, canvas_length=7, hub_token="hf_secret",
+                                  run_name="http://ann:secret@host/?api_key=secret")  # fmt: skip
     settings = changed_settings(RecipeArguments(generate="sudoku"), training)
     assert settings["generate"] == "sudoku"
     assert settings["canvas_length"] == 7
@@ -239,6 +240,8 @@ def test_a_record_holds_the_settings_that_differ(tmp_path):
     record = RunRecord("owner/name", "main", "sft", "llada", config=settings)
     write_run(tmp_path, record)
     assert read_run(tmp_path) == record
+    assert "secret" not in (tmp_path / "run.json").read_text()
+    assert settings["run_name"] == "http://***@host/?api_key=***"
 
 
 @pytest.mark.slow

@@ -67,6 +67,8 @@ def test_bad_lines_are_named(line, says, tmp_path):
         ("rows.csv", b"a,b\n1,2,3\n", "line 2: more columns than the header has"),
         ("rows.csv", b"a\n\xff\n", "line 2 is not UTF-8"),
         ("rows.jsonl", b"\n", "holds no rows"),
+        ("rows.parquet", b"PAR1 and nothing more", "is no parquet file that can be read"),
+        ("rows.parquet", b"", "is no parquet file that can be read"),
     ],
 )
 def test_files_that_are_none_are_refused(name, data, says, tmp_path):

@@ -181,12 +181,13 @@ def test_results_and_summary(tmp_path, capsys, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     summary, results = run(tmp_path, "gsm8k", ROWS, "--reward", "short:short=0.5", "--chunk", "3")
-    assert without_time(results) == [
-        {"index": 0, "answer": "1/2", "right": True, "reward": 1.5, "rewards": {"math": 1.0, "short:short": 1.0}},
-        {"index": 1, "answer": "3", "right": False, "reward": 0.5, "rewards": {"math": 0.0, "short:short": 1.0}},
-        {"index": 2, "answer": "4", "right": None, "reward": 0.5, "rewards": {"math": None, "short:short": 1.0}},
-        {"index": 3, "answer": None, "right": False, "reward": 0.0, "rewards": {"math": 0.0, "short:short": None}},
-    ]
+    given = [{"question": row["question"], "input_answer": row["answer"]} for row in ROWS]
+    assert without_time(results) == [{"index": i, **given[i], **found} for i, found in enumerate([
+        {"answer": "1/2", "right": True, "reward": 1.5, "rewards": {"math": 1.0, "short:short": 1.0}},
+        {"answer": "3", "right": False, "reward": 0.5, "rewards": {"math": 0.0, "short:short": 1.0}},
+        {"answer": "4", "right": None, "reward": 0.5, "rewards": {"math": None, "short:short": 1.0}},
+        {"answer": None, "right": False, "reward": 0.0, "rewards": {"math": 0.0, "short:short": None}},
+    ])]  # fmt: skip
     assert summary["rewards"] == {
         "math": {"weight": 1.0, "mean": 1 / 3, "none": 1}, "short:short": {"weight": 0.5, "mean": 1.0, "none": 1},
     }  # fmt: skip

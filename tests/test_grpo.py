@@ -271,6 +271,7 @@ def test_rewards_tables_evaluation_and_conversations(tmp_path):
 
     def sometimes(completion_ids, log_extra, log_metric, number, **columns):
         log_extra("first", [ids[0] for ids in completion_ids])
+        log_extra("said", ["SyntaxError: \ud800" if i else 5 for i in range(len(number))])  # of two types, and no character
         log_metric("numbers", sum(number) / len(number))
         return [None if ids[0] % 2 else 1.0 for ids in completion_ids]
 
@@ -293,6 +294,9 @@ def test_rewards_tables_evaluation_and_conversations(tmp_path):
     assert evaluated[0]["eval_rollout/nfe_per_token"] >= 0.5
     table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
     assert {"nfe", "steps", "finished", "confidence", "entropy", "first", "even_tokens", "advantage"} <= set(table.columns)
+    assert set(table["said"]) == {"5", "SyntaxError: \\ud800"}
+    number = {prompt[0]["content"]: i for i, prompt in enumerate(said)}
+    assert [number[prompt[0]["content"]] for prompt in table["prompt"]] == list(table["number"])
     assert (table["nfe"] <= 4).all()
     assert table["confidence"].between(0, 1).all()
     assert trainer.evaluate()["eval_reward"] == trainer.evaluate()["eval_reward"]  # the same noise each time

@@ -275,6 +275,14 @@ NO_TESTS = [
     "import pytest\n@pytest.mark.skip\ndef test():\n    assert add(1, 2) == 3",
     "import unittest\nclass T(unittest.TestCase):\n    @unittest.skip('later')\n    def test(self):\n"
     "        self.assertEqual(add(1, 2), 3)",
+    # Assertions that never run, or whose failure nobody sees.
+    "if False:\n    assert add(1, 2) == 3", "for x in []:\n    assert add(x, 2) == 3", "while 0:\n    assert add(1, 2) == 3",
+    "cases = []\nfor a, b in cases:\n    assert add(a, b) == 3", "n = 0\nfor i in range(n):\n    assert add(i, 1) == 1",
+    "try:\n    assert add(1, 2) == 3\nexcept Exception:\n    pass", "assert [add(x, 1) == 3 for x in (2, 3)]",
+    "import contextlib\nwith contextlib.suppress(AssertionError):\n    assert add(1, 2) == 3",
+    "def test():\n    return\n    assert add(1, 2) == 3", "assert add(1, 2) == 3 or True", "assert add(1, 2) == add(1, 2)",
+    "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.skipTest('later')\n"
+    "        self.assertEqual(add(1, 2), 3)",
 ]  # fmt: skip
 NOT_TO_BE_JUDGED = {
     "assert add(object(), 1) == 1": "cannot cross", "class X:\n    pass\nassert add(X(), 1) == 1": "cannot cross",
@@ -303,6 +311,30 @@ def test_what_checks_nothing_of_the_program_is_no_test():
     assert CodeReward(fraction=True)(
         [""], [SUBTRACT], tests=[["import math", "assert True", "assert add(1, 2) == 3"]]
     ) == [0.0]
+
+
+def test_assertions_that_run_beside_some_that_do_not():
+    """What never runs does not count, and excuses nobody: a program cannot choose what is skipped."""
+    tests = [
+        ["assert add(1, 2) == 3", "cases = []\nfor a, b in cases:\n    assert add(a, b) == 3"],
+        ["try:\n    assert add(1, 2) == 3\nexcept ValueError:\n    pass"],
+        ["if False:\n    pass\nelse:\n    assert add(1, 2) == 3"],
+        ["import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        if add(1, 2) != 3:\n"
+         "            self.skipTest('no')\n        self.assertEqual(add(1, 2), 3)"],
+    ]  # fmt: skip
+    for test in tests:
+        assert CodeReward()([""] * 2, [ADD, SUBTRACT], tests=[test] * 2) == [1.0, 0.0], test
+
+
+def test_calls_in_the_forms_of_data_sets():
+    """LiveCodeBench's lines of JSON, and APPS's results in a list of their own, with the name of a function."""
+    for inputs, outputs in (
+        (["1\n2", "3\n4"], ["3", "7"]), ([[1, 2], [3, 4]], [[3], [7]]), (["[1]\n[2]"], ["[1, 2]"]), (['"a"\n"b"'], ['"ab"']),
+    ):  # fmt: skip
+        rows = {"inputs": [inputs] * 2, "outputs": [outputs] * 2, "fn_name": ["add"] * 2}
+        assert CodeReward()([""] * 2, [ADD, SUBTRACT], **rows) == [1.0, 0.0], inputs
+    even, truths = "print(int(input()) % 2 == 0)", [[True, False], [True, True]]
+    assert CodeReward()([""] * 2, [even] * 2, inputs=[["2", "3"]] * 2, outputs=truths) == [1.0, 0.0]
 
 
 def test_what_cannot_be_judged_is_the_tests_fault():

@@ -46,7 +46,7 @@ def test_an_answer_that_was_read_is_read_as_itself():
         # The last box or block, whichever ends last; a box in a block.
         (r"\boxed{1}. So \boxed{2}.", ("box", "2", False)), (r"\boxed{1} <answer>2</answer>", ("block", "2", False)),
         (r"<answer>1</answer> \boxed{2}", ("box", "2", False)), (r"<answer>so \boxed{3}</answer>", ("box", "3", False)),
-        (r"\boxed{\frac{1}{\boxed{2}}}", ("box", "2", False)), (r"\boxed{1}, \boxed{2} or $\boxed{3}$", ("box",
+        (r"\boxed{\frac{1}{\boxed{2}}}", ("box", r"\frac{1}{2}", False)), (r"\boxed{1}, \boxed{2} or $\boxed{3}$", ("box",
          "1, 2 or 3", False)),
         # Empty marks count only if there is no other.
         (r"\boxed{1} \boxed{}", ("box", "1", False)), (r"\boxed{}", ("box", "", False)), ("<answer> </answer> 7", ("box",

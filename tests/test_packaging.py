@@ -39,7 +39,11 @@ WINGS = {
     },
 }
 # Modules in the room itself that stand above wings; all others there are below them.
-FACES = {"code_rewards": {"programs", "sandbox"}, "math_rewards": {"mathematics"}, "puzzle_rewards": {"puzzles"}}
+FACES = {
+    "code_rewards": {"programs", "sandbox"},
+    "math_rewards": {"mathematics"},
+    "puzzle_rewards": {"puzzles", "mathematics"},
+}
 PACKAGES = [*MAY_IMPORT, *(f"{room}.{wing}" for room, wings in WINGS.items() for wing in wings)]
 SHARED = {"errors", "files", "pages", "terminal"}  # the umbrella's own modules, for every room
 SCRIPT = Path(sysconfig.get_path("scripts")) / "lockstitch"

@@ -11,7 +11,7 @@ import time
 import pytest
 from lockstitch.rewards.tasks.task import get_task
 from lockstitch.stitching.cli import StitchConfig, main, stitch
-from lockstitch.stitching.inputs import generate_problems, read_problems
+from lockstitch.stitching.inputs import generate_problems, read_problems, read_trajectories
 
 from lockstitch import files
 
@@ -132,7 +132,7 @@ def test_bad_completions_are_refused(tmp_path, completions):
     source = tmp_path / "bad.jsonl"
     source.write_text(json.dumps({"question": "How many?", "completions": completions}) + "\n")
     with pytest.raises(ValueError, match=r"line 1: .*'completions'"):
-        read_problems(source, get_task("gsm8k"), with_completions=True)
+        read_trajectories(source, get_task("gsm8k"))
 
 
 def test_rows_with_line_separators_stay_whole(tmp_path):

@@ -364,7 +364,7 @@ def test_openai_solver_gives_up(status: int, attempts: int) -> None:
     assert len(log) == 1 + attempts
 
 
-@pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"message": {"content": "2}"}}]}, [], b"<html>"])
+@pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"message": None}]}, [], b"<html>", b"[" * 100_000])
 def test_openai_solver_refuses_what_it_cannot_read(reply: Any) -> None:
     with _server(lambda body, headers: (200, reply)) as (url, _):
         solver = OpenAISolver("tiny", url, ARITHMETIC)
@@ -386,11 +386,11 @@ def test_openai_solver_names_a_server_that_is_too_slow() -> None:
         return _continues(body, headers)
 
     with _server(answer) as (url, log):
-        solver = OpenAISolver("tiny", url, ARITHMETIC, timeout=0.1)
-        with pytest.raises(ConnectionError, match=r"no answer within 0\.1 seconds") as caught:
+        solver = OpenAISolver("tiny", url, ARITHMETIC, timeout=0.1, attempts=2, backoff=0.01)
+        with pytest.raises(ConnectionError, match=r"no answer within 0\.1 seconds, after 2 attempt") as caught:
             solver(["24 x"], [""])
     assert url in str(caught.value)
-    assert log == ["/v1/models", "/v1/chat/completions"]  # not sent again
+    assert log == ["/v1/models"] + ["/v1/chat/completions"] * 2
 
 
 def test_openai_solver_names_the_models_of_the_server() -> None:

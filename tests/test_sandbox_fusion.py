@@ -116,6 +116,12 @@ def test_a_server_that_fails_leaves_programs_unscored(server, url, status, reply
     assert url in caplog.text
 
 
+def test_a_password_in_its_address_is_refused_and_not_told():
+    with pytest.raises(ValueError, match=r"http://\*\*\*@host") as caught:
+        FusionExaminer("http://ann:secret@host:8080")
+    assert "secret" not in str(caught.value)
+
+
 def test_nobody_there_and_nobody_in_time(server, url):
     assert CodeReward(backend="http://127.0.0.1:9")([""], [DOUBLE], tests=[ASSERTS]) == [None]
     server.delay = 1.0

@@ -47,6 +47,10 @@ def _bare(text: str) -> str:
 def _same(gold: Form, answer: Form, equal: Equal) -> bool:
     if _bare(gold.text) == _bare(answer.text) and gold.text:
         return True
+    if (turns := _turns(gold)) and _turns(answer):
+        return turns == _turns(answer)  # `TFT` and `T, F, T`
+    if (one := _chosen(gold)) and (other := _chosen(answer)) and "list" in (gold.kind, answer.kind):
+        return one == other  # `AC` and `A, C`
     if "choice" in (gold.kind, answer.kind):
         return _same_choice(gold, answer, equal)
     gold, answer = _one(gold, equal), _one(answer, equal)
@@ -54,6 +58,20 @@ def _same(gold: Form, answer: Form, equal: Equal) -> bool:
         if gold.kind in kinds or answer.kind in kinds:
             return judge(gold, answer, equal)
     return _same_scalar(gold.text, answer.text, equal)
+
+
+def _chosen(form: Form) -> list[str]:
+    """The letters of several choices, `A, C` or `AC`; none if they are in no such order or something else."""
+    if form.kind == "list" and all(re.fullmatch(r"[A-J]", part.text) for part in form.parts):
+        return sorted(part.text for part in form.parts)
+    letters = re.sub(r"\s", "", form.text)
+    return list(letters) if re.fullmatch(r"[A-J]{2,}", letters) and sorted(set(letters)) == list(letters) else []
+
+
+def _turns(form: Form) -> str:
+    """Three outcomes or more in their order (`TFT`, `H, T, H`), as letters; empty for anything else."""
+    letters = re.sub(r"[\s,;-]", "", form.text)
+    return letters if re.fullmatch(r"[TF]{3,}|[HT]{3,}|[YN]{3,}|[WL]{3,}", letters) else ""
 
 
 def _one(form: Form, equal: Equal) -> Form:
@@ -93,7 +111,10 @@ def _same_segment(gold: str, answer: str) -> bool:
 
 
 def _plain_words(text: str) -> str:
-    words = re.findall(r"[\w.%/+-]*\w|[^\w\s.,;:!?'\"()]", re.sub(r"'s?\b|\b(?:the|a|an)\s+", "", text.lower()))
+    words = re.findall(
+        r"[\w.%/+-]*\w|[^\w\s.,;:!?'\"()]",
+        re.sub(r"'s?\b|\b(?:the|a|an)\s+|(?<=[a-z] )and (?=\d)", "", text.lower()),
+    )
     months = [word for word in words if word in _MONTHS]
     if months and len(words) in (2, 3):  # `20 June`, `June 20th`
         return " ".join(sorted(re.sub(r"(?<=\d)(?:st|nd|rd|th)$", "", word) for word in words if word != "of"))

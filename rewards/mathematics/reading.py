@@ -16,10 +16,11 @@ import re
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from lockstitch.rewards.marks import find_answer, sentences, spoken, supposes
+from lockstitch.rewards.marks import find_answer, spoken
 from lockstitch.rewards.mathematics import words
 from lockstitch.rewards.mathematics.plain import value_of, written
 from lockstitch.rewards.mathematics.spelling import normal
+from lockstitch.rewards.phrases import supposes, with_ends, without_denied
 
 LONGEST_ANSWER = 1000
 _TAIL = 1500  # characters of a text without marks that are searched for its last expression
@@ -73,14 +74,40 @@ _COMPOUND = re.compile(  # a number and its unit, with slashes and powers; what 
 )
 _DEGREES = re.compile(r"\^\\circ(?:\s*[CFK]\b)?|\bdegrees?(?:\s+(?:celsius|fahrenheit|kelvin))?\b", re.IGNORECASE)
 _CLOCK = re.compile(r"\d{1,2}(?::\d{2}){0,2}\s*(?:[ap]\.?\s?m\b\.?)", re.IGNORECASE)
-_CLOCK_IN_TEXT = re.compile(r"(?<![\d:])\d{1,2}:\d{2}(?![\d:])(?:\s*[ap]\.?m\b)?", re.IGNORECASE)
+_CLOCK_IN_TEXT = re.compile(
+    r"(?<![\d:.,])(?:\d{1,2}:\d{2}(?![\d:])(?:\s*[ap]\.?\s?m\b\.?)?|\d{1,2}\s*(?:[ap]m|[ap]\.\s?m)\b\.?)", re.IGNORECASE
+)
+_OUT_OF = re.compile(r"(\d{1,9})\s+(?:out\s+of|in)\s+(\d{1,9})")
+_CHOICES = re.compile(r"(?:\([A-J]\)|[A-J])(?:\s*(?:,|;|&|\band\b|\bor\b)+\s*(?:\([A-J]\)|[A-J]))+")
 _PERCENT = re.compile(r"\s*(?:%|\bper\s?cent\b|\bpercentage points?\b|\bpct\b|\bpercent\b)", re.IGNORECASE)
-_ORDINAL = re.compile(r"(?<![\w.])(\d+)\s?(?:st|nd|rd|th)\b(?!\s*(?:root|power))", re.IGNORECASE)
+_ORDINAL = re.compile(
+    r"(?<![\w.])(\d+)\s?(?:st|nd|rd|th)\b"
+    r"(?=\s*(?:$|[.,;:)!?]|(?:one|place|position|day|month|year|week|floor|row|column|person|house|grade|time|step|attempt|try"
+    r"|of\s+(?:january|february|march|april|may|june|july|august|september|october|november|december))\b))",
+    re.IGNORECASE,
+)
 _THOUSAND = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?(K|M|B|bn|mn)(?![\w])")
 _CLAUSE = re.compile(
     r"[,;:]\s|\b(?:so|then|thus|hence|therefore|which|(?<!say )(?<!think )(?<!doubt )that|and|because|means)\b"
 )
 _BEFORE = re.compile(r"^(?:about|approximately|around|roughly|nearly|almost|exactly|only|just)\s+", re.IGNORECASE)
+_VERB = r"\b(?:is|are|equals|was|were|get|gets|gives|have|has|leaves|makes|obtain)\s+"
+_ARROW = re.compile(r"^\s*(?:(?:=|-|\\)?\s?>|\\to(?![a-zA-Z])|\\Rightarrow|\\implies|\\therefore)\s*(?=[-\d\\(])")
+_STEP = re.compile(r"[-+*/(). \d^]*\d[^=a-zA-Z]*=[^=a-zA-Z]*\d[-+*/(). \d]*")
+_IS = re.compile(
+    r"(?:so|thus|hence|therefore|then|and|finally)?,?\s*(?:it|that|this|he|she|the\s+(?:\w+\s+){1,3})\s*(?:is|was|must\s+be|should\s+be)\s+",
+    re.IGNORECASE,
+)
+_NO_STATEMENT = re.compile(r"(?:nothing|nobody)\b|no\s+(?!.*\b(?:solutions?|values?|roots?)\b)", re.IGNORECASE)
+_LABELLED = re.compile(
+    r"\b(?:cases?|pages?|problems?|questions?|steps?|parts?|figures?|tables?|chapters?|equations?|examples?|lines?|sections?"
+    r"|theorems?|lemmas?|exercises?|methods?)\s+\(?\d+\)?[^\d=]*$",
+    re.IGNORECASE,
+)
+_GIVES_UP = re.compile(
+    r"\b(?:none|wrong|incorrect|fails?|contradiction|mistaken?|not|cannot|impossible)\b|n't\b", re.IGNORECASE
+)
+_MOST_WORDS_UNMARKED = 4
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,30}")
 
 
@@ -108,6 +135,8 @@ def read_gold(gold: Any) -> str | None:
         gold = int(gold) if gold.is_integer() else gold
     text = gold.strip() if isinstance(gold, str) else repr(gold)
     found = find_answer(text)
+    if found is not None and found.mark == "phrase" and words.SAMPLE.match(text):
+        return None
     text = text if found is None else found.text
     read = settle(text)
     if any(words.NO_GOLD.fullmatch(one.strip(" .*_$")) for one in (text, read or "")):
@@ -178,6 +207,10 @@ def _settled(text: str) -> str:
     text = _trimmed(text)
     if _CLOCK.fullmatch(text):
         return re.sub(r"(?i)\s*([ap])\.?\s?m\.?$", lambda match: f" {match[1].lower()}m", text)
+    if (match := _OUT_OF.fullmatch(text)) and 0 < int(match[1]) < int(match[2]):
+        return written(Fraction(int(match[1]), int(match[2])))
+    if _CHOICES.fullmatch(text) and "(" in text:
+        return re.sub(r"[()]", "", text)
     if match := _OPTION.fullmatch(text):
         return match[1].upper()
     if match := _YES_OR_NO.fullmatch(text):
@@ -319,29 +352,53 @@ def _in_words(text: str) -> str:
 
 def last_expression(text: str) -> str | None:
     """The last expression of a text without marks, if its sentence states it; None if there is none, or it says more."""
-    for sentence in reversed(list(sentences(text[-_TAIL:]))):
-        spelled = _plain_numbers(normal(_peeled(sentence)))
+    said = list(with_ends(text[-_TAIL:]))
+    for place, (sentence, end) in enumerate(reversed(said)):
+        meant = without_denied(sentence)
+        if not meant.strip():
+            return None
+        spelled = _plain_numbers(normal(_peeled(meant)))
+        if _OUT_OF.fullmatch(rest := _IS.sub("", spelled, count=1)):
+            return _settled(rest)
         if value := _said_in_words(spelled):
             return value
         pieces = _pieces(spelled, articles=True)
         if any(
             not piece.is_word and re.search(r"\d|\\(?:pi|sqrt|frac|infty|emptyset)", piece.text) for piece in pieces
         ):
-            return _last_stated(spelled)
+            return None if "?" in end or _LABELLED.search(spelled) else _last_stated(spelled)
+        if place == 0 and (stated := _stated_in_words(spelled, alone=len(said) == 1)):
+            return stated
+        if _GIVES_UP.search(spelled):
+            return None
     return None
 
 
+def _stated_in_words(sentence: str, alone: bool) -> str | None:
+    """The few words that a text is (`Monday`, `A and C`), or that its last sentence states (`It is Monday`)."""
+    match = _IS.match(sentence)
+    rest = sentence[match.end() :] if match else sentence
+    if not (match or alone) or not 1 <= len(rest.split()) <= _MOST_WORDS_UNMARKED or supposes(rest) != supposes(sentence):
+        return None
+    stated = _settled(rest)
+    is_nothing = words.NO_GOLD.fullmatch(stated) or _NO_STATEMENT.match(stated)
+    return None if is_nothing else stated
+
+
 def _said_in_words(sentence: str) -> str | None:
-    match = re.search(
-        r"\b(?:is|are|equals|was|were)\s+((?:[a-z]+[\s-]?){1,6})$", sentence.rstrip(" .!*"), re.IGNORECASE
-    )
-    value = words.value_in_words(match[1]) if match else None
-    return None if value is None else written(value)
+    """The number in words that a sentence is, or ends in behind a verb (`we get fourteen`)."""
+    sentence = sentence.rstrip(" .!*")
+    for lead in (_VERB, r"^(?:so|thus|hence|therefore|that|and)?\s*"):
+        match = re.search(rf"{lead}((?:[a-z]+[\s-]?){{1,6}})$", sentence, re.IGNORECASE)
+        value = words.value_in_words(match[1]) if match else None
+        if value is not None:
+            return written(value)
+    return None
 
 
 def _last_stated(sentence: str) -> str | None:
     """The last expression of a sentence, if the words before it only introduce it."""
-    sentence = _without_notes(_trimmed(sentence))
+    sentence = _without_notes(_trimmed(_ARROW.sub("", sentence)))
     clock = list(_CLOCK_IN_TEXT.finditer(sentence))
     if clock and not re.search(r"\d", sentence[clock[-1].end() :]):
         return _settled(clock[-1][0])
@@ -364,8 +421,11 @@ def _last_stated(sentence: str) -> str | None:
 
 
 def _right_side(expression: str) -> str | None:
-    """Of equations in running text, what the last one gives; of lists, the whole."""
+    """Of equations in running text, what the last one gives; of other lists, the whole."""
+    steps = re.split(r"\s*[,;]\s+", expression)
+    if len(steps) > 1 and all(_STEP.fullmatch(step) for step in steps):
+        expression = steps[-1]
     if "," in expression:
         return expression
-    side = _trimmed(re.split(r"(?<![<>!])=|\\approx", expression)[-1])
+    side = _trimmed(re.split(r"(?<![<>!])=|\\approx|\\to(?![a-zA-Z])|->", expression)[-1])
     return side if _MATTER.search(side) else None

@@ -6,7 +6,7 @@ Everything here is a table or a small reader of one; which words of an answer co
 import re
 from fractions import Fraction
 
-from lockstitch.rewards.marks import supposes
+from lockstitch.rewards.phrases import supposes
 
 
 def _words(*lines: str) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ _CHANGING = {
         "after until till past through",
         "if unless whether but otherwise remainder choose mod modulo log ln sin cos tan th multiple multiples",
         "divisible exceeds gross lakh crore tens tenth tenths hundredths thousandths fifth fifths wrong incorrect false",
-        "impossible monday tuesday wednesday thursday friday saturday sunday noon midnight",
+        "st nd rd fail fails failed impossible monday tuesday wednesday thursday friday saturday sunday noon midnight",
     ),
     *SCALES,
     *MONTHS,
@@ -47,7 +47,10 @@ _SUBJECT = re.compile(
     r"^.*(?<![a-z])(?:is|are|was|were|equals?|be|becomes?|totals?|=)(?![a-z])(?!\s+(?:to|of)\b)",
     re.IGNORECASE | re.DOTALL,
 )
-_HARMLESS = re.compile(r"\b(?:(?:grand\s+)?total\s+of|all\s+together|in\s+all|of\s+course|after\s+all|equal\s+to)\b")
+_HARMLESS = re.compile(
+    r"\b(?:(?:grand\s+)?total\s+of|all\s+together|in\s+all|of\s+course|after\s+all|equal\s+to"
+    r"|to\s+(?:get|give|make|obtain|find|reach|yield|have|leave|be|end\s+(?:up\s+)?with|arrive\s+at))\b"
+)
 # Behind a number fewer words change it: `5 cups of sugar`, `8 more apples`, `8 days to finish`, `8 miles from home`.
 _CHANGING_BEHIND = _CHANGING - set(
     _words(
@@ -69,17 +72,24 @@ _SHORT_UNITS = frozenset(
     )
 )
 # Words of two letters; other pairs of letters are a product.
-_SHORT_WORDS = frozenset(_words("is in of or to no on by at an it so we be as if up do go he my me us ok"))
+_SHORT_WORDS = frozenset(_words("is in of or to no on by at an it so we be as if up do go he my me us ok th st nd rd"))
 # Runs of these letters alone are products of variables, numerals, points, outcomes: `xyz`, `XIV`, `\triangle ABC`, `TFT`.
 _SYMBOLS = tuple(map(frozenset, ("abcxyz", "IVXLCDM", "ABCDEFGH", "PQRSTXYZ", "HTF")))
 FUNCTIONS = _words("arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp max min gcd lcm det")
 
 # Gold answers that say nothing.
 NO_GOLD = re.compile(
-    r"(?:see\b.*|proofs?\b.*|proved|proven|omitted|n/?a|none|null|nan|unknown|unclear|tbd|todo|no\s+(?:idea|answer|gold)\b.*"
-    r"|not\s+(?:available|given|provided|known)|[^\w\\{(\[∅]*)",
+    r"(?:see\b.*|(?:the\s+)?proofs?\b.*|proved|proven\b.*|to\s+be\s+proven|omitted|n/?a|none|null|nan|unknown|unclear|tbd|todo"
+    r"|no\s+(?:idea|answer|gold)\b.*|not\s+(?:available|given|provided|known|applicable|sure|answered)|[^\w\\{(\[∅]*"
+    r"|(?:the\s+|student\s+|students['’]\s+)?(?:answers?|responses?|solutions?|results?|explanations?)\s+(?:(?:will|may|can|might|should)\s+)?"
+    r"(?:vary|varies|differ|depends?)\b.*|var(?:y|ies)|various(?:\s+answers?)?|(?:it|that|this)?\s*depends\b.*|(?:an?\s+)?open(?:-|\s)?ended\b.*"
+    r"|(?:this\s+is\s+)?(?:an\s+)?open\s+(?:question|problem)|open|(?:sample|possible|example|suggested|model)\s+(?:answers?|responses?|solutions?)\b.*"
+    r"|explanations?|explain\b.*|discussions?|discuss\b.*|essays?|(?:a\s+)?graphs?|refer\s+to\b.*|q\.?e\.?d\.?|left\s+(?:to|as)\b.*"
+    r"|un(?:answered|solved|available|determined\s+by\s+the\s+author)|skip(?:ped)?|i\s+(?:do\s+not|don['’]?t)\s+know\b.*"
+    r"|(?:show|prove|verify|justify|describe|draw|sketch|demonstrate)\b.*|as\s+(?:shown|above|required)\b.*)",
     re.IGNORECASE | re.DOTALL,
 )
+SAMPLE = re.compile(r"(?:sample|possible|example|suggested|model)\s+(?:answers?|responses?|solutions?)\b", re.IGNORECASE)
 
 
 def is_word(run: str) -> bool:

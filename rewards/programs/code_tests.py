@@ -42,10 +42,11 @@ _CONTAINERS = {"set": set, "frozenset": frozenset, "tuple": tuple, "list": list}
 
 @dataclass(frozen=True)
 class Case:
-    """A call, as source, and the value that it must return, as `tagged` data."""
+    """A call, as source, and the value that it must return, as `tagged` data; or, if `is_wrapped`, the one that it holds."""
 
     call: str
     expected: Any
+    is_wrapped: bool = False
 
 
 @dataclass(frozen=True)

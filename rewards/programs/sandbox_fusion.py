@@ -13,11 +13,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from lockstitch.rewards.programs.code_tests import Case, Dialogue, called_names
 from lockstitch.rewards.programs.judge import OUT_OF_TIME, Exam, Marks, error_text, marks, read_answer, verdict_on
 from lockstitch.rewards.programs.same import longest_answer, same_output
 from lockstitch.rewards.sandbox.launchers import Limits, Stopped, worker_source
+
+from lockstitch.errors import without_passwords
 
 _PATIENCE_SECONDS = 60.0  # for a server that has a queue
 _LONGEST_REPLY = 2**24
@@ -37,9 +40,14 @@ class FusionExaminer:
     Args:
         url: where it is, `http://HOST:PORT`.
         patience: seconds to wait for an answer, besides those that the program has.
+
+    Raises:
+        ValueError: a user's name and password in the address, which would not be sent.
     """
 
     def __init__(self, url: str, patience: float = _PATIENCE_SECONDS) -> None:
+        if "@" in urlsplit(url).netloc:
+            raise ValueError(f"{without_passwords(url)}: a name and a password are not sent to a SandboxFusion server")
         self.url, self.patience = f"{url.rstrip('/')}/run_code", patience
 
     def examine(self, exam: Exam, variants: Sequence[str], limits: Limits, *, until_failure: bool = False) -> Marks:

@@ -52,6 +52,7 @@ class Program(Wall):
         super().__init__()
         self.pipe = pipe
         self.broken = ""
+        self.requests = 0  # what was asked of the program
         self.taken = 0  # how much has come from the program
         self.objects: dict[int, Any] = {}
         self.meant: dict[int, Any] = {}
@@ -67,6 +68,7 @@ class Program(Wall):
     def do(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Has something done there, and returns or raises what came of it."""
         with self.lock:
+            self.requests += name != "names"
             self.give_back(name)
             shared: dict[int, Any] = {}
             request = {"do": name}
@@ -280,6 +282,8 @@ def run_test(test: Any) -> None:
         failed = [text for _, text in (*result.failures, *result.errors)] + ["passes"] * len(
             result.unexpectedSuccesses
         )
+        if result.skipped and len(result.skipped) == result.testsRun:
+            failed.append("skips all of its tests")  # if it always did, it would be none
         if failed:
             raise AssertionError(failed[0].strip().rpartition("\n")[2])
         return
@@ -288,6 +292,27 @@ def run_test(test: Any) -> None:
         prepare = getattr(it, "setup_method", lambda: None)
         prepare(*[None] * len(inspect.signature(prepare).parameters))
         run_test(getattr(it, name))
+
+
+def counted(source: str) -> tuple[str, bool]:
+    """The script, which notes that an assertion is reached, and whether it also checks in another way."""
+    ast = __import__("ast")
+    try:
+        tree = ast.parse(source)
+        functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        otherwise = False
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assert):
+                reached = ast.parse("asserted_.append(1) is None", mode="eval").body
+                node.test = ast.BoolOp(ast.And(), [reached, node.test])
+            elif isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                is_check = name.lower().lstrip("_").startswith(("assert", "raises", "fail", "check", "expect", "verify"))
+                otherwise = otherwise or (is_check and name not in functions)
+            otherwise = otherwise or isinstance(node, ast.Raise)
+        return ast.unparse(ast.fix_missing_locations(tree)), otherwise
+    except RecursionError:
+        return source, True
 
 
 def run_tests(pipe: Pipe, job: dict[str, Any]) -> None:
@@ -301,6 +326,7 @@ def run_tests(pipe: Pipe, job: dict[str, Any]) -> None:
         exec(source, module_of(name))
 
     verdict: dict[str, Any] = {"ready": None}
+    checks_otherwise = False
     before, failed = [*job["before"]], None
     while True:
         if not before:
@@ -311,8 +337,16 @@ def run_tests(pipe: Pipe, job: dict[str, Any]) -> None:
         try:
             program.bound |= names_of(program, order["names"]) if order["names"] else {}
             scope.update({name: program.bound[name] for name in order["names"] if name in program.bound})
-            exec(compiled([order["script"]], "test"), scope)
-            verdict = failed or {"done": True, "reason": ""}
+            asked = program.requests
+            asserted: list[int] = []
+            scope["asserted_"] = asserted
+            source, otherwise = counted(order["script"])
+            checks_otherwise = checks_otherwise or otherwise
+            exec(compiled([source], "test"), scope)
+            # Without a call and a value of the program's, what was not asserted is the test's own affair.
+            values = [program.bound[name] for name in order["names"] if name in program.bound]
+            is_idle = not asserted and program.requests == asked and all(map(is_remote, values))
+            verdict = failed or {"done": True, "reason": "", "is_idle": is_idle and not checks_otherwise}
         except BaseException as error:  # noqa: BLE001
             verdict = failed or {"done": False, "reason": ": ".join(told(error)["raised"])}
         if program.broken:

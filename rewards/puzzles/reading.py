@@ -7,7 +7,8 @@ evaluated here.
 
 import re
 
-from lockstitch.rewards.marks import Found, find_answer, spoken, supposes
+from lockstitch.rewards.marks import Found, find_answer, spoken
+from lockstitch.rewards.phrases import supposes
 from lockstitch.rewards.puzzles import countdown
 from lockstitch.rewards.puzzles.forms import extract_grid
 
@@ -22,11 +23,22 @@ _SPELLINGS = tuple(
         (r"\\div(?![a-z])|[÷∕⁄]", "/"),
         (r"[−–—‒﹣－]", "-"), (r"＋", "+"), (r"[（［]|\\lbrack|\\\{", "("), (r"[）］]|\\rbrack|\\\}", ")"),
         (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad)(?![a-z])|\\[()!,;: ]|\\[\[\]]|[$~\u00a0\u2009\u202f]", " "),
+        (r"[✓✔]|\\checkmark(?![a-z])", " "),
         (r"→|⇒|➔|⟶|\\(?:to|rightarrow|Rightarrow|approx|equiv)(?![a-z])|->|=>|≈|={1,3}", "="),
     )
 )  # fmt: skip
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
-_SQUARE = str.maketrans("[]", "()")
+_SQUARE = str.maketrans("[]{}", "()()") | {0xFF10 + digit: str(digit) for digit in range(10)}
+_TIMES = re.compile(r"(?<=[\d)])\s*(?=\()|(?<=\))\s*(?=\d)")  # between factors that stand side by side
+_PLUS = re.compile(r"(?:^|(?<=\())\s*\+\s*(?=[\d(])")
+_NAMED = re.compile(r"^\s*[^\W\d_]+\s*=(?=.*\d)", re.DOTALL)  # `x = 3*7+5`
+_NEXT_STEP = re.compile(r"\n+|\s*[,;]\s*(?:(?:and|then|so|next|finally)\b[\s,:]*)*", re.IGNORECASE)
+_STEP_LABEL = re.compile(
+    r"\s*(?:[-*]\s+|(?:step\s*)?\(?\d{1,2}[.:)](?=\s)\s*)?(?:first|second|then|next|finally)?[\s,:]*", re.IGNORECASE
+)
+_DENIED_BEHIND = re.compile(
+    r"\W*(?:it\s+|this\s+|that\s+)?(?:is|are|was)(?:n't|\s+not|\s+(?:wrong|incorrect|invalid|no)\b)", re.IGNORECASE
+)
 _WHOLE = re.compile(r"^(-?\d+)\.0*$")
 _FORMULA = re.compile(r"[-+*/(). \d]+")
 _WORDS = re.compile(r"(?:[^\W\d_]+(?:['’-][^\W\d_]+)*(?![\w(])[\s:,]*)+")  # no call: `abs(...)`
@@ -50,6 +62,8 @@ def read_expression(text: str) -> str | None:
     found = _whole_mark(text)
     answer = (spoken(text) if found is None else found.text)[:_LONGEST_ANSWER]
     steps = [line for line in answer.split("\n") if line.strip()]
+    if found is not None and (expression := _of_steps(answer)) is not None:
+        return expression
     if found is None or len(steps) > 1:
         try:
             steps_hold = all(map(countdown.holds, steps[: _MOST_STEPS + 1]))
@@ -63,6 +77,18 @@ def read_expression(text: str) -> str | None:
     return spelled(answer) or None
 
 
+def _of_steps(answer: str) -> str | None:
+    """The expression of steps one behind another (`3*7 = 21, then 21+5 = 26`), each true; None for anything else."""
+    lines = [_STEP_LABEL.sub("", line, count=1) for line in _NEXT_STEP.split(answer) if line.strip()]
+    if not 1 < len(lines) <= _MOST_STEPS:
+        return None
+    steps = [spelled(line) for line in lines]
+    try:
+        return countdown.conclude(steps) if all(map(countdown.holds, steps)) else None
+    except ValueError:  # int() refuses numbers of thousands of digits
+        return None
+
+
 def spelled(answer: str) -> str:
     """An answer as the grammar writes it: `left = right` or one side, words around it and spaces dropped."""
     for pattern, spelling in _SPELLINGS:
@@ -73,6 +99,7 @@ def spelled(answer: str) -> str:
             break
         answer = plain
     answer = _REMARK.sub(_remark, answer.translate(_SQUARE).strip()).strip().rstrip(".,;:!")
+    answer = _TIMES.sub("*", _PLUS.sub("", _NAMED.sub("", answer)))
     sides = [re.sub(r"\s+", " ", side).strip() for side in answer.split("=")]
     sides = [_WHOLE.sub(r"\1", _formula(side)) for side in sides if side]
     return "=".join(side if re.search(r"\d \d", side) else side.replace(" ", "") for side in sides)
@@ -107,7 +134,10 @@ def read_grid(text: str) -> str | None:
     found = _whole_mark(text)
     if found is None:
         return _last_grid(text)
-    answer = found.text[:_LONGEST_ANSWER]
+    answer = re.sub(r"(?<=\d)\.0+(?!\d)", "", found.text[:_LONGEST_ANSWER])
+    first = re.search(r"\d", answer)
+    if first is not None and _is_denied(answer, first.start(), answer.rfind(re.findall(r"\d", answer)[-1]) + 1):
+        return None
     if found.mark == "phrase":  # its sentence ends before the grid does
         return _last_grid(text)
     rows = _LABEL.sub(" ", _SIZE.sub(" ", answer)) if len(re.sub(r"\D", "", answer)) != 16 else answer
@@ -116,8 +146,17 @@ def read_grid(text: str) -> str | None:
 
 def _last_grid(text: str) -> str | None:
     """The last sixteen digits with nothing between them, else the last four lines of four digits, labels and rules apart."""
-    if grids := _GRID.findall(text):
-        return re.sub(r"[^0-9]", "", grids[-1])
+    if grids := list(_GRID.finditer(text)):
+        is_denied = _is_denied(text, *grids[-1].span())
+        return None if is_denied else re.sub(r"[^0-9]", "", grids[-1][0])
     lines = [line for line in text[-_LONGEST_ANSWER:].split("\n") if re.search(r"\d", line)]
     rows = [re.sub(r"[\s|,\[\]]", "", _LABEL.sub(" ", line)) for line in lines]
-    return "".join(rows[-4:]) if len(rows) >= 4 and all(re.fullmatch(r"[0-9]{4}", row) for row in rows[-4:]) else None
+    if len(rows) < 4 or not all(re.fullmatch(r"[0-9]{4}", row) for row in rows[-4:]):
+        return None
+    return None if _is_denied(text, text.rfind(lines[-4]), len(text)) else "".join(rows[-4:])
+
+
+def _is_denied(text: str, start: int, end: int) -> bool:
+    """Whether the words right before a grid, or behind it, say that it is not the answer (`not 3142...`, `... is wrong`)."""
+    before = re.split(r"[.!?,;]\s|\n\s*\n|\b(?:so|then|thus|hence|therefore)\b", text[max(0, start - 120) : start])[-1]
+    return supposes(before) or _DENIED_BEHIND.match(text[end : end + 60]) is not None

@@ -1,27 +1,34 @@
 """Grading completions of a task: a file of rows in, results row by row and a summary out.
 
-Each row holds the benchmark's own columns and `completion`, a text or a conversation. The task's rewards score them chunk by
-chunk, as a trainer would call them; the first of them judges. Everything that can be wrong with the options or the file is
-said before the first completion is scored. A run that was interrupted goes on behind its last whole row.
+`completions.py` reads them in the forms that people have, `answered.py` finds what was asked. The task's rewards score them
+chunk by chunk, as a trainer would call them; the first of them judges. Everything that can be wrong with the options or the
+file is said before the first completion is scored. A run that was interrupted goes on behind its last whole row.
 
 Left out: sampling the completions, and more than one judge.
 """
 
 import hashlib
+import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.contract import RESERVED, Completion, Value, combine, completion_texts
+from lockstitch.rewards.contract import Value, combine, completion_texts
 from lockstitch.rewards.plugins import load_reward
-from lockstitch.rewards.statistics import wilson
+from lockstitch.rewards.statistics import clustered_interval, pass_at_k
+from lockstitch.rewards.tasks.answered import Answered, read_answered
 from lockstitch.rewards.tasks.benchmark import Benchmark, Weighted
 from lockstitch.rewards.tasks.benchmarks import get_benchmark
+from lockstitch.rewards.tasks.completions import read_completions
+from lockstitch.rewards.tasks.golds import warning
 
 from lockstitch import files
+
+logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 Reward = Callable[..., Any]
@@ -34,11 +41,14 @@ class GradeConfig:
 
     Attributes:
         task: name of a benchmark, or `reasoning_gym:NAME`.
-        completions: JSON Lines (or a JSON array) of rows with `completion`.
+        completions: a file of rows with completions, in a form that `completions.py` knows.
         output: directory of the results.
         form: the form of the prompts that were answered; `tags` adds the rewards for tags.
         rewards: further rewards, `NAME` or `NAME=WEIGHT` (1 by default).
-        chunk: rows that are scored together; results are saved after each chunk.
+        chunk: completions that are scored together; results are saved after each chunk.
+        column: the column of the completions, if it has no name that is known.
+        input: a file or folder with the task's own rows, which the file's rows are joined with by their ids.
+        source: which of the task's sources these are.
     """
 
     task: str
@@ -47,19 +57,13 @@ class GradeConfig:
     form: str = "plain"
     rewards: tuple[str, ...] = ()
     chunk: int = 64
+    column: str | None = None
+    input: Path | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ValueError(f"chunk={self.chunk} is not positive")
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A row's columns as the rewards get them, what was asked, and what was answered."""
-
-    columns: Mapping[str, Any]
-    prompt: Any
-    completion: Completion
 
 
 # --- before any work -------------------------------------------------------------------------------------------------
@@ -88,39 +92,13 @@ def weighted_rewards(benchmark: Benchmark, form: str, more: Sequence[str]) -> tu
     return weighted
 
 
-def read_answered(benchmark: Benchmark, row: Row) -> Answered:
-    """One row of the file; `ValueError` says what is missing or wrong."""
-    if "completion" not in row:
-        raise ValueError("no 'completion'")
-    completion = _completion(row["completion"])
-    columns = benchmark.read(row)
-    prompt = columns.get("prompt") or columns["question"]
-    dropped = {*RESERVED, "completion", "prompt"}
-    return Answered({name: value for name, value in columns.items() if name not in dropped}, prompt, completion)
-
-
-def _completion(value: Any) -> Completion:
-    """A text, or a conversation whose last message can be read."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-        raise ValueError("'completion' is neither a text nor a list of messages")
-    content = value[-1].get("content")
-    parts = content if isinstance(content, list) else []
-    if not isinstance(content, str | list | None) or not all(
-        isinstance(part, dict) and (part.get("type") != "text" or isinstance(part.get("text"), str)) for part in parts
-    ):
-        raise ValueError("the last message of 'completion' has no 'content' that is a text or a list of parts")
-    return value
-
-
-def number_note(benchmark: Benchmark, rows: int) -> str | None:
-    """What to know if a file has not as many rows as one of the benchmark's sources, or a multiple (several samples)."""
+def number_note(benchmark: Benchmark, problems: int) -> str | None:
+    """What to know if there are not as many problems as one of the benchmark's sources has, or a multiple."""
     known = {name: source.rows for name, source in benchmark.sources.items() if source.rows}
-    if not known or any(rows % number == 0 for number in known.values()):
+    if not known or any(problems % number == 0 for number in known.values()):
         return None
     numbers = ", ".join(f"{number} ({name})" for name, number in known.items())
-    return f"{rows} rows, and task {benchmark.name!r} has {numbers}; this is not comparable with figures on all of them"
+    return f"{problems} rows, and task {benchmark.name!r} has {numbers}; this is not comparable with figures on all of them"
 
 
 # --- the work --------------------------------------------------------------------------------------------------------
@@ -162,16 +140,27 @@ def _values(name: str, values: Any, count: int) -> list[Value]:
 
 
 def summarise(
-    rows: Sequence[Row], rewards: Sequence[Weighted], config: Mapping[str, Any], note: str | None
+    rows: Sequence[Row], problems: Sequence[str], rewards: Sequence[Weighted], config: Mapping[str, Any], note: str | None
 ) -> dict[str, Any]:
-    """`summary.json`: accuracy with its interval over the rows that have a verdict, and the mean of every reward."""
+    """`summary.json`: accuracy and pass@k with their intervals over what has a verdict, and the mean of every reward.
+
+    Args:
+        rows: the results.
+        problems: for each of them, which problem it is of.
+        rewards: names and weights.
+        config: what is remembered of the run.
+        note: what to know about the numbers.
+    """
     judged = [row["right"] for row in rows if row["right"] is not None]
+    right_CN = _by_problem(rows, problems)
     return {
         "task": config["task"],
         "n": len(rows),
+        "problems": len(set(problems)),
         "right": sum(judged),
         "accuracy": sum(judged) / len(judged) if judged else None,
-        "ci95": list(wilson(sum(judged), len(judged))) if judged else None,
+        "ci95": list(clustered_interval(right_CN)) if judged else None,
+        "pass@k": _pass_at_k(right_CN) if judged else {},
         "none": len(rows) - len(judged),
         "reward": _mean([row["reward"] for row in rows]),
         "rewards": {
@@ -186,6 +175,26 @@ def summarise(
         "note": note,
         "config": dict(config),
     }
+
+
+def _by_problem(rows: Sequence[Row], problems: Sequence[str]) -> list[list[bool]]:
+    """The verdicts of each problem that has any."""
+    right: dict[str, list[bool]] = {}
+    for row, problem in zip(rows, problems, strict=True):
+        if row["right"] is not None:
+            right.setdefault(problem, []).append(row["right"])
+    return list(right.values())
+
+
+def _pass_at_k(right_CN: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """pass@k with its interval for k = 1, 2, 4, ... up to the fewest completions that any problem has."""
+    fewest, most = min(map(len, right_CN)), sum(map(len, right_CN))
+    found = {}
+    for k in (2**i for i in range(fewest.bit_length())):
+        values = [pass_at_k(len(right), sum(right), k) for right in right_CN]
+        low, high = clustered_interval([[value] for value in values], most)
+        found[f"pass@{k}"] = {"mean": math.fsum(values) / len(values), "ci95": [low, high]}
+    return found
 
 
 def _mean(values: Sequence[Value]) -> Value:
@@ -207,26 +216,62 @@ def grade(config: GradeConfig, progress: Callable[[int], Progress] | None = None
     benchmark = get_benchmark(config.task)
     weighted = weighted_rewards(benchmark, config.form, config.rewards)
     rewards = {name: (load_reward(name), weight) for name, weight in weighted}
-    answered = files.read_rows(config.completions, lambda row: read_answered(benchmark, row))
+    rows = read_completions(config.completions, weighted[0][0], config.column)
+    answered = read_answered(config.completions, rows, benchmark, config.input, config.source)
+    faults = list(dict.fromkeys((one.line, one.fault) for one in answered if one.fault is not None))
+    if faults:
+        logger.warning("%s", warning(str(config.completions), faults))
     remembered = {
         "task": config.task,
         "form": config.form,
         "rewards": [list(pair) for pair in weighted],
         "completions": str(config.completions),
-        "sha256": hashlib.sha256(config.completions.read_bytes()).hexdigest(),
+        "sha256": _sha256(config.completions),
+        "column": config.column,
+        "input": None if config.input is None else str(config.input),
+        "input_sha256": None if config.input is None or config.input.is_dir() else _sha256(config.input),
+        "source": config.source,
     }
     files.claim_directory(config.output, remembered)
-    done = files.finished_rows(config.output / files.RESULTS)
+    results = config.output / files.RESULTS
+    done = files.finished_by_index(results, [{**one.kept, "index": i} for i, one in enumerate(answered)])
+    _check_rewards(results, done, rewards)
     update = progress(len(answered)) if progress is not None else lambda count: None
     update(len(done))
     starts = range(len(done), len(answered), config.chunk)
     chunks = (_chunk(answered, start, config.chunk, benchmark, rewards) for start in starts)
-    for rows in files.append_chunks(config.output / files.RESULTS, chunks):
-        done += rows
-        update(len(rows))
-    summary = summarise(done, weighted, remembered, number_note(benchmark, len(done)))
+    for scored in files.append_chunks(results, chunks):
+        done += scored
+        update(len(scored))
+    problems = [one.problem for one in answered]
+    summary = summarise(done, problems, weighted, remembered, _notes(benchmark, len(rows), problems))
+    summary["unreadable_gold"] = len(faults)
     files.write_whole(config.output / files.SUMMARY, files.to_json(summary))
     return summary
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _notes(benchmark: Benchmark, rows: int, problems: Sequence[str]) -> str | None:
+    """What to know about the number of rows, and of completions of each."""
+    counts = [*Counter(problems).values()]
+    said = None if number_note(benchmark, len(counts)) is None else number_note(benchmark, rows)
+    if min(counts) != max(counts):
+        uneven = f"problems have {min(counts)} to {max(counts)} completions; pass@k is the mean over problems"
+        return uneven if said is None else f"{said}; {uneven}"
+    return said
+
+
+def _check_rewards(path: Path, done: Sequence[Row], rewards: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for a row of an earlier run that is none of ours."""
+    for number, row in enumerate(done, start=1):
+        values = row.get("rewards")
+        same = isinstance(values, dict) and values.keys() == rewards.keys()
+        if not same or not {"right", "reward", "seconds"} <= row.keys():
+            raise ValueError(f"line {number} of {path} has not the rewards {', '.join(rewards)} of this run: "
+                             "the file was changed by hand; choose another output")  # fmt: skip
 
 
 def _chunk(
@@ -235,4 +280,6 @@ def _chunk(
     began = time.perf_counter()
     results = score(answered[start : start + size], benchmark, rewards)
     seconds = round((time.perf_counter() - began) / len(results), 6)
-    return [{"index": start + i, **result, "seconds": seconds} for i, result in enumerate(results)]
+    return [
+        {"index": start + i, **answered[start + i].kept, **result, "seconds": seconds} for i, result in enumerate(results)
+    ]

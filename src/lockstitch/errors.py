@@ -8,12 +8,23 @@ cannot be read or written. Everything else is a fault of ours, and stays a trace
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 
 from lockstitch.files import unlock_all
+
+HIDDEN = "***"
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+_QUERY = re.compile(r"(?<=[?&])([\w.-]*(?:key|token|secret|password|signature)[\w.-]*=)[^&\s]+", re.IGNORECASE)
+
+
+def without_passwords(text: str) -> str:
+    """A text with `***` in the place of the users, passwords and keys of the addresses in it."""
+    return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
+
 
 GOES_ON = "the same command goes on where this one stopped"
 

@@ -9,9 +9,10 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +27,14 @@ SHOWN_ERRORS = 10
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
-    """(line number, row or what is wrong with the line) of a `.jsonl` or `.csv` file; place in the array of a `.json`.
+    """(line number, row or what is wrong with the line) of a `.jsonl` or `.csv` file; of a `.json` array or a `.parquet`
+    table, the place among the rows.
 
-    Each may be compressed (`.gz`). Raises `ValueError` for what cannot be taken apart into rows.
+    The first three may be compressed (`.gz`). Raises `ValueError` for what cannot be taken apart into rows.
     """
+    if path.suffix == ".parquet":
+        yield from enumerate(_table(path), start=1)
+        return
     lines = _bytes_of(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")  # rows may hold U+2028, at which splitlines splits
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if suffix in (".csv", ".json"):
@@ -54,6 +59,28 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
             continue
         decoded = _decoded(line)
         yield number, "not UTF-8" if decoded is None else _object(_parsed(decoded))
+
+
+def _table(path: Path) -> list[Row]:
+    """The rows of a parquet file, with what JSON cannot say as texts, and None for numbers that are none."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows: list[Row] = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no parquet file that can be read: {str(error).splitlines()[0]}") from error
+    return [_sayable(row) for row in rows]
+
+
+def _sayable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _sayable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_sayable(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -110,22 +137,44 @@ def read_rows(path: Path, read: Callable[[Row], Read]) -> list[Read]:
     """
     if not path.is_file():
         raise ValueError(f"input {str(path)!r} is not a file")
-    rows: list[Read] = []
+    return [value for _, value in each_row(path, numbered_rows(path), read)]
+
+
+Given = TypeVar("Given")
+
+
+def each_row(path: Path, rows: Iterable[tuple[int, Given | str]], read: Callable[[Given], Read]) -> list[tuple[int, Read]]:
+    """(line number, `read(row)`) for every numbered row of a file; what `read_rows` raises, this does.
+
+    A row that is a text is what is wrong with the line.
+    """
+    read_so_far: list[tuple[int, Read]] = []
     errors: list[str] = []
-    for number, row in numbered_rows(path):
+    for number, row in rows:
         if isinstance(row, str):
             errors.append(f"line {number}: {row}")
             continue
         try:
-            rows.append(read(row))
+            read_so_far.append((number, read(row)))
         except ValueError as error:
             errors.append(f"line {number}: {error}")
     if errors:
         more = f"\n  and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
         raise ValueError(f"{path} has {len(errors)} bad lines:\n  " + "\n  ".join(errors[:SHOWN_ERRORS]) + more)
-    if not rows:
+    if not read_so_far:
         raise ValueError(f"{path} holds no rows")
-    return rows
+    return read_so_far
+
+
+def kept_columns(row: Row, taken: Iterable[str]) -> dict[str, Any]:
+    """A row's columns as a result keeps them: with `input_` before names that the result needs for its own."""
+    kept: dict[str, Any] = {}
+    for name, value in row.items():
+        new = name
+        while new in taken or (new != name and new in row):
+            new = f"input_{new}"
+        kept[new] = value
+    return kept
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -134,8 +183,13 @@ def read_rows(path: Path, read: Callable[[Row], Read]) -> list[Read]:
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(partial, path)
+
+
+def whole_characters(text: str) -> str:
+    """A text that can be written: half of a surrogate pair is no character, and becomes its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def to_json(value: Mapping[str, Any]) -> str:
@@ -198,15 +252,30 @@ def unlock_all() -> None:
         os.close(_LOCKS.popitem()[1])
 
 
-def finished_by_index(path: Path) -> list[dict[str, Any]]:
-    """`finished_rows`, whose `index` counts from 0; `ValueError` where a row was taken out, doubled or put elsewhere."""
+def finished_by_index(path: Path, expected: Sequence[Row] | None = None) -> list[dict[str, Any]]:
+    """`finished_rows`, whose `index` counts from 0.
+
+    Args:
+        path: the results file.
+        expected: for each row of the whole run, columns that it must have, if they are known.
+
+    Raises `ValueError` where a row was taken out, doubled or put elsewhere, or is not one of this run.
+    """
     rows = finished_rows(path)
+    changed = "the file was changed by hand, or by two runs at once; choose another output"
     for number, row in enumerate(rows):
         if row.get("index") != number:
             raise ValueError(
-                f"line {number + 1} of {path} is row {row.get('index')!r}, where row {number} should stand: the file was "
-                "changed by hand, or by two runs at once; choose another output"
+                f"line {number + 1} of {path} is row {row.get('index')!r}, where row {number} should stand: {changed}"
             )
+        if expected is None:
+            continue
+        if number >= len(expected):
+            raise ValueError(f"line {number + 1} of {path} is one more than the {len(expected)} rows of this run: {changed}")
+        for name, value in expected[number].items():
+            if name not in row or json.dumps(row[name]) != json.dumps(value):
+                raise ValueError(f"line {number + 1} of {path} is not this run's row {number}, whose {name!r} is "
+                                 f"{value!r:.80}: {changed}")  # fmt: skip
     return rows
 
 
@@ -233,7 +302,8 @@ def append_chunks(path: Path, chunks: Iterable[list[dict[str, Any]]]) -> Iterato
     """Yields chunks of rows, each after it was appended to a results file and is on the disk."""
     for rows in chunks:
         with path.open("ab") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8"))
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.write(text.encode("utf-8", "backslashreplace"))  # which is JSON's own escape
             file.flush()
             os.fsync(file.fileno())
         yield rows

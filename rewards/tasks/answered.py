@@ -1,0 +1,169 @@
+"""What is graded: completions with the columns that rewards read, from the file's own rows or joined with the task's.
+
+A row that has the benchmark's columns is taken as it is. One that has not, but a `task_id` or an `id`, is joined with the
+task's own row of that id: HumanEval's and EvalPlus's samples are such.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lockstitch.rewards.contract import RESERVED, Completion
+from lockstitch.rewards.tasks.benchmark import Benchmark
+from lockstitch.rewards.tasks.benchmark_rows import load_rows
+from lockstitch.rewards.tasks.completions import Completed, asked
+from lockstitch.rewards.tasks.golds import unreadable
+
+from lockstitch import files
+
+Row = Mapping[str, Any]
+
+IDS = ("task_id", "id")
+OWN_IDS = ("task_id", "id", "unique_id", "ID")  # what benchmarks call theirs
+_OURS = ("index", "sample", "answer", "right", "reward", "rewards", "seconds")  # columns of a results file
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A completion, with what was asked.
+
+    Attributes:
+        columns: the row's columns as the rewards get them.
+        prompt: what was asked.
+        completion: what was answered.
+        problem: the same for all completions of one problem.
+        kept: the columns of the file that the results keep.
+        line: where the row stands in the file.
+        fault: why no verdict is possible, or None.
+    """
+
+    columns: Row
+    prompt: Any
+    completion: Completion
+    problem: str
+    kept: Row
+    line: int
+    fault: str | None = None
+
+
+def read_answered(
+    path: Path, rows: Sequence[tuple[int, Completed | str]], benchmark: Benchmark, input_path: Path | None = None,
+    source: str | None = None,
+) -> list[Answered]:  # fmt: skip
+    """Every completion of a file.
+
+    Args:
+        path: the file, for messages.
+        rows: what `read_completions` found in it.
+        benchmark: what was asked.
+        input_path: a file or folder with the task's own rows, which all rows are joined with; by default only those are
+            that lack columns, with the rows of the folder that LOCKSTITCH_DATA names, or of the hub.
+        source: which of the task's sources these are.
+
+    Raises:
+        ValueError: bad rows, by their lines: they have neither the benchmark's columns nor an id that its rows have.
+    """
+    always = input_path is not None or source is not None
+    own = None
+    found = [row.columns for _, row in rows if isinstance(row, Completed)]
+    if always or any(id_of(columns) is not None and _fails(columns, benchmark) for columns in found):
+        own = _OwnRows(benchmark, input_path, source)
+
+    def read(row: Completed) -> list[Answered]:
+        if row.wrong:
+            raise ValueError(row.wrong)
+        return _answered(row, _columns(row.columns, benchmark, own, always), benchmark)
+
+    return [one for _, some in files.each_row(path, rows, read) for one in some]
+
+
+def _answered(row: Completed, columns: dict[str, Any], benchmark: Benchmark) -> list[Answered]:
+    prompt = columns.get("prompt") or columns["question"]
+    problem = json.dumps([columns["question"], str(columns.get("answer"))])
+    fault = unreadable(benchmark.rewards[0][0], columns)
+    if fault is not None and "answer" in columns:
+        columns = {**columns, "answer": None}  # it is named already
+    dropped = {*RESERVED, "completion", "prompt"}
+    read = {name: value for name, value in columns.items() if name not in dropped}
+    kept = files.kept_columns(row.columns, _OURS)
+    return [
+        Answered(read, prompt, completion, problem, {"sample": k, **kept} if row.several else kept, row.line, fault)
+        for k, completion in enumerate(row.completions)
+    ]
+
+
+# --- the task's own rows ---------------------------------------------------------------------------------------------
+
+
+def id_of(row: Row) -> tuple[str, Any] | None:
+    """The column by which a row can be joined, with its value; None if it has none."""
+    return next(((name, row[name]) for name in IDS if isinstance(row.get(name), str | int) and row[name] != ""), None)
+
+
+def _fails(columns: Row, benchmark: Benchmark) -> bool:
+    try:
+        asked(columns, benchmark.read)
+    except ValueError:
+        return True
+    return False
+
+
+def _columns(columns: Row, benchmark: Benchmark, own: "_OwnRows | None", always: bool) -> dict[str, Any]:
+    """What the rewards read of a row; `ValueError` says what is missing."""
+    found = id_of(columns)
+    if not always:
+        try:
+            return asked(columns, benchmark.read)
+        except ValueError as error:
+            if found is None or own is None:
+                names = " or ".join(map(repr, IDS))
+                raise ValueError(f"{error} (nor {names}, to join it with the task's own row)") from None
+    if found is None:
+        raise ValueError(f"no {' or '.join(map(repr, IDS))} to join it with the task's own row")
+    assert own is not None
+    return {**columns, **own.row(*found)}
+
+
+class _OwnRows:
+    """The rows of a benchmark by their ids."""
+
+    def __init__(self, benchmark: Benchmark, path: Path | None, source: str | None) -> None:
+        chosen = benchmark.source(source)
+        if path is None and chosen.generate is not None:
+            raise ValueError(f"task {benchmark.name!r} makes its rows up, and none can be joined by its id: the file "
+                             "needs the columns of the problem")  # fmt: skip
+        self.benchmark = benchmark
+        self.rows = load_rows(benchmark.name, source=source, path=path, form="plain", conversational=False)
+        self.of: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def row(self, name: str, value: Any) -> dict[str, Any]:
+        """The columns of the row whose `name` has that value; `ValueError` if there is none."""
+        there = [own for own in (name, *OWN_IDS) if own in self.rows[0]]
+        if not there:
+            raise ValueError(f"the rows of task {self.benchmark.name!r} have no {name!r} to join {value!r} with")
+        rows = self._by(there[0])
+        if self._key(value) not in rows:
+            raise ValueError(f"{name} {value!r} is none of task {self.benchmark.name!r}, whose {len(self.rows)} rows have "
+                             f"{self.rows[0][there[0]]!r} and so on")  # fmt: skip
+        return rows[self._key(value)]
+
+    def _by(self, name: str) -> dict[str, dict[str, Any]]:
+        if name not in self.of:
+            dropped = {"prompt"}
+            self.of[name] = {
+                self._key(row[name]): {column: value for column, value in row.items() if column not in dropped}
+                for row in self.rows
+            }
+            if len(self.of[name]) < len(self.rows):
+                raise ValueError(f"several rows of task {self.benchmark.name!r} have the same {name!r}: it joins none")
+        return self.of[name]
+
+    def _key(self, value: Any) -> str:
+        """An id as a text, without the name of the benchmark in front: EvalPlus says Mbpp/2 for 2."""
+        text = str(value)
+        own = f"{self.benchmark.name}/"
+        return text[len(own) :] if text.casefold().startswith(own.casefold()) else text
+
+
