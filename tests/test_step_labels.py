@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from lockstitch.recipes.prm import labelled, parse
 from lockstitch.recipes.step_labels import Labelling, label_problems, write_labels
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.tasks.task import get_task, held_out_problems
@@ -146,7 +147,7 @@ def test_a_process_that_is_killed_while_it_labels(tmp_path):
     process.wait()
     assert 4 <= results.read_bytes().count(b"\n") < 24
     for name in ("killed", "whole"):
-        subprocess.run([*command, "--output_dir", str(tmp_path / name)], env=environment, check=True)
+        labelled(parse([*command[3:], "--output_dir", str(tmp_path / name)])[0], tmp_path / name)
     for split in ("train", "test"):
         one, other = (files.finished_rows(tmp_path / name / "labels" / split / files.RESULTS)
                       for name in ("killed", "whole"))  # fmt: skip
