@@ -3,7 +3,7 @@
     python examples/stitch_in_python.py
 """
 
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample
 from lockstitch.stitching.score import load_scorer

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.puzzles import arithmetic, countdown
-from lockstitch.rewards.tasks.task import TASKS, training_problems
+from lockstitch.rewards.tasks.builtin import TASKS
+from lockstitch.rewards.tasks.task import training_problems
 from lockstitch.stitching.refine import plain_solver_prompt
 from lockstitch.stitching.steps import Step, merge_clues
 

@@ -16,14 +16,16 @@ A run that was interrupted goes on from its last checkpoint when it is launched 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lockstitch.errors import GOES_ON, one_line
+from lockstitch.errors import GOES_ON, OthersCodeError, one_line, others_code
 
 if TYPE_CHECKING:
     from lockstitch.recipes.run_directory import Run
-    from lockstitch.rewards.tasks.benchmark import Benchmark
+    from lockstitch.rewards.tasks.task import Task
 
 
 @dataclass
@@ -31,14 +33,16 @@ class RecipeArguments:
     """What to train on, what pays, and what is measured on the way."""
 
     task: str | None = field(
-        default=None, metadata={"help": "The task: a name that `lockstitch grade` knows, or reasoning_gym:NAME."}
-    )
+        default=None, metadata={"help": "The task: a name that `lockstitch tasks` lists, reasoning_gym:NAME, a YAML file, "
+                                        "file.py:attribute or module:attribute."}
+    )  # fmt: skip
     rl_preset: str | None = field(
         default=None, metadata={"help": "A paper's settings, below the config file: see recipes/presets."}
     )
     prompt_form: str | None = field(
         default=None,
-        metadata={"help": "How the model is asked: tags (default), boxed, fenced or plain, as the task has them."},
+        metadata={"help": "How the model is asked: tags, boxed, fenced or plain; the first of these that the task has by "
+                          "default."},
     )
     reward_funcs: list[str] | None = field(
         default=None,
@@ -141,47 +145,65 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any, Any]:
     return recipe, health, training, model_arguments
 
 
-def rewards_of(recipe: RecipeArguments, training: Any, benchmark: "Benchmark") -> list[Callable[..., Any]]:
+def rewards_of(recipe: RecipeArguments, training: Any, task: "Task") -> list[Callable[..., Any]]:
     """The reward functions; sets their weights in `training` where they are the task's own."""
     from lockstitch.rewards.plugins import load_reward
+    from lockstitch.rewards.tasks.task import load, name_of
 
     if recipe.reward_funcs is not None:
-        return [load_reward(name) for name in recipe.reward_funcs]
-    weighted = benchmark.rewards_for(recipe.prompt_form or "tags")
+        return [_named(name, load_reward(name)) for name in recipe.reward_funcs]
+    weighted = task.rewards_for(recipe.prompt_form or task.forms[0])
     if training.reward_weights is None:
         training.reward_weights = [weight for _, weight in weighted]
     elif len(training.reward_weights) != len(weighted):
-        raise ValueError(f"reward_weights={training.reward_weights}: task {benchmark.name!r} has the rewards "
-                         f"{', '.join(name for name, _ in weighted)}")  # fmt: skip
-    return [load_reward(name) for name, _ in weighted]
+        raise ValueError(f"reward_weights={training.reward_weights}: task {task.name!r} has the rewards "
+                         f"{', '.join(name_of(reward) for reward, _ in weighted)}")  # fmt: skip
+    return [load(reward) for reward, _ in weighted]
+
+
+def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
+    """A reward whose errors say which it is; of ours, those that columns make which are missing or of other types."""
+    if iscoroutinefunction(reward):
+        return reward
+    mistakes = (ValueError, TypeError) if reward.__module__.startswith("lockstitch.") else Exception
+
+    @wraps(reward)
+    def named(*args: Any, **columns: Any) -> Any:
+        with others_code(f"reward {name!r}", mistakes):
+            return reward(*args, **columns)
+
+    return named
 
 
 def _what_pays(recipe: RecipeArguments, training: Any) -> tuple[Any, list[Callable[..., Any]], Callable[..., Any]]:
     """The problems, the rewards, and the one of these that judges what is held out."""
     from lockstitch.recipes.rl_data import load_problems, own_problems
-    from lockstitch.recipes.rows import read_columns
     from lockstitch.rewards.plugins import load_reward
-    from lockstitch.rewards.tasks.benchmarks import get_benchmark
+    from lockstitch.rewards.tasks.data import read_columns
+    from lockstitch.rewards.tasks.named import get_task
+    from lockstitch.rewards.tasks.task import load
 
     data: dict[str, Any] = {"dataset_config": recipe.dataset_config, "dataset_train_split": recipe.dataset_train_split,
                             "columns": read_columns(recipe.columns)}  # fmt: skip
     if recipe.task is None:
         assert recipe.dataset_name is not None
         assert recipe.reward_funcs is not None
-        rewards = [load_reward(name) for name in recipe.reward_funcs]
+        rewards = [_named(name, load_reward(name)) for name in recipe.reward_funcs]
         problems = own_problems(
             recipe.dataset_name, dataset_test_split=recipe.dataset_test_split, num_problems=recipe.num_problems,
             held_out=recipe.held_out_problems, **data,
         )  # fmt: skip
         return problems, rewards, rewards[0]
-    benchmark = get_benchmark(recipe.task)
+    task = get_task(recipe.task)
+    if recipe.system_prompt is None:
+        recipe.system_prompt = task.system
     problems = load_problems(
-        recipe.task, recipe.prompt_form or "tags", train_source=recipe.train_source, train_path=recipe.train_path,
+        task, recipe.prompt_form or task.forms[0], train_source=recipe.train_source, train_path=recipe.train_path,
         dataset_name=recipe.dataset_name, num_problems=recipe.num_problems, seed=recipe.problem_seed,
         held_out=recipe.held_out_problems, held_out_source=recipe.held_out_source, held_out_path=recipe.held_out_path,
         **data,
     )  # fmt: skip
-    return problems, rewards_of(recipe, training, benchmark), load_reward(benchmark.rewards[0][0])
+    return problems, rewards_of(recipe, training, task), load(task.rewards[0][0])
 
 
 def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments: Any) -> "Run | None":
@@ -194,18 +216,27 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch.recipes.reporting import ReportCallback
     from lockstitch.recipes.rl_data import as_prompts
     from lockstitch.recipes.run_directory import is_finished, run_of
+    from lockstitch.rewards.tasks.named import remembered
     from lockstitch.rl.grpo import DiffusionGRPOTrainer
     from lockstitch.rl.health import HealthCallback
     from lockstitch.rl.lora import loading_of, peft_config_of
     from lockstitch.rl.run_record import RunRecord, changed_settings
+    from lockstitch.sampling.adapters import to_train_from
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
     from lockstitch.sampling.loading import layout_of
 
+    from lockstitch import model_name
+
+    if training.eval_on_start or training.eval_strategy != "no":
+        raise ValueError(f"eval_strategy={str(training.eval_strategy)!r}, eval_on_start={training.eval_on_start}: there are "
+                         "no rows to evaluate; held_out_problems and held_out_every measure")  # fmt: skip
     path = model_arguments.model_name_or_path
     family, _ = layout_of(path, recipe.family, model_arguments.model_revision)
     settings = changed_settings(recipe, health, training, model_arguments)
-    record = RunRecord(path, None, "grpo", family.name, recipe.task, recipe.dataset_name, recipe.rl_preset, settings)
+    task = remembered(recipe.task)
+    name = model_name(path)
+    record = RunRecord(name, None, "grpo", family.name, task, recipe.dataset_name, recipe.rl_preset, settings)
     if is_finished(Path(training.output_dir), record, training):
         return None
     problems, reward_funcs, judge = _what_pays(recipe, training)
@@ -217,6 +248,7 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
         model_arguments.model_name_or_path, family=recipe.family, mask_id=recipe.mask_id, device=training.device,
         trust_remote_code=training.trust_remote_code, **loading_of(model_arguments),
     )  # fmt: skip
+    denoiser.model = to_train_from(denoiser.model, path)
     template = training.chat_template_kwargs or {}
     asked = (denoiser.tokenizer, recipe.max_prompt_length, recipe.chat_template, recipe.system_prompt)
     rows, held_out = (as_prompts(some, *asked, **template) for some in (problems.train, problems.held_out))
@@ -258,11 +290,11 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
 
 def main() -> None:
     """Reads the layers of settings, then trains."""
-    from lockstitch.rl.checkpoints import NotFiniteError
+    from lockstitch.recipes.run_directory import MISTAKES
 
     with one_line("grpo"):
         prepared = prepare(*parse(sys.argv[1:]))
-    with one_line("grpo", f"interrupted; {GOES_ON}", NotFiniteError):
+    with one_line("grpo", f"interrupted; {GOES_ON}", (*MISTAKES, OthersCodeError)):
         run(prepared)
 
 

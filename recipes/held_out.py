@@ -80,7 +80,10 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
         self._measure(state)
 
     def _measure(self, state: TrainerState) -> None:
-        if self._measured == state.global_step:
+        name = f"held_out/accuracy@{next(iter(self._samplers))}"  # in the log, where a run was killed behind it
+        if self._measured == state.global_step or any(
+            entry["step"] == state.global_step and name in entry for entry in state.log_history
+        ):
             return
         self._measured = state.global_step
         trainer = self.trainer

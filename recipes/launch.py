@@ -37,7 +37,8 @@ def command(recipe: str, argv: Sequence[str]) -> list[str]:
     if said.cpu:
         launcher += ["--cpu"] if launcher else []
         rest = [*rest, "--use_cpu", "true"]
-    return [sys.executable, *launcher, "-m", f"lockstitch.recipes.{recipe}", *rest]
+    # -P: files of the working directory are not imported in the place of libraries.
+    return [sys.executable, "-P", *launcher, "-m", f"lockstitch.recipes.{recipe}", *rest]
 
 
 def config_file(name: str) -> Path:

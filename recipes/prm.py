@@ -162,7 +162,7 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     from dataclasses import replace
 
     from lockstitch.recipes.step_labels import Labelling, label_problems, write_labels
-    from lockstitch.rewards.tasks.task import get_task
+    from lockstitch.rewards.tasks.named import get_task
     from lockstitch.sampling.chat import Chat
     from lockstitch.sampling.config import SamplerConfig
     from lockstitch.sampling.denoiser import Denoiser

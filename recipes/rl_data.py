@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lockstitch.recipes.rows import load_split, renamed
-from lockstitch.rewards.tasks.benchmark import Benchmark
-from lockstitch.rewards.tasks.benchmark_rows import load_rows
-from lockstitch.rewards.tasks.benchmarks import get_benchmark
+from lockstitch.rewards.tasks.data import load_split, renamed
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.rows import load_rows, with_prompt
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.chat import Chat, encode
 
 logger = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Problems:
-    """Rows with `prompt` (a text, or messages), `question` where they are a task's, and what the rewards read."""
+    """Rows with `prompt` (a text, or messages), and what the rewards read."""
 
     train: Rows
     held_out: Rows
 
 
 def load_problems(
-    task: str, form: str, *, train_source: str | None = None, train_path: str | None = None,
+    task: Task | str, form: str, *, train_source: str | None = None, train_path: str | None = None,
     dataset_name: str | None = None, dataset_config: str | None = None,
     dataset_train_split: str = "train", columns: Mapping[str, str] | None = None, num_problems: int | None = None,
     seed: int = 0, held_out: int = 0, held_out_source: str | None = None, held_out_path: str | None = None,
@@ -41,7 +41,7 @@ def load_problems(
     """Both sides of a task.
 
     Args:
-        task: its name, or `reasoning_gym:NAME`.
+        task: the task, or its name or place.
         form: of the prompts.
         train_source: which of the task's sources is trained on; `train` by default.
         train_path: a file or folder to read it from.
@@ -58,8 +58,8 @@ def load_problems(
     Raises:
         ValueError: a task without rows to train on, one and the same source for both, or rows that cannot be read.
     """
-    benchmark = get_benchmark(task)
-    benchmark.check_form(form)
+    task = get_task(task)
+    task.check_form(form)
     if dataset_name is not None and (train_path is not None or train_source is not None):
         raise ValueError(f"dataset_name={dataset_name!r} leaves no use for train_path and train_source")
     if held_out_source is not None and held_out_source == (train_source or "train"):
@@ -68,13 +68,13 @@ def load_problems(
     if held_out < 1 and (held_out_source is not None or held_out_path is not None):
         raise ValueError("held_out_source and held_out_path say what is measured on: say on how many problems, too "
                          "(held_out_problems)")  # fmt: skip
-    generated = "held_out" in benchmark.sources and held_out_source is None and held_out_path is None
+    generated = "held_out" in task.sources and held_out_source is None and held_out_path is None
     apart = held_out > 0 and not generated and held_out_source is None and held_out_path is None
     wanted = None if num_problems is None else num_problems + (held_out if apart else 0)
     own = None
     if dataset_name is not None:
         own = renamed(load_split(dataset_name, dataset_train_split, dataset_config), columns or {}).to_list()
-    train = _training_rows(benchmark, form, train_source, train_path, own, wanted, seed)
+    train = _training_rows(task, form, train_source, train_path, own, wanted, seed)
     if held_out < 1:
         return Problems(train, [])
     if apart:
@@ -89,19 +89,16 @@ def load_problems(
 
 
 def _training_rows(
-    benchmark: Benchmark, form: str, source: str | None, path: str | None, own: Rows | None, count: int | None, seed: int
+    task: Task, form: str, source: str | None, path: str | None, own: Rows | None, count: int | None, seed: int
 ) -> Rows:
     if own is not None:
-        rows = [benchmark.read(row) for row in own[:count]]
-        return [{**row, "prompt": benchmark.prompt(row["question"], form)} for row in rows]
-    if source is None and "train" not in benchmark.sources and path is None:
-        raise ValueError(
-            f"task {benchmark.name!r} has no rows of its own to train on, only {', '.join(benchmark.sources)} to measure "
-            "on: name some with train_path or dataset_name"
-        )
-    chosen = source if source is not None or "train" not in benchmark.sources else "train"
-    rows = load_rows(benchmark.name, source=chosen, path=path, form=form, conversational=False, count=count, seed=seed)
-    return rows
+        return [with_prompt(task, row, form) for row in own[:count]]
+    if source is None and "train" not in task.sources and path is None:
+        only = f", only {', '.join(task.sources)} to measure on" if task.sources else ""
+        raise ValueError(f"task {task.name!r} has no rows of its own to train on{only}: name some with train_path or "
+                         "dataset_name")  # fmt: skip
+    chosen = source if source is not None or "train" not in task.sources else "train"
+    return load_rows(task, source=chosen, path=path, form=form, conversational=False, count=count, seed=seed)
 
 
 def own_problems(
@@ -138,9 +135,9 @@ def _prompts(rows: Any, name: str) -> Rows:
 
 
 def _without(train: Rows, held: Rows) -> Rows:
-    """The training rows whose questions are not held out."""
-    asked = {" ".join(row["question"].split()) for row in held}
-    kept = [row for row in train if " ".join(row["question"].split()) not in asked]
+    """The training rows whose prompts are not held out."""
+    asked = {" ".join(row["prompt"].split()) for row in held}
+    kept = [row for row in train if " ".join(row["prompt"].split()) not in asked]
     if len(kept) < len(train):
         logger.warning("%d training problems are held out, too, and are not trained on", len(train) - len(kept))
     if not kept:

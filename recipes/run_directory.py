@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rl.checkpoints import STATE, last_checkpoint
+from lockstitch.rl.checkpoints import STATE, NotFiniteError, NotWrittenError, last_checkpoint
 from lockstitch.rl.model_card import run_card
 from lockstitch.rl.run_record import RUN, RunRecord, base_revision, write_run
+from lockstitch.sampling.tokens import NotANumberError
 from peft import PeftModel
+from transformers import TrainerCallback
 
 from lockstitch import files
+from lockstitch.options import REFUSALS, in_a_line
 
 # What may differ between the launches of a run: where and how it runs and tells, and how far it goes.
 FREE = frozenset({
@@ -27,6 +30,23 @@ FREE = frozenset({
     "log_completions", "num_completions_to_print", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy",
     "hub_token",
 })  # fmt: skip
+
+
+class NotBegunError(ValueError):
+    """Settings, or a checkpoint, that are refused where optimizer, schedule and data are made of them."""
+
+
+# What ends a run that has begun in a line: everything else is a fault of ours.
+MISTAKES = (NotBegunError, NotFiniteError, NotANumberError, NotWrittenError, OSError)
+
+
+class _Begun(TrainerCallback):  # type: ignore[misc]
+    """Knows whether everything that a run needs was made: what fails until then is what was asked for."""
+
+    begun = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.begun = True
 
 
 @dataclass
@@ -49,7 +69,15 @@ class Run:
         length = getattr(trainer.args, "max_completion_length", None) or getattr(trainer.args, "canvas_length", None)
         adapter = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
         trainer.card = run_card(self.record, output.resolve().name, adapter, length)
-        trainer.train(resume_from_checkpoint=self.checkpoint)
+        begun = _Begun()
+        trainer.callback_handler.callbacks.insert(0, begun)
+        try:
+            trainer.train(resume_from_checkpoint=self.checkpoint)
+        except (ValueError, *REFUSALS) as error:
+            if begun.begun:
+                raise
+            where = "" if self.checkpoint is None else f" of {self.checkpoint}"
+            raise NotBegunError(f"training{where} cannot begin: {in_a_line(error)}") from error
         keep_record()
         trainer.save_model(trainer.args.output_dir)
         trainer.save_state()

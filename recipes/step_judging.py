@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.steps import SOUND, WRONG
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.calibration import judge_scores
 from lockstitch.stitching.combine import Combined, Weights, fit
@@ -90,7 +90,7 @@ def figures(scores: Sequence[Sequence[float]], rows: Sequence[Mapping[str, Any]]
     steps = [(score, float(label)) for row, own in zip(rows, scores, strict=True)
              for score, label in zip(own, row["labels"], strict=True)]  # fmt: skip
     pairs = {"labels": steps}
-    if all("sound" in row for row in rows):
+    if all(row.get("sound") is not None for row in rows):
         pairs["checker"] = [
             (score, float(sound == SOUND)) for row, own in zip(rows, scores, strict=True)
             for score, sound in zip(own, row["sound"], strict=True) if sound in (SOUND, WRONG)

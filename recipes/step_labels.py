@@ -122,7 +122,8 @@ def label_problems(
             "right": [right[u] for u in own],
             "of": k,
             "correct": _is_right(task, problem, trajectory),
-            "sound": check_steps(task.checker, problem.question, [step.text for step in steps]),
+            "sound": None if task.checker is None
+            else check_steps(task.checker, problem.question, [step.text for step in steps]),
             "trajectory": replace(trajectory, prompt=0).to_dict(),
             "ledger": asdict(cost),
         })  # fmt: skip
@@ -137,7 +138,7 @@ def prefix(trajectory: Trajectory, step: Step) -> tuple[int, ...]:
 
 def _is_right(task: Task, problem: Problem, trajectory: Trajectory) -> bool:
     answer = task.extract(trajectory.text)
-    known = task.is_correct(problem.question, problem.answer, answer or "")
+    known = task.judge(problem, [answer or ""], [trajectory.text])[0]
     if known is None:
         raise ValueError(f"the problem {problem.question!r} cannot be judged (answer {problem.answer!r}): its steps cannot "
                          "be labelled")  # fmt: skip

@@ -9,7 +9,10 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lockstitch.rewards.tasks.task import TASKS, Task, held_out_problems, training_problems
+from lockstitch.rewards.tasks.builtin import TASKS
+from lockstitch.rewards.tasks.task import Task, held_out_problems, training_problems
+
+from lockstitch.options import REFUSALS, in_a_line
 
 VOCABULARY = 448
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<mask>")
@@ -44,18 +47,27 @@ def build_tokenizer(texts: Iterator[str]) -> Any:
 
 
 def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: int) -> Any:
-    """A randomly initialised Llama of the given shape (`hidden_size`, `num_hidden_layers`, ...)."""
+    """A randomly initialised Llama of the given shape (`hidden_size`, `num_hidden_layers`, ...).
+
+    Raises `ValueError` for a shape that is none.
+    """
     import torch
     from lockstitch.sampling.denoiser import make_bidirectional
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=4096,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **shape,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+    unknown = sorted(set(shape) - set(LlamaConfig().to_dict()))
+    if unknown:
+        raise ValueError(f"new_model: {', '.join(unknown)} is not of LlamaConfig")
+    try:
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=4096,
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **shape,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = LlamaForCausalLM(config)
+    except REFUSALS as error:
+        raise ValueError(f"new_model={shape}: {in_a_line(error)}") from error
     return make_bidirectional(model) if bidirectional else model
 
 

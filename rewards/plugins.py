@@ -3,26 +3,21 @@
 A package offers rewards as entry points of the group `lockstitch.rewards`; ours are declared in the same way. They are
 listed without importing anything: what a reward needs and does is read from the source text of its module, which is found
 without running it. A reward that no package offers is named by its place: `path/to/file.py:function`, or
-`package.module:function` (on TRL's command line `package.module.function`), looked for in the working directory first.
+`package.module:function` (on TRL's command line `package.module.function`); see `imports.py`.
 
 Left out: registries and decorators, which would need the import that listing must not do.
 """
 
 import ast
-import difflib
-import importlib
-import importlib.util
-import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.abc import InspectLoader
-from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.contract import RESERVED
+from lockstitch.rewards.imports import find_module, load_installed, load_named, nearest
 
 GROUP = "lockstitch.rewards"
 UNKNOWN = "?"
@@ -53,11 +48,12 @@ def available_rewards() -> list[RewardInfo]:
     return sorted((_info(point) for point in _points()), key=lambda info: (info.name, info.source))
 
 
-def load_reward(spec: str) -> Callable[..., Any]:
+def load_reward(spec: str, beside: Path | None = None) -> Callable[..., Any]:
     """The reward of that name, or at that place.
 
     Args:
         spec: a listed name; or `path/to/file.py:function`, `package.module:function`, or `package.module.function`.
+        beside: the directory in which a module or file of one's own is looked for first; the working directory by default.
 
     Raises:
         ValueError: there is no such reward, with the known ones and the nearest; or several packages offer one of that
@@ -65,35 +61,37 @@ def load_reward(spec: str) -> Callable[..., Any]:
     """
     points = [point for point in _points() if point.name == spec]
     if len(points) > 1:
-        sources = " and ".join(sorted(f"{_source(point)} ({point.value})" for point in points))
+        sources = " and ".join(sorted(f"{source_of(point)} ({point.value})" for point in points))
         raise ValueError(f"reward {spec!r} is offered by {sources}; name the one you mean as package.module:function")
-    if not points and spec.partition(":")[0].endswith(".py"):
-        return _in_file(spec, Path(spec.partition(":")[0]), spec.partition(":")[2])
-    module, path = _place(points[0].value if points else spec)
-    if not module or not path:
-        raise ValueError(_unknown(spec))
-    return _callable(spec, module, path)
+    if points:
+        found = load_installed("reward", spec, *place_of(points[0].value))
+    elif spec.partition(":")[0].endswith(".py"):
+        found = load_named("reward", spec, beside)
+    else:
+        module, path = place_of(spec)
+        if not module or not path:
+            raise ValueError(_unknown(spec))
+        found = load_named("reward", f"{module}:{path}", beside)
+    if not callable(found):
+        raise ValueError(f"reward {spec!r} is {found!r}, which cannot be called")
+    reward: Callable[..., Any] = found
+    return reward
 
 
 def _points() -> Iterable[EntryPoint]:
     return entry_points(group=GROUP)
 
 
-def _place(value: str) -> tuple[str, str]:
+def place_of(value: str) -> tuple[str, str]:
     """Module and path of `package.module:function` or `package.module.function`; empty where there is no module."""
     value = value.partition("[")[0].strip()  # extras, which an entry point may name behind its place
     module, _, path = value.partition(":") if ":" in value else value.rpartition(".")
     return module.strip(), path.strip()
 
 
-def _source(point: EntryPoint) -> str:
+def source_of(point: EntryPoint) -> str:
+    """The distribution that offers an entry point, with its version."""
     return f"{point.dist.name} {point.dist.version}" if point.dist else UNKNOWN
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` with the known words that are like this one; empty if none is."""
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def _unknown(spec: str) -> str:
@@ -108,92 +106,22 @@ def _unknown(spec: str) -> str:
     )
 
 
-def _callable(spec: str, module_name: str, path: str) -> Callable[..., Any]:
-    """Imports what is named, with the working directory first on the path."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # An import that fails inside the module is the module's own affair.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise ValueError(f"reward {spec!r}: there is no module {error.name!r} (looked in {here} first)") from error
-    finally:
-        sys.path.remove(here)
-    return _attribute(spec, module_name, found, path)
-
-
-def _in_file(spec: str, file: Path, path: str) -> Callable[..., Any]:
-    """The function of that name in a file, which is run as a module of its own; what lies beside it can be imported."""
-    if not path:
-        raise ValueError(f"reward {spec!r} names no function: {file}:FUNCTION")
-    if not file.is_file():
-        raise ValueError(f"reward {spec!r}: {str(file)!r} is not a file")
-    name = f"lockstitch_file_{zlib.crc32(str(file.resolve()).encode()):x}"
-    found = sys.modules.get(name)
-    if found is None:
-        place = importlib.util.spec_from_file_location(name, file)
-        assert place is not None
-        assert place.loader is not None
-        found = sys.modules[name] = importlib.util.module_from_spec(place)
-        here = str(file.resolve().parent)
-        sys.path.insert(0, here)
-        try:
-            place.loader.exec_module(found)
-        except SyntaxError as error:
-            del sys.modules[name]
-            raise ValueError(f"reward {spec!r}: {file} is no Python, line {error.lineno}: {error.msg}") from error
-        except BaseException:
-            del sys.modules[name]
-            raise
-        finally:
-            sys.path.remove(here)
-    return _attribute(spec, str(file), found, path)
-
-
-def _attribute(spec: str, module_name: str, found: Any, path: str) -> Callable[..., Any]:
-    for name in path.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError as error:
-            offered = [key for key in dir(found) if not key.startswith("_")]
-            raise ValueError(f"reward {spec!r}: {module_name} has no {path!r}{nearest(name, offered)}") from error
-    if not callable(found):
-        raise ValueError(f"reward {spec!r} is {found!r}, which cannot be called")
-    reward: Callable[..., Any] = found
-    return reward
-
-
 # --- reading without importing ---------------------------------------------------------------------------------------
 
 
 def _info(point: EntryPoint) -> RewardInfo:
-    columns, summary = UNKNOWN, UNKNOWN
-    module, path = _place(point.value)
+    return RewardInfo(point.name, source_of(point), point.value, *describe(point))
+
+
+def describe(point: EntryPoint) -> tuple[str, str]:
+    """The columns and the summary of what an entry point leads to, without importing it; `?` where they are not told."""
+    module, path = place_of(point.value)
     tree = _parsed(module) if module else None
-    if tree is not None:
-        columns, summary = _describe(tree, path)
-    return RewardInfo(point.name, _source(point), point.value, columns, summary)
-
-
-def _find_spec(module_name: str) -> ModuleSpec | None:
-    """What `importlib.util.find_spec` finds, without importing the parent packages on the way."""
-    path: list[str] | None = None
-    spec: ModuleSpec | None = None
-    parts = module_name.split(".")
-    for depth in range(1, len(parts) + 1):
-        name = ".".join(parts[:depth])
-        specs = (finder.find_spec(name, path) for finder in sys.meta_path)
-        spec = next((found for found in specs if found is not None), None)
-        if spec is None or (depth < len(parts) and spec.submodule_search_locations is None):
-            return None
-        path = list(spec.submodule_search_locations or [])
-    return spec
+    return (UNKNOWN, UNKNOWN) if tree is None else _describe(tree, path)
 
 
 def _parsed(module_name: str) -> ast.Module | None:
-    spec = _find_spec(module_name)
+    spec = find_module(module_name)
     if spec is None or not isinstance(spec.loader, InspectLoader):
         return None
     try:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -10,13 +10,14 @@ from typing import Any
 class Problem:
     """A question with, where known, its gold answer and one worked solution.
 
-    `question` is the task's canonical one-line form, `answer` its canonical answer, `solution` a complete correct
-    completion ending in that answer.
+    `question` is what is asked, in a puzzle's canonical one-line form, `answer` its canonical answer, `solution` a complete
+    correct completion ending in that answer, `columns` the row that it was read in, as the rewards read it.
     """
 
     question: str
     answer: str | None = None
     solution: str | None = None
+    columns: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 def is_held_out(question: str) -> bool:

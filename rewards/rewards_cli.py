@@ -14,8 +14,11 @@ import textwrap
 
 from lockstitch.rewards.plugins import GROUP, RewardInfo, available_rewards
 
+from lockstitch.errors import reported
 
-def main(argv: list[str]) -> int:
+
+@reported("lockstitch rewards")
+def main(argv: list[str] | None = None) -> int:
     """Prints the table, or the list as JSON."""
     parser = argparse.ArgumentParser(
         prog="lockstitch rewards",

@@ -8,8 +8,11 @@ same. The checkers themselves are their wings' business: `puzzles/checkers.py`, 
 Scores: 1.0 sound, 0.5 nothing to check or an operand of unknown origin, 0.0 wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+UNITS = ("sentence", "line", "row")  # what a step can be, besides what a function of one's own cuts
+Segmenter = Callable[[str], Sequence[str]]  # a text -> its steps, pieces of it in their order
 
 SOUND, UNKNOWN, WRONG = 1.0, 0.5, 0.0
 
@@ -25,6 +28,21 @@ class StepChecker(Protocol):
 
     def is_complete(self, state: Any) -> bool:
         """Whether a chain in this state has nothing left to do, where the task can tell; True where it cannot."""
+
+
+class NoChecker:
+    """Where nothing is known of steps: each is as sound as its score says, and a chain may end anywhere."""
+
+    def start(self, question: str) -> None:
+        """Nothing."""
+
+    def advance(self, state: Any, step: str) -> tuple[Any, float]:
+        """Sound."""
+        return state, SOUND
+
+    def is_complete(self, state: Any) -> bool:
+        """True."""
+        return True
 
 
 def check_steps(checker: StepChecker, question: str, steps: Sequence[str]) -> list[float]:

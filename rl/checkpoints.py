@@ -16,7 +16,8 @@ import os
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from lockstitch.sampling.families import FACTS
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -35,6 +37,23 @@ _STAGING = ".checkpoint"
 
 class NotFiniteError(ValueError):
     """Weights that were about to be saved hold infinities or no numbers."""
+
+
+class NotWrittenError(OSError):
+    """A checkpoint or model could not be written: the disk is full, say."""
+
+
+@contextmanager
+def _writing(what: Path) -> Iterator[None]:
+    """torch and safetensors tell of a disk that is full by errors of their own."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise NotWrittenError(f"{what} cannot be written: {error}") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+            raise
+        raise NotWrittenError(f"{what} cannot be written: {str(error).splitlines()[0]}") from error
 
 
 class WholeCheckpoints(Trainer):
@@ -74,7 +93,8 @@ class WholeCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         self._staging, self.args.save_total_limit = str(staging), None  # which is kept to once the new one is in its place
         try:
-            super()._save_checkpoint(model, trial)
+            with _writing(output / name):
+                super()._save_checkpoint(model, trial)
         finally:
             self._staging, self.args.save_total_limit = None, limit
         self.accelerator.wait_for_everyone()
@@ -97,7 +117,8 @@ class WholeCheckpoints(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         self._check_finite(model)
         if not _internal_call or not isinstance(model, PreTrainedModel):
-            super().save_model(output_dir, _internal_call)
+            with _writing(Path(output_dir or self.args.output_dir)):
+                super().save_model(output_dir, _internal_call)
             return
         kept = getattr(model, "_weight_conversions", None)
         model._weight_conversions = []  # nothing is taken apart

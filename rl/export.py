@@ -9,17 +9,19 @@ code, and is read back from there. Leaves out adapters other than LoRA, and weig
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lockstitch.rl.run_record import RunRecord, read_run
+from lockstitch.sampling.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-from lockstitch.files import to_json
+from lockstitch.files import lock, to_json
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+if TYPE_CHECKING:
+    from lockstitch.rl.merge import Agreement
+
 STAGES = 5
 NAMES = ("native", "published")
 Report = Callable[[str], None]
@@ -79,9 +81,10 @@ class _Source:
 
     def load_base(self, place: str | None = None) -> Any:
         """The base, or another model of its kind at `place`, that attends as the run's did and says so when it is saved."""
+        from lockstitch.sampling.adapters import load_plain, to_train_from
         from lockstitch.sampling.denoiser import Denoiser
         from lockstitch.sampling.families import FACTS, translation_of
-        from lockstitch.sampling.loading import is_remote, load_model, read_config
+        from lockstitch.sampling.loading import is_remote, read_config
 
         revision = self.revision if place is None else None
         path = place or self.base
@@ -92,29 +95,14 @@ class _Source:
             mask_id = self.record.config.get("mask_id") if self.record is not None else None
             denoiser = Denoiser.from_pretrained(path, family=None if told else family, mask_id=mask_id, revision=revision,
                                                 trust_remote_code=self.trust_remote_code and is_remote(raw))  # fmt: skip
-            return denoiser.model
-        return load_model(path, raw, revision=revision)
+            return to_train_from(denoiser.model, path)
+        return to_train_from(load_plain(path, revision), path)
 
     def adapted(self, base: Any, place: Path | None = None) -> Any:
         """The adapter, or one at `place`, on a base; also where its names are those of the family's own code."""
-        from lockstitch.rl.adapter_names import in_published_names, native_adapter
-        from lockstitch.sampling.families import translation_of
-        from peft import PeftModel
-        from safetensors.torch import load_file, save_file
+        from lockstitch.sampling.adapters import put_on
 
-        directory = place or self.directory
-        translation = translation_of(_published(base))
-        if translation is None:
-            return PeftModel.from_pretrained(base, str(directory))
-        weights = load_file(directory / ADAPTER_WEIGHTS)
-        if not in_published_names(weights, translation):
-            return PeftModel.from_pretrained(base, str(directory))
-        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        weights, config = native_adapter(weights, config, translation, base)
-        with tempfile.TemporaryDirectory() as scratch:
-            save_file(weights, Path(scratch) / ADAPTER_WEIGHTS)
-            (Path(scratch) / ADAPTER_CONFIG).write_text(to_json(config), encoding="utf-8")
-            return PeftModel.from_pretrained(base, scratch)
+        return put_on(base, place or self.directory)
 
 
 def adapter_directory(directory: Path) -> Path:
@@ -132,7 +120,10 @@ def adapter_directory(directory: Path) -> Path:
 
 def _source(config: ExportConfig) -> _Source:
     directory = adapter_directory(config.adapter)
-    adapter = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    try:
+        adapter = dict(json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / ADAPTER_CONFIG} is no adapter's config: {error}") from error
     if adapter.get("peft_type") != "LORA":
         raise ValueError(f"{directory} holds an adapter of type {adapter.get('peft_type')!r}; LORA alone is exported")
     record = read_run(config.adapter)
@@ -200,9 +191,22 @@ def export(config: ExportConfig, report: Report = lambda _: None) -> dict[str, A
     if config.push:
         _check_push(source.base)
     _check_base(source.base, source.revision, config.names)
+    partial = _partial(config.output)
 
-    from lockstitch.rl.merge import check_merge, tied_ends
+    try:
+        agreement = _write(config, source, partial, report)
+        os.replace(partial, config.output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    done = {"output": str(config.output), "base": source.base, "merged": config.merge, **asdict(agreement)}
+    return done | ({"url": _push(config)} if config.push else {})
+
+
+def _write(config: ExportConfig, source: _Source, partial: Path, report: Report) -> "Agreement":
+    """Writes the export, checked before and after; how well merged and adapted model agree."""
+    from lockstitch.rl.merge import check_merge
     from lockstitch.rl.model_card import last_metrics, model_card
+    from lockstitch.sampling.adapters import tied_ends
     from lockstitch.sampling.loading import save_published
 
     report("base")
@@ -218,31 +222,39 @@ def export(config: ExportConfig, report: Report = lambda _: None) -> dict[str, A
                       config.names == "published")  # fmt: skip
 
     report("write")
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
-    try:
-        if config.merge and config.names == "published":
-            save_published(adapted.merge_and_unload(safe_merge=True), partial)
-        elif config.merge:
-            adapted.merge_and_unload(safe_merge=True).save_pretrained(partial)
+    if config.merge and config.names == "published":
+        save_published(adapted.merge_and_unload(safe_merge=True), partial)
+    elif config.merge:
+        adapted.merge_and_unload(safe_merge=True).save_pretrained(partial)
+    else:
+        _write_adapter(source, partial, config.names, adapted)
+    _write_tokenizer(source, partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    del adapted, model
+    report("read back")
+    _read_back(source, partial, config.merge, expected_BLV, agreement.tolerance)
+    return agreement
+
+
+def _partial(output: Path) -> Path:
+    """Where an output is written before it takes its place: this process's own, and empty, whoever was killed in it.
+
+    Raises `ValueError` where another process writes there.
+    """
+    partial = output.parent / f".{output.name}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    lock(partial)
+    for left in partial.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
         else:
-            _write_adapter(source, partial, config.names, adapted)
-        _write_tokenizer(source, partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        del adapted, model
-        report("read back")
-        _read_back(source, partial, config.merge, expected_BLV, agreement.tolerance)
-        partial.chmod(0o755)  # temporary directories are their owner's alone
-        os.replace(partial, config.output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    done = {"output": str(config.output), "base": source.base, "merged": config.merge, **asdict(agreement)}
-    return done | ({"url": _push(config)} if config.push else {})
+            left.unlink()
+    return partial
 
 
 def _write_adapter(source: _Source, output: Path, names: str, adapted: Any) -> None:
     """The weights under the names that were asked for, and the config with the base that was used and checked."""
-    from lockstitch.rl.adapter_names import in_published_names, native_adapter, published_adapter
+    from lockstitch.sampling.adapter_names import in_published_names, native_adapter, published_adapter
     from lockstitch.sampling.families import translation_of
     from safetensors.torch import load_file, save_file
 

@@ -64,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     config = ExportConfig(**vars(options))
     from tqdm import tqdm
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading and writing; the stages have a bar of their own
 
     with tqdm(total=STAGES, unit="stage", disable=None) as bar:
 

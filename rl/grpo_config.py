@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lockstitch.rl.estimator_config import EstimatorConfig
-from lockstitch.rl.sft_config import precision_of
+from lockstitch.rl.sft_config import check_counts, precision_of
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
 from trl import GRPOConfig
@@ -23,6 +23,14 @@ _SAMPLER = ("block_length", "steps", "policy", "threshold", "factor", "entropy_b
             "cache", "cfg_scale")  # fmt: skip
 _ESTIMATOR = ("estimator", "num_samples", "mask_schedule", "mask_distribution", "perturb_ratio", "prompt_mask_ratio",
               "segments", "eubo_beta", "eubo_mix", "scope")  # fmt: skip
+
+# What TRL looks at in the first step only.
+_CHOICES = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 
 _AUTOREGRESSIVE = "canvases are denoised by lockstitch.sampling"
 _NO_ENTROPY = "the entropy of a denoised completion has no gradient here"
@@ -167,6 +175,9 @@ class DiffusionGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self._refuse_autoregressive()
+        check_counts(self, "steps_per_generation", "generation_batch_size", "num_iterations", "num_generations")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would take away the columns that rewards read")
         self.bf16 = precision_of(self)
         super().__post_init__()
         self._check_loss()
@@ -201,6 +212,9 @@ class DiffusionGRPOConfig(GRPOConfig):
         for name, choices in (("ratio_norm", RATIO_NORMS), ("kl_form", KL_FORMS)):
             if getattr(self, name) not in (None, *choices):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
         defaults = {option.name: option.default for option in dataclasses.fields(self)}
         homes = {
             **dict.fromkeys(_TOKEN_ONLY, ("token",)),

@@ -14,11 +14,12 @@ Leaves out adapters other than LoRA.
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from lockstitch.sampling.lora_targets import block_modules, short_path, stacked_experts, target_pattern, targets_of
 from trl import ModelConfig
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 ALL_LINEAR = "all-linear"
 _USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_TAKEN_FOR_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj")
-_BLOCK = r"(?:.*\.)?(?:layers|blocks|block_groups)\.(?:\d+\.)+"
 
 
 def default_targets(model: "torch.nn.Module") -> tuple[str, ...]:
@@ -40,45 +39,6 @@ def default_targets(model: "torch.nn.Module") -> tuple[str, ...]:
     """
     ends = {name.rpartition(".")[2] for name in block_modules(model)}
     return tuple(name for name in _USUAL if name in ends)
-
-
-def target_pattern(targets: Iterable[str]) -> str:
-    """The regular expression, for PEFT's `target_modules`, of modules inside blocks whose paths end in a target."""
-    ends = "|".join(r"(?:\.\d+)*\.".join(map(re.escape, target.split("."))) for target in targets)
-    return rf"{_BLOCK}(?:.*\.)?(?:{ends})"
-
-
-def block_modules(model: "torch.nn.Module") -> list[str]:
-    """Paths of the linear maps inside the blocks: what can be a target."""
-    from torch import nn
-
-    return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and re.match(_BLOCK, name)
-    ]
-
-
-def stacked_experts(model: "torch.nn.Module") -> list[str]:
-    """Paths of the stacked weights of routed experts inside the blocks: three dimensions, the first one the expert's."""
-    return [name for name, weight in model.named_parameters() if weight.ndim == 3 and re.match(_BLOCK, name)]
-
-
-def targets_of(maps: Sequence[str], stacked: Sequence[str] = (), has_experts: bool = False) -> dict[str, Any]:
-    """PEFT's `target_modules` and `target_parameters` for linear maps and stacked weights at these paths.
-
-    In models with routed experts PEFT takes the names of the MLP's maps for those that the experts had before they were
-    stacked, and would adapt the experts in their place: there, such maps are targeted by their weights.
-    """
-    ends = sorted({_short(path) for path in maps})
-    taken = [end for end in ends if has_experts and end.rpartition(".")[2] in _TAKEN_FOR_EXPERTS]
-    free = [end for end in ends if end not in taken]
-    weights = [*(f"{end}.weight" for end in taken), *sorted({_short(path) for path in stacked})]
-    return {"target_modules": target_pattern(free) if free else [], "target_parameters": weights or None}
-
-
-def _short(path: str) -> str:
-    """A module's path inside its block, numbers left out."""
-    inside = re.sub(rf"^{_BLOCK}", "", path)
-    return ".".join(part for part in inside.split(".") if not part.isdigit())
 
 
 def lora_config(
@@ -109,7 +69,7 @@ def lora_config(
     if not 0 <= dropout < 1:
         raise ValueError(f"lora_dropout={dropout!r} must be at least 0 and below 1")
     names, experts = block_modules(denoiser.model), stacked_experts(denoiser.model)
-    linear = sorted({_short(name) for name in names})
+    linear = sorted({short_path(name) for name in names})
     if targets is None:
         wanted: Sequence[str] = default_targets(denoiser.model)
     elif targets == ALL_LINEAR:
@@ -124,7 +84,7 @@ def lora_config(
 
     missing = [target for target in wanted if not (matched(target, names) or matched(target, experts))]
     if missing or not wanted:
-        there = [*linear, *sorted({_short(name) for name in experts})]
+        there = [*linear, *sorted({short_path(name) for name in experts})]
         raise ValueError(
             f"lora_target_modules: {', '.join(missing) or 'an empty list'} matches nothing inside the blocks of this "
             f"{denoiser.family.name} model; there are: {', '.join(there) or 'none'}"

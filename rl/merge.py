@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from lockstitch.sampling.adapters import tied_ends
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
 # Largest ||merged - adapted|| / ||adapted|| of the probe's logits that passes, by the dtype of the base's weights.
@@ -121,21 +121,3 @@ def check_merge(model: PeftModel) -> tuple[Agreement, torch.Tensor]:
         raise ValueError(f"the merged model's logits are {error:.1e} from the adapted model's, relative to their norm; at "
                          f"most {found.tolerance:g} is rounding in {found.dtype}")  # fmt: skip
     return found, adapted_BLV
-
-
-def tied_ends(model: PeftModel) -> str | None:
-    """Why the adapter cannot be merged, if it changes a head that is tied to the embeddings, or these; else None.
-
-    One matrix would have to take it up in two ways.
-    """
-    base = model.get_base_model()
-    config = model.active_peft_config
-    if not base.config.get_text_config().tie_word_embeddings or getattr(config, "ensure_weight_tying", False):
-        return None
-    ends = {"embeddings": base.get_input_embeddings(), "head": base.get_output_embeddings()}
-    touched = [name for name, module in ends.items() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-    if not touched:
-        return None
-    return (f"the adapter changes the {' and the '.join(touched)} of a base whose head is tied to its embeddings: whatever "
-            "loads the merged model would make one matrix of the two again. Export it without --merge, or train an adapter "
-            "of the blocks alone")  # fmt: skip

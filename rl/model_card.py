@@ -12,7 +12,8 @@ from typing import Any
 from lockstitch.rl.merge import Agreement
 from lockstitch.rl.run_record import RunRecord
 
-from lockstitch import EMBEDDED, __version__
+from lockstitch import EMBEDDED, __version__, model_name
+from lockstitch.pages import without_places
 
 STATE = "trainer_state.json"
 _NOT_METRICS = {"step", "epoch", "total_flos", "num_tokens", "learning_rate", "grad_norm"}
@@ -79,7 +80,8 @@ def model_card(
     rows["steps"] = steps
     parts.append("## Training\n\n" + _table(("", ""), {name: value for name, value in rows.items() if value is not None}))
     if record is not None and record.config:
-        said = {name: value for name, value in record.config.items() if name != "output_dir" and not _is_place(value)}
+        said = {name: value for name, value in record.config.items()
+                if name != "output_dir" and without_places(value) == value}  # fmt: skip
         settings = json.dumps(said, indent=2)
         parts.append(f"Settings that differ from their defaults:\n\n```json\n{settings}\n```")
     if metrics:
@@ -113,7 +115,7 @@ def run_card(record: RunRecord, name: str, adapter: bool, canvas_length: int | N
         pipeline_tag="token-classification" if record.stage == "prm" else "text-generation",
         tags=["lockstitch", *(["diffusion-language-model"] if record.family else []), *(["lora"] if adapter else [])],
     )
-    shown = _embedded_name(record.base) or (record.base if named else Path(record.base).name)
+    shown = record.base if named else Path(model_name(record.base)).name
     kind = "A LoRA adapter for" if adapter else "Trained from"
     made = f"{kind} `{shown}`" + (f" at revision `{record.revision}`" if record.revision else "")
     rewards = record.config.get("reward_funcs")
@@ -134,19 +136,19 @@ def _sampling(record: RunRecord, adapter: bool, canvas_length: int | None) -> st
     if record.family is None:
         return _python("from transformers import AutoModelForCausalLM", "",
                        'model = AutoModelForCausalLM.from_pretrained("DIR")')  # fmt: skip
+    place = ", ".join(['"DIR"', *(_told(record) if adapter else ())])
     length = canvas_length or 128
-    if adapter:
-        return ("```console\nlockstitch export --adapter DIR --merge --output merged\n"
-                f"lockstitch sample --model merged --prompt '...' --canvas_length {length}\n```")  # fmt: skip
     return _python("from lockstitch import Denoiser, SamplerConfig, sample", "",
-                   'denoiser = Denoiser.from_pretrained("DIR")',
+                   f"denoiser = Denoiser.from_pretrained({place})",
                    f'(trajectory,) = sample(denoiser, ["..."], SamplerConfig(canvas_length={length}))')  # fmt: skip
 
 
-def _embedded_name(base: str) -> str | None:
-    """`embedded:NAME` for the directory of a model that comes with the package."""
-    path = Path(base)
-    return f"{EMBEDDED}{path.name}" if path.parent.name == "embedded" and path.parent.parent.name == "lockstitch" else None
+def _told(record: RunRecord | None) -> list[str]:
+    """What loading must be told of an adapter's base, where its run was told: an adapter has no config of a model."""
+    if record is None:
+        return []
+    said = {name: record.config.get(name) for name in ("family", "mask_id")}
+    return [f"{name}={json.dumps(value)}" for name, value in said.items() if value is not None]
 
 
 def _loading(base: str, revision: str | None, record: RunRecord | None, merged: bool, published: bool) -> str:
@@ -169,20 +171,17 @@ def _loading(base: str, revision: str | None, record: RunRecord | None, merged: 
                 + _python("from peft import PeftModel", "from transformers import AutoModel", "",
                           f"base = AutoModel.from_pretrained({', '.join([named, *said, 'trust_remote_code=True'])})",
                           'model = PeftModel.from_pretrained(base, "DIR")'))  # fmt: skip
-    if family in ("block_causal", "block_causal_shifted", "context_causal"):
-        said.append(f'family="{family}"')
-    text = _python("from lockstitch import Denoiser", "from peft import PeftModel", "",
-                   f"denoiser = Denoiser.from_pretrained({', '.join([named, *said])})",
-                   'denoiser.model = PeftModel.from_pretrained(denoiser.model, "DIR")')  # fmt: skip
-    return text + "\n\n`Denoiser` reads the base into transformers' own class, and lets it attend as the family does."
+    place = ", ".join(['"DIR"', *_told(record)])
+    text = _python("from lockstitch import Denoiser", "", f"denoiser = Denoiser.from_pretrained({place})")
+    text += ("\n\n`Denoiser` reads the base into transformers' own class, lets it attend as the family does, and puts the "
+             "adapter on it.")
+    if named == '"BASE"':
+        text += " The base is a directory: `base_model_name_or_path` in adapter_config.json says where it lies."
+    return text
 
 
 def _python(*lines: str) -> str:
     return "```python\n" + "\n".join(lines) + "\n```"
-
-
-def _is_place(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lockstitch.sampling.adapters import to_train_from
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.families import family_of
 from lockstitch.sampling.loading import load_tokenizer
@@ -16,7 +17,7 @@ def as_denoiser(model: Any, processing_class: Tokenizer | None = None, loading: 
 
     Args:
         model: a name on the hub, a directory, `embedded:NAME`, one of transformers' models (with an adapter or not), or a
-            `Denoiser`.
+            `Denoiser`. Where a name or directory holds an adapter, it is merged into its base, to be trained from.
         processing_class: the tokenizer; by default the one beside the model.
         loading: for a name, arguments of `Denoiser.from_pretrained` (TRL's `model_init_kwargs`).
 
@@ -25,6 +26,7 @@ def as_denoiser(model: Any, processing_class: Tokenizer | None = None, loading: 
     """
     if isinstance(model, str | Path):
         denoiser = Denoiser.from_pretrained(str(model), **(loading or {}))
+        denoiser.model = to_train_from(denoiser.model, str(model))
         return denoiser if processing_class is None else _with(denoiser, processing_class)
     if loading:
         raise ValueError(f"model_init_kwargs={loading!r} would be ignored: the model is loaded already")

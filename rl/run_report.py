@@ -19,12 +19,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lockstitch.pages import embed, write_page
+from lockstitch.errors import reported
+from lockstitch.pages import embed, without_places, write_page
 
 PAGE = "report.html"
 SHOWN_STEPS = 12
 SHOWN_PROMPTS = 2
-SHOWN_COMPLETIONS = 6
 SHOWN_CHARACTERS = 4000
 
 
@@ -39,14 +39,14 @@ def write_run_report(
         path: where the page goes; an older one is replaced.
         history: the trainer's log, one mapping per logged step.
         facts: what stands at the top, `title` as the heading; `held_out` is the number of held-out problems.
-        settings: every option, for the record.
+        settings: every option, for the record; of the paths in it the last part is shown.
         health: the watched numbers: `metric`, `words`, `limit` (or None), `relative`.
         events: lines of `health.jsonl`.
         samples: what `read_samples` gives.
     """
     data = {
-        "facts": facts, "settings": settings, "series": series_of(history), "health": health, "events": events,
-        "samples": samples,
+        "facts": without_places(facts), "settings": without_places(settings), "series": series_of(history),
+        "health": health, "events": events, "samples": samples,
     }  # fmt: skip
     template = resources.files("lockstitch.rl").joinpath("run_report.html").read_text(encoding="utf-8")
     write_page(path, template, [embed(_finite(data))])
@@ -83,7 +83,10 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     states += sorted(run.glob("checkpoint-*/trainer_state.json"), key=lambda path: -int(path.parent.name.split("-")[1]))
     for state in states:
         if state.is_file():
-            history: list[dict[str, Any]] = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+            try:
+                history: list[dict[str, Any]] = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{state} is not the state of a trainer: {error}") from error
             return history
     raise ValueError(f"{str(run)!r} holds neither trainer_state.json nor a checkpoint: is it a run's output directory?")
 
@@ -95,7 +98,8 @@ def read_events(run: Path) -> list[dict[str, Any]]:
 
 
 def read_samples(run: Path, rewards: Collection[str]) -> list[dict[str, Any]]:
-    """Some of the kept completions: at most 12 steps spread over the run, the first prompts of each, best first.
+    """Some of the kept completions: at most 12 steps spread over the run; of each the first prompts, with all completions of
+    their groups, best first.
 
     `rewards` names the columns that are rewards; the others are shown as what else is known of a completion.
     """
@@ -112,11 +116,11 @@ def _step_of(path: Path, rewards: Collection[str]) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(_text(row["prompt"]), []).append(_completion(row, rewards))
-    shown = [
-        {"prompt": prompt, "completions": sorted(rows, key=lambda row: -(row["advantage"] or 0.0))[:SHOWN_COMPLETIONS]}
-        for prompt, rows in list(groups.items())[:SHOWN_PROMPTS]
-    ]
-    return {"step": int(path.stem.split("_")[1]), "groups": shown}
+    shown = dict(list(groups.items())[:SHOWN_PROMPTS])
+    for group in shown.values():
+        group.sort(key=lambda row: -(row["advantage"] or 0.0))
+    groups_shown = [{"prompt": prompt, "completions": group} for prompt, group in shown.items()]
+    return {"step": int(path.stem.split("_")[1]), "groups": groups_shown}
 
 
 def _completion(row: Mapping[str, Any], rewards: Collection[str]) -> dict[str, Any]:
@@ -151,8 +155,9 @@ def report_run(run: Path, page: Path, history: Sequence[Mapping[str, Any]] | Non
     settings = known.get("config", {})
     steps = max((entry["step"] for entry in history), default=0)
     kind = known.get("preset") or known.get("stage") or "run"
+    of = ", ".join(str(without_places(known[name])) for name in ("task", "data") if known.get(name))
     facts = {
-        "title": f"{kind} on {known.get('task') or run.name}", "model": known.get("base"),
+        "title": f"{kind} on {of or run.resolve().name}", "model": known.get("base"),
         "revision": known.get("revision"), "steps": steps, "held_out": settings.get("held_out_problems") or None,
     }  # fmt: skip
     rewards = sorted(name[len("rewards/") : -len("/mean")] for name in series_of(history)
@@ -171,7 +176,8 @@ def watched(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def main(argv: list[str]) -> int:
+@reported("lockstitch report")
+def main(argv: list[str] | None = None) -> int:
     """`lockstitch report RUN [--html FILE]`."""
     parser = argparse.ArgumentParser(
         prog="lockstitch report", description="Write the page of a training run: curves, health, completions.",
@@ -180,11 +186,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="output directory of the run")
     parser.add_argument("--html", type=Path, help="where the page goes (default: report.html in that directory)")
     options = parser.parse_args(argv)
+    if not options.run.is_dir():
+        raise ValueError(f"run={str(options.run)!r} is not a directory")
     page = options.html or options.run / PAGE
-    try:
-        report_run(options.run, page)
-    except ValueError as error:
-        parser.error(str(error))
+    if page.is_dir() or not page.parent.is_dir():
+        raise ValueError(f"html={str(page)!r} must be a file in a directory that exists")
+    report_run(options.run, page)
     print(page)
     return 0
 

@@ -17,6 +17,14 @@ def precision_of(args: Any) -> bool | None:
     return said
 
 
+def check_counts(args: Any, *names: str) -> None:
+    """Raises `ValueError` for a number of things that is there and below 1, which the library would not name."""
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", *names):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+
+
 @dataclass
 class DiffusionSFTConfig(SFTConfig):
     """TRL's `SFTConfig` plus the diffusion loss; what has no meaning for it is refused."""
@@ -62,6 +70,7 @@ class DiffusionSFTConfig(SFTConfig):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        check_counts(self)
         self.bf16 = precision_of(self)
         super().__post_init__()
         if self.canvas_length is not None and self.canvas_length < 1:

@@ -3,6 +3,7 @@
     lockstitch sample --model embedded:sudoku --prompt $'3102\n2000\n0210\n0320\n' --canvas_length 20 --watch
     lockstitch sample --model embedded:arithmetic --prompt '2*3=[[:1]]' --n 4 --temperature 1
     lockstitch sample --model DIR --input prompts.jsonl --canvas_length 256 --n 8 --output runs/sample --html trace.html
+    lockstitch sample --model DIR --task gsm8k --limit 100 --canvas_length 256 --output runs/gsm8k
 
 Options stand on the command line or in a YAML file (`--config`), as in TRL. Beside those of this file there is one for each
 field of `SamplerConfig` and of `UniformConfig`, which is for DiffusionGemma: a checkpoint's model type says which are read.
@@ -15,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from functools import partial
 from inspect import getdoc
 from pathlib import Path
@@ -26,6 +27,7 @@ from lockstitch.sampling.presets import PRESETS
 from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
 from lockstitch.errors import GOES_ON, reported
+from lockstitch.options import parse_options
 
 if TYPE_CHECKING:
     from lockstitch.sampling.canvases import Look
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from lockstitch.sampling.trajectory import Trajectory
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+    from lockstitch.prompts import TaskPrompts
+
 CHUNK = 25
 
 
@@ -42,7 +46,10 @@ CHUNK = 25
 class SampleOptions:
     """What `lockstitch sample` can be told beside the settings of the sampler."""
 
-    model: str = field(metadata={"help": "A directory, a hub name, or embedded:NAME for one that comes with the package."})
+    model: str = field(
+        metadata={"help": "A directory or hub name, of a model or an adapter (with its base), or embedded:NAME for one that "
+                          "comes with the package."}
+    )  # fmt: skip
     prompt: str | None = field(
         default=None, metadata={"help": "One prompt. [[NAME:WIDTH]] in it is a blank of so many tokens to fill in; the name "
                                         "may be empty."}
@@ -50,6 +57,21 @@ class SampleOptions:
     input: str | None = field(
         default=None, metadata={"help": "Prompts: JSON Lines with 'prompt' and, if not all is open, 'canvas': token ids, "
                                         "null where a position is to be denoised."}
+    )  # fmt: skip
+    task: str | None = field(
+        default=None, metadata={"help": "Prompts of a task: a name that `lockstitch tasks` lists, a YAML file, "
+                                        "file.py:attribute or module:attribute."}
+    )  # fmt: skip
+    source: str | None = field(
+        default=None, metadata={"help": "Which rows of the task; by default its first source, or new held-out problems "
+                                        "where it makes them up."}
+    )  # fmt: skip
+    prompt_form: str | None = field(
+        default=None, metadata={"help": "How the task asks: tags, boxed, fenced or plain (default), as it has them."}
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "Only the first so many prompts of input or task; so many new ones where a task "
+                                        "makes them up."}
     )  # fmt: skip
     preset: str | None = field(
         default=None, metadata={"help": f"Named settings of the sampler; what is said beside it goes before what it says: "
@@ -83,12 +105,17 @@ class SampleOptions:
     def __post_init__(self) -> None:
         from lockstitch.terminal import WHEN
 
-        if (self.prompt is None) == (self.input is None):
-            given = "both" if self.prompt is not None else "neither"
-            raise ValueError(f"say what to sample from, once: --prompt or --input (given: {given})")
+        given = [name for name in ("prompt", "input", "task") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("say what to sample from, once: --prompt, --input or --task (given: "
+                             f"{' and '.join(given) or 'none'})")  # fmt: skip
+        for name, of in (("source", ("task",)), ("prompt_form", ("task",)), ("limit", ("task", "input"))):
+            if getattr(self, name) is not None and given[0] not in of:
+                raise ValueError(f"{name}={getattr(self, name)!r} would be ignored with --{given[0]}: it goes with "
+                                 f"--{' and --'.join(of)}")  # fmt: skip
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"preset={self.preset!r} is not one of {', '.join(PRESETS)}")
-        for name in ("n", "chunk"):
+        for name in ("n", "chunk", "limit"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
@@ -137,6 +164,7 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
 
     Raises `ValueError` before any model is loaded.
     """
+    from lockstitch.sampling.adapter_files import find_adapter
     from lockstitch.sampling.loading import layout_of, load_tokenizer
     from lockstitch.sampling.page import write_trace
     from lockstitch.sampling.prompts import read_result_row
@@ -144,16 +172,30 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
     from transformers.utils import logging
 
     from lockstitch import files, model_path, terminal
+    from lockstitch.prompts import task_prompts
 
     logging.disable_progress_bar()  # of loading weights; the prompts have a bar of their own
     model = model_path(options.model)
     family, raw = layout_of(model, options.family)
     of_model = raw["model_type"]
+    if of_model == MODEL_TYPE and find_adapter(model) is not None:
+        raise ValueError(f"model={options.model!r} is an adapter of a {MODEL_TYPE} model, which is sampled from whole")
     tokenizer = load_tokenizer(model, trust_remote_code=options.trust_remote_code)
-    requests = _requests(options, settings, model, family, of_model, tokenizer)
+    asked = None
+    if options.task is not None:
+        asked = task_prompts(
+            options.task, source=options.source, form=options.prompt_form, count=options.limit, seed=options.seed
+        )
+        if asked.canvas_length is not None:
+            settings = {"canvas_length": asked.canvas_length, **settings}
+        if options.system_prompt is None:
+            options = replace(options, system_prompt=asked.system)
+    requests = _requests(options, settings, model, family, of_model, tokenizer, asked)
     remembered = _remembered(options, settings, asdict(requests[0].config))
     if options.chat_template is None:
         remembered["chat_template"] = tokenizer.chat_template is not None and of_model != MODEL_TYPE
+    if asked is not None:
+        remembered["task_rows"] = hashlib.sha256(repr([request.text for request in requests]).encode()).hexdigest()
     directory = None if options.output is None else Path(options.output)
     if directory is not None:
         files.claim_directory(directory, remembered)
@@ -177,9 +219,10 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
 
 
 def _requests(
-    options: SampleOptions, settings: Mapping[str, Any], model: str, family: "Family", of_model: str, tokenizer: "Tokenizer"
-) -> "list[Request]":
-    """What is asked for, read and checked; `settings` are the sampler's, those alone that were said."""
+    options: SampleOptions, settings: Mapping[str, Any], model: str, family: "Family", of_model: str,
+    tokenizer: "Tokenizer", asked: "TaskPrompts | None",
+) -> "list[Request]":  # fmt: skip
+    """What is asked for, read and checked; `settings` are the sampler's, those alone that were said, or the task's."""
     from lockstitch.sampling.chat import Chat
     from lockstitch.sampling.layouts import check_layout
     from lockstitch.sampling.prompts import Reader
@@ -200,7 +243,12 @@ def _requests(
         preset = PRESETS[options.preset] if options.preset is not None else {}
         chat = Chat.of(tokenizer, options.chat_template, options.system_prompt)
         reader = Reader(tokenizer, {**preset, **settings}, family, chat)
-    requests = [reader.request(options.prompt)] if options.input is None else reader.read(Path(options.input))
+    if asked is not None:
+        requests = [reader.asked(row) for row in asked.rows]
+    elif options.input is not None:
+        requests = reader.read(Path(options.input))[: options.limit]
+    else:
+        requests = [reader.request(options.prompt)]
     if isinstance(requests[0].config, SamplerConfig):
         check_layout(requests[0].config, family)
     return requests
@@ -303,9 +351,10 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch sample`."""
     from trl import TrlParser
 
+
     parser = TrlParser((SampleOptions, sampler_options()), prog="lockstitch sample",
                        formatter_class=argparse.HelpFormatter)  # the help says the defaults that there are
-    options, sampler = parser.parse_args_and_config(argv)
+    options, sampler = parse_options(parser, sys.argv[1:] if argv is None else argv)
     return sample(options, {name: value for name, value in asdict(sampler).items() if value is not None})
 
 

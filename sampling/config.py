@@ -4,6 +4,7 @@ The layout is the model's own and comes with the `Denoiser`; `check_layout` in `
 layout. Named combinations are in `presets.py`.
 """
 
+import math
 from dataclasses import dataclass
 
 POLICIES = ("quota", "random", "threshold", "factor", "entropy_bound", "deferred")
@@ -166,8 +167,8 @@ class SamplerConfig:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         for name in _AT_LEAST_ZERO:
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name}={value} must be a number of at least 0")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value} must be a finite number of at least 0")
         for name in _SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lockstitch.sampling.adapter_files import Adapter, find_adapter
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.families import BIDIRECTIONAL, FACTS, Family
 from lockstitch.sampling.loading import is_remote, layout_of, load_model, load_tokenizer, write_facts
@@ -103,7 +104,7 @@ class Denoiser:
         revision: str | None = None,
         **loading: Any,
     ) -> "Denoiser":
-        """Loads a checkpoint of any known family: a directory, a name on the hub, or `embedded:NAME`.
+        """Loads a checkpoint of any known family: a directory, a name on the hub, or `embedded:NAME`; or an adapter's.
 
         The family is read from the config (`family` overrides); the model is one of transformers' own classes, and none of
         the checkpoint's code runs. An unknown model type needs `family` and `trust_remote_code`: its code is then tried on a
@@ -111,7 +112,20 @@ class Denoiser:
         is one. `loading` goes to the model's own `from_pretrained` (`attn_implementation`, `quantization_config`). Raises
         `ValueError` in one line for an unknown family, for what is missing or does not fit, and for `trust_remote_code`
         where there is nothing to trust.
+
+        An adapter (PEFT's: a directory with `adapter_config.json`, such as a run with `use_peft` leaves) is put on the base
+        that it names, unmerged; `model` is then a `PeftModel`. `revision` is the adapter's own.
         """
+        adapter = find_adapter(path, revision)
+        if adapter is not None:
+            from lockstitch.sampling.adapters import adapted, to_train_from
+
+            told = {"family": family, "mask_id": mask_id, "trust_remote_code": trust_remote_code}
+            base = _base_of(cls, adapter, {**told, "dtype": dtype, "device": device, **loading})
+            tokenizer = load_tokenizer(path, revision, trust_remote_code) if adapter.has_tokenizer else base.tokenizer
+            denoiser = cls(base.model, tokenizer, base.family, mask_id, base.calling)
+            denoiser.model = adapted(to_train_from(base.model, adapter.base), adapter)
+            return denoiser
         known, raw = layout_of(path, family, revision)
         if known.layout == "encoder_decoder":
             raise ValueError(_NO_MASKS.format(known.name))
@@ -222,6 +236,13 @@ class Denoiser:
         with _reads(self.model.get_output_embeddings(), asked_BC):
             logits = model(**arguments).logits
         return logits
+
+
+def _base_of(cls: type[Denoiser], adapter: Adapter, loading: dict[str, Any]) -> Denoiser:
+    try:
+        return cls.from_pretrained(adapter.base, revision=adapter.base_revision, **loading)
+    except ValueError as error:
+        raise ValueError(f"the base of the adapter {adapter.path!r} cannot be loaded: {error}") from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ is refused. Leaves out models that run their own code: `remote.py`.
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -15,21 +16,26 @@ from typing import Any
 
 import torch
 import transformers
+from lockstitch.sampling.adapter_files import find_adapter
 from lockstitch.sampling.families import FACTS, Family, Translation, family_of, native_values, translation_of
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lockstitch import model_path
+from lockstitch import EMBEDDED, model_name, model_path
 
 _PUBLISHED = "published_config"  # beside the facts: config.json as the authors wrote it
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
-    """A checkpoint's config.json as it stands; `ValueError` in one line where there is none that can be read."""
+    """A checkpoint's config.json as it stands, an adapter's base's; `ValueError` in one line where there is none to read."""
+    adapter = find_adapter(path, revision)
+    if adapter is not None:
+        try:
+            return read_config(adapter.base, adapter.base_revision)
+        except ValueError as error:
+            raise ValueError(f"the base of the adapter {path!r} cannot be loaded: {error}") from error
     path = model_path(path)
-    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"{path!r} holds an adapter, not a model: `lockstitch export --merge` makes one of it and its base")
     try:
         raw, _ = PretrainedConfig.get_config_dict(path, revision=revision)
     except (OSError, ValueError) as error:
@@ -42,18 +48,21 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
 def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer beside a checkpoint: transformers' own class also where the checkpoint brings code for it.
 
-    Raises `ValueError` in one line where there is none that can be read.
+    That of an adapter is the one beside it, else its base's. Raises `ValueError` in one line where there is none that can be
+    read.
     """
+    adapter = find_adapter(path, revision)
+    if adapter is not None and not adapter.has_tokenizer:
+        return load_tokenizer(adapter.base, adapter.base_revision, trust_remote_code)
     path = model_path(path)
     raw = read_config(path, revision)
     translation = None if trust_remote_code else translation_of(raw)
     told: dict[str, Any] = {} if translation is None else {"config": native_config(raw, translation)}
-    try:
+    with loaded_from(f"the tokenizer of {path!r}"):
         if translation is not None and translation.tokenizer and _brings_tokenizer(path, revision):
             return getattr(transformers, translation.tokenizer).from_pretrained(path, revision=revision)
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code, **told)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the tokenizer of {path!r} cannot be loaded: {_first_line(error)}") from error
+    raise AssertionError("loaded_from passes nothing over")
 
 
 def _brings_tokenizer(path: str, revision: str | None) -> bool:
@@ -61,6 +70,15 @@ def _brings_tokenizer(path: str, revision: str | None) -> bool:
 
     file = cached_file(path, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     return file is not None and "auto_map" in json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def loaded_from(what: str) -> Iterator[None]:
+    """Within the block, a library reads somebody's files: what it cannot read is a `ValueError` of one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"{what} cannot be loaded: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -110,6 +128,17 @@ def _reader(native: str, of: str) -> Any:
     return type(f"{native}From{of}", (_native_class(native),), {"__module__": __name__})
 
 
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, by default the accelerator if there is one; `ValueError` for one that this machine lacks."""
+    if device is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        torch.zeros(1, device=device).cpu()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={str(device)!r} cannot be used here: {_first_line(error)}") from error
+
+
 def load_model(
     path: str,
     raw: Mapping[str, Any],
@@ -127,8 +156,7 @@ def load_model(
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
     path, translation = model_path(path), translation_of(raw)
-    if device is None:
-        device = torch.accelerator.current_accelerator() or "cpu"
+    device = usable_device(device)
     if loading.get("quantization_config") is not None:  # its weights cannot be moved afterwards
         loading["device_map"] = {"": device}
     loading |= {"dtype": dtype, "revision": revision, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -139,12 +167,11 @@ def load_model(
         config = native_config(raw, translation)
         reader = _reader(translation.native, translation.model_types[0])
         register_checkpoint_conversion_mapping(reader.__name__, transforms(translation), overwrite=True)
-    try:
-        with _unreported():
-            model, info = reader.from_pretrained(path, config=config, **loading)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"the weights of {path!r} cannot be loaded: {_first_line(error)}") from error
+    with loaded_from(f"the weights of {path!r}"), unreported("LOAD REPORT"):  # the report is `_check_whole`'s, in a line
+        model, info = reader.from_pretrained(path, config=config, **loading)
     _check_whole(path, info)
+    model.config._name_or_path = model.name_or_path = model_name(path)  # an adapter's config names it, on any machine
+    warnings.filterwarnings("ignore", f"Could not find a config file in {EMBEDDED}")  # PEFT, where it saves such an adapter
     if translation is not None:
         model.__class__ = _native_class(translation.native)
         model._weight_conversions = None  # or saving would go back to the published names
@@ -152,18 +179,18 @@ def load_model(
 
 
 @contextmanager
-def _unreported() -> Iterator[None]:
-    """Without transformers' table of what does not fit, which `_check_whole` says in a line."""
+def unreported(words: str) -> Iterator[None]:
+    """Without what transformers' loading logs with these words in it."""
     reporter = logging.getLogger("transformers.modeling_utils")
 
-    def is_no_report(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+    def is_other(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
 
-    reporter.addFilter(is_no_report)
+    reporter.addFilter(is_other)
     try:
         yield
     finally:
-        reporter.removeFilter(is_no_report)
+        reporter.removeFilter(is_other)
 
 
 def _check_whole(path: str, info: Mapping[str, Any]) -> None:

@@ -93,7 +93,8 @@ def make_rows(
         _check_tokens(denoiser, i, prompt_ids, canvas)
     _check_room(denoiser, ids, config)
     if n > 1 and config.temperature == 0 and config.policy != "random" and config.correction != "remdm":
-        warnings.warn(f"n={n} at temperature=0: all {n} trajectories of a prompt will be equal", stacklevel=3)
+        # The level is that of whoever calls `sample`, past torch's wrapper of it.
+        warnings.warn(f"n={n} at temperature=0: all {n} trajectories of a prompt will be equal", stacklevel=4)
     if bans is None:
         bans = [()] * len(ids)
     if len(bans) != len(ids):

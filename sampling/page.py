@@ -16,7 +16,7 @@ from lockstitch.sampling.prompts import read_result_row
 from lockstitch.sampling.replay import token_ids, token_text
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lockstitch.pages import embed, write_page
+from lockstitch.pages import embed, without_places, write_page
 
 _DIGITS = 4
 
@@ -36,7 +36,7 @@ def write_trace(path: Path, rows: Iterable[Mapping[str, Any]], config: Mapping[s
 
     def data() -> Iterator[str]:
         ids: set[int] = set()
-        yield f'{{"config":{embed(dict(config))},"eos":{embed(tokenizer.eos_token_id)},"rows":['
+        yield f'{{"config":{embed(without_places(config))},"eos":{embed(tokenizer.eos_token_id)},"rows":['
         for i, row in enumerate(rows):
             for trajectory in read_result_row(row):
                 ids |= token_ids(trajectory)

@@ -101,6 +101,14 @@ class Reader:
             raise ValueError(f"prompt {prompt!r} has no tokens")
         return Request(text, prompt_ids, self._config(own), own, spans)
 
+    def asked(self, row: Mapping[str, Any]) -> Request:
+        """The request of a task's row, whose prompt is a text as it is: brackets in it are no blanks."""
+        prompt: str = row["prompt"]
+        prompt_ids = tuple(self.chat.encode(prompt, self.tokenizer))
+        if not prompt_ids:
+            raise ValueError(f"prompt {prompt!r} has no tokens")
+        return Request(prompt, prompt_ids, self._config(None)).of_row(row)
+
     def _chatted(self, prompt: str | Messages) -> Request:
         shown = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
         return Request(shown, tuple(self.chat.encode(prompt, self.tokenizer)), self._config(None))

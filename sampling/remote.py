@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from lockstitch.sampling.families import Family
+from lockstitch.sampling.loading import unreported
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 _CLOSE = 1e-3  # of the largest logit: the same numbers by another order of additions, also in half precision
@@ -69,14 +70,16 @@ def load_remote(
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=True)
         auto_map = getattr(config, "auto_map", None) or {}
         face: Any = AutoModel if auto_map and "AutoModelForCausalLM" not in auto_map else AutoModelForCausalLM
-        model = face.from_pretrained(
-            path, config=config, dtype=dtype, revision=revision, trust_remote_code=True, **loading
-        )
+        with unreported("has generative capabilities"):  # of a `generate` that nobody calls here
+            model = face.from_pretrained(
+                path, config=config, dtype=dtype, revision=revision, trust_remote_code=True, **loading
+            )
     except Exception as error:
         what = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         raise ValueError(f"the code of {path!r} does not load with this transformers: {what}") from error
     model = (model if "device_map" in loading else model.to(device)).eval()
-    mend_buffers(model)
+    with unreported("has generative capabilities"):
+        mend_buffers(model)
     return model, probe(model, family)
 
 

@@ -27,6 +27,10 @@ class Drawn(NamedTuple):
     certainty: torch.Tensor
 
 
+class NotANumberError(ValueError):
+    """A model's logits from which nothing can be drawn."""
+
+
 def draw(
     logits: torch.Tensor,
     uniform: torch.Tensor | None,
@@ -41,7 +45,8 @@ def draw(
     A token is drawn from softmax(logits / temperature) by inverting its cumulative distribution at `uniform` (`(...)`, in
     [0, 1)), or is the most likely one at temperature 0, where `uniform` is None. Forbidden ids have probability 0; `top_k`
     and then `top_p` cut the tail of what is drawn from (see `keep_likely`). float32 throughout; the cumulative sum is
-    float64. Works on a slice of the positions at a time, which changes speed and memory and nothing else.
+    float64. Works on a slice of the positions at a time, which changes speed and memory and nothing else. Raises
+    `NotANumberError` for logits that are no numbers.
     """
     V = logits.shape[-1]
     logits_MV, uniform_M = logits.reshape(-1, V), None if uniform is None else uniform.reshape(-1)
@@ -51,7 +56,10 @@ def draw(
               forbidden, top_k, top_p, certainty)
         for at in range(0, max(1, len(logits_MV)), size)
     ]  # fmt: skip
-    return Drawn(*(torch.cat(values).view(logits.shape[:-1]) for values in zip(*parts, strict=True)))
+    drawn = Drawn(*(torch.cat(values).view(logits.shape[:-1]) for values in zip(*parts, strict=True)))
+    if drawn.confidence.isnan().any():
+        raise NotANumberError("the model's logits are no numbers (nan or inf): its weights are none, or its dtype overflows")
+    return drawn
 
 
 def _draw(
@@ -70,6 +78,7 @@ def _draw(
         cumulative = keep_likely(logp / temperature, top_k, top_p).softmax(-1).double().cumsum(-1)
         target = uniform.to(cumulative)[..., None] * cumulative[..., -1:]
         token = torch.searchsorted(cumulative, target, right=True)[..., 0]
+        token.clamp_(max=logits.shape[-1] - 1)  # past the last one where there are no numbers
     confidence = p.gather(-1, token[..., None])[..., 0]
     if certainty == "margin":
         best = p.topk(2, dim=-1).values

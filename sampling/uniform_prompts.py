@@ -71,6 +71,14 @@ class UniformReader:
             raise ValueError(f"prompt {prompt!r} has no tokens")
         return Request(text, prompt_ids, self.config)
 
+    def asked(self, row: Mapping[str, Any]) -> Request:
+        """The request of a task's row, whose prompt is a text as it is."""
+        prompt: str = row["prompt"]
+        prompt_ids = tuple(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if not prompt_ids:
+            raise ValueError(f"prompt {prompt!r} has no tokens")
+        return Request(prompt, prompt_ids, self.config).of_row(row)
+
 
 def draw(
     denoiser: DiffusionGemmaDenoiser,

@@ -40,7 +40,8 @@ import torch
 from bench_sampling import EMBEDDED, load
 from datasets import Dataset
 from lockstitch.rewards.puzzle_rewards import sudoku_reward
-from lockstitch.rewards.tasks.task import get_task, training_problems
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import training_problems
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.lora import lora_config

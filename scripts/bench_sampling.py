@@ -38,7 +38,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser, make_causal
 from lockstitch.sampling.families import BLOCK_CAUSAL, CONTEXT_CAUSAL

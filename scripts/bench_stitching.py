@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lockstitch.rewards.statistics import paired_difference, wilson
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.noise import derive_seed

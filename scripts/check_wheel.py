@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = Path(sys.prefix).resolve()
-OPTIONAL = ("reasoning_gym",)
+OPTIONAL = ("reasoning_gym", "lm_eval")
 # Sent to a sandbox as text, where they stand on others: none can be imported by itself.
 SENT = ("program_side", "tests_side", "remote_objects", "stand_in_numpy", "stand_in_pytest")
 

@@ -17,7 +17,8 @@ import argparse
 
 import torch
 from lockstitch.rewards.plugins import load_reward
-from lockstitch.rewards.tasks.task import get_task, training_problems
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import training_problems
 from lockstitch.rl.estimator_config import EstimatorConfig
 from lockstitch.rl.estimators import estimate
 from lockstitch.rl.scoring import Canvases, Scorer

@@ -30,13 +30,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
-from lockstitch.recipes.layers import config_file, read_yaml
+from lockstitch.recipes.layers import config_file
 from lockstitch.rewards.statistics import wilson
-from lockstitch.rewards.tasks.task import get_task, held_out_problems
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import held_out_problems
 from tqdm import tqdm
 
 from lockstitch import embedded_model
 from lockstitch.files import to_json, write_whole
+from lockstitch.options import read_yaml
 
 TASKS = ("sudoku", "countdown")
 ARMS = ("sft", "d1", "wd1", "coupled", "espo", "spg", "d2", "ours")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lockstitch.rewards.statistics import paired_difference, wilson
 from lockstitch.rewards.steps import SOUND, check_steps
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample

@@ -16,7 +16,7 @@ from pathlib import Path
 from lockstitch.recipes.evidence import evidence_text
 from lockstitch.rewards.puzzles import arithmetic
 from lockstitch.rewards.statistics import wilson
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample

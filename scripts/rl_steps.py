@@ -12,11 +12,13 @@ import tempfile
 import torch
 from bench_sampling import random_prompts
 from datasets import Dataset
-from lockstitch.recipes.layers import preset_file, read_yaml
+from lockstitch.recipes.layers import preset_file
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.masks import Draw
 from plain_grpo import plain_generation, token_logps
+
+from lockstitch.options import read_yaml
 
 GROUP, CANVAS, PROMPT = 8, 128, 64
 # What the preset says of estimator, loss and optimizer; sizes and the rollout are the benchmark's.

@@ -70,9 +70,10 @@ def scorer_against_checker(task: Task, rows: Sequence[Mapping[str, Any]]) -> dic
     traces: list[tuple[float, float]] = []
     for row in rows:
         for trajectory in row["trajectories"]:
-            sound = check_steps(task.checker, row["question"], [step["text"] for step in trajectory["steps"]])
-            steps += [(step["score"], float(right == SOUND)) for step, right in zip(trajectory["steps"], sound, strict=True)
-                      if right in (0.0, SOUND)]  # fmt: skip
+            if task.checker is not None:
+                sound = check_steps(task.checker, row["question"], [step["text"] for step in trajectory["steps"]])
+                steps += [(step["score"], float(right == SOUND))
+                          for step, right in zip(trajectory["steps"], sound, strict=True) if right in (0.0, SOUND)]
             if trajectory["correct"] is not None and trajectory["steps"]:
                 traces.append((trajectory["mean_score"], float(trajectory["correct"])))
     return {

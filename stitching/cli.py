@@ -9,7 +9,7 @@ countdown and sudoku run on the models that come with the package.
 """
 
 import hashlib
-import os
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.errors import GOES_ON, reported, without_passwords
+from lockstitch.options import parse_options
 
 EMBEDDED = "embedded"
 NONE = "none"
+PATH = "path"
 SERVER = ("solver_timeout", "solver_attempts", "solver_concurrency")  # of a server's solver alone
 
 
@@ -27,7 +29,8 @@ SERVER = ("solver_timeout", "solver_attempts", "solver_concurrency")  # of a ser
 class StitchConfig:
     """Everything that `lockstitch stitch` can be told."""
 
-    task: str = field(metadata={"help": "arithmetic, countdown, sudoku, gsm8k, math500, aime, amc or svamp."})
+    task: str = field(metadata={"help": "A name that `lockstitch tasks` lists, a YAML file, file.py:attribute or "
+                                        "module:attribute."})  # fmt: skip
     input: str | None = field(
         default=None, metadata={"help": "Problems: JSON Lines with 'question' and, where known, 'answer'; or a "
                                         "benchmark file in its own notation."}
@@ -38,6 +41,9 @@ class StitchConfig:
         default=None, metadata={"help": "Trajectories sampled elsewhere: rows with a question and 'completions' or "
                                         "'completion', or as lockstitch sample, TRL and lm-eval write them."}
     )  # fmt: skip
+    source: str | None = field(
+        default=None, metadata={"help": "Problems of the task's own rows: the name of one of its sources, such as test."}
+    )
     column: str | None = field(
         default=None, metadata={"help": "The column of the completions of --trajectories, if it has no name that is known."}
     )
@@ -89,7 +95,10 @@ class StitchConfig:
     rescore: bool = field(
         default=False, metadata={"help": "Have the scorer read the stitched chain again, and go by what it says there."}
     )
-    rule: str = field(default="path", metadata={"help": "Stitching rule: path, paper or public."})
+    rule: str | None = field(
+        default=None, metadata={"help": "Stitching rule: path, paper or public (default: path, or paper where the task has "
+                                        "no checker of steps)."}
+    )  # fmt: skip
     delta: float = field(default=0.9, metadata={"help": "Steps that score at least this are kept."})
     rounds: bool | None = field(
         default=None, metadata={"help": "Denoise again around the evidence (default: yes, with the rule path and a "
@@ -126,14 +135,16 @@ class StitchConfig:
 
         from lockstitch.terminal import WHEN
 
-        sources = ("input", "question", "generate", "trajectories")
+        sources = ("input", "question", "generate", "trajectories", "source")
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"say where the problems come from, once: --{', --'.join(sources)} (given: {given or 'none'})")
-        if self.rule not in RULES:
+        if self.rule is not None and self.rule not in RULES:
             raise ValueError(f"rule={self.rule!r} is not one of {', '.join(RULES)}")
-        if not self.delta >= 0:
-            raise ValueError(f"delta={self.delta} must be at least 0 (above 1 keeps the anchor alone)")
+        if not 0 <= self.delta < math.inf:
+            raise ValueError(f"delta={self.delta} must be a finite number of at least 0 (above 1 keeps the anchor alone)")
+        if self.round_temperature is not None and not 0 <= self.round_temperature < math.inf:
+            raise ValueError(f"round_temperature={self.round_temperature} must be a finite number of at least 0")
         self._check_server()
         for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk", "solver_attempts",
                      "solver_concurrency"):  # fmt: skip
@@ -142,7 +153,7 @@ class StitchConfig:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if self.checker not in ("exact", "none"):
             raise ValueError(f"checker={self.checker!r} is not one of exact, none")
-        if self.rescore and self.rule != "path":
+        if self.rescore and self.rule not in (None, PATH):
             raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
         traced = sorted(set(scorer_parts(self.scorer)) & TRACED)
         if self.rescore and traced:
@@ -166,15 +177,34 @@ class StitchConfig:
             if traced:
                 raise ValueError(f"scorer={traced[0]!r} reads the sampler's trace, which --trajectories do not have")
             self.rounds = False
-        elif self.rounds is None:
-            self.rounds = self.rule == "path"
-        elif self.rounds and self.rule != "path":
-            raise ValueError(f"rounds stitch by the rule path; rule={self.rule!r} takes --rounds false")
-        if self.round_width is not None and not self.rounds:
-            raise ValueError(f"round_width={self.round_width} would be ignored without rounds")
+        self.check_rounds()
         if self.question is not None and self.limit is not None:
             raise ValueError(f"limit={self.limit} would be ignored with --question")
 
+
+    def check_rounds(self) -> None:
+        """Raises `ValueError` for settings of rounds that do not go with the rule, or with one another."""
+        if self.rounds and self.rule not in (None, PATH):
+            raise ValueError(f"rounds stitch by the rule path; rule={self.rule!r} takes --rounds false")
+        if self.round_width is not None and (self.rounds is False or self.rule not in (None, PATH)):
+            raise ValueError(f"round_width={self.round_width} would be ignored without rounds")
+
+    def settle(self, task: Any) -> None:
+        """Takes the rule and the rounds that fit the task where none was said; `ValueError` for those that do not fit."""
+        if task.checker is None and (self.rule == PATH or self.rounds):
+            what = "rule='path'" if self.rule == PATH else "rounds=True"
+            raise ValueError(f"{what} follows what the checker of steps knows, which task {task.name!r} has not: --rule "
+                             "paper or public, without rounds")  # fmt: skip
+        if self.scorer == "calculator":
+            from lockstitch.stitching.score import Calculator
+
+            Calculator(task)  # refuses a task without a checker
+        self.rule = self.rule or (PATH if task.checker is not None else "paper")
+        if self.rescore and self.rule != PATH:
+            raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
+        if self.rounds is None:
+            self.rounds = self.rule == PATH
+        self.check_rounds()
 
     def _check_server(self) -> None:
         of_server = [name for name in SERVER if getattr(self, name) is not None]
@@ -195,16 +225,21 @@ def _progress(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
 def stitch(config: StitchConfig) -> int:
     """Runs the pipeline; returns the process's exit status. Raises `ValueError` before any long work."""
     from lockstitch.rewards.tasks.golds import warning
-    from lockstitch.rewards.tasks.task import get_task
+    from lockstitch.rewards.tasks.named import get_task
+    from lockstitch.rewards.tasks.rows import source_rows
     from lockstitch.stitching.inputs import Given, generate_problems, read_problems, read_trajectories
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading weights; the problems have a bar of their own
     task = get_task(config.task)
+    config.settle(task)
     if config.trajectories is not None:
         given = read_trajectories(Path(config.trajectories), task, config.column)
     elif config.input is not None:
         given = read_problems(Path(config.input), task)
+    elif config.source is not None:
+        rows = source_rows(task, config.source, count=config.limit, seed=config.seed)
+        given = [Given(task.read_row(row)) for row in rows]
     elif config.generate is not None:
         given = generate_problems(task, config.generate, config.seed)
     else:
@@ -237,9 +272,15 @@ def stitch(config: StitchConfig) -> int:
         source = config.input or config.trajectories
         if source is not None:
             remembered["sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+        elif config.source is not None:
+            asked = [(one.problem.question, one.problem.answer) for one in given]
+            remembered["sha256"] = hashlib.sha256(repr(asked).encode()).hexdigest()
+        if task.fingerprint is not None:
+            remembered["task_file"] = task.fingerprint
         files.claim_directory(directory, {**remembered, "num_trajectories": n})
     denoiser, sampler_config = _load_denoiser(config, task, embedded)
     scorer, solver = _load_readers(config, task, denoiser)
+    assert config.rule is not None
     kept = None
     if directory is not None and solver is not None:
         solver = kept = KeptAnswers(solver, directory, [str(remembered["solver"]), task.name])
@@ -292,7 +333,7 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
 
     from lockstitch import embedded_model
 
-    if embedded and task.canvas_length is None:
+    if embedded and not task.embedded:
         raise ValueError(f"no embedded model does {task.name}: name one with --model, or give --trajectories")
     canvas = config.canvas_length or task.canvas_length
     if canvas is None:
@@ -314,7 +355,8 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
     check_layout(sampler_config, family)
     denoiser = Denoiser.from_pretrained(path, family=config.family, mask_id=config.mask_id, device=config.device,
                                         trust_remote_code=config.trust_remote_code)  # fmt: skip
-    denoiser.chat = Chat.of(denoiser.tokenizer, config.chat_template, config.system_prompt)
+    system = config.system_prompt if config.system_prompt is not None else task.system
+    denoiser.chat = Chat.of(denoiser.tokenizer, config.chat_template, system)
     return denoiser, sampler_config
 
 
@@ -324,13 +366,12 @@ def _load_readers(config: StitchConfig, task: Any, denoiser: Any) -> tuple[Any, 
 
     from lockstitch import embedded_model
 
-    sys.path.insert(0, os.getcwd())  # module:function may stand beside the user, as with TRL's reward functions
     scorer = load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code, denoiser=denoiser,
                          weights=config.scorer_weights)  # fmt: skip
-    solver = config.solver or (EMBEDDED if task.canvas_length is not None else NONE)
+    solver = config.solver or (EMBEDDED if task.embedded else NONE)
     if solver == NONE:
         return scorer, None
-    if solver == EMBEDDED and task.canvas_length is None:
+    if solver == EMBEDDED and not task.embedded:
         raise ValueError(f"the embedded solver does not know {task.name}: name another --solver, or none")
     said = {name: getattr(config, name) for name in SERVER}
     retries = {name.removeprefix("solver_"): value for name, value in said.items() if value is not None}
@@ -342,8 +383,9 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch stitch`."""
     from trl import TrlParser
 
+
     parser = TrlParser((StitchConfig,), prog="lockstitch stitch")
-    (config,) = parser.parse_args_and_config(argv)
+    (config,) = parse_options(parser, sys.argv[1:] if argv is None else argv)
     return stitch(config)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from lockstitch.rewards.contract import completion_texts
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.tasks.completions import LIST, Completed, asked, read_completions
-from lockstitch.rewards.tasks.task import Task, held_out_problems
+from lockstitch.rewards.tasks.golds import unreadable
+from lockstitch.rewards.tasks.task import Task, held_out_problems, name_of
 
 from lockstitch.files import each_row, numbered_rows
 
@@ -36,9 +37,7 @@ class Given:
 
 def _given(line: int, row: Mapping[str, Any], task: Task) -> Given:
     problem = asked(row, task.read_row)
-    unread = problem.answer is None and problem.solution is not None
-    fault = unread and task.is_correct(problem.question, None, "") is None
-    return Given(problem, None, line, f"gold answer {problem.solution!r:.60}" if fault else None)
+    return Given(problem, None, line, unreadable(name_of(task.rewards[0][0]), problem.columns or {}))
 
 
 def read_problems(path: Path, task: Task) -> list[Given]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lockstitch.rewards.extract import NUMBER, clean, same_number
+from lockstitch.rewards.steps import NoChecker
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
@@ -213,7 +214,7 @@ class Compare:
         else:
             rule = RULES[self.settings.rule]
             evidences = [
-                rule(pool.question, self.task.checker, pool.steps_KN, pool.score_KN, self.settings.delta)
+                rule(pool.question, self.task.checker or NoChecker(), pool.steps_KN, pool.score_KN, self.settings.delta)
                 for pool in pools
             ]
             if self.settings.rescore:

@@ -61,32 +61,31 @@ def _clue(clue: Clue) -> dict[str, Any]:
 
 def result_row(task: Task, index: int, given: Given, compared: Compared) -> dict[str, Any]:
     """One line of `results.jsonl`."""
-    question, gold = given.problem.question, given.problem.answer
-
-    def correct(answer: str | None) -> bool | None:
-        # No answer is a wrong answer, unless right and wrong cannot be told for this problem.
-        known = task.is_correct(question, gold, answer or "")
-        return None if known is None else bool(answer) and known
-
     pool, evidence = compared.pool, compared.evidence
     answers = [task.extract(text) for text in pool.texts_K]
+    texts = [*pool.texts_K, *(outcome.text for outcome in compared.outcomes.values())]
+    all_answers = [*answers, *(outcome.answer for outcome in compared.outcomes.values())]
+    verdicts = task.judge(given.problem, [answer or "" for answer in all_answers], texts)
+    # No answer is a wrong answer, unless right and wrong cannot be told for this problem.
+    correct = [None if known is None else bool(answer) and known
+               for answer, known in zip(all_answers, verdicts, strict=True)]  # fmt: skip
     return {
         "index": index,
-        "question": question,
-        "answer": gold,
+        "question": given.problem.question,
+        "answer": given.problem.answer,
         "trajectories": [
             {
                 "text": text,
                 "answer": answer,
-                "correct": correct(answer),
+                "correct": right,
                 "mean_score": weight,
                 "steps": [
                     {"text": step.text, "characters": list(step.characters), "score": score}
                     for step, score in zip(steps, scores, strict=True)
                 ],
             }
-            for text, answer, weight, steps, scores in zip(
-                pool.texts_K, answers, pool.weights(), pool.steps_KN, pool.score_KN, strict=True
+            for text, answer, right, weight, steps, scores in zip(
+                pool.texts_K, answers, correct[: len(answers)], pool.weights(), pool.steps_KN, pool.score_KN, strict=True
             )
         ],
         "evidence": {
@@ -97,11 +96,11 @@ def result_row(task: Task, index: int, given: Given, compared: Compared) -> dict
         "methods": {
             name: {
                 "answer": outcome.answer,
-                "correct": correct(outcome.answer),
+                "correct": right,
                 "text": outcome.text,
                 "ledger": asdict(outcome.ledger),
             }
-            for name, outcome in compared.outcomes.items()
+            for (name, outcome), right in zip(compared.outcomes.items(), correct[len(answers) :], strict=True)
         },
     }
 

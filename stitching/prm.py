@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lockstitch.rewards.tasks.task import Task
+from lockstitch.sampling.loading import loaded_from
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import Scores
 from lockstitch.stitching.step_reader import Encoded, Reader, batch, load_classifier
@@ -63,12 +64,15 @@ class ProcessRewardModel:
         if self.reader is not None:
             self.marker_id = None
             self.tokenizer: Any
-            self.model, self.tokenizer = load_classifier(model, self.reader, device)
+            with loaded_from(f"scorer prm:{model}"):
+                self.model, self.tokenizer = load_classifier(model, self.reader, device)
             self.device: Any = self.model.device
             return
-        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        with loaded_from(f"scorer prm:{model}"):
+            self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
         self.marker_id = _single_token(self.tokenizer, marker, model) if marker else None
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        with loaded_from(f"scorer prm:{model}"):
+            config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         architecture = (config.architectures or ["none"])[0]
         if architecture.endswith("ForTokenClassification"):
             if config.num_labels != 2:
@@ -84,7 +88,8 @@ class ProcessRewardModel:
                 "or brings code of its own"
             )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        loaded: Any = face.from_pretrained(model, trust_remote_code=trust_remote_code, dtype="auto")
+        with loaded_from(f"scorer prm:{model}"):
+            loaded: Any = face.from_pretrained(model, trust_remote_code=trust_remote_code, dtype="auto")
         self.model = loaded.to(self.device).eval()
 
     def __call__(

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lockstitch.pages import embed, write_page
+from lockstitch.pages import embed, without_places, write_page
 
 
 def write_report(path: Path, rows: Iterable[dict[str, Any]], summary: dict[str, Any]) -> None:
@@ -28,7 +28,8 @@ def write_report(path: Path, rows: Iterable[dict[str, Any]], summary: dict[str, 
     """
 
     def data() -> Iterator[str]:
-        yield f'{{"summary":{embed(summary)},"rows":['
+        shown = {**summary, "config": without_places(summary.get("config", {}))}
+        yield f'{{"summary":{embed(shown)},"rows":['
         for i, row in enumerate(rows):
             yield ("," if i else "") + "\n" + embed(row)
         yield "\n]}"

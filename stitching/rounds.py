@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from lockstitch.rewards.steps import check_steps
+from lockstitch.rewards.steps import NoChecker, check_steps
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.canvases import Bans, Canvas
 from lockstitch.sampling.config import SamplerConfig
@@ -57,16 +57,17 @@ class RoundsResult:
 
 def stands(task: Task, question: str, chain: Sequence[Clue], delta: float) -> bool:
     """Whether a chain needs no more work: nothing is left to do after it and every step scores at least `delta`."""
-    state = task.checker.start(question)
+    checker = task.checker or NoChecker()
+    state = checker.start(question)
     for clue in chain:
-        state, _ = task.checker.advance(state, clue.step.text)
-    return bool(chain) and task.checker.is_complete(state) and all(clue.score >= delta for clue in chain)
+        state, _ = checker.advance(state, clue.step.text)
+    return bool(chain) and checker.is_complete(state) and all(clue.score >= delta for clue in chain)
 
 
 def own_chain(task: Task, pool: Pool, k: int) -> tuple[Clue, ...]:
     """The steps of trajectory k as a chain, each with its score times its soundness in that chain."""
     steps, scores = pool.steps_KN[k], pool.score_KN[k]
-    sound = check_steps(task.checker, pool.question, [step.text for step in steps])
+    sound = check_steps(task.checker or NoChecker(), pool.question, [step.text for step in steps])
     return tuple(
         Clue(step, score * soundness, ((step.trajectory, step.index),))
         for step, score, soundness in zip(steps, scores, sound, strict=True)
@@ -219,7 +220,7 @@ def _blame(chain: Sequence[Clue], trajectory: Trajectory, delta: float) -> tuple
 
 def _look(task: Task, pool: Pool, delta: float, memory: bool) -> Evidence:
     if memory:
-        return best_path(pool.question, task.checker, pool.steps_KN, pool.score_KN, delta)
+        return best_path(pool.question, task.checker or NoChecker(), pool.steps_KN, pool.score_KN, delta)
     newest = len(pool.texts_K) - 1
     chain = own_chain(task, pool, newest)
     return Evidence(chain, newest, chain)

@@ -7,17 +7,19 @@ trajectory. Here are what scorers share, those that need no model, and their nam
 Axes: K trajectories, N steps of one trajectory (ragged).
 """
 
-import importlib
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lockstitch.rewards.imports import is_place, load_named
 from lockstitch.rewards.steps import check_steps
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.steps import Step
+
+from lockstitch.errors import others_code
 
 if TYPE_CHECKING:
     from lockstitch.sampling.denoiser import Denoiser
@@ -63,13 +65,16 @@ class Calculator:
     """The task's own step checker: exact, without a model, at no cost."""
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        if task.checker is None:
+            raise ValueError(f"scorer 'calculator' asks the checker of steps, which task {task.name!r} has not: "
+                             "'confidence', 'prm:MODEL' or 'module:function' need none")  # fmt: skip
+        self.checker = task.checker
 
     def __call__(
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None = None
     ) -> Scores:
         """See `Scorer`; the trajectories are not read."""
-        return Scores([check_steps(self.task.checker, question, [step.text for step in steps]) for steps in steps_KN])
+        return Scores([check_steps(self.checker, question, [step.text for step in steps]) for steps in steps_KN])
 
 
 class Confidence:
@@ -109,8 +114,9 @@ class Custom:
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None
     ) -> Scores:
         """See `Scorer`; `ValueError` if a step has no score, or one outside [0, 1]."""
-        result = self.function(question, steps_KN, trajectories)
-        scores = result if isinstance(result, Scores) else Scores([[float(r) for r in row] for row in result])
+        with others_code(f"scorer {self.name!r}, at the question {question!r:.80},"):
+            result = self.function(question, steps_KN, trajectories)
+            scores = result if isinstance(result, Scores) else Scores([[float(r) for r in row] for row in result])
         found, wanted = [len(row) for row in scores.score_KN], [len(steps) for steps in steps_KN]
         if found != wanted:
             raise ValueError(f"scorer {self.name!r} gave {found} scores per trajectory for {wanted} steps")
@@ -122,7 +128,8 @@ class Custom:
 
 _ACCEPTED = (
     "'calculator', 'confidence', 'bmc', 'bound', 'likelihood:MODEL', 'prm:MODEL' (a folder, a name on the hub or "
-    "embedded:sudoku), 'module:function', or several of them with + between, such as 'confidence+bmc'"
+    "embedded:sudoku), 'module:function', 'file.py:function', or several of them with + between, such as "
+    "'confidence+bmc'"
 )
 TRACED = frozenset({"confidence", "bmc", "bound"})  # what the sampler left behind is what they read
 # Where a sum goes on: a plus sign before something that names a scorer, and not one inside a path.
@@ -145,15 +152,16 @@ def load_scorer(
     """The scorer that a command line or YAML names.
 
     Args:
-        spec: `calculator`, `confidence`, `bmc`, `bound`, `likelihood:MODEL`, `prm:MODEL`, `module:function`, or a sum of
-            several (`a+b`).
+        spec: `calculator`, `confidence`, `bmc`, `bound`, `likelihood:MODEL`, `prm:MODEL`, `module:function`,
+            `file.py:function`, or a sum of several (`a+b`).
         task: the task whose step checker `calculator` uses, and whose prompts models read.
         trust_remote_code: whether a process reward model may bring code of its own.
         denoiser: the diffusion model whose trajectories are scored; `bmc` and `bound` ask it.
         weights: a file of fitted weights for exactly this scorer; without one the parts of a sum weigh the same.
 
     Raises:
-        ValueError: if it is none of these, the module or function does not exist, or the weights are another scorer's.
+        ValueError: if it is none of these, the module or function does not exist, the task has no checker, or the weights
+            are another scorer's.
     """
     parts = scorer_parts(spec)
     if len(parts) > 1 or weights is not None:
@@ -187,13 +195,9 @@ def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | 
         from lockstitch.stitching.likelihood import Likelihood
 
         return Likelihood.from_pretrained(name, task)
-    try:
-        module = importlib.import_module(kind)
-    except ImportError as error:
-        raise ValueError(
-            f"scorer {spec!r}: the module {kind!r} cannot be imported ({error}); accepted are {_ACCEPTED}"
-        ) from error
-    function = getattr(module, name, None)
+    if not is_place(spec):
+        raise ValueError(f"scorer {spec!r} is not one of {_ACCEPTED}")
+    function = load_named("scorer", spec)
     if not callable(function):
-        raise ValueError(f"scorer {spec!r}: the module {kind!r} has no function {name!r}")
+        raise ValueError(f"scorer {spec!r} is {function!r}, which cannot be called")
     return Custom(spec, function)

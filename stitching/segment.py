@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lockstitch.rewards.steps import UNITS, Segmenter
 from lockstitch.stitching.steps import Step
 
-UNITS = ("sentence", "line", "row")
+from lockstitch.errors import others_code
 
 _ANSWER_BLOCK = re.compile(r"<answer>.*?(?:</answer>|\Z)", re.DOTALL)
 _TAG = re.compile(r"</?[a-z][a-z_-]+>|<\|[^<>|\s]+\|>")
@@ -32,20 +33,26 @@ _SHORT_WORD = re.compile(  # ends a sentence or not: what follows tells
 )
 
 
-def segment(text: str, unit: str) -> list[tuple[int, int]]:
+def segment(text: str, unit: str | Segmenter) -> list[tuple[int, int]]:
     """The character spans of the steps of a text.
 
     Args:
         text: a completion.
         unit: `sentence` (tags, bullets and headings' marks left out of the span), `line` (every line that is neither
-            empty nor an answer nor only a tag) or `row` (lines of four digits from 0 to 4).
+            empty nor an answer nor only a tag), `row` (lines of four digits from 0 to 4), or a function of one's own from
+            a text to its steps, pieces of it in their order.
 
     Returns:
         `[start, stop)` spans, in order and disjoint, without white space at either end.
 
     Raises:
-        ValueError: if the unit is another one.
+        ValueError: if the unit is another one, or the function gives back what is no piece of the text.
     """
+    if callable(unit):
+        name = f"the segmenter {getattr(unit, '__name__', unit)!r}"
+        with others_code(name):
+            cut = unit(text)
+        return _own_spans(text, cut, name)
     if unit not in UNITS:
         raise ValueError(f"unit {unit!r} is not one of {', '.join(UNITS)}")
     # Blanked by line breaks, character for character, so that places stay what they are.
@@ -67,6 +74,21 @@ def segment(text: str, unit: str) -> list[tuple[int, int]]:
             if _ANSWER_LINE.fullmatch(piece):
                 continue
             spans.append((start + len(piece) - len(piece.lstrip()), stop - len(piece) + len(piece.rstrip())))
+    return spans
+
+
+def _own_spans(text: str, pieces: Any, name: str) -> list[tuple[int, int]]:
+    """The places of the pieces that a function of one's own cut a text into."""
+    if isinstance(pieces, str) or not isinstance(pieces, Sequence) or not all(isinstance(piece, str) for piece in pieces):
+        raise ValueError(f"{name} gave {pieces!r:.80} for a text; a list of texts is needed")
+    spans, at = [], 0
+    for piece in map(str.strip, pieces):
+        start = text.find(piece, at)
+        if start < 0:
+            raise ValueError(f"{name} gave the step {piece[:80]!r}, which the text has not behind the step before it")
+        at = start + len(piece)
+        if piece:
+            spans.append((start, at))
     return spans
 
 
@@ -95,7 +117,7 @@ def _goes_on(before: str, after: str) -> bool:
 
 
 def steps_of(
-    text: str, unit: str, trajectory: int, token_spans: Sequence[tuple[int, int]] | None = None
+    text: str, unit: str | Segmenter, trajectory: int, token_spans: Sequence[tuple[int, int]] | None = None
 ) -> list[Step]:
     """The steps of a completion as records.
 

@@ -44,11 +44,13 @@ class TransformersSolver:
     def from_pretrained(cls, name: str, task: Task, *, max_new_tokens: int = 48) -> "TransformersSolver":
         """Loads a directory or hub name: in its own dtype on an accelerator, in float32 on a CPU."""
         import torch
+        from lockstitch.sampling.loading import loaded_from
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if device else torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        with loaded_from(f"solver {name!r}"):
+            model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if device else torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(name)
         return cls(model.to(device or "cpu"), tokenizer, task, max_new_tokens=max_new_tokens)
 
     def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]:

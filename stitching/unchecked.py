@@ -39,4 +39,5 @@ class Unchecked:
 
 def unchecked(task: Task) -> Task:
     """The task without its checker. Sentences end in an answer of their own words, which no chain is asked for."""
-    return replace(task, checker=Unchecked(None if task.unit == "sentence" else task.conclude))
+    open_ended = task.checker is None or task.unit == "sentence"
+    return replace(task, checker=Unchecked(None if open_ended else task.conclude))

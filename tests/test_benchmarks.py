@@ -5,9 +5,9 @@ import logging
 
 import pytest
 from lockstitch.rewards.plugins import available_rewards, load_reward
-from lockstitch.rewards.tasks.benchmark_rows import load_rows
-from lockstitch.rewards.tasks.benchmarks import BENCHMARKS, get_benchmark
-from lockstitch.rewards.tasks.task import TASKS, get_task
+from lockstitch.rewards.tasks.builtin import TASKS
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.rows import load_rows
 from test_math_rewards import rows_of
 
 FILES = {
@@ -18,7 +18,7 @@ HUMANEVAL = {"prompt": "\ndef one():\n", "entry_point": "one", "test": "def chec
 
 
 def read(name, row):
-    return get_benchmark(name).read(row)
+    return get_task(name).read(row)
 
 
 # --- the records -----------------------------------------------------------------------------------------------------
@@ -27,9 +27,9 @@ def read(name, row):
 def test_the_hub_is_asked_by_the_documented_names():
     """As on the data sets' pages: name, configuration, split and number of rows."""
     asked = {
-        (name, split): (*source.arguments().values(), source.rows)
-        for name, benchmark in BENCHMARKS.items()
-        for split, source in benchmark.sources.items()
+        (name, split): (source.hub, source.config, source.split, source.rows)
+        for name, task in TASKS.items()
+        for split, source in task.sources.items()
         if source.hub
     }
     mbpp = "google-research-datasets/mbpp"
@@ -49,31 +49,24 @@ def test_the_hub_is_asked_by_the_documented_names():
     }
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", TASKS)
 def test_every_reward_is_a_plug_in(name):
-    benchmark = get_benchmark(name)
+    task = get_task(name)
     offered = {info.name for info in available_rewards()}
-    for form in benchmark.forms:
-        names = [reward for reward, weight in benchmark.rewards_for(form) if weight > 0]
+    for form in task.forms:
+        names = [reward for reward, weight in task.rewards_for(form) if weight > 0]
         assert set(names) <= offered
-        assert len(names) == len(set(names)) == len(benchmark.rewards_for(form))
+        assert len(names) == len(set(names)) == len(task.rewards_for(form))
         assert all(callable(load_reward(reward)) for reward in names)
-
-
-@pytest.mark.parametrize("name", sorted(set(BENCHMARKS) & set(TASKS)))
-def test_both_sides_of_a_task_agree_on_the_question(name):
-    """What `task.py` reads in a row is what its benchmark reads, for stitching as for grading."""
-    row = {"question": {"countdown": "30,100,93=23", "sudoku": "3102200002100320"}.get(name, "How many?"), "answer": "5"}
-    assert get_task(name).read_row(row).question == read(name, row)["question"]
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: get_benchmark("gsm8"), r"task 'gsm8' is not one of gsm8k, .*reasoning_gym:NAME; did you mean 'gsm8k'"),
-        (lambda: get_benchmark("gsm8k").source("dev"), "source 'dev' of task 'gsm8k' is not one of test, train"),
-        (lambda: get_benchmark("mbpp").prompt("q", "boxed"), "'boxed' of task 'mbpp' is not one of tags, fenced, plain"),
-        (lambda: get_benchmark("gsm8k").rewards_for("xml"), "form 'xml' of task 'gsm8k' is not one of tags, boxed, plain"),
+        (lambda: get_task("gsm8"), r"task 'gsm8' is not one of gsm8k, .*reasoning_gym:NAME, .*; did you mean 'gsm8k'"),
+        (lambda: get_task("gsm8k").source("dev"), "source 'dev' of task 'gsm8k' is not one of test, train"),
+        (lambda: get_task("mbpp").prompt("q", "boxed"), "'boxed' of task 'mbpp' is not one of tags, fenced, plain"),
+        (lambda: get_task("gsm8k").rewards_for("xml"), "form 'xml' of task 'gsm8k' is not one of tags, boxed, plain"),
         (lambda: load_rows("gsm8k", form="xml"), "form 'xml'"),
         (lambda: load_rows("gsm8k", count=0), "count=0 is not positive"),
         (lambda: load_rows("arithmetic"), "say how many"),
@@ -137,25 +130,20 @@ def test_a_row_that_lacks_something_is_refused(name, row, says):
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", TASKS)
 def test_prompts_ask_in_the_form(name):
     question = {"countdown": "30,100,93=23", "sudoku": "3102200002100320", "arithmetic": "12, +7"}.get(name, "How many?")
-    benchmark = get_benchmark(name)
-    for form in benchmark.forms:
-        text = benchmark.prompt(question, form)
+    task = get_task(name)
+    for form in task.forms:
+        text = task.prompt(question, form)
         assert ("<reasoning>\n" in text and "\n</reasoning>\n<answer>\n" in text) == (form == "tags")
         assert form != "boxed" or r"\boxed{}" in text
         assert form != "fenced" or "```python" in text
-        assert form == "plain" or text.startswith(benchmark.instructions[form])
+        assert form == "plain" or text.startswith(task.instructions[form])
     # An answer in exactly the form that the tags ask for is one, for the reward that pays for the form.
-    shown = benchmark.instructions["tags"].partition("form:\n")[2] + "\n"
+    shown = task.instructions["tags"].partition("form:\n")[2] + "\n"
     assert load_reward("strict_format")([""], [shown]) == [0.5]
     assert load_reward("xml_count")([""], [shown])[0] == pytest.approx(0.5, abs=0.002)
-
-
-def test_the_plain_prompt_is_what_the_embedded_models_read():
-    for name, question in (("countdown", "30,100,93=23"), ("sudoku", "3102200002100320"), ("arithmetic", "12, +7")):
-        assert get_benchmark(name).prompt(question, "plain") == get_task(name).prompt(question)
 
 
 # --- where rows come from --------------------------------------------------------------------------------------------
@@ -165,7 +153,7 @@ def test_the_plain_prompt_is_what_the_embedded_models_read():
 def test_the_public_files_are_read_whole(name, data_dir, caplog):
     """By the folder; the number of rows is the published one, or there is a warning."""
     source, count = FILES[name]
-    expected = get_benchmark(name).source(source).rows
+    expected = get_task(name).source(source).rows
     with caplog.at_level(logging.WARNING):
         rows = load_rows(name, path=data_dir)
     assert len(rows) == count
@@ -173,7 +161,7 @@ def test_the_public_files_are_read_whole(name, data_dir, caplog):
     assert [f"holds {count} rows of task {name!r}, and {expected} are expected" in text for text in said] == (
         [] if count == expected else [True]
     )
-    assert all(row["prompt"][0]["content"].endswith(get_benchmark(name).ask(row["question"])) for row in rows)
+    assert all(row["prompt"][0]["content"].endswith(get_task(name).ask(row["question"])) for row in rows)
     load_rows(name, path=data_dir, rows=count)
     with pytest.raises(ValueError, match=rf"holds {count} rows of task '{name}', and {count + 1} are expected"):
         load_rows(name, path=data_dir, rows=count + 1)

@@ -9,7 +9,7 @@ from datasets import Dataset
 from likelihoods import close, gradients, plain_logp
 from lockstitch.recipes.sft import RecipeArguments, train
 from lockstitch.recipes.tiny import prompt_completion_rows, tokenize_rows
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rl.canvas_data import CanvasCollator
 from lockstitch.rl.lora import DiffusionModelConfig
 from lockstitch.rl.masking import block_mask_ratio, noise_generator

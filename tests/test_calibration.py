@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.calibration import auc, calibration_error, judge_scores, reliability, scorer_against_checker
 
 

@@ -5,7 +5,7 @@ import math
 import random
 
 import pytest
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching.combine import Combined, Weights, fit, logit
 from lockstitch.stitching.score import Calculator, Custom, Scores, load_scorer, scorer_parts

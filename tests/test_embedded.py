@@ -5,7 +5,8 @@ import random
 
 import pytest
 from lockstitch.recipes.evidence import evidence_text
-from lockstitch.rewards.tasks.task import get_task, held_out_problems
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import held_out_problems
 from lockstitch.rl.export import ExportConfig, export
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser

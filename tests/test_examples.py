@@ -11,7 +11,7 @@ LINES = 40
 
 
 def test_examples_are_short_and_say_how_to_run_them():
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     for path in EXAMPLES:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= LINES, path

@@ -407,7 +407,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
     refused(tmp_path / "garbled", "no model at")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    refused(tmp_path / "adapter", "holds an adapter, not a model")
+    refused(tmp_path / "adapter", "names no base")
 
 
 def test_a_canvas_beyond_the_models_positions_is_refused():

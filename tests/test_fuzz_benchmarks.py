@@ -5,8 +5,8 @@ import random
 
 import pytest
 from hypothesis import strategies as st
-from lockstitch.rewards.tasks.benchmarks import BENCHMARKS
-from lockstitch.rewards.tasks.grade import Answered, read_answered
+from lockstitch.rewards.tasks.builtin import TASKS
+from lockstitch.rewards.tasks.golds import unreadable
 from lockstitch.rewards.tasks.reasoning_gym_task import read_gym_row
 from test_fuzz_rewards import FRAGMENTS, fuzz, nothing_is_evaluated, timed
 
@@ -48,16 +48,18 @@ def attempt(function, argument, says=""):
 def check_row(row):
     """Every benchmark reads the row or refuses it; a row that is read has a question, which can be asked in every form."""
     with nothing_is_evaluated():
-        for name, benchmark in BENCHMARKS.items():
-            columns = attempt(benchmark.read, row)
+        for name, task in TASKS.items():
+            columns = attempt(task.read, row)
             if columns is None:
                 continue
             assert isinstance(columns["question"], str), name
             assert columns["question"].strip(), name
-            for form in benchmark.forms:
-                assert isinstance(benchmark.prompt(columns["question"], form), str)
-            answered = attempt(functools.partial(read_answered, benchmark), row, "completion")
-            assert isinstance(answered, Answered | None)
+            for form in task.forms:
+                assert isinstance(task.prompt(columns["question"], form), str)
+            fault = attempt(functools.partial(unreadable, task.rewards[0][0]), columns)
+            assert isinstance(fault, str | None)
+            problem = attempt(task.read_row, row)
+            assert problem is None or problem.question == columns["question"], name
         columns = attempt(read_gym_row, row)
         assert columns is None or isinstance(columns["metadata"], str)
 

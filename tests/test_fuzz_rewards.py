@@ -15,8 +15,8 @@ from lockstitch.rewards.mathematics.equations import EquationChecker
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.puzzles import countdown
 from lockstitch.rewards.puzzles import reading as puzzles_reading
-from lockstitch.rewards.tasks import reasoning_gym_task
-from lockstitch.rewards.tasks.task import TASKS
+from lockstitch.rewards.tasks import task as task_module
+from lockstitch.rewards.tasks.builtin import TASKS
 from lockstitch.rewards.workers import Failed, KillablePool, TimedOut
 from worker_functions import guarded
 
@@ -49,7 +49,7 @@ READERS = {
         (mathematics_reading, ("read_answer", "read_gold")),
         (puzzles_reading, ("read_expression", "read_grid")),
         (extract, ("last_marked", "last_number")),
-        (reasoning_gym_task, ("read_gym_answer",)),
+        (task_module, ("marked_answer",)),
     )
     for name in names
 } | {f"{name} task": task.extract for name, task in TASKS.items() if name != "countdown"}  # fmt: skip
@@ -199,7 +199,7 @@ MODULES = [
     "mathematics/forms", "mathematics/comparing", "mathematics/math_worker", "puzzle_rewards",
     "puzzles/reading", "boxes", "phrases",
     "puzzles/forms", "puzzles/countdown", "puzzles/sudoku",
-    "tasks/notations", "tasks/task", "tasks/benchmark", "tasks/benchmarks", "tasks/grade", "tasks/reasoning_gym_task",
+    "tasks/notations", "tasks/task", "tasks/builtin", "tasks/own", "tasks/grade", "tasks/reasoning_gym_task",
     "programs/code_blocks", "programs/code_extract", "programs/code_names", "programs/code_pairs", "code_rewards",
     "programs/code_shape", "programs/code_tests", "programs/judge", "programs/same", "programs/sandbox_fusion",
     "sandbox/tagged",

@@ -15,10 +15,10 @@ import time
 import pytest
 from lockstitch.rewards.puzzles.countdown import parse_question
 from lockstitch.rewards.statistics import wilson
-from lockstitch.rewards.tasks.benchmark_rows import load_rows
-from lockstitch.rewards.tasks.benchmarks import get_benchmark
 from lockstitch.rewards.tasks.grade import GradeConfig, grade, number_note, parse_reward
 from lockstitch.rewards.tasks.grade_cli import main
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.rows import load_rows
 from test_math_rewards import TAKEN_FOR_THE_SAME, perturbed, rows_of
 
 
@@ -156,7 +156,7 @@ def test_real_outputs(task, tmp_path, data_dir):
     assert (summary["n"], summary["right"], summary["none"]) == (n, right, none)
     assert summary["accuracy"] == right / (n - none)
     assert summary["ci95"] == pytest.approx(wilson(right, n - none))
-    assert set(summary["rewards"]) == {name for name, _ in get_benchmark(task).rewards_for("tags")}
+    assert set(summary["rewards"]) == {name for name, _ in get_task(task).rewards_for("tags")}
     for name, of in summary["rewards"].items():
         values = [row["rewards"][name] for row in results if row["rewards"][name] is not None]
         assert of["mean"] == pytest.approx(sum(values) / len(values))
@@ -206,10 +206,10 @@ def test_nothing_with_a_verdict(tmp_path, capsys):
 
 
 def test_several_samples_of_each_problem_are_whole(tmp_path):
-    amc = get_benchmark("amc")
+    amc = get_task("amc")
     assert number_note(amc, 40) is number_note(amc, 160) is None
     assert number_note(amc, 41).startswith("41 rows, and task 'amc' has 40 (2023)")
-    assert number_note(get_benchmark("arithmetic"), 7) is None
+    assert number_note(get_task("arithmetic"), 7) is None
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from lockstitch.cli import COMMANDS, main
 
 def test_one_process_needs_no_launcher_and_several_have_accelerates():
     module = ["-m", "lockstitch.recipes.grpo"]
-    assert command("grpo", ["--task", "sudoku"]) == [sys.executable, *module, "--task", "sudoku"]
-    assert command("grpo", ["--cpu"]) == [sys.executable, *module, "--use_cpu", "true"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    assert command("grpo", ["--task", "sudoku"]) == [sys.executable, "-P", *module, "--task", "sudoku"]
+    assert command("grpo", ["--cpu"]) == [sys.executable, "-P", *module, "--use_cpu", "true"]
+    launcher = [sys.executable, "-P", "-m", "accelerate.commands.launch"]
     assert command("grpo", ["--accelerate_config", "fsdp2", "--num_processes", "8"]) == [
         *launcher, "--config_file", str(CONFIGS / "fsdp2.yaml"), "--num_processes", "8", *module]  # fmt: skip
     with pytest.raises(ValueError, match="accelerate_config='zero9' is neither a file nor one of ddp, fsdp2, single"):

@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from lockstitch.recipes import grpo
 from lockstitch.recipes.rl_data import as_prompts, own_problems
-from lockstitch.recipes.rows import load_split, read_columns, renamed
 from lockstitch.rewards.plugins import load_reward
+from lockstitch.rewards.tasks.data import load_split, read_columns, renamed
 from models import tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -98,7 +98,7 @@ def test_a_reward_stands_in_a_file(tmp_path):
     (tmp_path / "helper.py").write_text("TWO = 2.0\n")
     assert load_reward(f"{path}:score")(completions=["a"]) == [2.0]
     assert str(tmp_path) not in sys.path
-    for spec, says in ((f"{path}:scores", "did you mean 'score'"), (f"{path}", "names no function"),
+    for spec, says in ((f"{path}:scores", "did you mean 'score'"), (f"{path}", "names nothing in the file"),
                        (f"{tmp_path}/other.py:score", "is not a file")):  # fmt: skip
         with pytest.raises(ValueError, match=says):
             load_reward(spec)

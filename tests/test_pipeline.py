@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.cli import StitchConfig, main, stitch
 from lockstitch.stitching.inputs import generate_problems, read_problems, read_trajectories
 

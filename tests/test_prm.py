@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.denoiser import make_causal
 from lockstitch.stitching.prm import SYSTEM, ProcessRewardModel
 from lockstitch.stitching.score import load_scorer

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lockstitch.recipes.prm import RecipeArguments, parse, problems_of
 from lockstitch.recipes.step_training import IGNORED, StepCollator, encode_rows, step_loss
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.prm import ProcessRewardModel
 from lockstitch.stitching.score import load_scorer
 from lockstitch.stitching.step_reader import READER, Reader

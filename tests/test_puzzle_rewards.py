@@ -15,7 +15,7 @@ from lockstitch.rewards.puzzle_rewards import (
 )
 from lockstitch.rewards.puzzles import countdown, sudoku
 from lockstitch.rewards.puzzles.reading import read_expression, read_grid
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 
 QUESTION = "30,100,93=23"
 PUZZLE, GRID = "3102200002100320", "3142243142131324"

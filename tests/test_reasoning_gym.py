@@ -6,15 +6,11 @@ from importlib.util import find_spec
 
 import pytest
 from lockstitch.rewards.tasks import reasoning_gym_task
-from lockstitch.rewards.tasks.benchmark_rows import load_rows
-from lockstitch.rewards.tasks.benchmarks import get_benchmark
 from lockstitch.rewards.tasks.grade_cli import main
-from lockstitch.rewards.tasks.reasoning_gym_task import (
-    gym_benchmark,
-    read_gym_answer,
-    read_gym_row,
-    reasoning_gym_reward,
-)
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.reasoning_gym_task import gym_task, read_gym_row, reasoning_gym_reward
+from lockstitch.rewards.tasks.rows import load_rows
+from lockstitch.rewards.tasks.task import marked_answer
 from test_grade import run
 
 needs_library = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="the extra 'gym' is not installed")
@@ -28,7 +24,7 @@ def score(rows, completions):
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # so Python finds none
     with pytest.raises(ValueError, match=r"pip install 'lockstitch\[gym\]'"):
-        gym_benchmark("chain_sum")
+        gym_task("chain_sum")
     with pytest.raises(ValueError, match=r"pip install 'lockstitch\[gym\]'"):
         score([ROW], ["3"])
     source = tmp_path / "c.jsonl"
@@ -46,7 +42,7 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_what_is_read(text, answer):
-    assert read_gym_answer(text) == answer
+    assert marked_answer(text) == answer
 
 
 def test_rows_are_read():
@@ -65,7 +61,7 @@ def test_missing_columns_are_named():
 @needs_library
 def test_an_unknown_generator_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'chain_sum'"):
-        get_benchmark("reasoning_gym:chain_sums")
+        get_task("reasoning_gym:chain_sums")
 
 
 @needs_library

@@ -14,7 +14,7 @@ from lockstitch.recipes.grpo import main, parse, rewards_of
 from lockstitch.recipes.held_out import held_out_samplers
 from lockstitch.recipes.layers import folder, preset_names
 from lockstitch.recipes.rl_data import as_prompts, load_problems
-from lockstitch.rewards.tasks.benchmarks import get_benchmark
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rl.checkpoints import last_checkpoint
 from lockstitch.rl.lora import lora_config
 from models import random_denoiser, tokenizer
@@ -129,19 +129,19 @@ def test_wrong_command_lines_are_refused():
 
 def test_rewards_are_the_tasks_own_unless_named():
     recipe, _, training, _ = parse([*SUDOKU, *CPU])
-    names = [function.__name__ for function in rewards_of(recipe, training, get_benchmark("sudoku"))]
+    names = [function.__name__ for function in rewards_of(recipe, training, get_task("sudoku"))]
     assert dict(zip(names, training.reward_weights, strict=True)) == {
         "sudoku_reward": 1.0, "sudoku_cells_reward": 1.0, "xml_count_reward": 0.5, "soft_format_reward": 0.5,
         "strict_format_reward": 0.5,
     }  # fmt: skip
     integer = "lockstitch.rewards.format_rewards:integer_reward"
     recipe, _, training, _ = parse([*SUDOKU, *CPU, "--reward_funcs", "sudoku", integer])
-    assert [function.__name__ for function in rewards_of(recipe, training, get_benchmark("sudoku"))] == [
+    assert [function.__name__ for function in rewards_of(recipe, training, get_task("sudoku"))] == [
         "sudoku_reward", "integer_reward"
     ]  # fmt: skip
     recipe, _, training, _ = parse([*SUDOKU, *CPU, "--reward_weights", "1", "2"])
     with pytest.raises(ValueError, match="task 'sudoku' has the rewards sudoku, sudoku_cells"):
-        rewards_of(recipe, training, get_benchmark("sudoku"))
+        rewards_of(recipe, training, get_task("sudoku"))
 
 
 # --- problems --------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_generated_sides_never_meet():
     problems = load_problems("countdown", "plain", num_problems=800, held_out=200)
     assert len(problems.held_out) == 200
     assert not questions(problems.train) & questions(problems.held_out)
-    assert problems.train[0]["prompt"] == get_benchmark("countdown").prompt(problems.train[0]["question"], "plain")
+    assert problems.train[0]["prompt"] == get_task("countdown").prompt(problems.train[0]["question"], "plain")
     again = load_problems("countdown", "plain", num_problems=800, held_out=200, seed=1)
     assert questions(again.train) != questions(problems.train)
 

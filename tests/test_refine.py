@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.refine import (
     CHAT_MARK,
     Script,

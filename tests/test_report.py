@@ -2,15 +2,18 @@
 
 import json
 import re
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lockstitch.sampling.trajectory import Ledger
+from lockstitch.stitching.methods import METHODS as ALL_METHODS
 from lockstitch.stitching.report import write_report
 from lockstitch.stitching.terminal import render_problem, render_summary
 
-from lockstitch.pages import embed
+from lockstitch.pages import embed, without_places
 
 HOSTILE = "</script><script>alert(1)</script> <!-- \u2028 \x1b[31m \U0001f9f5 漢字"
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -215,3 +218,40 @@ def test_summary_is_aligned(summary: dict[str, Any]) -> None:
     assert "remask loop: not run, no correction" in text
     assert re.search(r"^stitched - majority vote +\+12\.5 +\[\+3\.0, \+22\.0\]$", text, re.MULTILINE)
     assert ESCAPES.sub("", render_summary(summary, color=True)) == text
+
+
+def test_the_page_says_what_every_method_and_cost_is(tmp_path: Path, summary: dict[str, Any]) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, [], summary)
+    text = path.read_text(encoding="utf-8")
+    for name, expected in (("METHODS", set(ALL_METHODS)), ("WORDS", {one.name for one in fields(Ledger)})):
+        (body,) = re.findall(rf"const {name} = \{{\n(.*?)\n\}};", text, re.DOTALL)
+        assert set(re.findall(r"^  (\w+): \"", body, re.MULTILINE)) == expected
+
+
+def test_the_page_shows_no_folder_of_the_machine(tmp_path: Path, summary: dict[str, Any]) -> None:
+    path = tmp_path / "report.html"
+    summary["config"] |= {"input": str(tmp_path / "problems.jsonl"), "scorer": "prm:/home/somebody/prm", "delta": 0.9}
+    write_report(path, [], summary)
+    page = Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    config = json.loads(page.scripts[0])["summary"]["config"]
+    assert (config["input"], config["scorer"], config["delta"]) == ("problems.jsonl", "prm:prm", 0.9)
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    ("/home/somebody/run", "run"), ("/home/somebody/run/", "run"), ("~/run", "run"), ("C:\\Users\\me\\run", "run"),
+    ("prm:/models/a/b", "prm:b"), ("/root/my.py:score", "my.py:score"), (["/a/b", {"x": Path("/a/c")}], ["b", {"x": "c"}]),
+    ("/no_think", "/no_think"), ("/no_think Answer A/B.", "/no_think Answer A/B."), ("runs/mine", "runs/mine"),
+    ("openai:MODEL@http://127.0.0.1:8000/v1", "openai:MODEL@http://127.0.0.1:8000/v1"),
+    ("GSAI-ML/LLaDA-8B", "GSAI-ML/LLaDA-8B"), ("embedded:sudoku", "embedded:sudoku"), (3, 3), (None, None), ("", ""),
+])  # fmt: skip
+def test_of_paths_the_last_part_is_shown(value: Any, shown: Any) -> None:
+    assert without_places(value) == shown
+
+
+def test_a_path_with_spaces_is_known_by_being_there(tmp_path: Path) -> None:
+    folder = tmp_path / "two words"
+    assert without_places(str(folder)) == str(folder)
+    folder.mkdir()
+    assert without_places(str(folder)) == "two words"

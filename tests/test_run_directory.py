@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lockstitch.recipes import sft
+from lockstitch.recipes import grpo, sft
 from lockstitch.rl.checkpoints import last_checkpoint, torn
 from safetensors.torch import load_file
 
@@ -161,32 +160,23 @@ def test_a_second_process_is_refused(tmp_path):
     assert "is being written into by another process" in said.splitlines()[-1]
 
 
-@pytest.mark.slow
-def test_kills_lose_nothing(tmp_path, monkeypatch):
-    """Fifteen of them, at any moment from the first step on; then the run ends with the losses of one that nobody killed."""
-    steps, rng = 30, random.Random(0)
-    launch(tmp_path / "whole", monkeypatch, max_steps=steps)
-    output, kills = tmp_path / "killed", 0
-    while kills < 15:
-        run = start("sft", output, max_steps=steps)
-        began = newest(output)
-        while run.poll() is None and newest(output) <= began:
-            time.sleep(0.02)
-        time.sleep(rng.random() * 0.15)
-        if run.poll() is not None:
-            break
-        run.kill()
-        run.wait()
-        kills += 1
-    done = start("sft", output, max_steps=steps)
-    said, _ = done.communicate()
-    assert done.returncode == 0, said
-    assert kills >= 10
-    assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
-    for path in output.glob("checkpoint-*"):
-        assert torn(path) is None
-
-
 def newest(output: Path) -> int:
     """The step of the latest checkpoint directory, whole or not."""
     return max((int(path.name.split("-")[1]) for path in output.glob("checkpoint-*")), default=0)
+
+
+def test_what_is_held_out_is_measured_once_where_a_run_was_killed_behind_its_last_checkpoint(tmp_path, monkeypatch):
+    options = {"task": "sudoku", "prompt_form": "plain", "reward_funcs": "sudoku", "num_generations": 2, "steps": 1,
+               "max_completion_length": 20, "held_out_problems": 2, "held_out_every": 1, "max_steps": 1}  # fmt: skip
+    dropped = ("generate", "canvas_length")
+    argv = [word for key, value in (SETTINGS | options | {"output_dir": tmp_path}).items() if key not in dropped
+            for word in (f"--{key}", str(value))]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["grpo", *argv])
+    grpo.main()
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    (tmp_path / "trainer_state.json").unlink()
+    grpo.main()
+    again = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    measured = [(entry["step"], entry["held_out/accuracy@1"]) for entry in log if "held_out/accuracy@1" in entry]
+    assert [step for step, _ in measured] == [0, 1]
+    assert [(entry["step"], entry["held_out/accuracy@1"]) for entry in again if "held_out/accuracy@1" in entry] == measured

@@ -64,7 +64,7 @@ def test_the_page_holds_the_data_and_refers_to_nothing_outside(tmp_path):
     data = data_of(path)
     assert data["facts"]["title"] == HOSTILE
     assert data["series"]["reward"] == [[1, 0.5], [2, 0.75]]
-    assert data["settings"]["paths"] == [str(tmp_path)]
+    assert data["settings"]["paths"] == [tmp_path.name]
     assert data["samples"][0]["groups"][0]["completions"][0] == {
         "text": HOSTILE, "rewards": {"math": None}, "extra": {"nfe": 3}, "advantage": -0.5,
     }  # fmt: skip
@@ -118,7 +118,7 @@ def test_completions_are_chosen_over_the_whole_run(tmp_path):
     prompts = [group["prompt"] for group in samples[0]["groups"]]
     assert prompts == ["p", "q"]
     first = samples[0]["groups"][0]["completions"]
-    assert [c["advantage"] for c in first] == [7.0, 6.0, 5.0, 4.0, 3.0, 2.0]
+    assert [c["advantage"] for c in first] == [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]  # the whole group
     assert first[0] == {"text": "10.7", "rewards": {"math": 0.0}, "advantage": 7.0,
                         "extra": {"nfe": 7, "confidence": 0.5, "finished": True}}  # fmt: skip
 
@@ -136,11 +136,32 @@ def test_the_command_writes_the_page_or_says_what_is_missing(tmp_path, capsys):
     assert data["events"][0]["step"] == 2
     assert data["settings"] == {"seed": 1}
     assert data["samples"][0]["groups"][0]["completions"][0]["rewards"] == {"math": 0.0}
-    with pytest.raises(SystemExit):
-        main([str(tmp_path)])
+    assert main([str(tmp_path)]) == 2
     assert "holds neither trainer_state.json nor a checkpoint" in capsys.readouterr().err
 
 
 def test_a_running_trainer_hands_its_log_over(tmp_path):
     report_run(tmp_path, tmp_path / "page.html", [{"step": 7, "reward": 1.0}])
     assert data_of(tmp_path / "page.html")["series"] == {"reward": [[7, 1.0]]}
+
+
+@pytest.mark.parametrize(("known", "title"), [
+    ({"stage": "sft", "data": "/home/somebody/data/mine.jsonl"}, "sft on mine.jsonl"),
+    ({"stage": "grpo", "preset": "espo", "task": "gsm8k", "data": "openai/gsm8k"}, "espo on gsm8k, openai/gsm8k"),
+    ({"stage": "grpo"}, "grpo on my run"),
+])  # fmt: skip
+def test_the_title_names_the_data_and_no_folder_of_the_machine_is_shown(known, title, tmp_path):
+    run = tmp_path / "my run"
+    write_state(run, 2)
+    settings = {"output_dir": str(run), "reward_funcs": ["/home/somebody/rewards.py:score"],
+                "dataset_name": known.get("data")}  # fmt: skip
+    base = "/home/somebody/models/mine"
+    (run / "run.json").write_text(json.dumps({"base": base, "config": settings, **known}))
+    report_run(run, tmp_path / "page.html")
+    data = data_of(tmp_path / "page.html")
+    assert data["facts"]["title"] == title
+    assert data["facts"]["model"] == "mine"
+    assert data["settings"]["reward_funcs"] == ["rewards.py:score"]
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "somebody" not in text
+    assert str(tmp_path) not in text

@@ -224,8 +224,8 @@ def test_bad_lines_are_named_before_any_model_is_loaded(tmp_path, capsys):
     ("arguments", "says"),
     [
         (["--prompt", "1+1="], "canvas_length is needed, for the prompt has neither blanks nor a canvas"),
-        (["--canvas_length", "20"], "say what to sample from, once: --prompt or --input (given: neither)"),
-        (["--prompt", "a", "--input", "b"], "(given: both)"),
+        (["--canvas_length", "20"], "say what to sample from, once: --prompt, --input or --task (given: none)"),
+        (["--prompt", "a", "--input", "b"], "(given: prompt and input)"),
         (["--input", "nowhere.jsonl"], "input 'nowhere.jsonl' is not a file"),
         (["--prompt", "a", "--n", "0"], "n=0"),
         (["--prompt", "a", "--chunk", "0"], "chunk=0"),

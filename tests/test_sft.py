@@ -19,7 +19,8 @@ from lockstitch.recipes.tiny import (
     tokenize_rows,
     tokenizer_texts,
 )
-from lockstitch.rewards.tasks.task import TASKS, get_task
+from lockstitch.rewards.tasks.builtin import TASKS
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rl.canvas_data import CanvasCollator
 from lockstitch.rl.lora import DiffusionModelConfig, lora_config
 from lockstitch.rl.masking import mask_completion, noise_generator, stratified_mask_ratio
@@ -324,7 +325,7 @@ def test_bad_training_settings_are_refused(settings, says, tmp_path):
 
 
 def test_bad_recipes_are_refused():
-    with pytest.raises(ValueError, match="either generate=TASK or dataset_name=NAME"):
+    with pytest.raises(ValueError, match="generate=TASK, task=TASK or dataset_name=NAME"):
         RecipeArguments()
     with pytest.raises(ValueError, match="objective='gan'"):
         RecipeArguments(objective="gan", generate="sudoku")

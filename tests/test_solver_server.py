@@ -9,7 +9,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.cli import StitchConfig, main
 from lockstitch.stitching.openai_solver import OpenAISolver
 from lockstitch.stitching.refine import load_solver

@@ -12,7 +12,8 @@ import pytest
 from lockstitch.recipes.prm import labelled, parse
 from lockstitch.recipes.step_labels import Labelling, label_problems, write_labels
 from lockstitch.rewards.problem import Problem
-from lockstitch.rewards.tasks.task import get_task, held_out_problems
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import held_out_problems
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from models import random_denoiser

@@ -2,7 +2,7 @@
 
 import pytest
 from lockstitch.rewards.steps import check_steps
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
@@ -43,7 +43,7 @@ def test_without_its_checker_every_step_is_as_sound_as_its_score():
         assert not task.checker.is_complete(state)
         state, _ = task.checker.advance(state, row)
     assert task.checker.is_complete(state)
-    assert task.is_correct is SUDOKU.is_correct
+    assert task.rewards == SUDOKU.rewards
     sentences = unchecked(get_task("gsm8k")).checker
     assert sentences.is_complete(sentences.start("?"))
 

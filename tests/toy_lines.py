@@ -4,7 +4,6 @@ import itertools
 from types import SimpleNamespace
 
 import torch
-from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.steps import SOUND
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.config import SamplerConfig
@@ -69,10 +68,14 @@ def is_right(text: str) -> bool:
     return sum(map(int, text.replace("\n", ""))) % 2 == 0
 
 
+def even(prompts, completions, **columns):
+    """The reward of it."""
+    return [float(is_right(text.strip())) if text.strip() else 0.0 for text in completions]
+
+
 TASK = Task(
-    "lines", lambda question: question + "\n", str.strip, lambda text: text.strip() or None,
-    lambda question, gold, answer: is_right(answer), lambda row: Problem(row["question"]), unit="line", checker=Anything(),
-    conclude="\n".join, canvas_length=LENGTH,
+    "lines", rewards=((even, 1.0),), plain=lambda question: question + "\n", extract=lambda text: text.strip() or None,
+    unit="line", checker=Anything(), conclude="\n".join, canvas_length=LENGTH,
 )  # fmt: skip
 
 

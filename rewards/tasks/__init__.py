@@ -1,7 +1,8 @@
 """Tasks: what is asked, where rows come from, how a model is asked, which rewards pay, and the grading of a whole file.
 
-`task` has each task's side of reasoning, `benchmark` and `benchmarks` that of grading and training; `notations` reads rows,
-`benchmark_rows` fetches them, `reasoning_gym_task` makes them up. `grade` and `grade_cli` are `lockstitch grade`.
+`task` says what a task is, `builtin` has those of the package, `own` reads a user's, `named` finds them all; `notations`
+reads rows, `rows` and `data` fetch them, `reasoning_gym_task` makes them up. `grade` and `grade_cli` are `lockstitch grade`,
+`tasks_cli` is `lockstitch tasks`.
 """
 
 if __name__ == "tasks":

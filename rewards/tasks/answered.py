@@ -1,6 +1,6 @@
 """What is graded: completions with the columns that rewards read, from the file's own rows or joined with the task's.
 
-A row that has the benchmark's columns is taken as it is. One that has not, but a `task_id` or an `id`, is joined with the
+A row that has the task's columns is taken as it is. One that has not, but a `task_id` or an `id`, is joined with the
 task's own row of that id: HumanEval's and EvalPlus's samples are such.
 """
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.contract import RESERVED, Completion
-from lockstitch.rewards.tasks.benchmark import Benchmark
-from lockstitch.rewards.tasks.benchmark_rows import load_rows
 from lockstitch.rewards.tasks.completions import Completed, asked
 from lockstitch.rewards.tasks.golds import unreadable
+from lockstitch.rewards.tasks.rows import load_rows
+from lockstitch.rewards.tasks.task import Task, name_of
 
 from lockstitch import files
 
@@ -49,7 +49,7 @@ class Answered:
 
 
 def read_answered(
-    path: Path, rows: Sequence[tuple[int, Completed | str]], benchmark: Benchmark, input_path: Path | None = None,
+    path: Path, rows: Sequence[tuple[int, Completed | str]], task: Task, input_path: Path | None = None,
     source: str | None = None,
 ) -> list[Answered]:  # fmt: skip
     """Every completion of a file.
@@ -57,32 +57,33 @@ def read_answered(
     Args:
         path: the file, for messages.
         rows: what `read_completions` found in it.
-        benchmark: what was asked.
+        task: what was asked.
         input_path: a file or folder with the task's own rows, which all rows are joined with; by default only those are
             that lack columns, with the rows of the folder that LOCKSTITCH_DATA names, or of the hub.
         source: which of the task's sources these are.
 
     Raises:
-        ValueError: bad rows, by their lines: they have neither the benchmark's columns nor an id that its rows have.
+        ValueError: bad rows, by their lines: they have neither the task's columns nor an id that its rows have.
     """
     always = input_path is not None or source is not None
     own = None
     found = [row.columns for _, row in rows if isinstance(row, Completed)]
-    if always or any(id_of(columns) is not None and _fails(columns, benchmark) for columns in found):
-        own = _OwnRows(benchmark, input_path, source)
+    if always or any(id_of(columns) is not None and _fails(columns, task) for columns in found):
+        own = _OwnRows(task, input_path, source)
 
     def read(row: Completed) -> list[Answered]:
         if row.wrong:
             raise ValueError(row.wrong)
-        return _answered(row, _columns(row.columns, benchmark, own, always), benchmark)
+        return _answered(row, _columns(row.columns, task, own, always), task)
 
     return [one for _, some in files.each_row(path, rows, read) for one in some]
 
 
-def _answered(row: Completed, columns: dict[str, Any], benchmark: Benchmark) -> list[Answered]:
-    prompt = columns.get("prompt") or columns["question"]
-    problem = json.dumps([columns["question"], str(columns.get("answer"))])
-    fault = unreadable(benchmark.rewards[0][0], columns)
+def _answered(row: Completed, columns: dict[str, Any], task: Task) -> list[Answered]:
+    question = task.question(columns)
+    prompt = columns.get("prompt") or question
+    problem = json.dumps([question, str(columns.get("answer"))])
+    fault = unreadable(name_of(task.rewards[0][0]), columns)
     if fault is not None and "answer" in columns:
         columns = {**columns, "answer": None}  # it is named already
     dropped = {*RESERVED, "completion", "prompt"}
@@ -102,20 +103,20 @@ def id_of(row: Row) -> tuple[str, Any] | None:
     return next(((name, row[name]) for name in IDS if isinstance(row.get(name), str | int) and row[name] != ""), None)
 
 
-def _fails(columns: Row, benchmark: Benchmark) -> bool:
+def _fails(columns: Row, task: Task) -> bool:
     try:
-        asked(columns, benchmark.read)
+        asked(columns, task.read)
     except ValueError:
         return True
     return False
 
 
-def _columns(columns: Row, benchmark: Benchmark, own: "_OwnRows | None", always: bool) -> dict[str, Any]:
+def _columns(columns: Row, task: Task, own: "_OwnRows | None", always: bool) -> dict[str, Any]:
     """What the rewards read of a row; `ValueError` says what is missing."""
     found = id_of(columns)
     if not always:
         try:
-            return asked(columns, benchmark.read)
+            return asked(columns, task.read)
         except ValueError as error:
             if found is None or own is None:
                 names = " or ".join(map(repr, IDS))
@@ -127,25 +128,25 @@ def _columns(columns: Row, benchmark: Benchmark, own: "_OwnRows | None", always:
 
 
 class _OwnRows:
-    """The rows of a benchmark by their ids."""
+    """The rows of a task by their ids."""
 
-    def __init__(self, benchmark: Benchmark, path: Path | None, source: str | None) -> None:
-        chosen = benchmark.source(source)
+    def __init__(self, task: Task, path: Path | None, source: str | None) -> None:
+        chosen = task.source(source)
         if path is None and chosen.generate is not None:
-            raise ValueError(f"task {benchmark.name!r} makes its rows up, and none can be joined by its id: the file "
+            raise ValueError(f"task {task.name!r} makes its rows up, and none can be joined by its id: the file "
                              "needs the columns of the problem")  # fmt: skip
-        self.benchmark = benchmark
-        self.rows = load_rows(benchmark.name, source=source, path=path, form="plain", conversational=False)
+        self.task = task
+        self.rows = load_rows(task, source=source, path=path, form="plain", conversational=False)
         self.of: dict[str, dict[str, dict[str, Any]]] = {}
 
     def row(self, name: str, value: Any) -> dict[str, Any]:
         """The columns of the row whose `name` has that value; `ValueError` if there is none."""
         there = [own for own in (name, *OWN_IDS) if own in self.rows[0]]
         if not there:
-            raise ValueError(f"the rows of task {self.benchmark.name!r} have no {name!r} to join {value!r} with")
+            raise ValueError(f"the rows of task {self.task.name!r} have no {name!r} to join {value!r} with")
         rows = self._by(there[0])
         if self._key(value) not in rows:
-            raise ValueError(f"{name} {value!r} is none of task {self.benchmark.name!r}, whose {len(self.rows)} rows have "
+            raise ValueError(f"{name} {value!r} is none of task {self.task.name!r}, whose {len(self.rows)} rows have "
                              f"{self.rows[0][there[0]]!r} and so on")  # fmt: skip
         return rows[self._key(value)]
 
@@ -157,13 +158,13 @@ class _OwnRows:
                 for row in self.rows
             }
             if len(self.of[name]) < len(self.rows):
-                raise ValueError(f"several rows of task {self.benchmark.name!r} have the same {name!r}: it joins none")
+                raise ValueError(f"several rows of task {self.task.name!r} have the same {name!r}: it joins none")
         return self.of[name]
 
     def _key(self, value: Any) -> str:
-        """An id as a text, without the name of the benchmark in front: EvalPlus says Mbpp/2 for 2."""
+        """An id as a text, without the name of the task in front: EvalPlus says Mbpp/2 for 2."""
         text = str(value)
-        own = f"{self.benchmark.name}/"
+        own = f"{self.task.name}/"
         return text[len(own) :] if text.casefold().startswith(own.casefold()) else text
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lockstitch.rewards.code_rewards import why_no_exam
 from lockstitch.rewards.mathematics.reading import read_gold
-from lockstitch.rewards.puzzle_rewards import judge_arithmetic, judge_sudoku
+from lockstitch.rewards.puzzle_rewards import judge_arithmetic, judge_sudoku, sudoku_question
 from lockstitch.rewards.puzzles.forms import read_number_row
 
 SHOWN = 5
@@ -23,7 +23,7 @@ def unreadable(judge: str, columns: Mapping[str, Any]) -> str | None:
         known = gold is None or judge_arithmetic(read_number_row(columns), "") is not None
         return None if known else f"gold answer {gold!r:.60}"
     if judge == "sudoku":
-        return "a puzzle without solution" if judge_sudoku(columns["question"], "") is None else None
+        return "a puzzle without solution" if judge_sudoku(sudoku_question(columns), "") is None else None
     if judge == "code":
         return why_no_exam(columns)
     return None

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.contract import Value, combine, completion_texts
-from lockstitch.rewards.plugins import load_reward
 from lockstitch.rewards.statistics import clustered_interval, pass_at_k
 from lockstitch.rewards.tasks.answered import Answered, read_answered
-from lockstitch.rewards.tasks.benchmark import Benchmark, Weighted
-from lockstitch.rewards.tasks.benchmarks import get_benchmark
 from lockstitch.rewards.tasks.completions import read_completions
 from lockstitch.rewards.tasks.golds import warning
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import Task, Weighted, load, name_of
 
 from lockstitch import files
+from lockstitch.errors import others_code
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class GradeConfig:
     """Everything that `lockstitch grade` can be told.
 
     Attributes:
-        task: name of a benchmark, or `reasoning_gym:NAME`.
+        task: its name or place, as `get_task` takes it.
         completions: a file of rows with completions, in a form that `completions.py` knows.
         output: directory of the results.
         form: the form of the prompts that were answered; `tags` adds the rewards for tags.
@@ -69,7 +69,7 @@ class GradeConfig:
 # --- before any work -------------------------------------------------------------------------------------------------
 
 
-def parse_reward(text: str) -> Weighted:
+def parse_reward(text: str) -> tuple[str, float]:
     """`NAME` or `NAME=WEIGHT` as name and weight; `ValueError` for a weight that is no finite number."""
     name, equals, weight = text.partition("=")
     try:
@@ -81,33 +81,33 @@ def parse_reward(text: str) -> Weighted:
     return name, value
 
 
-def weighted_rewards(benchmark: Benchmark, form: str, more: Sequence[str]) -> tuple[Weighted, ...]:
-    """The benchmark's rewards for a form, and more; `ValueError` for one that is named twice."""
-    weighted = (*benchmark.rewards_for(form), *map(parse_reward, more))
-    names = [name for name, _ in weighted]
+def weighted_rewards(task: Task, form: str, more: Sequence[str]) -> tuple[Weighted, ...]:
+    """The task's rewards for a form, and more; `ValueError` for one that is named twice."""
+    weighted = (*task.rewards_for(form), *map(parse_reward, more))
+    names = [name_of(reward) for reward, _ in weighted]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        own = ", ".join(name for name, _ in benchmark.rewards_for(form))
-        raise ValueError(f"rewards named twice: {', '.join(twice)}; those of task {benchmark.name!r} itself are {own}")
+        own = ", ".join(name_of(reward) for reward, _ in task.rewards_for(form))
+        raise ValueError(f"rewards named twice: {', '.join(twice)}; those of task {task.name!r} itself are {own}")
     return weighted
 
 
-def number_note(benchmark: Benchmark, problems: int) -> str | None:
-    """What to know if there are not as many problems as one of the benchmark's sources has, or a multiple."""
-    known = {name: source.rows for name, source in benchmark.sources.items() if source.rows}
+def number_note(task: Task, problems: int) -> str | None:
+    """What to know if there are not as many problems as one of the task's sources has, or a multiple."""
+    known = {name: source.rows for name, source in task.sources.items() if source.rows}
     if not known or any(problems % number == 0 for number in known.values()):
         return None
     numbers = ", ".join(f"{number} ({name})" for name, number in known.items())
-    return f"{problems} rows, and task {benchmark.name!r} has {numbers}; this is not comparable with figures on all of them"
+    return f"{problems} rows, and task {task.name!r} has {numbers}; this is not comparable with figures on all of them"
 
 
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
 def score(
-    answered: Sequence[Answered], benchmark: Benchmark, rewards: Mapping[str, tuple[Reward, float]]
+    answered: Sequence[Answered], task: Task, rewards: Mapping[str, tuple[Reward, float]], first: int = 0
 ) -> list[dict[str, Any]]:
-    """The results of rows that are scored together.
+    """The results of rows that are scored together, `first` being the index of the first of them.
 
     Returns:
         For each row: `answer`, `right` (None without a verdict), `reward` (the weighted sum), and `rewards` one by one.
@@ -116,15 +116,16 @@ def score(
     columns = {name: [one.columns.get(name) for one in answered] for name in names}
     completions = [one.completion for one in answered]
     prompts = [one.prompt for one in answered]
-    values = {
-        name: _values(name, reward(prompts=prompts, completions=completions, **columns), len(answered))
-        for name, (reward, _) in rewards.items()
-    }
+    values = {}
+    for name, (reward, _) in rewards.items():
+        with others_code(f"reward {name!r}, on rows {first} to {first + len(answered) - 1},"):
+            found = reward(prompts=prompts, completions=completions, **columns)
+        values[name] = _values(name, found, len(answered))
     sums = combine(list(values.values()), [weight for _, weight in rewards.values()])
     judge = next(iter(values.values()))
     return [
         {
-            "answer": benchmark.extract(text),
+            "answer": task.extract(text),
             "right": None if verdict is None else verdict >= 1.0,
             "reward": sums[i],
             "rewards": {name: row[i] for name, row in values.items()},
@@ -136,11 +137,15 @@ def score(
 def _values(name: str, values: Any, count: int) -> list[Value]:
     if not isinstance(values, Sequence) or len(values) != count:
         raise ValueError(f"reward {name!r} returned {values!r:.80} for {count} completions; a list of {count} is needed")
+    for value in values:
+        if value is not None and not isinstance(value, int | float):
+            raise ValueError(f"reward {name!r} returned {value!r:.80} for a completion; a number is needed, or None")
     return [None if value is None or math.isnan(value) else float(value) for value in values]
 
 
 def summarise(
-    rows: Sequence[Row], problems: Sequence[str], rewards: Sequence[Weighted], config: Mapping[str, Any], note: str | None
+    rows: Sequence[Row], problems: Sequence[str], rewards: Sequence[tuple[str, float]], config: Mapping[str, Any],
+    note: str | None,
 ) -> dict[str, Any]:
     """`summary.json`: accuracy and pass@k with their intervals over what has a verdict, and the mean of every reward.
 
@@ -213,18 +218,18 @@ def grade(config: GradeConfig, progress: Callable[[int], Progress] | None = None
         ValueError: an unknown task, form or reward; bad rows, by their lines; a directory with results of another
             configuration. All of it before the first completion is scored.
     """
-    benchmark = get_benchmark(config.task)
-    weighted = weighted_rewards(benchmark, config.form, config.rewards)
-    rewards = {name: (load_reward(name), weight) for name, weight in weighted}
-    rows = read_completions(config.completions, weighted[0][0], config.column)
-    answered = read_answered(config.completions, rows, benchmark, config.input, config.source)
+    task = get_task(config.task)
+    weighted = weighted_rewards(task, config.form, config.rewards)
+    rewards = {name_of(reward): (load(reward), weight) for reward, weight in weighted}
+    rows = read_completions(config.completions, name_of(weighted[0][0]), config.column)
+    answered = read_answered(config.completions, rows, task, config.input, config.source)
     faults = list(dict.fromkeys((one.line, one.fault) for one in answered if one.fault is not None))
     if faults:
         logger.warning("%s", warning(str(config.completions), faults))
     remembered = {
         "task": config.task,
         "form": config.form,
-        "rewards": [list(pair) for pair in weighted],
+        "rewards": [[name_of(reward), weight] for reward, weight in weighted],
         "completions": str(config.completions),
         "sha256": _sha256(config.completions),
         "column": config.column,
@@ -232,6 +237,8 @@ def grade(config: GradeConfig, progress: Callable[[int], Progress] | None = None
         "input_sha256": None if config.input is None or config.input.is_dir() else _sha256(config.input),
         "source": config.source,
     }
+    if task.fingerprint is not None:
+        remembered["task_file"] = task.fingerprint
     files.claim_directory(config.output, remembered)
     results = config.output / files.RESULTS
     done = files.finished_by_index(results, [{**one.kept, "index": i} for i, one in enumerate(answered)])
@@ -239,12 +246,13 @@ def grade(config: GradeConfig, progress: Callable[[int], Progress] | None = None
     update = progress(len(answered)) if progress is not None else lambda count: None
     update(len(done))
     starts = range(len(done), len(answered), config.chunk)
-    chunks = (_chunk(answered, start, config.chunk, benchmark, rewards) for start in starts)
+    chunks = (_chunk(answered, start, config.chunk, task, rewards) for start in starts)
     for scored in files.append_chunks(results, chunks):
         done += scored
         update(len(scored))
     problems = [one.problem for one in answered]
-    summary = summarise(done, problems, weighted, remembered, _notes(benchmark, len(rows), problems))
+    named = [(name, weight) for name, (_, weight) in rewards.items()]
+    summary = summarise(done, problems, named, remembered, _notes(task, len(rows), problems))
     summary["unreadable_gold"] = len(faults)
     files.write_whole(config.output / files.SUMMARY, files.to_json(summary))
     return summary
@@ -254,10 +262,10 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _notes(benchmark: Benchmark, rows: int, problems: Sequence[str]) -> str | None:
+def _notes(task: Task, rows: int, problems: Sequence[str]) -> str | None:
     """What to know about the number of rows, and of completions of each."""
     counts = [*Counter(problems).values()]
-    said = None if number_note(benchmark, len(counts)) is None else number_note(benchmark, rows)
+    said = None if number_note(task, len(counts)) is None else number_note(task, rows)
     if min(counts) != max(counts):
         uneven = f"problems have {min(counts)} to {max(counts)} completions; pass@k is the mean over problems"
         return uneven if said is None else f"{said}; {uneven}"
@@ -275,10 +283,10 @@ def _check_rewards(path: Path, done: Sequence[Row], rewards: Mapping[str, Any]) 
 
 
 def _chunk(
-    answered: Sequence[Answered], start: int, size: int, benchmark: Benchmark, rewards: Mapping[str, tuple[Reward, float]]
+    answered: Sequence[Answered], start: int, size: int, task: Task, rewards: Mapping[str, tuple[Reward, float]]
 ) -> list[dict[str, Any]]:
     began = time.perf_counter()
-    results = score(answered[start : start + size], benchmark, rewards)
+    results = score(answered[start : start + size], task, rewards, start)
     seconds = round((time.perf_counter() - began) / len(results), 6)
     return [
         {"index": start + i, **answered[start + i].kept, **result, "seconds": seconds} for i, result in enumerate(results)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.sandbox.bubblewrap import SandboxUnavailable
-from lockstitch.rewards.tasks.benchmarks import BENCHMARKS
+from lockstitch.rewards.tasks.builtin import TASKS
 from lockstitch.rewards.tasks.completions import NAMES
 from lockstitch.rewards.tasks.grade import GradeConfig, Progress, grade
 from lockstitch.rewards.tasks.reasoning_gym_task import GYM
 
-from lockstitch.errors import GOES_ON, one_line, reported
+from lockstitch.errors import GOES_ON, reported
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,7 +31,8 @@ def _parser() -> argparse.ArgumentParser:
         "stitch write them. `lockstitch rewards` lists the rewards.",
         allow_abbrev=False,
     )
-    parser.add_argument("--task", required=True, help=f"{', '.join(BENCHMARKS)}, or {GYM}NAME (extra 'gym')")
+    parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, {GYM}NAME (extra 'gym'), another "
+                        "that `lockstitch tasks` lists, a YAML file, file.py:attribute or module:attribute")
     parser.add_argument("--completions", type=Path, required=True, metavar="FILE", help="JSON Lines, JSON, CSV or parquet")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for results.jsonl and summary.json")
     parser.add_argument(
@@ -89,16 +90,15 @@ def _number(value: float | None) -> str:
     return f"{'-' if value is None else format(value, '.4f'):>6}"
 
 
-@reported("lockstitch grade", f"interrupted; {GOES_ON}")
+@reported("lockstitch grade", f"interrupted; {GOES_ON}", SandboxUnavailable)
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch grade`: 0, or 2 with the reason on the error stream."""
     options = _parser().parse_args(argv)
-    with one_line("lockstitch grade", f"interrupted; {GOES_ON}", SandboxUnavailable):
-        config = GradeConfig(
-            options.task, options.completions, options.output, options.form, tuple(options.reward), options.chunk,
-            options.column, options.input, options.source,
-        )  # fmt: skip
-        summary = grade(config, _bar)
+    config = GradeConfig(
+        options.task, options.completions, options.output, options.form, tuple(options.reward), options.chunk,
+        options.column, options.input, options.source,
+    )  # fmt: skip
+    summary = grade(config, _bar)
     print(table(summary))
     if summary["note"] is not None:
         print(f"\nNote: {summary['note']}.")

@@ -15,10 +15,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from lockstitch.rewards.contract import Completion, LogMetric, Value, completion_texts, report_none
-from lockstitch.rewards.marks import last_answer_block, last_boxed, last_hash, without_special_tokens
-from lockstitch.rewards.plugins import nearest
+from lockstitch.rewards.imports import nearest
 from lockstitch.rewards.problem import text_of
-from lockstitch.rewards.tasks.benchmark import D1_TAG_REWARDS, Benchmark, Source, instructions
+from lockstitch.rewards.tasks.task import D1_TAG_REWARDS, Source, Task, instructions, marked_answer
 from lockstitch.rewards.workers import Failed, KillablePool, TimedOut
 
 GYM = "reasoning_gym:"
@@ -27,8 +26,8 @@ LONGEST_ANSWER = 20_000
 _COLUMNS = ("question", "answer", "metadata")
 
 
-def gym_benchmark(name: str) -> Benchmark:
-    """The benchmark of one generator.
+def gym_task(name: str) -> Task:
+    """The task of one generator.
 
     Raises:
         ValueError: the library is not installed (with the extra that has it), or has no such generator (with the nearest).
@@ -43,8 +42,8 @@ def gym_benchmark(name: str) -> Benchmark:
         split: Source(generate=functools.partial(_split_rows, name, split)) for split in ("test", "train")
     }
     words = instructions("Solve this problem.", "the final answer")
-    return Benchmark(
-        f"{GYM}{name}", sources, read_gym_row, words, (("reasoning_gym", 1.0),), read_gym_answer, D1_TAG_REWARDS
+    return Task(
+        f"{GYM}{name}", (("reasoning_gym", 1.0),), sources, read_gym_row, instructions=words, tag_rewards=D1_TAG_REWARDS
     )
 
 
@@ -102,13 +101,6 @@ def read_gym_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_gym_answer(text: str) -> str | None:
-    """The content of the last answer block, box or `####` line, or the whole text; None if that is empty."""
-    text = without_special_tokens(text)
-    found = next((mark for read in (last_answer_block, last_boxed, last_hash) if (mark := read(text)) is not None), text)
-    return found.strip() or None
-
-
 @functools.cache
 def _pool() -> KillablePool:
     return KillablePool()
@@ -128,7 +120,7 @@ def reasoning_gym_reward(
     if missing:
         raise ValueError(f"reasoning_gym_reward needs the columns {', '.join(_COLUMNS)}; missing: {', '.join(missing)}")
     rows = [dict(zip(_COLUMNS, values, strict=True)) for values in zip(*(columns[name] for name in _COLUMNS), strict=True)]
-    answers = [read_gym_answer(text) for text in completion_texts(completions)]
+    answers = [marked_answer(text) for text in completion_texts(completions)]
     values, reasons = grade_gym([read_gym_row(row) for row in rows], answers)
     report_none("reasoning_gym_reward", values, log_metric, "; ".join(sorted(set(reasons))[:3]))
     return values

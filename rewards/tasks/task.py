@@ -1,136 +1,247 @@
-"""The tasks: what is asked, how it is put to a model, what counts as right.
+"""What a task is: where rows come from, how one is put to a model, what pays, what is read as the answer, what a step is.
 
-A `Task` is data and plain functions. Questions have one canonical text per task; `read_row` also takes the benchmark
-files' own notations (`notations.py`; for puzzles, `puzzles/forms.py`). `generate` exists for tasks whose problems can be
-made up without end.
+A `Task` is data and plain functions, and every command takes the same one: sampling asks its prompts, stitching cuts its
+completions into steps, grading and reinforcement learning pay by its rewards, supervised training imitates its solutions.
+What a task does not have (rows, gold answers, a checker) it cannot be used for, and that is said by its name.
+
+    Task("capitals", rewards=(("my_rewards:exact", 1.0),), sources={"train": Source(data="capitals.jsonl")})
+
+Forms: `tags` is d1's (arXiv 2504.12216), `<reasoning>` and `<answer>` blocks, in wording of our own; `boxed` asks for
+`\\boxed{}`, `fenced` for a Markdown code block; `plain` is the bare question, as base models and the embedded ones read it.
+The tasks that come with the package are in `builtin.py`, a user's own in YAML in `own.py`; `named.py` finds both.
 """
 
+import functools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from lockstitch.rewards.extract import last_marked
-from lockstitch.rewards.math_rewards import grade_math
-from lockstitch.rewards.mathematics.equations import EquationChecker
-from lockstitch.rewards.mathematics.reading import read_answer, read_gold
-from lockstitch.rewards.problem import Problem
-from lockstitch.rewards.puzzles import arithmetic, countdown, sudoku
-from lockstitch.rewards.puzzles.checkers import ArithmeticChecker, CountdownChecker, SudokuChecker
-from lockstitch.rewards.puzzles.forms import (
-    arithmetic_is_correct,
-    extract_expression,
-    extract_grid,
-    last_result,
-    read_countdown_row,
-    read_number_row,
-    read_sudoku_row,
-)
-from lockstitch.rewards.steps import StepChecker
-from lockstitch.rewards.tasks.notations import read_math_row, read_svamp_row
+from lockstitch.rewards.contract import RESERVED, Value
+from lockstitch.rewards.marks import last_answer_block, last_boxed, last_hash, without_special_tokens
+from lockstitch.rewards.plugins import load_reward
+from lockstitch.rewards.problem import Problem, text_of
+from lockstitch.rewards.steps import Segmenter, StepChecker
+
+from lockstitch.errors import others_code
 
 Row = Mapping[str, Any]
+Reward = Callable[..., Any]
+Weighted = tuple[str | Reward, float]
+
+TAGS = "{job} Answer in exactly this form:\n<reasoning>\nyour reasoning\n</reasoning>\n<answer>\n{answer}\n</answer>"
+D1_TAG_REWARDS: tuple[Weighted, ...] = (
+    ("xml_count", 0.5), ("soft_format", 0.5), ("strict_format", 0.5),  # d1 weighs the answer twice as much
+)  # fmt: skip
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of a task: on the hub, in a file, or made up.
+
+    Attributes:
+        rows: how many there are; None for as many as one asks for, or any number.
+        hub: the data set's name there, or None.
+        config: its configuration, or None if it has a single one.
+        split: its split.
+        file: where a folder of benchmark files has them, or None.
+        generate: (count, seed) -> that many rows, or None.
+        data: a file or a directory of one's own, or None.
+    """
+
+    rows: int | None = None
+    hub: str | None = None
+    config: str | None = None
+    split: str = "test"
+    file: str | None = None
+    generate: Callable[[int, int], list[dict[str, Any]]] | None = None
+    data: str | None = None
+
+
+def question_of(columns: Row) -> str:
+    """The column `question`, a text; `ValueError` if there is none."""
+    return text_of(columns, "question")
+
+
+def with_question(row: Row) -> dict[str, Any]:
+    """The row as it is; `ValueError` if it has no `question`."""
+    return {**row, "question": question_of(row)}
+
+
+def marked_answer(text: str) -> str | None:
+    """The content of the last answer block, box or `####` line, or the whole text; None if that is empty."""
+    text = without_special_tokens(text)
+    found = next((mark for read in (last_answer_block, last_boxed, last_hash) if (mark := read(text)) is not None), text)
+    return found.strip() or None
+
+
+def answer_column(columns: Row) -> str | None:
+    """The column `answer` as a text; None where it is missing, null or empty."""
+    answer = columns.get("answer")
+    return None if answer is None or answer == "" else str(answer)
+
+
+def solution_column(columns: Row) -> str | None:
+    """The column `solution`, or else `answer`, as a text; None where both are missing, null or empty."""
+    solution = columns.get("solution")
+    return str(solution) if solution not in (None, "") else answer_column(columns)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One benchmark.
+    """One task.
 
     Attributes:
-        name: what `--task` calls it.
-        prompt: question -> the text that a model completes.
-        statement: question -> the text that a solver reads before the evidence.
-        extract: completion -> its answer in canonical form, or None if it has none.
-        is_correct: (question, gold answer or None, answer) -> whether it is right; None when that cannot be told.
-        read_row: one row of a file -> `Problem`; `ValueError` says what is missing.
-        unit: what one reasoning step is: `line`, `sentence` or `row`.
-        checker: what a sound step is.
+        name: what it is called.
+        rewards: what pays, each a reward or its plug-in name, with its weight. The first judges: 1.0 is right.
+        sources: name -> rows; the first is the usual one.
+        read: a row -> its columns by the names that the rewards read; `ValueError` says what is missing.
+        question: columns -> what is asked, a text.
+        plain: question -> the text that a model completes, without an instruction.
+        instructions: form -> what stands above the question; `plain` has none and is always there.
+        ask: question -> how it reads below an instruction.
+        tag_rewards: what else pays if the form is `tags`.
+        system: what a conversation begins with, or None.
+        extract: completion -> the answer that is read in it, or None.
+        write_answer: answer -> a completion that says just this, for the judge.
+        gold: columns -> the gold answer in the form of `extract`; None where there is none, or none that can be read.
+        gold_column: the column that holds it, which a row may lack where completions are answered but not judged.
+        is_judged: whether right and wrong can be told for a problem.
+        solution: columns -> a completion to imitate, or None.
+        unit: what one reasoning step is: `line`, `sentence`, `row`, or a function from a text to its steps.
+        checker: what a sound step is, or None.
         conclude: steps -> the answer that they amount to, or None where only the completion's own words can tell.
         write_step: a step's text -> the form in which the task's completions write it.
-        canvas_length: tokens that a completion of the embedded model takes, or None where there is no such model.
-        generate: (rng, held_out) -> a new problem, or None for a fixed benchmark.
+        statement: question -> the text that a solver reads before the evidence.
+        canvas_length: tokens that a completion takes, or None where nobody knows.
+        embedded: whether an embedded model of the task's name, and the embedded solver, can do it.
+        generate: (rng, held_out) -> a new problem, or None for a fixed set.
+        fingerprint: what changes where the task's file does, so that a run is not resumed with another; None without a file.
     """
 
     name: str
-    prompt: Callable[[str], str]
-    statement: Callable[[str], str]
-    extract: Callable[[str], str | None]
-    is_correct: Callable[[str, str | None, str], bool | None]
-    read_row: Callable[[Row], Problem]
-    unit: str
-    checker: StepChecker
-    conclude: Callable[[Sequence[str]], str | None]
+    rewards: tuple[Weighted, ...]
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    read: Callable[[Row], dict[str, Any]] = with_question
+    question: Callable[[Row], str] = question_of
+    plain: Callable[[str], str] = str
+    instructions: Mapping[str, str] = field(default_factory=dict)
+    ask: Callable[[str], str] = str
+    tag_rewards: tuple[Weighted, ...] = ()
+    system: str | None = None
+    extract: Callable[[str], str | None] = marked_answer
+    write_answer: Callable[[str], str] = str
+    gold: Callable[[Row], str | None] = answer_column
+    gold_column: str = "answer"
+    is_judged: Callable[[Problem], bool] = lambda problem: True
+    solution: Callable[[Row], str | None] = solution_column
+    unit: str | Segmenter = "sentence"
+    checker: StepChecker | None = None
+    conclude: Callable[[Sequence[str]], str | None] = lambda steps: None
     write_step: Callable[[str], str] = str.strip
+    statement: Callable[[str], str] = str.strip
     canvas_length: int | None = None
+    embedded: bool = False
     generate: Callable[[random.Random, bool], Problem] | None = None
+    fingerprint: str | None = None
+
+    # --- rows and prompts ---
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that a prompt can have, the usual one of training first."""
+        return (*self.instructions, PLAIN)
+
+    def check_form(self, form: str) -> None:
+        """Raises `ValueError` for a form that this task does not have."""
+        if form not in self.forms:
+            raise ValueError(f"form {form!r} of task {self.name!r} is not one of {', '.join(self.forms)}")
+
+    def source(self, name: str | None = None) -> Source:
+        """The source of that name, or the usual one; `ValueError` lists the known ones."""
+        if not self.sources:
+            raise ValueError(f"task {self.name!r} has no dataset to take rows from")
+        if name is not None and name not in self.sources:
+            raise ValueError(f"source {name!r} of task {self.name!r} is not one of {', '.join(self.sources)}")
+        return self.sources[name or next(iter(self.sources))]
+
+    def prompt(self, question: str, form: str = PLAIN) -> str:
+        """The text that asks a question; `ValueError` lists the known forms."""
+        self.check_form(form)
+        return self.plain(question) if form == PLAIN else f"{self.instructions[form]}\n\n{self.ask(question)}"
+
+    def read_row(self, row: Row) -> Problem:
+        """A row as a problem, whose gold answer may be missing; `ValueError` says what else is."""
+        try:
+            columns = self.read(row)
+        except ValueError:
+            columns = self.read({self.gold_column: None, **row})
+        return Problem(self.question(columns), self.gold(columns), self.solution(columns), columns)
+
+    # --- what pays, and what is right ---
+
+    def rewards_for(self, form: str) -> tuple[Weighted, ...]:
+        """The rewards for completions of prompts in that form, the judge first; `ValueError` lists the known forms."""
+        self.check_form(form)
+        return self.rewards + (self.tag_rewards if form == "tags" else ())
+
+    def is_correct(self, question: str, gold: str | None, answer: str) -> bool | None:
+        """Whether an answer is right, given the gold answer if it is known; None when that cannot be told."""
+        return self.judge(Problem(question, gold), [answer])[0]
+
+    def judge(self, problem: Problem, answers: Sequence[str], texts: Sequence[str] = ()) -> list[bool | None]:
+        """Whether each answer is right, by the first reward; None when that cannot be told.
+
+        Args:
+            problem: what was asked.
+            answers: as `extract` reads them; `""` for none.
+            texts: completions, which the reward reads in the place of the bare answers that stand in them: text i for answer
+                i, or else the first that gives it.
+        """
+        if not answers or not self.is_judged(problem):
+            return [None] * len(answers)
+        read = [self.extract(text) for text in texts]
+        said = dict(zip(reversed(read), reversed(texts), strict=True))  # an answer -> the first text that gives it
+        completions = [
+            texts[i] if i < len(texts) and read[i] == (answer or None) else said.get(answer) or self.write_answer(answer)
+            for i, answer in enumerate(answers)
+        ]
+        columns = {"question": problem.question, "answer": problem.answer, **(problem.columns or {})}
+        kept = {name: [value] * len(answers) for name, value in columns.items() if name not in RESERVED and name != "prompt"}
+        reward = load(self.rewards[0][0])
+        with others_code(f"reward {name_of(self.rewards[0][0])!r}"):
+            values: list[Value] = reward(prompts=[problem.question] * len(answers), completions=completions, **kept)
+        return [None if value is None else value >= 1.0 for value in values]
 
 
-# --- arithmetic ------------------------------------------------------------------------------------------------------
+def load(reward: str | Reward) -> Reward:
+    """A reward, or the one of that plug-in name."""
+    if not isinstance(reward, str):
+        return reward
+    return _plug_in(reward) if reward.isidentifier() else load_reward(reward)
 
 
-def _generate_arithmetic(rng: random.Random, held_out: bool) -> Problem:
-    if rng.random() < 0.15:
-        return arithmetic.generate_word_problem(rng, rng.choice((1, 2, 2)), held_out=held_out)
-    return arithmetic.generate_chain(rng, rng.choice((1, 2, 2, 3, 3, 4, 4, 5)), held_out=held_out)
+@functools.cache
+def _plug_in(name: str) -> Reward:
+    """Entry points are looked up on the disk, and a task judges one problem at a time."""
+    return load_reward(name)
 
 
-# --- math ------------------------------------------------------------------------------------------------------------
+def name_of(reward: str | Reward) -> str:
+    """What a reward is called in tables and metrics: its plug-in name, or the function's own."""
+    return reward if isinstance(reward, str) else str(reward.__name__)
 
 
-def _read_math_problem(read: Callable[[Row], Row]) -> Callable[[Row], Problem]:
-    def problem(row: Row) -> Problem:
-        columns = read({"answer": None, **row})  # stitching does without a gold answer
-        gold = columns["answer"]
-        return Problem(columns["question"], read_gold(gold), None if gold is None else str(gold))
-
-    return problem
-
-
-def _math_is_correct(question: str, gold: str | None, answer: str) -> bool | None:
-    value = grade_math([rf"\boxed{{{answer}}}"], [gold])[0].value
-    return None if value is None else bool(value)
+def instructions(job: str, what: str, *, box: bool = False) -> dict[str, str]:
+    """The forms `tags` (the answer in a box within them, or bare) and `boxed` of a job whose answer is a short text."""
+    return {
+        "tags": TAGS.format(job=job, answer=rf"\boxed{{{what}}}" if box else what),
+        "boxed": rf"{job} Reason step by step, and put {what} in \boxed{{}}.",
+    }
 
 
-def _math_task(name: str, read: Callable[[Row], Row] = read_math_row) -> Task:
-    return Task(
-        name, lambda question: question + "\n", str.strip, read_answer, _math_is_correct, _read_math_problem(read),
-        unit="sentence", checker=EquationChecker(), conclude=lambda steps: None,
-    )  # fmt: skip
-
-
-# --- the list --------------------------------------------------------------------------------------------------------
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            "arithmetic", arithmetic.prompt, str.strip, last_marked, arithmetic_is_correct, read_number_row,
-            unit="line", checker=ArithmeticChecker(), conclude=last_result, canvas_length=48, generate=_generate_arithmetic,
-        ),
-        Task(
-            "countdown", countdown.prompt, countdown.prompt, extract_expression,
-            lambda question, gold, answer: countdown.is_solution(question, answer), read_countdown_row,
-            unit="line", checker=CountdownChecker(), conclude=countdown.conclude, write_step=countdown.write_step,
-            canvas_length=26,
-            generate=lambda rng, held_out: countdown.generate(rng, held_out=held_out),
-        ),
-        Task(
-            "sudoku", sudoku.prompt, sudoku.prompt, extract_grid,
-            lambda question, gold, answer: sudoku.is_solution(question, answer), read_sudoku_row,
-            unit="row", checker=SudokuChecker(), conclude=sudoku.conclude, canvas_length=20,
-            generate=lambda rng, held_out: sudoku.generate(rng, held_out=held_out),
-        ),
-        *map(_math_task, ("gsm8k", "math500", "aime", "amc")),
-        _math_task("svamp", read_svamp_row),
-    )
-}
-
-
-def get_task(name: str) -> Task:
-    """The task of that name; `ValueError` lists the known ones."""
-    if name not in TASKS:
-        raise ValueError(f"task {name!r} is not one of {', '.join(TASKS)}")
-    return TASKS[name]
+# --- problems that are made up ---------------------------------------------------------------------------------------
 
 
 def held_out_problems(task: Task, count: int, seed: int) -> list[Problem]:

@@ -7,9 +7,27 @@ names below are loaded from their rooms when they are first asked for.
     from lockstitch import Denoiser, SamplerConfig, sample
 """
 
-from importlib import import_module, resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+
+
+def _leave_working_directory() -> None:
+    """Takes the working directory off the path where `python -m lockstitch...` put it, and nobody else will look for it.
+
+    A file there that bears a library's name must not be run in the place of the library. What a user names is found without.
+    """
+    words = getattr(sys, "orig_argv", [])
+    module = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "-m"), "")
+    started_here = module.partition(".")[0] == __name__ and not sys.flags.safe_path
+    if started_here and sys.path and sys.path[0] in ("", os.getcwd()):
+        del sys.path[0]
+
+
+_leave_working_directory()  # before anything else is imported
+
+from importlib import import_module, resources  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from lockstitch.rl.grpo import DiffusionGRPOTrainer
@@ -35,6 +53,7 @@ __all__ = [
     "embedded_adapter",
     "embedded_model",
     "embedded_scorer",
+    "model_name",
     "model_path",
     "preset",
     "sample",
@@ -95,6 +114,16 @@ def model_path(name: str) -> str:
     Raises `ValueError` for an embedded model that does not exist.
     """
     return str(embedded_model(name.removeprefix(EMBEDDED))) if name.startswith(EMBEDDED) else name
+
+
+def model_name(path: str) -> str:
+    """The inverse of `model_path`: the directory of an embedded model, here or on another machine, becomes `embedded:NAME`.
+
+    What is no such directory stays as it is.
+    """
+    place = Path(path)
+    is_ours = place.parent.name == "embedded" and place.parent.parent.name == "lockstitch"
+    return f"{EMBEDDED}{place.name}" if is_ours else path
 
 
 def _embedded(name: str, kind: str, pattern: str) -> Path:

@@ -10,6 +10,7 @@ cannot be read or written. Everything else is a fault of ours, and stays a trace
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -24,6 +25,10 @@ _QUERY = re.compile(r"(?<=[?&])([\w.-]*(?:key|token|secret|password|signature)[\
 def without_passwords(text: str) -> str:
     """A text with `***` in the place of the users, passwords and keys of the addresses in it."""
     return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
+
+
+class OthersCodeError(ValueError):
+    """Code that a user named, a reward or a scorer, raised; says what, and in which line."""
 
 
 GOES_ON = "the same command goes on where this one stopped"
@@ -54,14 +59,38 @@ def one_line(
         raise SystemExit(130) from None
 
 
-def reported(program: str, interrupted: str = "interrupted") -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Makes a command's `main` of a function that raises: it returns the exit status in place of raising."""
+@contextmanager
+def others_code(what: str, mistakes: type[Exception] | tuple[type[Exception], ...] = Exception) -> Iterator[None]:
+    """Within the block, which runs code that a user named, whatever that raises is said of `what`, with its place.
+
+    `mistakes` may be fewer, where the code is ours and called with what the user gave.
+
+    Raises:
+        OthersCodeError: in the place of any other exception.
+    """
+    try:
+        yield
+    except OthersCodeError:
+        raise
+    except mistakes as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise OthersCodeError(f"{what} raised {said} ({place.filename}, line {place.lineno})") from error
+
+
+def reported(
+    program: str, interrupted: str = "interrupted", *more: type[Exception]
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Makes a command's `main` of a function that raises: it returns the exit status in place of raising.
+
+    `more` are further exceptions that are the user's to mend.
+    """
 
     def decorate(main: Callable[..., int]) -> Callable[..., int]:
         @wraps(main)
         def reported_main(argv: list[str] | None = None) -> int:
             try:
-                with one_line(program, interrupted):
+                with one_line(program, interrupted, (ValueError, OSError, *more)):
                     return main(argv)
             except SystemExit as ended:
                 if isinstance(ended.code, int):

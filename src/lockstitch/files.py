@@ -112,6 +112,14 @@ def _parsed(text: str) -> Any:
         return f"not JSON ({error})"
 
 
+def is_text(value: str) -> bool:
+    """Whether a text can be written and named: half of a pair of surrogates and the null byte cannot."""
+    try:
+        return "\0" not in value and bool(value.encode("utf-8") or True)
+    except UnicodeEncodeError:
+        return False
+
+
 def _object(row: Any) -> Row | str:
     if isinstance(row, str) and row.startswith(("not JSON", "JSON that is")):
         return row

@@ -6,10 +6,32 @@ affair, in the browser. Data is written as it comes, so a page of many rows is n
 
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 _MARK = "@@DATA@@"
+# `/a/b`, `~/a`, `C:\\a`, each maybe after `vllm:` and the like; but neither `/no_think` nor an address.
+_PLACE = re.compile(r"((?:[a-z_]+:)?)(?:/(?!/)[^\n]*/|~/(?:[^\n]*/)?|[A-Za-z]:[\\/](?:[^\n]*[\\/])?)([^/\\\n]+)[/\\]?")
+
+
+def without_places(value: Any) -> Any:
+    """A setting as a page or a card shows it: of an absolute path the last part, for the folders of a machine say nothing.
+
+    Also inside lists and mappings. A text with spaces is a path only if it is one of this machine.
+    """
+    if isinstance(value, Mapping):
+        return {name: without_places(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(inner) for inner in value]
+    if not isinstance(value, str | Path):
+        return value
+    text = str(value)
+    found = _PLACE.fullmatch(text)
+    if found is None or (re.search(r"\s", text) and not os.path.lexists(text.removeprefix(found[1]))):
+        return text
+    return found[1] + found[2]
 
 
 def embed(value: object) -> str:

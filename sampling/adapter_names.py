@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lockstitch.rl.lora import stacked_experts, targets_of
 from lockstitch.sampling.families import Translation
 from lockstitch.sampling.loading import transforms
+from lockstitch.sampling.lora_targets import stacked_experts, targets_of
 
 Weights = dict[str, torch.Tensor]
 _PREFIX = "base_model.model."

@@ -26,11 +26,10 @@ def load_split(name: str, split: str = "train", config: str | None = None) -> An
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
     path = Path(name)
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if suffix in FORMATS and (path.is_file() or (not path.is_dir() and "/" not in name)):
+    if is_file_name(name):
         if config is not None:
             raise ValueError(f"dataset_config={config!r} would be ignored: {name!r} is a file")
-        if suffix != ".parquet":
+        if path.suffix != ".parquet":
             return Dataset.from_list(files.read_rows(path, dict))
         if not path.is_file():
             raise ValueError(f"dataset_name={name!r} is not a file")
@@ -46,6 +45,13 @@ def load_split(name: str, split: str = "train", config: str | None = None) -> An
         return load_dataset(name, config, split=split)
     except (OSError, ConnectionError) as error:
         raise ValueError(f"dataset_name={name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name says a file of rows, there or not, rather than a directory or a data set of the hub."""
+    path = Path(name)
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return suffix in FORMATS and (path.is_file() or (not path.is_dir() and "/" not in name))
 
 
 def renamed(rows: Any, columns: Mapping[str, str]) -> Any:

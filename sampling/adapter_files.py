@@ -1,0 +1,80 @@
+"""Adapters that stand where a model is asked for: a PEFT directory, or the name of one on the hub, and its base.
+
+Reads files alone; `adapters.py` loads them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lockstitch import EMBEDDED, model_name, model_path
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter and the base that it is for.
+
+    Attributes:
+        path: what was asked for: a directory or a name on the hub.
+        directory: where its files lie.
+        config: its adapter_config.json.
+        base: a directory, a name on the hub, or `embedded:NAME`.
+        base_revision: the base's revision on the hub; None for a directory.
+    """
+
+    path: str
+    directory: Path
+    config: Mapping[str, Any]
+    base: str
+    base_revision: str | None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer lies beside it."""
+        return (self.directory / "tokenizer_config.json").is_file()
+
+
+def find_adapter(path: str, revision: str | None = None) -> Adapter | None:
+    """The adapter at a path or a name on the hub; None where there is none, or a whole model.
+
+    Raises `ValueError` in one line for an adapter whose weights or whose base nothing names.
+    """
+    place = model_path(path)
+    directory = Path(place) if Path(place).is_dir() else _on_the_hub(place, revision)
+    if directory is None or not (directory / ADAPTER_CONFIG).is_file() or (directory / "config.json").is_file():
+        return None
+    try:
+        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"the adapter {path!r} cannot be read: {ADAPTER_CONFIG} is no JSON ({error})") from error
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"the adapter {path!r} names no base (base_model_name_or_path in its {ADAPTER_CONFIG})")
+    if not (directory / ADAPTER_WEIGHTS).is_file():
+        raise ValueError(f"the adapter {path!r} has an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}")
+    base = model_name(base)
+    is_here = base.startswith(EMBEDDED) or Path(base).is_dir()
+    return Adapter(path, directory, config, base, None if is_here else config.get("revision"))
+
+
+def _on_the_hub(name: str, revision: str | None) -> Path | None:
+    """The folder of the hub's cache with an adapter's files; None for a whole model, and for what is not there."""
+    from transformers.utils import cached_file
+
+    quiet = dict.fromkeys(("missing_entries", "connection_errors", "gated_repo"), False)
+    asked: dict[str, Any] = {"revision": revision, **{f"_raise_exceptions_for_{what}": no for what, no in quiet.items()}}
+    try:
+        if cached_file(name, "config.json", **asked) is not None:
+            return None
+        found = cached_file(name, ADAPTER_CONFIG, **asked)
+        if found is None:
+            return None
+        for file in (ADAPTER_WEIGHTS, "tokenizer_config.json", "tokenizer.json"):
+            cached_file(name, file, **asked)
+    except (OSError, ValueError):  # no such name: whoever reads the config says so
+        return None
+    return Path(found).parent

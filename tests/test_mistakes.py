@@ -1,0 +1,299 @@
+"""A user's mistake ends with exit status 2 and a line, in every command: no traceback, nothing lost, nothing half written.
+
+Commands are called here as the console script calls them, in this process; `scripts/fuzz_commands.py` is the whole of it.
+"""
+
+import fcntl
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from lockstitch.recipes import grpo, sft
+from lockstitch.rl.lora import lora_config
+from lockstitch.sampling.denoiser import Denoiser
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from lockstitch import cli, embedded_model, files
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import fuzz_commands
+from fuzz_commands import BAD, BASES, End, prepare, words
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+WRITING = {"sample": "run", "stitch": "run", "grade": "run", "sft": "run", "grpo": "run", "export": ".out.partial"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with the files that the configurations of `BASES` name."""
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A small adapter of an embedded model."""
+    place = tmp_path_factory.mktemp("adapters") / "adapter"
+    denoiser = Denoiser.from_pretrained("embedded:sudoku-early", device="cpu")
+    model = get_peft_model(denoiser.model, lora_config(denoiser, 2, 2))
+    model.peft_config["default"].base_model_name_or_path = str(embedded_model("sudoku-early"))
+    model.save_pretrained(place)
+    return place
+
+
+def call(command, argv, monkeypatch):
+    """The exit status of a command."""
+    try:
+        if command in ("sft", "grpo"):
+            monkeypatch.setattr(sys, "argv", [command, *argv])
+            {"sft": sft, "grpo": grpo}[command].main()
+            return 0
+        return cli.main([command, *argv])
+    except SystemExit as ended:
+        return ended.code
+    finally:
+        files.unlock_all()
+
+
+def argv_of(command, **changed):
+    """The command line of `BASES`, changed."""
+    said = {**BASES[command], **changed}
+    return [f"--{name}={' '.join(value) if isinstance(value, list) else value}" for name, value in said.items()]
+
+
+@contextmanager
+def files_of_at_most(size):
+    """Within the block no file can grow beyond so many bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("command", list(BASES))
+def test_some_values_that_nobody_means(command, folder, adapter, monkeypatch, capfd):
+    """Those that the parser or the records refuse: what is accepted takes the script's time."""
+    (folder / "adapter").symlink_to(adapter)
+    drawn = random.Random(command)
+    tries = [(field, name) for field in fuzz_commands.fields_of(command) for name in sorted(BAD)]
+    for field, name in drawn.sample(tries, 5):
+        monkeypatch.chdir(folder)
+        code = call(command, words(command, field, BAD[name]), monkeypatch)
+        said = "".join(capfd.readouterr())
+        assert End(code, said).kinds(command, field, BAD[name]) == [], (field, name, said)
+
+
+@pytest.mark.parametrize("command", list(WRITING))
+def test_a_directory_that_another_process_writes_into_is_refused(command, folder, adapter, monkeypatch, capfd):
+    (folder / "adapter").symlink_to(adapter)
+    place = folder / WRITING[command]
+    place.mkdir()
+    held = os.open(place, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        assert call(command, argv_of(command), monkeypatch) == 2
+    finally:
+        os.close(held)
+    assert "is being written into by another process" in capfd.readouterr().err
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", list(WRITING))
+def test_a_place_where_nothing_can_be_written_is_named(command, folder, adapter, monkeypatch, capfd):
+    (folder / "adapter").symlink_to(adapter)
+    option = "output_dir" if command in ("sft", "grpo") else "output"
+    assert call(command, argv_of(command, **{option: "file.txt/run"}), monkeypatch) == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "file.txt" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["sample", "stitch", "grade"])
+def test_a_full_disk_loses_nothing(command, folder, monkeypatch, capfd):
+    more = {"sample": {"n": 3}, "stitch": {"generate": 3, "chunk": 1}, "grade": {"chunk": 1}}[command]
+    row = (folder / "completions.jsonl").read_text()
+    (folder / "completions.jsonl").write_text(row * 30)
+    if command == "sample":
+        del (base := dict(BASES["sample"]))["prompt"]
+        monkeypatch.setitem(BASES, "sample", {**base, "input": "prompts.jsonl", "chunk": 1})
+        (folder / "prompts.jsonl").write_text((json.dumps({"prompt": "3102\n2000\n0210\n0320\n"}) + "\n") * 5)
+    with files_of_at_most(2500):
+        assert call(command, argv_of(command, **more), monkeypatch) == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "File too large" in said.splitlines()[-1]
+    assert call(command, argv_of(command, **more), monkeypatch) == 0
+    assert call(command, argv_of(command, **more, output="whole"), monkeypatch) == 0
+    without_times = [
+        [{name: value for name, value in row.items() if name not in ("seconds", "ledger", "trajectories", "methods")}
+         for row in files.finished_rows(Path(run, files.RESULTS))] for run in ("run", "whole")
+    ]  # fmt: skip
+    assert without_times[0] == without_times[1]
+    assert not list(folder.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("command", ["sft", "grpo"])
+def test_training_on_a_full_disk(command, folder, monkeypatch, capfd):
+    more = {"max_steps": 2}
+    with files_of_at_most(100_000):
+        assert call(command, argv_of(command, **more), monkeypatch) == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith(f"{command}: ")
+    assert not list((folder / "run").glob("checkpoint-*"))
+    assert call(command, argv_of(command, **more), monkeypatch) == 0
+    assert (folder / "run" / "model.safetensors").is_file()
+
+
+def test_a_checkpoint_of_other_shapes_cannot_be_gone_on_from(folder, monkeypatch, capfd):
+    assert call("sft", argv_of("sft"), monkeypatch) == 0
+    (folder / "run" / "trainer_state.json").unlink()
+    weights = folder / "run" / "checkpoint-1" / "model.safetensors"
+    save_file({name: value[:1].clone() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    assert call("sft", argv_of("sft", max_steps=2), monkeypatch) == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "checkpoint-1 cannot begin" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("command", ["sample", "sft"])
+def test_a_broken_model_is_named(command, name, folder, monkeypatch, capfd):
+    model = folder / "model"
+    model.mkdir()
+    for path in embedded_model("sudoku-early").iterdir():
+        data = path.read_bytes()
+        (model / path.name).write_bytes(data[: len(data) // 2] if path.name == name else data)
+    option = "model" if command == "sample" else "model_name_or_path"
+    assert call(command, argv_of(command, **{option: "model"}), monkeypatch) == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "'model'" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("how", ["torn", "shapes", "not JSON", "other base"])
+def test_a_broken_adapter_is_named(how, folder, adapter, monkeypatch, capfd):
+    (folder / "adapter").mkdir()
+    for path in adapter.iterdir():
+        (folder / "adapter" / path.name).write_bytes(path.read_bytes())
+    weights, config = folder / "adapter" / "adapter_model.safetensors", folder / "adapter" / "adapter_config.json"
+    if how == "torn":
+        os.truncate(weights, weights.stat().st_size - 100)
+    elif how == "shapes":
+        save_file({name: value[:1].clone() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    elif how == "not JSON":
+        config.write_text("{")
+    else:
+        config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(folder)}))
+    assert call("export", argv_of("export"), monkeypatch) == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "adapter" in said.splitlines()[-1]
+    assert not list(folder.glob("*out*"))
+
+
+@pytest.mark.parametrize("command", ["sample", "stitch"])
+def test_a_device_that_is_not_there(command, folder, monkeypatch, capfd):
+    assert call(command, argv_of(command, device="cuda:77"), monkeypatch) == 2
+    assert "device='cuda:77' cannot be used here" in capfd.readouterr().err
+
+
+RAISING = "def f(*args, **columns):\n    raise KeyError('of mine')\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("stitch", {"scorer": "mine_raises:f"}), ("grade", {"reward": "mine_raises:f"}),
+     ("grpo", {"reward_funcs": "mine.py:f"})],
+)  # fmt: skip
+def test_a_scorer_or_reward_that_raises_is_named_with_its_line(command, option, folder, monkeypatch, capfd):
+    for name in ("mine.py", "mine_raises.py"):
+        (folder / name).write_text(RAISING)
+    assert call(command, argv_of(command, **option), monkeypatch) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "raised KeyError: 'of mine'" in said
+    assert "mine" in said
+    assert said.endswith("line 2)")
+    assert {"stitch": "at the question", "grade": "on rows 0 to 0", "grpo": "reward"}[command] in said
+    sys.modules.pop("mine_raises", None)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("stitch", "scorer"), ("grade", "reward"), ("grpo", "reward_funcs")]
+)
+def test_an_interruption_is_130_and_says_that_the_same_command_goes_on(command, option, folder, monkeypatch, capfd):
+    (folder / "mine_stops.py").write_text("def f(*args, **columns):\n    raise KeyboardInterrupt\n")
+    assert call(command, argv_of(command, **{option: "mine_stops:f"}), monkeypatch) == 130
+    assert "the same command goes on where this one stopped" in capfd.readouterr().err
+    sys.modules.pop("mine_stops", None)
+
+
+@pytest.mark.parametrize("words", ["rewards", "rewards --json", "grade --help"])
+def test_a_closed_pipe_is_silent(words):
+    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -m lockstitch {words} | head -1; echo ${{PIPESTATUS[0]}}'],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "0"
+
+
+@pytest.mark.parametrize("command", ["sft", "grpo"])
+def test_weights_that_are_not_finite_are_never_saved(command, folder, monkeypatch, capfd):
+    recipe = {"sft": sft, "grpo": grpo}[command]
+    prepare = recipe.prepare
+
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **more):
+            with torch.no_grad():
+                next(model.parameters()).fill_(torch.inf)
+
+    def poisoned(*args):
+        run = prepare(*args)
+        run.trainer.add_callback(Poison())
+        return run
+
+    monkeypatch.setattr(recipe, "prepare", poisoned)
+    assert call(command, argv_of(command), monkeypatch) == 2
+    assert "is not finite after step 1; nothing of it was saved" in capfd.readouterr().err
+    assert not list((folder / "run").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_model_whose_logits_are_no_numbers_is_named(temperature, folder, monkeypatch, capfd):
+    (folder / "model").mkdir()
+    for path in embedded_model("sudoku-early").iterdir():
+        (folder / "model" / path.name).write_bytes(path.read_bytes())
+    weights = load_file(folder / "model" / "model.safetensors")
+    save_file({name: weight * torch.nan for name, weight in weights.items()}, folder / "model" / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    assert call("sample", argv_of("sample", model="model", temperature=temperature), monkeypatch) == 2
+    assert "the model's logits are no numbers" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_reward_of_ours_says_which_column_is_missing(folder, monkeypatch, capfd):
+    (folder / "mine.jsonl").write_text('{"prompt": "3102", "other": "x"}\n' * 4)
+    said = {**BASES["grpo"], "dataset_name": "mine.jsonl", "num_problems": 4}
+    argv = [f"--{name}={' '.join(value) if isinstance(value, list) else value}" for name, value in said.items()
+            if name not in ("task", "prompt_form")]  # fmt: skip
+    assert call("grpo", argv, monkeypatch) == 2
+    assert "reward 'sudoku' raised ValueError: sudoku_reward needs one of the columns" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [{"steps_per_generation": -1}, {"num_iterations": 0}, {"remove_unused_columns": True},
+               {"loss_type": "other"}, {"eval_on_start": True}, {"per_device_train_batch_size": 0}],
+)  # fmt: skip
+def test_what_trl_would_look_at_too_late_is_refused_by_its_name(option, folder, monkeypatch, capfd):
+    assert call("grpo", argv_of("grpo", **option), monkeypatch) == 2
+    assert next(iter(option)) in capfd.readouterr().err.splitlines()[-1]
