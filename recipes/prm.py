@@ -281,7 +281,8 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
 
 def adapted(model: Any, arguments: Any, base: str) -> Any:
     """The classifier with an adapter of its blocks; the head is trained whole."""
-    from lockstitch.rl.lora import block_modules, default_targets, target_pattern
+    from lockstitch.rl.lora import default_targets
+    from lockstitch.sampling.lora_targets import block_modules, target_pattern
     from peft import LoraConfig, get_peft_model
 
     wanted = arguments.lora_target_modules or default_targets(model)
@@ -301,7 +302,7 @@ def adapted(model: Any, arguments: Any, base: str) -> Any:
 
 def own_rows(recipe: RecipeArguments) -> dict[str, list[dict[str, Any]]]:
     """The rows of one's own data, under the names of the splits."""
-    from lockstitch.recipes.rows import load_split, read_columns, renamed
+    from lockstitch.rewards.tasks.data import load_split, read_columns, renamed
 
     assert recipe.dataset_name is not None
     named = {"train": recipe.dataset_train_split, "test": recipe.dataset_test_split}
