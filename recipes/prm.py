@@ -244,7 +244,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     from lockstitch.sampling.chat import Chat
     from lockstitch.stitching.step_reader import Reader, as_step_classifier, load_body
 
-    from lockstitch import model_path
+    from lockstitch import model_name, model_path
 
     output = Path(training.output_dir)
     if model_arguments.model_name_or_path is None and not recipe.labels_only:
@@ -253,7 +253,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
         return None, labelled(recipe, output), None
     path = model_arguments.model_name_or_path = model_path(model_arguments.model_name_or_path)
     settings = changed_settings(recipe, training, model_arguments)
-    record = RunRecord(path, None, "prm", None, recipe.task, recipe.dataset_name, None, settings)
+    record = RunRecord(model_name(path), None, "prm", None, recipe.task, recipe.dataset_name, None, settings)
     finished = is_finished(output, record, training)
     rows = labelled(recipe, output) if recipe.task is not None else own_rows(recipe)
     if finished:
