@@ -39,6 +39,8 @@ from lockstitch.rewards.programs.judge import NO_TEST, Exam, Examiner, LocalExam
 from lockstitch.rewards.programs.sandbox_fusion import FusionExaminer
 from lockstitch.rewards.sandbox.launchers import Bubblewrap, Limits, Unsafe
 
+from lockstitch import cores
+
 BACKEND_VARIABLE = "LOCKSTITCH_SANDBOX"
 _MOST_WORKERS = 64
 _TYPING = "from typing import *\n"  # LeetCode's, LiveCodeBench's and APPS's programs write `List[int]` without an import
@@ -131,7 +133,7 @@ class CodeReward:
             programs = variants(code.text, exam.header, exam.entry_point, is_whole=code.is_whole)
             return examiner.examine(exam.exam, programs, self.limits, until_failure=not self.fraction)
 
-        executor = ThreadPoolExecutor(self.workers or min(_MOST_WORKERS, len(os.sched_getaffinity(0))))
+        executor = ThreadPoolExecutor(self.workers or min(_MOST_WORKERS, cores.available()))
         try:
             return list(executor.map(one, texts, exams))
         finally:

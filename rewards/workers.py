@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from lockstitch import cores
+
 logger = logging.getLogger(__name__)
 
 _LONGEST_ANSWER = 16 * 2**20
@@ -128,8 +130,7 @@ class KillablePool:
     ) -> None:
         if size is not None and size < 1:
             raise ValueError(f"a pool of {size} workers; at least 1 is needed")
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        self.size = size or min(8, max(2, cores))
+        self.size = size or min(8, max(2, cores.available()))
         self.memory_bytes, self.startup_seconds = memory_bytes, startup_seconds
         self._begin()
         after_fork = weakref.WeakMethod(self._after_fork)

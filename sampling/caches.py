@@ -53,7 +53,6 @@ class Passes:
         self.nfe_B = torch.zeros(B, dtype=torch.long, device=canvases.device)
         self.tokens_B, self.waits_B = torch.zeros_like(self.nfe_B), torch.zeros_like(self.nfe_B)
         self.copies = 2 if self.scale else 1
-        self.may_hide = not bool(canvases.attention_BL.all())
         # Rows of different prompts are never the same, but for guidance, which blanks the prompts.
         self.may_share = self.scale > 0 or len(set(canvases.prompts)) < B
         weight_K = torch.randint(-(2**62), 2**62, (2 * L,), generator=torch.Generator().manual_seed(0))
@@ -97,9 +96,21 @@ class Passes:
         self.opened = True
         return logits_MV
 
+    def foreseen(self, rows_A: torch.Tensor, canvas_AG: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
+        """The same of canvases that rows have or may come to have in the block that is open, several for a row if need be.
+
+        Each is a row of the pass, which keeps nothing: the block is computed anew by every pass.
+        """
+        assert self.opened
+        assert self.cache != "interval"
+        self.waits_B[rows_A] += 1
+        self.nfe_B.index_add_(0, rows_A, torch.full_like(rows_A, self.copies))
+        return self._answer(rows_A, asked_AG, canvas_AG=canvas_AG)
+
     def _answer(
-        self, rows_A: torch.Tensor, asked_AG: torch.Tensor, columns_AQ: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, rows_A: torch.Tensor, asked_AG: torch.Tensor, columns_AQ: torch.Tensor | None = None,
+        canvas_AG: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Logits `(M, V)` by one pass over the columns that the cache says, or over each row's own."""
         row_M, position_M = asked_AG.nonzero(as_tuple=True)
         column_M = self.canvases.width + position_M - int(self.family.shifted)
@@ -115,7 +126,7 @@ class Passes:
         kept_C = kept_Q.nonzero()[:, 0]
         asked_AC = torch.zeros(len(rows_A), len(kept_C), dtype=torch.bool, device=rows_A.device)
         asked_AC[row_M, (kept_Q.cumsum(0) - 1)[place_M]] = True
-        logits_PV, place_AC = self._forward(rows_A, columns, seen, kept_C, asked_AC)
+        logits_PV, place_AC = self._forward(rows_A, columns, seen, kept_C, asked_AC, canvas_AG)
         if self.scale:
             conditional_AC, unconditional_AC = place_AC.chunk(2)
             return guided(logits_PV[conditional_AC[asked_AC]], logits_PV[unconditional_AC[asked_AC]], self.scale)
@@ -171,8 +182,9 @@ class Passes:
         return self.base if self.start == 0 else self.canvases.width + self.start
 
     def _forward(
-        self, rows_A: torch.Tensor, columns: slice | torch.Tensor, seen: int, kept_C: torch.Tensor, asked_AC: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, rows_A: torch.Tensor, columns: slice | torch.Tensor, seen: int, kept_C: torch.Tensor,
+        asked_AC: torch.Tensor, canvas_AG: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """One pass, with its bill: logits `(P, V)` of what rows that differ are asked for, and where those of each row
         are among them, `(A, C)`.
 
@@ -184,8 +196,12 @@ class Passes:
             seen: columns that it sees.
             kept_C: which of the computed columns any row is asked for, counted from their first.
             asked_AC: those that each row is asked for.
+            canvas_AG: what stands on the canvases, if it is not what they hold; then nothing is kept of the pass.
         """
         ids_AK, attention_AK = self.canvases.ids_BL[rows_A, :seen], self.canvases.attention_BL[rows_A, :seen]
+        if canvas_AG is not None:
+            ids_AK[:, self.canvases.width :] = canvas_AG[:, : seen - self.canvases.width]
+        keeps = canvas_AG is None
         if self.scale:
             prompt_AK = attention_AK.bool()
             prompt_AK[:, self.canvases.width :] = False
@@ -196,7 +212,7 @@ class Passes:
         shown_AK = 2 * ids_AK + attention_AK
         if not isinstance(columns, slice):
             shown_AK = torch.cat([shown_AK, columns], dim=1)
-        own_U, which_A = self._distinct(rows_A, shown_AK, columns == slice(0, seen))
+        own_U, which_A = self._distinct(rows_A, shown_AK, columns == slice(0, seen), keeps)
         rows_U, ids_UK, attention_UK = rows_A[own_U], ids_AK[own_U], attention_AK[own_U]
         position_UK = (attention_UK.cumsum(1) - 1).clamp(min=0)
         if isinstance(columns, slice):
@@ -210,7 +226,7 @@ class Passes:
         self.tokens_B.index_add_(0, rows_U % len(self.nfe_B), real_UQ.sum(1))
 
         arguments: dict[str, Any] = {"input_ids": ids_UQ}
-        hidden = self.may_hide and not bool(attention_UK.all())
+        hidden = self.canvases.ragged and not bool(attention_UK.all())
         if self.family.layout != "full" or (hidden and self.store is not None):
             arguments["attention_mask"] = self._mask(attention_UK, columns, hidden)
         elif hidden:
@@ -219,18 +235,18 @@ class Passes:
         if hidden or not isinstance(columns, slice) or columns.start:
             arguments["position_ids"] = position_UQ
         if self.store is not None:
-            self.store.begin(rows_U, columns, seen)
+            self.store.begin(rows_U, columns, seen, keeps)
             arguments["past_key_values"] = self.store
         asked_UC = torch.zeros(len(rows_U), len(kept_C), dtype=torch.long, device=rows_A.device)
         asked_UC = asked_UC.index_add_(0, which_A, asked_AC.long().repeat(self.copies, 1)).bool()
         logits_PV = self.denoiser.raw_logits(self.denoiser.model, arguments, kept_C, asked_UC)
-        if self.store is not None and len(rows_U) < len(rows_A):
+        if self.store is not None and keeps and len(rows_U) < len(rows_A):
             self.store.copy(rows_U[which_A], rows_A)
         place_UC = asked_UC.flatten().cumsum(0).view_as(asked_UC) - 1
         return logits_PV, place_UC[which_A]
 
     def _distinct(
-        self, rows_A: torch.Tensor, shown_AK: torch.Tensor, whole: bool
+        self, rows_A: torch.Tensor, shown_AK: torch.Tensor, whole: bool, keeps: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Which rows go through a pass: the first of each kind, `(U,)` in rising order, and the kind of each row, `(A,)`.
 
@@ -246,8 +262,9 @@ class Passes:
         first_A = (hash_A[:, None] == hash_A).long().argmax(1)
         if not torch.equal(shown_AK, shown_AK[first_A]) or not torch.equal(history_A, history_A[first_A]):
             first_A = each_A  # different rows of one hash: they will hardly ever be, but must not be taken for one another
-        self.turn += 1
-        self.history_R[rows_A] = self.turn * len(self.history_R) + rows_A[first_A]
+        if keeps:
+            self.turn += 1
+            self.history_R[rows_A] = self.turn * len(self.history_R) + rows_A[first_A]
         own_A = first_A == each_A
         return each_A[own_A], (own_A.cumsum(0) - 1)[first_A]
 

@@ -41,6 +41,7 @@ class Look:
         canvas_AG: tokens.
         masked_AG: where there is none yet.
         commit_step_AG, confidence_AG: the trace so far, as in `Trajectory`.
+        fork_AG: where a fork was committed.
     """
 
     rows: Sequence[int]
@@ -50,6 +51,7 @@ class Look:
     masked_AG: torch.Tensor
     commit_step_AG: torch.Tensor
     confidence_AG: torch.Tensor
+    fork_AG: torch.Tensor
 
 
 class Canvases:
@@ -60,9 +62,11 @@ class Canvases:
         ids_BL, attention_BL: tokens, and 1 where a column is neither padding nor beyond its row's canvas.
         masked_BG: what is still to be committed.
         length_B: positions of each row's canvas.
+        ragged: whether there is padding, or rows' canvases differ in length.
         running_B: rows that are not finished.
         step_B: denoising steps so far.
         commit_step_BG, confidence_BG, entropy_BG, block_BG, edits: the trace, as in `Trajectory`.
+        fork_BG, forks_B: where a fork stands, and how many there were.
     """
 
     def __init__(self, denoiser: Denoiser, rows: list[Row], length: int, room: int, kept: int | None = None) -> None:
@@ -82,6 +86,7 @@ class Canvases:
         canvas = [[self.mask_id if token is None else token for token in row.canvas] for row in rows]
         ids_BL[:, self.width : self.width + length] = torch.tensor(canvas)
         self.ids_BL, self.attention_BL = ids_BL.to(self.device), attention_BL.to(self.device)
+        self.ragged = not bool(attention_BL.all())
         self.pinned_BG = torch.zeros(B, room, dtype=torch.bool)
         self.pinned_BG[:, :length] = torch.tensor([[token is not None for token in row.canvas] for row in rows])
         self.pinned_BG = self.pinned_BG.to(self.device)
@@ -90,6 +95,8 @@ class Canvases:
         self.confidence_BG = self.pinned_BG.float()
         self.entropy_BG = torch.zeros(B, room, device=self.device)
         self.block_BG = torch.full((B, room), -1, device=self.device)
+        self.fork_BG = torch.zeros(B, room, dtype=torch.bool, device=self.device)
+        self.forks_B = torch.zeros(B, dtype=torch.long, device=self.device)
         self.edits: list[list[Edit]] = [[] for _ in rows]
         pairs = [(b, position, token) for b, row in enumerate(rows) for position, token in row.bans]
         self.bans_N3 = torch.tensor(pairs, dtype=torch.long, device=self.device).view(-1, 3)
@@ -111,10 +118,11 @@ class Canvases:
             return
         row_N, position_N, token_N = self.bans_N3.unbind(1)
         row_M, position_M = asked_AG.nonzero(as_tuple=True)
-        place_BG = torch.full(self.masked_BG.shape, -1, device=self.device)
-        place_BG[rows_A[row_M], position_M] = torch.arange(len(row_M), device=self.device)
-        place_N = place_BG[row_N, position_N]
-        logits_MV[place_N[place_N >= 0], token_N[place_N >= 0]] = -torch.inf
+        place_AG = torch.full(asked_AG.shape, -1, device=self.device)
+        place_AG[row_M, position_M] = torch.arange(len(row_M), device=self.device)
+        row_P, ban_P = (rows_A[:, None] == row_N).nonzero(as_tuple=True)
+        place_P, token_P = place_AG[row_P, position_N[ban_P]], token_N[ban_P]
+        logits_MV[place_P[place_P >= 0], token_P[place_P >= 0]] = -torch.inf
 
     def before_end_BG(self) -> torch.Tensor:
         """Positions up to each row's first EOS (which may be given), all where there is none."""
@@ -123,22 +131,31 @@ class Canvases:
 
     def stop_finished(self) -> None:
         """Ends the rows in which everything before the first EOS is committed."""
-        before_BG = self.before_end_BG()
-        self.running_B &= (self.masked_BG & before_BG).any(1) | before_BG.all(1)
+        self.running_B &= ~self.finished(self.canvas_BG, self.masked_BG)
+
+    def finished(self, canvas_AG: torch.Tensor, masked_AG: torch.Tensor) -> torch.Tensor:
+        """Whether everything before the first EOS is committed on canvases as these, bool `(A,)`."""
+        end_A1 = first_eos(canvas_AG, masked_AG, self.eos_ids)[:, None]
+        before_AG = torch.arange(masked_AG.shape[1], device=self.device) < end_A1
+        return ~((masked_AG & before_AG).any(1) | before_AG.all(1))
 
     def look(self, rows_A: torch.Tensor, numbers: Sequence[int]) -> Look:
         """Some rows as they are now, under the numbers that the rows of the batch have elsewhere."""
-        held = (self.step_B, self.length_B, self.canvas_BG, self.masked_BG, self.commit_step_BG, self.confidence_BG)
+        held = (self.step_B, self.length_B, self.canvas_BG, self.masked_BG, self.commit_step_BG, self.confidence_BG,
+                self.fork_BG)  # fmt: skip
         return Look([numbers[row] for row in rows_A.tolist()], *(values[rows_A] for values in held))
 
-    def commit(self, at: Place, drawn: Drawn, block: int) -> None:
-        """Writes M candidates at places (rows, positions), at the rows' current step."""
+    def commit(self, at: Place, drawn: Drawn, block: int, fork_M: torch.Tensor | None = None) -> None:
+        """Writes M candidates at places (rows, positions), at the rows' current step; `fork_M` says which are forks."""
         self.canvas_BG[at] = drawn.token
         self.masked_BG[at] = False
         self.commit_step_BG[at] = self.step_B[at[0]]
         self.confidence_BG[at] = drawn.confidence
         self.entropy_BG[at] = drawn.entropy
         self.block_BG[at] = block
+        if fork_M is not None:
+            self.fork_BG[at] = fork_M
+            self.forks_B.index_add_(0, at[0], fork_M.long())
 
     def take_back(self, at: Place, steps_M: torch.Tensor) -> None:
         """Reopens committed places at the given steps, and notes in the trace what stood there."""
@@ -152,6 +169,7 @@ class Canvases:
         self.confidence_BG[at] = 0
         self.entropy_BG[at] = 0
         self.block_BG[at] = -1
+        self.fork_BG[at] = False
 
     def grow(self, row: int, position: int, count: int) -> None:
         """Makes room for `count` more masks at `position` of a row, moving on what stands from there.
@@ -159,7 +177,8 @@ class Canvases:
         The trace moves along, so that it speaks of the positions of the final canvas.
         """
         length = int(self.length_B[row])
-        blank = {"commit_step_BG": -1, "confidence_BG": 0, "entropy_BG": 0, "block_BG": -1, "masked_BG": True}
+        blank = {"commit_step_BG": -1, "confidence_BG": 0, "entropy_BG": 0, "block_BG": -1, "fork_BG": False,
+                 "masked_BG": True}  # fmt: skip
         for values_G, fill in [(self.canvas_BG[row], self.mask_id)] + [
             (getattr(self, name)[row], fill) for name, fill in blank.items()
         ]:
@@ -167,6 +186,13 @@ class Canvases:
             values_G[position : position + count] = fill
         self.length_B[row] += count
         self.attention_BL[row, self.width + length : self.width + length + count] = 1
+
+    def cut(self, length_B: torch.Tensor) -> None:
+        """Cuts empty canvases off after `length_B` positions."""
+        inside_BG = torch.arange(self.masked_BG.shape[1], device=self.device) < length_B[:, None]
+        self.length_B, self.masked_BG = length_B, self.masked_BG & inside_BG
+        self.attention_BL[:, self.width :] = inside_BG.long()
+        self.ragged = not bool(self.attention_BL.all())
 
     def trajectories(
         self, denoiser: Denoiser, rows: list[Row], nfe_B: torch.Tensor, tokens_B: torch.Tensor, waits_B: torch.Tensor
@@ -179,7 +205,7 @@ class Canvases:
         canvas, steps, blocks = self.canvas_BG.tolist(), self.commit_step_BG.tolist(), self.block_BG.tolist()
         confidence, entropy = self.confidence_BG.tolist(), self.entropy_BG.tolist()
         nfe, tokens, waits = nfe_B.tolist(), tokens_B.tolist(), waits_B.tolist()
-        seconds = self.seconds_B.tolist()
+        seconds, forks, fork_BG = self.seconds_B.tolist(), self.forks_B.tolist(), self.fork_BG.tolist()
         texts = denoiser.decode([ids[:end] for ids, end in zip(canvas, ends, strict=True)])
         return [
             Trajectory(
@@ -196,8 +222,9 @@ class Canvases:
                 block=tuple(blocks[b][: lengths[b]]),
                 edits=tuple(self.edits[b]),
                 ledger=Ledger(
-                    nfe=nfe[b], tokens_forwarded=tokens[b], sequential_steps=waits[b], seconds=seconds[b]
+                    nfe=nfe[b], tokens_forwarded=tokens[b], sequential_steps=waits[b], seconds=seconds[b], forks=forks[b]
                 ),
+                forks=tuple(position for position, fork in enumerate(fork_BG[b]) if fork),
             )
             for b, row in enumerate(rows)
         ]

@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from functools import partial
 from inspect import getdoc
@@ -26,6 +26,7 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS
 from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
+from lockstitch.engine import EngineOptions
 from lockstitch.errors import GOES_ON, reported
 from lockstitch.options import parse_options
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from lockstitch.sampling.prompts import Request
     from lockstitch.sampling.terminal import Ink
     from lockstitch.sampling.trajectory import Trajectory
+    from lockstitch.sampling.work import Drawing
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from lockstitch.prompts import TaskPrompts
@@ -155,12 +157,13 @@ def sampler_options() -> type:
     return make_dataclass("SamplerOptions", options.values())
 
 
-def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
+def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOptions | None = None) -> int:
     """Runs the command; returns the process's exit status.
 
     Args:
         options: what to sample, and where to.
         settings: values of `SamplerConfig` or `UniformConfig`, those alone that were said.
+        engine: who does it; by default this process.
 
     Raises `ValueError` before any model is loaded.
     """
@@ -169,10 +172,14 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
     from lockstitch.sampling.page import write_trace
     from lockstitch.sampling.prompts import read_result_row
     from lockstitch.sampling.terminal import Ink
+    from lockstitch.sampling.work import Drawing
     from transformers.utils import logging
 
     from lockstitch import files, model_path, terminal
     from lockstitch.prompts import task_prompts
+
+    engine = engine or EngineOptions()
+    _check_engine(options, engine)
 
     logging.disable_progress_bar()  # of loading weights; the prompts have a bar of their own
     model = model_path(options.model)
@@ -201,7 +208,9 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
         files.claim_directory(directory, remembered)
     ink = Ink(tokenizer, terminal.use_color(options.color))
     kept, costs = [], []
-    for row, is_new in _rows(options, model, of_model, requests, directory, ink):
+    drawing = Drawing(model, of_model, options.family, options.mask_id, options.trust_remote_code, options.device,
+                      options.n, options.seed)  # fmt: skip
+    for row, is_new in _rows(options, engine, drawing, requests, directory, ink):
         if options.html is not None:
             kept.append(row)
         if options.watch or directory is None:
@@ -216,6 +225,14 @@ def sample(options: SampleOptions, settings: Mapping[str, Any]) -> int:
     if options.html is not None:
         print(f"Look at {options.html}")
     return 0
+
+
+def _check_engine(options: SampleOptions, engine: EngineOptions) -> None:
+    """Raises `ValueError` for what several workers would ignore."""
+    if options.watch and not engine.alone:
+        raise ValueError("watch draws what this process denoises: one worker of the local engine")
+    engine.check_device(options.device)
+    engine.pools_of(["sampler"])
 
 
 def _requests(
@@ -265,52 +282,47 @@ def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Map
 
 
 def _rows(
-    options: SampleOptions, model: str, of_model: str, requests: "Sequence[Request]", directory: Path | None, ink: "Ink"
-) -> Iterator[tuple[dict[str, Any], bool]]:
+    options: SampleOptions, engine: EngineOptions, drawing: "Drawing", requests: "Sequence[Request]",
+    directory: Path | None, ink: "Ink",
+) -> Iterator[tuple[dict[str, Any], bool]]:  # fmt: skip
     """Every request's result in order, and whether it is new: those of an earlier run first; each is on the disk by then."""
-    from lockstitch.sampling import prompts, uniform_prompts
-    from lockstitch.sampling.denoiser import Denoiser
-    from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
+    from lockstitch.sampling.prompts import known_columns
+    from lockstitch.sampling.work import Drawer
     from tqdm import tqdm
 
     from lockstitch import files
+    from lockstitch.engine import Portion, Work, run, whole
 
-    expected = [prompts.known_columns(i, request) for i, request in enumerate(requests)]
+    expected = [known_columns(i, request) for i, request in enumerate(requests)]
     done = [] if directory is None else files.finished_by_index(directory / files.RESULTS, expected)
     yield from ((row, False) for row in done)
     if len(done) == len(requests):
         return
-    draw: Callable[..., list[list[Trajectory]]]
-    if of_model == MODEL_TYPE:
-        gemma = DiffusionGemmaDenoiser.from_pretrained(model, device=options.device)
-        draw, decode = partial(uniform_prompts.draw, gemma), gemma.decode
-    else:
-        denoiser = Denoiser.from_pretrained(
-            model, family=options.family, mask_id=options.mask_id, trust_remote_code=options.trust_remote_code,
-            device=options.device,
-        )  # fmt: skip
-        draw, decode = partial(prompts.draw, denoiser), denoiser.decode
     # Frames, and texts on the same terminal, are progress enough; otherwise a bar, if a terminal reads it.
     hidden = True if options.watch or (directory is None and sys.stdout.isatty()) else None
     bar = tqdm(total=len(requests), initial=len(done), unit="prompt", disable=hidden)
-    finished = len(done) * options.n  # trajectories
+    finished, trajectories = len(done), 0
 
-    def progress(count: int) -> None:
-        nonlocal finished
-        finished += count
-        bar.update(finished // options.n - bar.n)
+    def rows_finished(count: int) -> None:
+        nonlocal finished, trajectories
+        finished, trajectories = finished + count, 0
+        bar.update(finished - bar.n)
 
-    size = options.chunk or (1 if options.watch else CHUNK)
+    def trajectories_finished(count: int) -> None:
+        nonlocal trajectories
+        trajectories += count
+        bar.update(finished + trajectories // options.n - bar.n)
 
-    def chunks() -> Iterator[list[dict[str, Any]]]:
-        for first in range(len(done), len(requests), size):
-            portion = requests[first : first + size]
-            with _watched(options, portion[0].text, first, ink) as on_step:
-                drawn = draw(portion, first, options.n, options.seed, progress, on_step)
-            yield [prompts.result_row(*pair, decode) for pair in zip(portion, drawn, strict=True)]
+    def here(drawer: Drawer, portion: Portion) -> Iterator[list[dict[str, Any]]]:
+        with _watched(options, portion[0][1].text, portion[0][0], ink) as on_step:
+            yield from drawer(portion, trajectories_finished, on_step)
 
-    with bar:
-        for rows in chunks() if directory is None else files.append_chunks(directory / files.RESULTS, chunks()):
+    work: Work | None = partial(here, drawing()) if engine.alone else None
+    path = None if directory is None else directory / files.RESULTS
+    chunk = options.chunk or (1 if options.watch else CHUNK)
+    with bar, closing(run(whole("sampler", drawing, model=drawing.device != "cpu"), requests, engine, chunk=chunk, path=path,
+                          done=len(done), progress=rows_finished, work=work)) as results:  # fmt: skip
+        for rows in results:
             yield from ((row, True) for row in rows)
 
 
@@ -351,11 +363,10 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch sample`."""
     from trl import TrlParser
 
-
-    parser = TrlParser((SampleOptions, sampler_options()), prog="lockstitch sample",
+    parser = TrlParser((SampleOptions, sampler_options(), EngineOptions), prog="lockstitch sample",
                        formatter_class=argparse.HelpFormatter)  # the help says the defaults that there are
-    options, sampler = parse_options(parser, sys.argv[1:] if argv is None else argv)
-    return sample(options, {name: value for name, value in asdict(sampler).items() if value is not None})
+    options, sampler, engine = parse_options(parser, sys.argv[1:] if argv is None else argv)
+    return sample(options, {name: value for name, value in asdict(sampler).items() if value is not None}, engine)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 POLICIES = ("quota", "random", "threshold", "factor", "entropy_bound", "deferred")
 CERTAINTIES = ("probability", "margin", "entropy")
 CACHES = ("none", "prefix", "dual", "interval", "block")
-LENGTHS = ("fixed", "dynamic")
+LENGTHS = ("fixed", "dynamic", "survival")
 CORRECTIONS = ("none", "remdm", "edit", "revise")
 SIGMAS = ("cap", "rescale", "confidence")
+FALLBACKS = ("certain", "leftmost")
 
 _CHOICES = {
     "policy": POLICIES,
@@ -21,11 +22,13 @@ _CHOICES = {
     "length": LENGTHS,
     "correction": CORRECTIONS,
     "sigma": (*SIGMAS, None),
+    "fallback": (*FALLBACKS, None),
 }
 # An option belongs to some values of an axis: there it may be said (and must be, if it is needed), elsewhere it is refused.
 _BELONGS = {
     "steps": ("policy", ("quota", "random", "threshold")),
     "threshold": ("policy", ("threshold", "deferred")),
+    "fallback": ("policy", ("threshold",)),
     "factor": ("policy", ("factor",)),
     "entropy_bound": ("policy", ("entropy_bound",)),
     "window": ("policy", ("deferred",)),
@@ -44,7 +47,7 @@ _BELONGS = {
 }
 _NEEDED = ("threshold", "factor", "entropy_bound", "max_length", "sigma", "edit_threshold", "revise_fraction")
 _WHOLE = ("canvas_length", "block_length", "sub_block_length", "steps", "window", "window_limit", "extension", "refresh",
-          "max_length", "batch_size", "top_k")  # fmt: skip
+          "max_length", "speculate", "batch_size", "top_k")  # fmt: skip
 _AT_LEAST_ZERO = ("threshold", "factor", "entropy_bound", "edit_threshold", "cfg_scale", "temperature")
 _SHARES = ("eta", "revise_fraction")
 _ETA = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0}
@@ -55,7 +58,7 @@ class SamplerConfig:
     """Settings of `sample`.
 
     Attributes:
-        canvas_length: tokens of the canvas, G; under `length=dynamic` what it starts from.
+        canvas_length: tokens of the canvas, G; under `length=dynamic` what it starts from, under `survival` the most.
         block_length: positions denoised together before the next ones; None is the model's own block, and the whole canvas
             of models that have none. Must divide G, unless blocks are whole.
         sub_block_length: positions of a block that are denoised before the next ones of it, all of the block being seen
@@ -74,6 +77,8 @@ class SamplerConfig:
         schedule_eps: a step of `quota` and `random` commits the share 1 - s/t of the masks, rounded down, t falling linearly
             from 1 to this (Dream, 2508.15487: 0.001), and the last step the rest; None shares them out evenly.
         threshold: certainty that commits under `threshold` and `deferred`; above 1 means one token a step.
+        fallback: what `threshold` commits where nothing reaches it: the most `certain` position, or the `leftmost`
+            (Fork-dLLM, 2609.39859); None is `certain`.
         factor: how generous `factor` is; 0 means one token a step.
         entropy_bound: nats that the committed entropies but the largest may add up to; 0 means one token a step.
         window: masks that the window of `deferred` may hold; None is 16.
@@ -91,7 +96,8 @@ class SamplerConfig:
             alone (Fast-dLLM), `interval` the window of `deferred` (DCD), all three approximate; `block` keeps finished
             blocks (exact, for block-causal and context-causal models).
         refresh: commits of a row after which `interval` recomputes everything; None is 32.
-        length: `fixed`, or `dynamic`: the canvas grows where the model needs more room (DAEDAL, 2508.00819).
+        length: `fixed`; `dynamic`: the canvas grows where the model needs more room (DAEDAL, 2508.00819); `survival`: it is
+            cut to the whole blocks that one pass over it expects (2608.26374).
         max_length: most tokens of a canvas under `length=dynamic`.
         correction: which committed positions are taken back. `none`; `remdm` reopens at random (2503.00307); `edit`
             overwrites what the model no longer believes (LLaDA2.1); `revise` reopens the least confident of a finished
@@ -103,8 +109,11 @@ class SamplerConfig:
         revise_fraction: share of the written canvas that each stage of `revise` reopens, in [0, 1].
         revise_blocks: block length of each stage of `revise`, such as `32,128`, with `canvas` for all of it; None is one
             stage over the whole canvas.
+        speculate: steps drafted ahead and checked in one pass: the same trajectory, fewer passes in a row, more rows
+            (Spiffy, 2509.18085); None is none.
         stop_at_eos: a row ends once everything before its first EOS is committed.
-        batch_size: most rows in one forward pass. Changes speed and memory, never results.
+        batch_size: most rows in one forward pass, drafted ones included; a CPU may take fewer at a time. Changes speed and
+            memory, never results.
 
     Raises `ValueError` for values out of range and for options that the other choices would ignore.
     """
@@ -117,6 +126,7 @@ class SamplerConfig:
     steps: int | None = None
     schedule_eps: float | None = None
     threshold: float | None = None
+    fallback: str | None = None
     factor: float | None = None
     entropy_bound: float | None = None
     window: int | None = None
@@ -137,6 +147,7 @@ class SamplerConfig:
     edit_threshold: float | None = None
     revise_fraction: float | None = None
     revise_blocks: str | None = None
+    speculate: int | None = None
     stop_at_eos: bool = True
     batch_size: int = 64
 
@@ -198,14 +209,22 @@ class SamplerConfig:
                              "quota and random have")  # fmt: skip
         if self.schedule_eps is not None and self.correction == "remdm":
             raise ValueError(f"schedule_eps={self.schedule_eps} would be ignored by correction='remdm' and its own schedule")
+        if self.fallback == "leftmost" and self.steps is not None:
+            raise ValueError(f"steps={self.steps} would have the most certain positions commit where fewer reach the "
+                             "threshold, and fallback='leftmost' the leftmost one: say one of them")  # fmt: skip
         if self.whole_blocks and (self.length != "fixed" or self.correction == "revise"):
             raise ValueError("whole_blocks=True goes with length='fixed' and blocks of one length: not with "
                              f"length={self.length!r}, correction={self.correction!r}")  # fmt: skip
         if self.extension is not None and self.blocks == 1 and self.block_length is not None:  # else it may be the model's
             raise ValueError(f"extension={self.extension} would be ignored: the canvas of {self.canvas_length} is one block")
+        if self.speculate is not None:
+            self._check_speculation()
         if self.cache == "interval" and self.policy != "deferred":
             raise ValueError(f"cache='interval' recomputes the window of policy='deferred', and policy={self.policy!r} has "
                              "none: deferred, or another cache")  # fmt: skip
+        if self.length == "survival" and (self.block_length is None or self.blocks == 1):
+            raise ValueError(f"length='survival' cuts canvases to whole blocks, and block_length={self.block_length} leaves "
+                             f"one of {self.canvas_length}: say a shorter one")  # fmt: skip
         if self.length == "dynamic":
             assert self.max_length is not None
             if self.max_length < self.canvas_length:
@@ -219,6 +238,15 @@ class SamplerConfig:
                                  "threshold, factor, entropy_bound and deferred")  # fmt: skip
             if self.steps is not None:
                 raise ValueError(f"steps={self.steps} are those of a fixed canvas, and that of length='dynamic' grows: None")
+
+    def _check_speculation(self) -> None:
+        said = f"speculate={self.speculate}"
+        for name, refused in (("policy", ("deferred",)), ("correction", ("remdm", "edit")), ("length", ("dynamic",))):
+            if getattr(self, name) in refused:
+                raise ValueError(f"{said} does not go with {name}={getattr(self, name)!r}: a step must follow from the "
+                                 "canvas and its number alone")  # fmt: skip
+        if self.block == 1 or (self.policy in ("quota", "random") and self.total_steps == self.blocks):
+            raise ValueError(f"{said} would be ignored: each of the {self.blocks} blocks takes one step")
 
     @property
     def block(self) -> int:

@@ -6,7 +6,7 @@ correction what is taken back. A pass holds only the rows whose block still chan
 change. Follows LLaDA's semi-autoregressive sampler (2502.09992, Sec. 2.4); each axis names its own paper.
 
 Axes: B rows in a batch, A of them active, G canvas positions, W positions of the block, M places that are asked for (a row
-and a position), T those and the canvases' tails, V vocabulary.
+and a position), V vocabulary.
 """
 
 import time
@@ -15,21 +15,22 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
-from lockstitch.sampling import corrections, lengths, policies
+from lockstitch.sampling import corrections, policies, room
 from lockstitch.sampling.caches import Passes
 from lockstitch.sampling.canvases import Canvases, Look, Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import alignment, blocks
 from lockstitch.sampling.noise import uniform
-from lockstitch.sampling.tokens import Drawn, draw
+from lockstitch.sampling.speculation import Speculation
+from lockstitch.sampling.tokens import Drawn, NotANumberError, draw
 from lockstitch.sampling.trajectory import Trajectory
 
 _ORDER, _REOPEN = 1, 2  # streams of noise beside that of the tokens
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """Canvas positions `start:stop`, the `number`-th block of the run, with its masks at the outset and their schedule.
 
     `limit` is how far it may be extended; `origin` is where its sub-blocks are counted from; the schedule commits
@@ -85,7 +86,9 @@ class Denoising:
         if config.stop_at_eos:
             canvases.stop_finished()  # a pinned canvas may hold its EOS already
         if config.length == "dynamic":
-            self._find_length()
+            room.grow_to_fit(self)
+        elif config.length == "survival":
+            room.cut_to_length(self)
         self._show(torch.arange(len(self.rows), device=self.denoiser.device))
         number = 0
         for stage, length in enumerate(config.stage_blocks):
@@ -143,14 +146,16 @@ class Denoising:
             active_A = (rows_B & canvases.running_B & canvases.masked_BG[:, start]).nonzero()[:, 0]
             if len(active_A):
                 one_B = torch.ones_like(canvases.step_B)
-                self._step(active_A, _Block(start, start + 1, start + 1, origin, number, one_B, one_B, one_B), step, 0)
+                self._step(active_A, Block(start, start + 1, start + 1, origin, number, one_B, one_B, one_B), step, 0)
             start, step = start + 1, 1
         masked_BW = canvases.masked_BG[:, start:stop]
         initial_B = masked_BW.sum(1)
         # Pinned positions shorten the block's schedule in proportion, so that tokens per step stay what was asked for.
         planned_B = torch.full_like(initial_B, config.block) if config.whole_blocks else initial_B
         steps_B = (planned_B * (config.total_steps // config.blocks) + config.block - 1) // config.block
-        block = _Block(start, stop, limit, origin, number, initial_B, planned_B, steps_B)
+        block = Block(start, stop, limit, origin, number, initial_B, planned_B, steps_B)
+        if config.speculate is not None:
+            Speculation(self, block, step).denoise(rows_B)
         edits_left_B = torch.zeros_like(initial_B)  # steps in which a row whose masks are gone may still edit
         for now in count(turn):
             masks_B = masked_BW.any(1)
@@ -171,7 +176,7 @@ class Denoising:
         return late
 
     def _step(
-        self, rows_A: torch.Tensor, block: _Block, step: int, turn: int
+        self, rows_A: torch.Tensor, block: Block, step: int, turn: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One denoising step of the given rows.
 
@@ -182,37 +187,26 @@ class Denoising:
         config, canvases = self.config, self.canvases
         masked_AW = canvases.masked_BG[rows_A, block.start : block.stop]
         held_AW = canvases.commit_step_BG[rows_A, block.start : block.stop] > 0
+        count_A = self.due(rows_A, block, masked_AW, turn)
         committed_A = block.initial_B[rows_A] - masked_AW.sum(1)
         if config.policy == "deferred" and self.stops_midway:
             # What follows the end can wait, for ever.
             masked_AW = masked_AW & canvases.before_end_BG()[rows_A, block.start : block.stop]
-        may_AW = masked_AW  # what may commit
-        if config.policy == "deferred":
-            may_AW = policies.window(masked_AW, config.window or 16, config.window_limit or 128)
-        elif config.sub_block_length is not None:
-            part_W = (self.position_G[block.start : block.stop] - block.origin) // config.sub_block_length
-            may_AW = policies.leftmost(masked_AW, part_W)
-
+        may_AW = self.may_commit(block, masked_AW)
         asked_AW = masked_AW if config.length == "dynamic" else may_AW
         if config.correction == "edit":
             asked_AW = asked_AW | held_AW
         logits_MV, end_A = self._read(rows_A, block, asked_AW)
         drawn_M = self._draw(logits_MV, rows_A, block, step, asked_AW, held_AW)
-        self._check_finite(drawn_M.entropy, rows_A, asked_AW)
+        self.check_finite(drawn_M.entropy, rows_A, asked_AW)
         drawn = Drawn(*(torch.zeros_like(asked_AW, dtype=v.dtype).masked_scatter_(asked_AW, v) for v in drawn_M))
 
         canvases.step_B[rows_A] += 1
-        target_A = policies.quota_total(block.planned_B[rows_A], turn, block.steps_B[rows_A])
         taken_AW = torch.zeros_like(held_AW)
         if config.correction == "remdm":
-            taken_AW = self._reopened(rows_A, block, step, held_AW, committed_A, target_A)
-        count_A = target_A - committed_A + taken_AW.sum(1)
-        if config.policy == "threshold":  # a floor of each step, whatever earlier ones were ahead
-            before_A = policies.quota_total(block.planned_B[rows_A], turn - 1, block.steps_B[rows_A])
-            count_A = target_A - before_A if config.steps else torch.ones_like(target_A)
-        elif config.schedule_eps is not None:
-            count_A = policies.share_of_masks(masked_AW.sum(1), turn, block.steps_B[rows_A], config.schedule_eps)
-        commit_AW = self._choose(drawn, may_AW, count_A, rows_A, block, step)
+            taken_AW = self._reopened(rows_A, block, step, held_AW, committed_A, committed_A + count_A)
+            count_A = count_A + taken_AW.sum(1)
+        commit_AW = self.choose(drawn, may_AW, count_A, rows_A, block, step)
         late_A = self._wants_room(rows_A, block, masked_AW, drawn.certainty, commit_AW)
         if config.correction == "edit":
             assert config.edit_threshold is not None
@@ -224,30 +218,70 @@ class Denoising:
 
         row, position = taken_AW.nonzero(as_tuple=True)
         canvases.take_back((rows_A[row], position + block.start), canvases.step_B[rows_A[row]])
-        row, position = commit_AW.nonzero(as_tuple=True)
-        chosen = Drawn(*(values_AW[row, position] for values_AW in drawn))
-        canvases.commit((rows_A[row], position + block.start), chosen, block.number)
+        self._commit(rows_A, block, drawn, commit_AW, taken_AW)
         if end_A is not None:
-            self._make_room(rows_A, block, drawn.confidence, masked_AW & ~commit_AW, end_A)
+            room.make_room(self, rows_A, block.start, drawn.confidence, masked_AW & ~commit_AW, end_A)
         canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
         self._show(rows_A)
         if self.stops_midway:
             canvases.stop_finished()
         return changed_A, late_A
 
-    def _check_finite(self, entropy_M: torch.Tensor, rows_A: torch.Tensor, asked_AW: torch.Tensor) -> None:
-        """Raises `ValueError` naming the first row whose logits are not finite: whatever was drawn from them is noise."""
+    def may_commit(self, block: Block, masked_AW: torch.Tensor) -> torch.Tensor:
+        """Which of the masked positions of a block the policy may choose from, bool `(A, W)`."""
+        config = self.config
+        if config.policy == "deferred":
+            return policies.window(masked_AW, config.window or 16, config.window_limit or 128)
+        if config.sub_block_length is not None:
+            part_W = (self.position_G[block.start : block.stop] - block.origin) // config.sub_block_length
+            return policies.leftmost(masked_AW, part_W)
+        return masked_AW
+
+    def due(self, rows_A: torch.Tensor, block: Block, masked_AW: torch.Tensor, turn: int | torch.Tensor) -> torch.Tensor:
+        """How many positions the schedule has each row commit, `(A,)`, at a turn of the block or each at its own."""
+        config = self.config
+        planned_A, steps_A, masks_A = block.planned_B[rows_A], block.steps_B[rows_A], masked_AW.sum(1)
+        if config.schedule_eps is not None:
+            return policies.share_of_masks(masks_A, turn, steps_A, config.schedule_eps)
+        target_A = policies.quota_total(planned_A, turn, steps_A)
+        if config.policy == "threshold":  # a floor of each step, whatever earlier ones were ahead
+            before_A = policies.quota_total(planned_A, turn - 1, steps_A)
+            return target_A - before_A if config.steps else torch.ones_like(target_A)
+        return target_A - (block.initial_B[rows_A] - masks_A)
+
+    def settle(self, rows_A: torch.Tensor, block: Block, drawn: Drawn, commit_AW: torch.Tensor) -> None:
+        """Ends a step that a draft foresaw: rows commit what they chose from candidates that were there already."""
+        self.canvases.step_B[rows_A] += 1
+        self._commit(rows_A, block, drawn, commit_AW)
+        self._show(rows_A)
+        if self.stops_midway:
+            self.canvases.stop_finished()
+
+    def _commit(
+        self, rows_A: torch.Tensor, block: Block, drawn: Drawn, commit_AW: torch.Tensor,
+        taken_AW: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        row, position = commit_AW.nonzero(as_tuple=True)
+        chosen, fork_M = Drawn(*(values_AW[row, position] for values_AW in drawn)), None
+        if self.config.threshold is not None:
+            fork_M = chosen.certainty < self.config.threshold
+            if taken_AW is not None:
+                fork_M = fork_M & ~taken_AW[row, position]
+        self.canvases.commit((rows_A[row], position + block.start), chosen, block.number, fork_M)
+
+    def check_finite(self, entropy_M: torch.Tensor, rows_A: torch.Tensor, asked_AW: torch.Tensor) -> None:
+        """Raises `NotANumberError`, naming the first row whose logits are not finite: what was drawn from them is noise."""
         if not bool(entropy_M.isfinite().all()):
             at = int((~entropy_M.isfinite()).nonzero()[0, 0])
             row = int(rows_A[asked_AW.nonzero()[at, 0]])
-            raise ValueError(
-                f"logits of trajectory {self.numbers[row]} are not finite at denoising step "
-                f"{int(self.canvases.step_B[row]) + 1}; the model runs in {self.denoiser.model.dtype}, and float32 and "
+            raise NotANumberError(
+                f"the model's logits are no numbers: logits of trajectory {self.numbers[row]} are not finite at denoising "
+                f"step {int(self.canvases.step_B[row]) + 1}; the model runs in {self.denoiser.model.dtype}, and float32 and "
                 "bfloat16 reach further than float16"
             )
 
     def _wants_room(
-        self, rows_A: torch.Tensor, block: _Block, masked_AW: torch.Tensor, certainty_AW: torch.Tensor,
+        self, rows_A: torch.Tensor, block: Block, masked_AW: torch.Tensor, certainty_AW: torch.Tensor,
         commit_AW: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         """Rows that would commit something doubtful at their block's right edge, and may have a longer one, bool `(A,)`."""
@@ -261,19 +295,19 @@ class Denoising:
         return edge_A & (least_A < policies.UNSURE)
 
     def _read(
-        self, rows_A: torch.Tensor, block: _Block, asked_AW: torch.Tensor
+        self, rows_A: torch.Tensor, block: Block, asked_AW: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits `(M, V)` without what is banned; under a dynamic length also how sure the end is, `(A,)`."""
         asked_AG = torch.zeros(len(rows_A), len(self.position_G), dtype=torch.bool, device=rows_A.device)
         asked_AG[:, block.start : block.stop] = asked_AW
         if self.config.length == "dynamic":
-            return self._end(rows_A, asked_AG)
+            return room.read_with_end(self, rows_A, asked_AG)
         logits_MV = self.passes.logits(rows_A, asked_AG)
         self.canvases.ban(logits_MV, rows_A, asked_AG)
         return logits_MV, None
 
     def _draw(
-        self, logits_MV: torch.Tensor, rows_A: torch.Tensor, block: _Block, step: int, asked_AW: torch.Tensor,
+        self, logits_MV: torch.Tensor, rows_A: torch.Tensor, block: Block, step: int, asked_AW: torch.Tensor,
         held_AW: torch.Tensor,
     ) -> Drawn:  # fmt: skip
         """Candidates of the M asked positions; where one is held, the most likely token whatever the temperature."""
@@ -288,10 +322,11 @@ class Denoising:
             drawn = Drawn(*(torch.where(held_M, a, b) for a, b in zip(likely, drawn, strict=True)))
         return drawn
 
-    def _choose(
-        self, drawn: Drawn, masked_AW: torch.Tensor, count_A: torch.Tensor, rows_A: torch.Tensor, block: _Block, step: int
-    ) -> torch.Tensor:
-        """What the policy commits, bool `(A, W)`."""
+    def choose(
+        self, drawn: Drawn, masked_AW: torch.Tensor, count_A: torch.Tensor, rows_A: torch.Tensor, block: Block,
+        step: int | Sequence[int],
+    ) -> torch.Tensor:  # fmt: skip
+        """What the policy commits, bool `(A, W)`; `step` keys the noise of all rows, or is one for each."""
         config, certainty_AW = self.config, drawn.certainty
         if config.policy == "quota":
             return policies.quota(certainty_AW, masked_AW, count_A)
@@ -306,11 +341,13 @@ class Denoising:
             assert config.entropy_bound is not None
             return policies.entropy_bound(drawn.entropy, masked_AW, config.entropy_bound)
         assert config.threshold is not None
+        if config.fallback == "leftmost":
+            return policies.threshold_or_leftmost(certainty_AW, masked_AW, config.threshold)
         floor_A = count_A if config.policy == "threshold" else None
         return policies.threshold(certainty_AW, masked_AW, config.threshold, floor_A)
 
     def _reopened(
-        self, rows_A: torch.Tensor, block: _Block, step: int, held_AW: torch.Tensor, committed_A: torch.Tensor,
+        self, rows_A: torch.Tensor, block: Block, step: int, held_AW: torch.Tensor, committed_A: torch.Tensor,
         target_A: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         """What ReMDM takes back at a step after which `target_A` positions of the block should be committed."""
@@ -337,39 +374,3 @@ class Denoising:
         canvases.running_B[:] = True
         if config.stop_at_eos:
             canvases.stop_finished()
-
-    def _end(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits that are asked for, `(M, V)`, and how sure it is that each row ends within its canvas, `(A,)`."""
-        canvases = self.canvases
-        length_A = canvases.length_B[rows_A]
-        distance_AG = length_A[:, None] - self.position_G
-        read_AG = asked_AG | ((distance_AG > 0) & (distance_AG <= lengths.TAIL))
-        logits_TV = self.passes.logits(rows_A, read_AG)
-        p_eos_T = logits_TV.float().softmax(-1)[..., canvases.eos_ids].sum(-1)
-        is_eos_T = torch.isin(logits_TV.argmax(-1), canvases.eos_ids)
-        p_end_AG = torch.zeros_like(read_AG, dtype=p_eos_T.dtype).masked_scatter_(read_AG, p_eos_T * is_eos_T)
-        return logits_TV[asked_AG[read_AG]], lengths.end_confidence(p_end_AG, length_A)
-
-    def _find_length(self) -> None:
-        """Lets the empty canvas grow until the model is fairly sure to end within it."""
-        canvases, room = self.canvases, len(self.position_G)
-        rows_A = (canvases.length_B < room).nonzero()[:, 0]
-        while len(rows_A):
-            began = time.perf_counter()
-            _, end_A = self._end(rows_A, torch.zeros_like(canvases.masked_BG[rows_A]))
-            canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
-            enough_A = end_A >= lengths.ENOUGH_TO_START
-            for row, enough in zip(rows_A.tolist(), enough_A.tolist(), strict=True):
-                length = int(canvases.length_B[row])
-                canvases.grow(row, length, min(lengths.MARGIN if enough else lengths.GROW, room - length))
-            rows_A = rows_A[~enough_A & (canvases.length_B[rows_A] < room)]
-
-    def _make_room(
-        self, rows_A: torch.Tensor, block: _Block, confidence_AW: torch.Tensor, masked_AW: torch.Tensor, end_A: torch.Tensor
-    ) -> None:
-        """Puts eight masks in the place of the least sure one, in rows that do not see their end yet."""
-        canvases, room = self.canvases, len(self.position_G)
-        position_A = lengths.needs_room(confidence_AW, masked_AW)
-        for a in ((position_A >= 0) & (end_A < lengths.ENOUGH_TO_GO_ON)).nonzero()[:, 0].tolist():
-            row = int(rows_A[a])
-            canvases.grow(row, block.start + int(position_A[a]), min(lengths.GROW - 1, room - int(canvases.length_B[row])))

@@ -20,7 +20,7 @@ class _Columns(CacheLayerMixin):  # type: ignore[misc]
         self.size = (rows, columns)
         self.rows: torch.Tensor | slice = slice(None)
         self.columns: torch.Tensor | slice = slice(0)
-        self.seen = 0
+        self.seen, self.keeps = 0, True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         def room(like: torch.Tensor) -> torch.Tensor:
@@ -34,6 +34,10 @@ class _Columns(CacheLayerMixin):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if not self.keeps:
+            keys, values = self.keys[self.rows, :, : self.seen], self.values[self.rows, :, : self.seen]
+            keys[:, :, self.columns], values[:, :, self.columns] = key_states, value_states
+            return keys, values
         if isinstance(self.columns, slice):
             self.keys[self.rows, :, self.columns] = key_states
             self.values[self.rows, :, self.columns] = value_states
@@ -64,11 +68,15 @@ class Store(Cache):  # type: ignore[misc]
     def __init__(self, layers: int, rows: int, columns: int) -> None:
         super().__init__(layers=[_Columns(rows, columns) for _ in range(layers)])
 
-    def begin(self, rows_A: torch.Tensor, columns: slice | torch.Tensor, seen: int) -> None:
-        """Before a pass of these rows, in rising order, that computes a span (or, `(A, Q)`, each row's own columns)."""
+    def begin(self, rows_A: torch.Tensor, columns: slice | torch.Tensor, seen: int, keeps: bool = True) -> None:
+        """Before a pass of these rows, in rising order, that computes a span (or, `(A, Q)`, each row's own columns).
+
+        One that does not keep what it computes may read a row of the store for several of its own.
+        """
         for layer in self.layers:
-            layer.rows = slice(None) if len(rows_A) == layer.size[0] and isinstance(columns, slice) else rows_A
-            layer.columns, layer.seen = columns, seen
+            whole = keeps and len(rows_A) == layer.size[0] and isinstance(columns, slice)
+            layer.rows = slice(None) if whole else rows_A
+            layer.columns, layer.seen, layer.keeps = columns, seen, keeps
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """After a pass: rows `target` are to hold what it wrote for rows `source`.

@@ -37,9 +37,9 @@ def check_layout(config: SamplerConfig, family: Family, calling: Calling = NATIV
                          "already; block-causal and context-causal models do not")  # fmt: skip
     if config.extension is not None and config.blocks == 1:
         raise ValueError(f"extension={config.extension} would be ignored: the canvas of {config.canvas_length} is one block")
-    if config.length == "dynamic" and family.layout != "full":
-        raise ValueError(f"length='dynamic' asks how sure the model is of an end that {family.name} models do not see "
-                         "from the block; length='fixed'")  # fmt: skip
+    if config.length != "fixed" and family.layout != "full":
+        raise ValueError(f"length={config.length!r} asks how sure the model is of an end that {family.name} models do not "
+                         "see from the block; length='fixed'")  # fmt: skip
     if config.whole_blocks and family.layout != "block_causal":
         raise ValueError(f"whole_blocks=True would be ignored: blocks of {family.name} models begin with the canvas")
     if family.layout == "context_causal" and not family.shifted:

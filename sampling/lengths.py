@@ -1,4 +1,4 @@
-"""How long a canvas is: where a row ends, and how a dynamic one grows (DAEDAL, 2508.00819).
+"""How long a canvas is: where a row ends, how a dynamic one grows (DAEDAL, 2508.00819), what is expected (2608.26374).
 
 Axes: B rows, G canvas positions, L positions of a block.
 """
@@ -28,6 +28,21 @@ def end_confidence(p_end_BG: torch.Tensor, length_B: torch.Tensor) -> torch.Tens
     distance_BG = length_B[:, None] - torch.arange(p_end_BG.shape[1], device=p_end_BG.device)
     tail_BG = (distance_BG > 0) & (distance_BG <= TAIL)
     return (p_end_BG * tail_BG).sum(1) / length_B.clamp(max=TAIL)
+
+
+def expected(p_end_BG: torch.Tensor) -> torch.Tensor:
+    """The length that one look at an empty canvas expects, `(B,)` float64.
+
+    The sum over positions of the chance that the text has not ended before them: `S(i)`, the product over j < i of
+    1 - P(EOS at j) (2608.26374).
+    """
+    goes_on_BG = 1 - p_end_BG.double()
+    return 1 + goes_on_BG[:, :-1].cumprod(1).sum(1)
+
+
+def in_blocks(length_B: torch.Tensor, block: int) -> torch.Tensor:
+    """Lengths, rounded up to whole blocks but for what rounding adds, `(B,)` int64."""
+    return ((length_B - 1e-6) / block).ceil().long().clamp(min=1) * block
 
 
 def needs_room(confidence_BL: torch.Tensor, masked_BL: torch.Tensor) -> torch.Tensor:

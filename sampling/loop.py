@@ -14,6 +14,8 @@ from lockstitch.sampling.trajectory import Trajectory
 
 Prompt = str | Sequence[int]
 
+CPU_TOKENS = 3072  # of a whole pass on a CPU: what is made of more leaves its caches, and costs 1.5 times as much
+
 
 @torch.inference_mode()
 def sample(
@@ -74,8 +76,9 @@ def make_rows(
 ) -> list[Row]:
     """One row for each trajectory that `sample` draws, in its order; checks what it checks."""
     check_layout(config, denoiser.family, denoiser.calling)
-    if config.length == "dynamic" and (canvases is not None or bans is not None):
-        raise ValueError("canvases and bans speak of positions; under length='dynamic' those move: length='fixed'")
+    if config.length != "fixed" and (canvases is not None or bans is not None):
+        raise ValueError(f"canvases and bans speak of positions; under length={config.length!r} those move or are cut off: "
+                         "length='fixed'")  # fmt: skip
     if n < 1:
         raise ValueError(f"n={n} trajectories per prompt: at least 1")
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -142,7 +145,10 @@ def _check_room(denoiser: Denoiser, ids: Sequence[Sequence[int]], config: Sample
 
 
 def batches(rows: Sequence[Row], denoiser: Denoiser, config: SamplerConfig) -> Iterator[list[int]]:
-    """Indices of rows, those that can share a batch together, shortest prompts first so that little is padded."""
+    """Indices of rows, those that can share a batch together, shortest prompts first so that little is padded.
+
+    As many as `batch_size` says, and on a CPU no more whole rows than one pass computes well.
+    """
     family = denoiser.family
 
     def group(i: int) -> int:
@@ -150,9 +156,19 @@ def batches(rows: Sequence[Row], denoiser: Denoiser, config: SamplerConfig) -> I
         return length % alignment(config, family) if denoiser.calling.honours_mask else length
 
     order = sorted(range(len(rows)), key=lambda i: (group(i), len(rows[i].prompt_ids), i))
+    states = 1 + (config.speculate or 0)  # a row brings its drafts along
+    whole = config.cache == "none" and denoiser.device.type == "cpu"
+    alone = config.length != "fixed" and not denoiser.calling.honours_mask  # whose rows must have one length
+
+    def most(i: int) -> int:
+        if alone:
+            return 1
+        tokens = len(rows[i].prompt_ids) + (config.max_length or config.canvas_length)
+        return max(1, min(config.batch_size, CPU_TOKENS // tokens if whole else config.batch_size) // states)
+
     batch: list[int] = []
     for i in order:
-        if len(batch) == config.batch_size or (batch and group(batch[0]) != group(i)):
+        if batch and (len(batch) >= most(i) or group(batch[0]) != group(i)):
             yield batch
             batch = []
         batch.append(i)

@@ -4,6 +4,8 @@ A trajectory's noise depends on nothing else: not on the rows beside it, not on 
 global generator. Mixing is SplitMix64's finaliser (Steele et al., 2014) in wrapping 64-bit integers.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 _MASK = (1 << 64) - 1
@@ -32,13 +34,23 @@ def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts keep the sign
 
 
-def uniform(seeds_B: torch.Tensor, block: int, step: int, positions_L: torch.Tensor, stream: int = 0) -> torch.Tensor:
+def _place(block: int, step: int, stream: int) -> int:
+    return _signed(_mix_int(block * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + stream * 0xA0761D6478BD642F + 1))
+
+
+def uniform(
+    seeds_B: torch.Tensor, block: int, step: int | Sequence[int], positions_L: torch.Tensor, stream: int = 0
+) -> torch.Tensor:
     """Uniform draws in [0, 1), `(B, L)` float64, one for each row's seed (int64) and each canvas position (int64).
 
-    Streams are independent: 0 draws tokens, the others whatever else is drawn at a step.
+    `step` is that of all rows, or one for each. Streams are independent: 0 draws tokens, the others whatever else is
+    drawn at a step.
     """
-    place = _signed(_mix_int(block * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + stream * 0xA0761D6478BD642F + 1))
-    x = (seeds_B ^ place)[:, None] + positions_L[None, :] * _signed(0x9E3779B97F4A7C15)
+    if isinstance(step, int):
+        keyed_B = seeds_B ^ _place(block, step, stream)
+    else:
+        keyed_B = seeds_B ^ torch.tensor([_place(block, one, stream) for one in step], device=seeds_B.device)
+    x = keyed_B[:, None] + positions_L[None, :] * _signed(0x9E3779B97F4A7C15)
     for _ in range(2):  # twice: one round leaves neighbouring positions visibly related
         x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
         x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)

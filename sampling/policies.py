@@ -26,26 +26,28 @@ def quota(certainty_BL: torch.Tensor, masked_BL: torch.Tensor, count_B: torch.Te
     return (_ranks(certainty_BL, masked_BL) < count_B[:, None]) & masked_BL
 
 
-def quota_total(masks_B: torch.Tensor, step: int, steps_B: torch.Tensor) -> torch.Tensor:
-    """How many of a block's initial `masks_B` are committed after `step` (from 0) of `steps_B`.
+def quota_total(masks_B: torch.Tensor, step: int | torch.Tensor, steps_B: torch.Tensor) -> torch.Tensor:
+    """How many of a block's initial `masks_B` are committed after `step` (from 0, or one for each row) of `steps_B`.
 
     As equal a number each step as can be, the remainder first: `masks // steps + (step < masks % steps)`.
     """
     return (step + 1) * (masks_B // steps_B) + (masks_B % steps_B).clamp(max=step + 1)
 
 
-def share_of_masks(masks_B: torch.Tensor, step: int, steps_B: torch.Tensor, eps: float) -> torch.Tensor:
-    """How many masks step `step` (from 0) of `steps_B` commits under Dream's schedule (2508.15487).
+def share_of_masks(
+    masks_B: torch.Tensor, step: int | torch.Tensor, steps_B: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """How many masks step `step` (from 0, or one for each row) of `steps_B` commits under Dream's schedule (2508.15487).
 
     The share 1 - s/t of those that are left, rounded down, t and s being two neighbours of `steps + 1` times from 1 to
     `eps`; all at the last step. Float32, as there: what is rounded down must be the same number.
     """
-    count_B = masks_B.clone()
-    for steps in set(steps_B.tolist()):
-        if step < steps - 1:
+    count_B, step_B = masks_B.clone(), torch.as_tensor(step, device=masks_B.device).expand_as(steps_B)
+    for steps, now in set(zip(steps_B.tolist(), step_B.tolist(), strict=True)):
+        if now < steps - 1:
             time_S = torch.linspace(1, eps, steps + 1, device=masks_B.device)
-            share_B = (masks_B.float() * (1 - time_S[step + 1] / time_S[step])).long()
-            count_B = torch.where(steps_B == steps, share_B, count_B)
+            share_B = (masks_B.float() * (1 - time_S[now + 1] / time_S[now])).long()
+            count_B = torch.where((steps_B == steps) & (step_B == now), share_B, count_B)
     return count_B
 
 
@@ -53,6 +55,13 @@ def leftmost(masked_BL: torch.Tensor, part_L: torch.Tensor) -> torch.Tensor:
     """The masked positions of each row that lie in the same part as its first one; `part_L` numbers the parts."""
     part_B1 = part_L[masked_BL.long().argmax(1)][:, None]
     return masked_BL & (part_L == part_B1)
+
+
+def threshold_or_leftmost(certainty_BL: torch.Tensor, masked_BL: torch.Tensor, least: float) -> torch.Tensor:
+    """Every masked position with a certainty of at least `least`; where there is none, the leftmost (2609.39859)."""
+    sure_BL = masked_BL & (certainty_BL >= least)
+    leftmost_BL = masked_BL & (masked_BL.cumsum(1) == 1)
+    return torch.where(sure_BL.any(1, keepdim=True), sure_BL, leftmost_BL)
 
 
 def threshold(

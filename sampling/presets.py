@@ -23,6 +23,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast_dllm_v2": {"sub_block_length": 8, "policy": "threshold", "threshold": 0.9, "cache": "block", "whole_blocks": True},
     # LLaDA2.x: a high threshold; with `steps`, a step commits at least its quota.
     "llada2": {"policy": "threshold", "threshold": 0.95, "cache": "block", "whole_blocks": True},
+    # Fork-dLLM (2609.39859): where nothing reaches the threshold, the leftmost token is drawn.
+    "fork": {"block_length": 32, "policy": "threshold", "threshold": 0.8, "fallback": "leftmost", "temperature": 0.8},
     # Deferred commitment (2601.02076): no blocks, a window that slides.
     "dcd": {"policy": "deferred", "threshold": 0.9, "window": 16, "window_limit": 128},
     # Diffusion in Diffusion (2601.13599): a draft in blocks of 4, then the least sure quarter again, seeing everything.

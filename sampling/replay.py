@@ -31,13 +31,14 @@ class State(StrEnum):
 class Cell(NamedTuple):
     """A canvas position at a denoising step.
 
-    `token` is None where there is none. `confidence` is the snapshot confidence where the trace knows it: not of tokens
-    that were taken back later.
+    `token` is None where there is none. `confidence` is the snapshot confidence, and `fork` whether the token was a fork,
+    where the trace knows it: not of tokens that were taken back later.
     """
 
     state: State
     token: int | None
     confidence: float | None
+    fork: bool = False
 
 
 def cells_at(trajectory: Trajectory, step: int) -> list[Cell]:
@@ -48,7 +49,7 @@ def cells_at(trajectory: Trajectory, step: int) -> list[Cell]:
     for edit in trajectory.edits:
         if edit.commit_step <= step < edit.step:
             since[edit.position] = edit.commit_step
-    cells = []
+    cells, forks = [], {*trajectory.forks}
     for position, token in enumerate(after):
         if token is None:
             reopened = step > 0 and before[position] is not None
@@ -56,7 +57,8 @@ def cells_at(trajectory: Trajectory, step: int) -> list[Cell]:
             continue
         commit = since[position]
         state = State.PINNED if commit == 0 else State.NOW if commit == step else State.COMMITTED
-        cells.append(Cell(state, token, trajectory.confidence[position] if final[position] else None))
+        known = final[position]
+        cells.append(Cell(state, token, trajectory.confidence[position] if known else None, known and position in forks))
     return cells
 
 
@@ -64,7 +66,7 @@ def cells_of(look: Look, a: int, before: Sequence[Cell]) -> list[Cell]:
     """The same of a canvas that is still being denoised: row `a` of a look, and the cells that it had at the one before."""
     step, length = int(look.step_A[a]), int(look.length_A[a])
     tokens, since = look.canvas_AG[a].tolist()[:length], look.commit_step_AG[a].tolist()
-    confidence = look.confidence_AG[a].tolist()
+    confidence, fork = look.confidence_AG[a].tolist(), look.fork_AG[a].tolist()
     cells = []
     for position, token in enumerate(tokens):
         commit = since[position]
@@ -74,7 +76,7 @@ def cells_of(look: Look, a: int, before: Sequence[Cell]) -> list[Cell]:
             cells.append(Cell(State.REOPENED if reopened else State.MASKED, None, None))
             continue
         state = State.PINNED if commit == 0 else State.NOW if commit == step else State.COMMITTED
-        cells.append(Cell(state, token, confidence[position]))
+        cells.append(Cell(state, token, confidence[position], fork[position]))
     return cells
 
 

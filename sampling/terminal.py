@@ -1,9 +1,9 @@
 """Trajectories in the terminal: completions coloured by confidence, and the canvas as it is denoised.
 
 A frame shows the trajectories of one prompt after a denoising step, side by side as far as they fit. Masked positions
-are `░`, those reopened at this step `▒`; a token committed at this step is inverted, a pinned one underlined, and every
-token has the colour of its snapshot confidence. Without colours the tokens committed now stand in `⟨⟩`, and nothing but
-characters is written. An end-of-sequence token is drawn as `∎`.
+are `░`, those reopened at this step `▒`; a token committed at this step is inverted (a fork is underlined too), a pinned one
+underlined, and every token has the colour of its snapshot confidence. Without colours the tokens committed now stand in
+`⟨⟩`, forks in `⟪⟫`, and nothing but characters is written. An end-of-sequence token is drawn as `∎`.
 
 `Live` draws while the model denoises, `watch` replays a trace that is complete.
 """
@@ -50,7 +50,8 @@ class Ink:
         text = self.token(cell.token)
         if cell.state is State.NOW:
             text = text.replace("\n", BREAK + "\n")  # else a line break that was committed would not be seen
-            return text if self.color else f"⟨{text[:-1]}⟩\n" if text.endswith("\n") else f"⟨{text}⟩"
+            left, right = "⟪⟫" if cell.fork else "⟨⟩"
+            return text if self.color else left + text.removesuffix("\n") + right + "\n" * text.endswith("\n")
         return text
 
     def style(self, cell: Cell, text: str) -> str:
@@ -62,7 +63,8 @@ class Ink:
         code = None if cell.confidence is None else ramp_code(cell.confidence)
         if cell.token == self.tokenizer.eos_token_id and cell.state is State.COMMITTED:
             code = GREY  # what is behind the end is not the text
-        return self.paint(text, code, bold=cell.state is State.NOW, reverse=cell.state is State.NOW)
+        now = cell.state is State.NOW
+        return self.paint(text, code, bold=now, underline=now and cell.fork, reverse=now)
 
 
 class Line:

@@ -40,49 +40,50 @@ def draw(
     top_p: float | None = None,
     certainty: str | None = None,
 ) -> Drawn:
-    """A candidate for each position of `logits` `(..., V)`, which it overwrites.
+    """A candidate for each position of `logits` `(..., V)`, which it overwrites; several, `(..., D)`, if so many numbers of
+    `uniform` are given for each.
 
     A token is drawn from softmax(logits / temperature) by inverting its cumulative distribution at `uniform` (`(...)`, in
     [0, 1)), or is the most likely one at temperature 0, where `uniform` is None. Forbidden ids have probability 0; `top_k`
     and then `top_p` cut the tail of what is drawn from (see `keep_likely`). float32 throughout; the cumulative sum is
-    float64. Works on a slice of the positions at a time, which changes speed and memory and nothing else. Raises
-    `NotANumberError` for logits that are no numbers.
+    float64. Works on a slice of the positions at a time, which changes speed and memory and nothing else. Logits that are no
+    numbers give an entropy that is none.
     """
     V = logits.shape[-1]
-    logits_MV, uniform_M = logits.reshape(-1, V), None if uniform is None else uniform.reshape(-1)
+    shape = logits.shape[:-1] if uniform is None else uniform.shape
+    logits_MV, D = logits.reshape(-1, V), 1 if len(shape) < logits.dim() else shape[-1]
+    uniform_MD = None if uniform is None else uniform.reshape(len(logits_MV), D)
     size = max(1, (CPU_SLICE if logits.device.type == "cpu" else SLICE) // V)
     parts = [
-        _draw(logits_MV[at : at + size], None if uniform_M is None else uniform_M[at : at + size], temperature,
+        _draw(logits_MV[at : at + size], None if uniform_MD is None else uniform_MD[at : at + size], temperature,
               forbidden, top_k, top_p, certainty)
         for at in range(0, max(1, len(logits_MV)), size)
     ]  # fmt: skip
-    drawn = Drawn(*(torch.cat(values).view(logits.shape[:-1]) for values in zip(*parts, strict=True)))
-    if drawn.confidence.isnan().any():
-        raise NotANumberError("the model's logits are no numbers (nan or inf): its weights are none, or its dtype overflows")
-    return drawn
+    return Drawn(*(torch.cat(values).view(shape) for values in zip(*parts, strict=True)))
 
 
 def _draw(
-    logits: torch.Tensor, uniform: torch.Tensor | None, temperature: float, forbidden: list[int], top_k: int | None,
+    logits: torch.Tensor, uniform_MD: torch.Tensor | None, temperature: float, forbidden: list[int], top_k: int | None,
     top_p: float | None, certainty: str | None,
 ) -> Drawn:  # fmt: skip
+    """Candidates `(M, D)` of logits `(M, V)`."""
     logits = logits.float()
     logits[..., forbidden] = -torch.inf
     logp = logits.log_softmax(-1).clamp_(min=torch.finfo(logits.dtype).min)  # so that 0 log 0 is 0
     p = logp.exp()
-    entropy = -(p * logp).sum(-1)
+    entropy = -(p * logp).sum(-1, keepdim=True)
     if temperature == 0:
-        token = logp.argmax(-1)
+        token = logp.argmax(-1, keepdim=True)
     else:
-        assert uniform is not None
+        assert uniform_MD is not None
         cumulative = keep_likely(logp / temperature, top_k, top_p).softmax(-1).double().cumsum(-1)
-        target = uniform.to(cumulative)[..., None] * cumulative[..., -1:]
-        token = torch.searchsorted(cumulative, target, right=True)[..., 0]
+        token = torch.searchsorted(cumulative, uniform_MD.to(cumulative) * cumulative[:, -1:], right=True)
         token.clamp_(max=logits.shape[-1] - 1)  # past the last one where there are no numbers
-    confidence = p.gather(-1, token[..., None])[..., 0]
+    confidence = p.gather(-1, token)
+    entropy = entropy.expand_as(confidence)
     if certainty == "margin":
         best = p.topk(2, dim=-1).values
-        return Drawn(token, confidence, entropy, best[..., 0] - best[..., 1])
+        return Drawn(token, confidence, entropy, (best[:, :1] - best[:, 1:]).expand_as(confidence))
     return Drawn(token, confidence, entropy, torch.exp(-entropy) if certainty == "entropy" else confidence)
 
 

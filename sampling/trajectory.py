@@ -10,13 +10,16 @@ class Ledger:
     """What something cost. Ledgers add: `a.then(b)` for work done after other work, `together` for work done beside.
 
     Attributes:
-        nfe: forward passes of the diffusion model that a trajectory took part in.
+        nfe: forward passes of the diffusion model that a trajectory took part in, one for each row that it had in a batch.
         tokens_forwarded: tokens that were computed in those passes, padding left out. What several trajectories share
             is on the bill of the first.
         scorer_tokens: tokens read by a scoring model.
         solver_tokens: tokens read and written by the solver.
         sequential_steps: forward passes that had to wait for one another, of any model.
         seconds: wall-clock time; a batched pass is shared equally among its rows.
+        forks: tokens that were committed below the threshold because nothing reached it.
+        scorer_passes: forward passes of a scoring model that a trajectory took part in. Passes of the diffusion model are
+            `nfe`, whatever they were for.
     """
 
     nfe: int = 0
@@ -25,6 +28,8 @@ class Ledger:
     solver_tokens: int = 0
     sequential_steps: int = 0
     seconds: float = 0.0
+    forks: int = 0
+    scorer_passes: int = 0
 
     def then(self, other: "Ledger") -> "Ledger":
         """The cost of this and, after it, the other."""
@@ -49,6 +54,14 @@ class Edit(NamedTuple):
     commit_step: int
 
 
+class Commit(NamedTuple):
+    """A position's token and the denoising step that committed it; a fork was less certain than the threshold asks for."""
+
+    position: int
+    step: int
+    fork: bool
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """One denoised completion of one prompt, with its trace and its ledger.
@@ -71,6 +84,7 @@ class Trajectory:
         finished: whether it ended in EOS.
         commit_step, confidence, entropy, block, edits: the trace.
         ledger: the cost.
+        forks: canvas positions whose token was committed below the threshold because nothing reached it; rising.
     """
 
     prompt: int
@@ -86,6 +100,14 @@ class Trajectory:
     block: tuple[int, ...]
     edits: tuple[Edit, ...]
     ledger: Ledger
+    forks: tuple[int, ...] = ()
+
+    @property
+    def commits(self) -> list[Commit]:
+        """What was committed and stayed, in the order of steps and, within one, of positions."""
+        forks = {*self.forks}
+        made = [Commit(position, step, position in forks) for position, step in enumerate(self.commit_step) if step > 0]
+        return sorted(made, key=lambda commit: (commit.step, commit.position))
 
     @property
     def completion_ids(self) -> tuple[int, ...]:

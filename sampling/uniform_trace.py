@@ -98,6 +98,7 @@ class State:
             masked_AG=~held_AG,
             commit_step_AG=torch.where(held_AG, self.commit_step_BG[rows_A], -1),
             confidence_AG=self.confidence_BG[rows_A],
+            fork_AG=torch.zeros_like(held_AG),
         )
 
     def charge(self, rows_A: torch.Tensor, tokens: int, seconds: float) -> None:

@@ -11,11 +11,12 @@ countdown and sudoku run on the models that come with the package.
 import hashlib
 import math
 import sys
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lockstitch.engine import EngineOptions
 from lockstitch.errors import GOES_ON, reported, without_passwords
 from lockstitch.options import parse_options
 
@@ -82,7 +83,18 @@ class StitchConfig:
     threshold: float | None = field(default=None, metadata={"help": "Confidence to commit at, under threshold."})
     temperature: float | None = field(default=None, metadata={"help": "Of the trajectories (default 0.7)."})
     scorer: str = field(
-        default="calculator", metadata={"help": "calculator, confidence, prm:MODEL or module:function."}
+        default="calculator",
+        metadata={"help": "calculator, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:sudoku) or "
+                          "module:function; a+b combines."},
+    )  # fmt: skip
+    scorer_weights: str | None = field(
+        default=None, metadata={"help": "Fitted weights of this scorer (`lockstitch prm` writes scorer_weights.json)."}
+    )
+    checker: str = field(
+        default="exact", metadata={"help": "exact: the task's checker has a say in every chain; none: the scorer alone."}
+    )
+    rescore: bool = field(
+        default=False, metadata={"help": "Have the scorer read the stitched chain again, and go by what it says there."}
     )
     rule: str | None = field(
         default=None, metadata={"help": "Stitching rule: path, paper or public (default: path, or paper where the task has "
@@ -119,6 +131,7 @@ class StitchConfig:
     color: str = field(default="auto", metadata={"help": "auto, always or never."})
 
     def __post_init__(self) -> None:
+        from lockstitch.stitching.score import TRACED, scorer_parts
         from lockstitch.stitching.stitch import RULES
 
         from lockstitch.terminal import WHEN
@@ -139,6 +152,13 @@ class StitchConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.checker not in ("exact", "none"):
+            raise ValueError(f"checker={self.checker!r} is not one of exact, none")
+        if self.rescore and self.rule not in (None, PATH):
+            raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
+        traced = sorted(set(scorer_parts(self.scorer)) & TRACED)
+        if self.rescore and traced:
+            raise ValueError(f"rescore=True: scorer={traced[0]!r} reads a sampler's trace, which a stitched chain has not")
         if self.color not in WHEN:
             raise ValueError(f"color={self.color!r} is not one of {', '.join(WHEN)}")
         if self.output is None and self.question is None:
@@ -151,12 +171,12 @@ class StitchConfig:
                         "block_length", "policy", "steps", "threshold", "temperature", "rounds", "round_width",
                         "round_temperature")  # fmt: skip
             ignored = [name for name in sampling if getattr(self, name) is not None]
-            if self.trust_remote_code and not self.scorer.startswith("prm:"):
+            if self.trust_remote_code and "prm:" not in self.scorer:
                 ignored.append("trust_remote_code")
             if ignored:
                 raise ValueError(f"--trajectories come as they are: {', '.join(ignored)} would be ignored")
-            if self.scorer == "confidence":
-                raise ValueError("scorer='confidence' reads the sampler's trace, which --trajectories do not have")
+            if traced:
+                raise ValueError(f"scorer={traced[0]!r} reads the sampler's trace, which --trajectories do not have")
             self.rounds = False
         self.check_rounds()
         if self.question is not None and self.limit is not None:
@@ -181,6 +201,8 @@ class StitchConfig:
 
             Calculator(task)  # refuses a task without a checker
         self.rule = self.rule or (PATH if task.checker is not None else "paper")
+        if self.rescore and self.rule != PATH:
+            raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
         if self.rounds is None:
             self.rounds = self.rule == PATH
         self.check_rounds()
@@ -194,15 +216,14 @@ class StitchConfig:
             raise ValueError(f"solver_timeout={self.solver_timeout} must be a positive number of seconds")
 
 
-def _progress(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+def _bar(total: int, done: int, hidden: bool) -> Any:
     from tqdm import tqdm
 
-    bar = tqdm(total=total, unit="problem", disable=None)
-    return lambda count: (bar.update(count), None)[1], bar.close
+    return tqdm(total=total, initial=done, unit="problem", disable=hidden or None)
 
 
-def stitch(config: StitchConfig) -> int:
-    """Runs the pipeline; returns the process's exit status. Raises `ValueError` before any long work."""
+def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
+    """Runs the pipeline, by default in this process; returns the exit status. Raises `ValueError` before any long work."""
     from lockstitch.rewards.tasks.golds import warning
     from lockstitch.rewards.tasks.named import get_task
     from lockstitch.rewards.tasks.rows import source_rows
@@ -232,19 +253,25 @@ def stitch(config: StitchConfig) -> int:
         n = max(len(one.completions or ()) for one in given)
 
     from lockstitch.stitching import pipeline
-    from lockstitch.stitching.kept import KeptAnswers
-    from lockstitch.stitching.methods import Compare, StitchSettings
+    from lockstitch.stitching.calibration import scorer_against_checker
+    from lockstitch.stitching.kept import ANSWERS
     from lockstitch.stitching.report import write_report
     from lockstitch.stitching.terminal import render_problem, render_summary
+    from lockstitch.stitching.work import Stitching
 
     from lockstitch import files, terminal
+    from lockstitch.engine import run
 
-    embedded = config.trajectories is None and config.model is None
+    work = Stitching(config, n, None if config.output is None else Path(config.output))
+    engine = engine or EngineOptions()
+    engine.check_device(config.device)
+    engine.pools_of([stage.name for stage in work.job().stages])
     directory = Path(config.output) if config.output is not None else None
+    remembered: dict[str, Any] = {"num_trajectories": n}
     if directory is not None:
         # What cannot change a result may differ between a run and the one that resumes it.
         free = ("output", "color", "batch_size", "chunk", "device", *SERVER)
-        remembered = {name: value for name, value in asdict(config).items() if name not in free}
+        remembered = {**{name: value for name, value in asdict(config).items() if name not in free}, **remembered}
         remembered["solver"] = None if config.solver is None else without_passwords(config.solver)
         source = config.input or config.trajectories
         if source is not None:
@@ -254,34 +281,28 @@ def stitch(config: StitchConfig) -> int:
             remembered["sha256"] = hashlib.sha256(repr(asked).encode()).hexdigest()
         if task.fingerprint is not None:
             remembered["task_file"] = task.fingerprint
-        files.claim_directory(directory, {**remembered, "num_trajectories": n})
-    denoiser, sampler_config = _load_denoiser(config, task, embedded)
-    scorer, solver = _load_readers(config, task)
-    assert config.rule is not None
-    kept = None
-    if directory is not None and solver is not None:
-        solver = kept = KeptAnswers(solver, directory, [str(remembered["solver"]), task.name])
-    settings = StitchSettings(n, config.rule, config.delta, bool(config.rounds), config.round_width or 1,
-                              config.round_temperature)  # fmt: skip
-    sampler = pipeline.Sample(task, scorer, n, denoiser, sampler_config)
-    compare = Compare(task, scorer, settings, solver, denoiser, sampler_config)
+        files.claim_directory(directory, remembered)
+    expected = [{"question": one.problem.question, "answer": one.problem.answer} for one in given]
+    path = None if directory is None else directory / files.RESULTS
+    rows = [] if path is None else files.finished_by_index(path, expected)
+    loaded = work() if engine.alone and len(rows) < len(given) else None  # before a bar is drawn
+    with _bar(len(given), len(rows), directory is None) as bar, closing(
+        run(work.job(), given, engine, chunk=config.chunk, path=path, done=len(rows), progress=bar.update, work=loaded)
+    ) as new:
+        for more in new:
+            rows += more
     color = terminal.use_color(config.color)
+    summary = pipeline.summarise(task, rows, work.absent, remembered)
     if directory is None:
-        rows = pipeline.run_in_memory(given, task, sampler, compare, seed=config.seed)
         print(render_problem(rows[0], width=_width(), color=color))
-        print(render_summary(pipeline.summarise(task, rows, compare.absent(), {"num_trajectories": n}), color=color))
+        print(render_summary(summary, color=color))
         return 0
-    update, close = _progress(len(given))
-    rows = list(
-        pipeline.run(given, task, sampler, compare, directory, seed=config.seed, chunk=config.chunk, progress=update)
-    )
-    close()
-    summary = pipeline.summarise(task, rows, compare.absent(), {**remembered, "num_trajectories": n})
+    if config.scorer != "calculator":
+        summary["scorer"] = scorer_against_checker(task, rows)
     summary["unreadable_gold"] = len(faults)
     files.write_whole(directory / files.SUMMARY, files.to_json(summary))
     write_report(directory / pipeline.REPORT, rows, summary)
-    if kept is not None:
-        kept.forget()
+    (directory / ANSWERS).unlink(missing_ok=True)
     if config.question is not None:
         print(render_problem(rows[0], width=_width(), color=color))
     print(render_summary(summary, color=color))
@@ -295,9 +316,11 @@ def _width() -> int:
     return shutil.get_terminal_size((120, 40)).columns
 
 
-def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any, Any]:
+def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
+    """The diffusion model and its settings; None twice for trajectories from elsewhere."""
     if config.trajectories is not None:
         return None, None
+    embedded = config.model is None
     from lockstitch.sampling.chat import Chat
     from lockstitch.sampling.config import SamplerConfig
     from lockstitch.sampling.denoiser import Denoiser
@@ -334,21 +357,33 @@ def _load_denoiser(config: StitchConfig, task: Any, embedded: bool) -> tuple[Any
     return denoiser, sampler_config
 
 
-def _load_readers(config: StitchConfig, task: Any) -> tuple[Any, Any]:
-    from lockstitch.stitching.refine import load_solver
-    from lockstitch.stitching.score import load_scorer
+def load_scorer(config: StitchConfig, task: Any, denoiser: Any) -> Any:
+    """The scorer; `denoiser` for those that ask it."""
+    from lockstitch.stitching import score
+
+    return score.load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code, denoiser=denoiser,
+                             weights=config.scorer_weights)  # fmt: skip
+
+
+def solver_name(config: StitchConfig, task: Any) -> str:
+    """The solver that is asked for, or that the task has by itself."""
+    return config.solver or (EMBEDDED if task.embedded else NONE)
+
+
+def load_solver(config: StitchConfig, task: Any) -> Any:
+    """The solver, or None."""
+    from lockstitch.stitching import refine
 
     from lockstitch import embedded_model
 
-    scorer = load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code)
-    solver = config.solver or (EMBEDDED if task.embedded else NONE)
-    if solver == NONE:
-        return scorer, None
-    if solver == EMBEDDED and not task.embedded:
+    name = solver_name(config, task)
+    if name == NONE:
+        return None
+    if name == EMBEDDED and not task.embedded:
         raise ValueError(f"the embedded solver does not know {task.name}: name another --solver, or none")
-    said = {name: getattr(config, name) for name in SERVER}
-    retries = {name.removeprefix("solver_"): value for name, value in said.items() if value is not None}
-    return scorer, load_solver(str(embedded_model("solver")) if solver == EMBEDDED else solver, task, **retries)
+    said = {option: getattr(config, option) for option in SERVER}
+    retries = {option.removeprefix("solver_"): value for option, value in said.items() if value is not None}
+    return refine.load_solver(str(embedded_model("solver")) if name == EMBEDDED else name, task, **retries)
 
 
 @reported("lockstitch stitch", f"interrupted; with --output, {GOES_ON}")
@@ -356,10 +391,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch stitch`."""
     from trl import TrlParser
 
-
-    parser = TrlParser((StitchConfig,), prog="lockstitch stitch")
-    (config,) = parse_options(parser, sys.argv[1:] if argv is None else argv)
-    return stitch(config)
+    parser = TrlParser((StitchConfig, EngineOptions), prog="lockstitch stitch")
+    return stitch(*parse_options(parser, sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching.canvas import pin_chain
 from lockstitch.stitching.pool import Pool
-from lockstitch.stitching.refine import Solver
-from lockstitch.stitching.rounds import own_chain, stands, stitch_rounds
+from lockstitch.stitching.refine import Answered, Solver
+from lockstitch.stitching.rounds import own_chain, rescored, stands, stitch_rounds
 from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Evidence, merge_clues
 from lockstitch.stitching.stitch import RULES
@@ -67,6 +67,7 @@ class StitchSettings:
         rounds: whether to denoise again around the evidence (needs the diffusion model and the rule `path`).
         round_width: trajectories drawn first, and canvases denoised side by side in every round: at 1 each learns from all
             before it, more wait less for one another.
+        rescore: whether the scorer reads the stitched chain again, as it was put together.
         round_temperature: of every canvas that is denoised again, by whatever method; None is the sampler's own.
     """
 
@@ -76,6 +77,7 @@ class StitchSettings:
     rounds: bool
     round_width: int = 1
     round_temperature: float | None = None
+    rescore: bool = False
 
 
 def _same(answers: Sequence[str | None]) -> list[object]:
@@ -153,6 +155,17 @@ class _Asked:
     cost: Ledger
 
 
+def absent(*, samples: bool, solves: bool) -> dict[str, str]:
+    """The methods that cannot run without a diffusion model or without a solver, each with the reason."""
+    reasons: dict[str, str] = {}
+    if not samples:
+        why = "the trajectories were sampled elsewhere: there is no diffusion model to denoise with"
+        reasons |= dict.fromkeys(("greedy", "best_of_n_refine", "remask_loop"), why)
+    if not solves:
+        reasons |= dict.fromkeys(("all_traces", "solver_alone"), "no solver was given")
+    return reasons
+
+
 class Compare:
     """A pipeline stage: problems with their pools in, every method's outcome out.
 
@@ -176,13 +189,7 @@ class Compare:
 
     def absent(self) -> dict[str, str]:
         """The methods that cannot run, each with the reason."""
-        reasons: dict[str, str] = {}
-        if self.denoiser is None:
-            why = "the trajectories were sampled elsewhere: there is no diffusion model to denoise with"
-            reasons |= dict.fromkeys(("greedy", "best_of_n_refine", "remask_loop"), why)
-        if self.solver is None:
-            reasons |= dict.fromkeys(("all_traces", "solver_alone"), "no solver was given")
-        return reasons
+        return absent(samples=self.denoiser is not None, solves=self.solver is not None)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Runs every method that can run."""
@@ -190,6 +197,14 @@ class Compare:
 
     def each(self, batch: Mapping[str, Any]) -> Iterator[Compared]:
         """Every problem in order, each as soon as the solver has answered all that it is asked about it."""
+        done = self.stitched(batch)
+        if self.solver is None:
+            yield from done["compared"]
+        else:
+            yield from Solve(self.task, self.solver, self.settings).each(done)
+
+    def stitched(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Every method but those that a solver has a part in; `stitched` answers by itself."""
         questions: list[str] = list(batch["question"])
         pools: list[Pool] = list(batch["pool"])
         n = self.settings.num_trajectories
@@ -206,7 +221,7 @@ class Compare:
             results = stitch_rounds(
                 self.denoiser, self.task, stitched_pools, self.scorer, self.round_config,
                 budgets=[pool.ledger.nfe for pool in pools], width=self.settings.round_width, delta=self.settings.delta,
-                seeds=[derive_seed(seed, 1) for seed in seeds],
+                seeds=[derive_seed(seed, 1) for seed in seeds], rescore=self.settings.rescore,
             )  # fmt: skip
             evidences = [result.evidence for result in results]
         else:
@@ -215,13 +230,19 @@ class Compare:
                 rule(pool.question, self.task.checker or NoChecker(), pool.steps_KN, pool.score_KN, self.settings.delta)
                 for pool in pools
             ]
-        asked = self._asked(questions, pools, stitched_pools, evidences, outcomes)
-        left = Counter(one.problem for one in asked)
-        answers = self._answers(questions, asked, outcomes)
-        for i, (of_problem, evidence, pool) in enumerate(zip(outcomes, evidences, stitched_pools, strict=True)):
-            while left[i]:
-                left[next(answers)] -= 1
-            yield Compared({name: of_problem[name] for name in METHODS if name in of_problem}, evidence, pool)
+            if self.settings.rescore:
+                stitched_pools = [replace(pool, rescored={}) for pool in pools]  # whose bill the votes do not share
+                evidences = [rescored(self.scorer, pool, evidence)
+                             for pool, evidence in zip(stitched_pools, evidences, strict=True)]  # fmt: skip
+        for pool, evidence, outcome in zip(stitched_pools, evidences, outcomes, strict=True):
+            text = "\n".join(clue.step.text for clue in evidence.chain)
+            answer = evidence_answer(self.task, pool, evidence, self.settings.delta)
+            outcome["stitched"] = Outcome(answer, text, pool.ledger)
+        compared = [
+            Compared(_sorted(found), evidence, pool)
+            for found, evidence, pool in zip(outcomes, evidences, stitched_pools, strict=True)
+        ]
+        return {**batch, "compared": compared}
 
     def _denoised(self, questions: list[str], pools: list[Pool], seeds: list[int]) -> dict[str, list[Outcome]]:
         assert self.denoiser is not None
@@ -266,45 +287,58 @@ class Compare:
         ]
         return found
 
-    def _asked(
-        self,
-        questions: list[str],
-        pools: list[Pool],
-        stitched_pools: list[Pool],
-        evidences: list[Evidence],
-        outcomes: list[dict[str, Outcome]],
-    ) -> list[_Asked]:
-        """What the solver is to be asked, problem by problem; what `stitched` answers without one is an outcome."""
-        task, delta = self.task, self.settings.delta
+
+def _sorted(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    return {name: outcomes[name] for name in METHODS if name in outcomes}
+
+
+class Solve:
+    """A pipeline stage: what the solver answers is added to `compared`, from `question` and `pool` of the batch.
+
+    It is asked with all steps of the N trajectories, without any, and with the evidence where no chain stands: one that
+    stands is its own answer.
+    """
+
+    def __init__(self, task: Task, solver: Solver, settings: StitchSettings) -> None:
+        self.task, self.solver, self.settings = task, solver, settings
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Asks the solver."""
+        return {**batch, "compared": list(self.each(batch))}
+
+    def each(self, batch: Mapping[str, Any]) -> Iterator[Compared]:
+        """Every problem in order, each as soon as the solver has answered all that it is asked about it."""
+        questions: list[str] = list(batch["question"])
+        compared: list[Compared] = list(batch["compared"])
+        asked = self._asked(questions, batch["pool"], compared)
+        left = Counter(one.problem for one in asked)
+        outcomes = [dict(one.outcomes) for one in compared]
+        answers = self.solver.each([questions[one.problem] for one in asked], [one.evidence for one in asked])
+        for i, one in enumerate(compared):
+            while left[i]:
+                place, answered = next(answers)
+                of = asked[place]
+                outcomes[of.problem][of.method] = self._outcome(of, answered)
+                left[of.problem] -= 1
+            yield replace(one, outcomes=_sorted(outcomes[i]))
+
+    def _asked(self, questions: Sequence[str], pools: Sequence[Pool], compared: Sequence[Compared]) -> list[_Asked]:
+        """What the solver is to be asked, problem by problem."""
         asked = []
-        for i, (pool, evidence) in enumerate(zip(stitched_pools, evidences, strict=True)):
-            text = "\n".join(clue.step.text for clue in evidence.chain)
-            outcomes[i]["stitched"] = Outcome(evidence_answer(task, pool, evidence, delta), text, pool.ledger)
-            if self.solver is None:
-                continue
+        for i, (question, pool, one) in enumerate(zip(questions, pools, compared, strict=True)):
             scored = [
                 (step, score)
-                for steps, scores in zip(pools[i].steps_KN, pools[i].score_KN, strict=True)
+                for steps, scores in zip(pool.steps_KN, pool.score_KN, strict=True)
                 for step, score in zip(steps, scores, strict=True)
             ]
             everything = "\n".join(clue.render() for clue in merge_clues(scored))
-            asked += [_Asked(i, "all_traces", everything, pools[i].ledger), _Asked(i, "solver_alone", "", Ledger())]
+            asked += [_Asked(i, "all_traces", everything, pool.ledger), _Asked(i, "solver_alone", "", Ledger())]
             # A chain that stands is its own answer; the solver reads the evidence of the others.
-            if not stands(task, questions[i], evidence.chain, delta):
-                asked.append(_Asked(i, "stitched", evidence.render(), pool.ledger))
+            if not stands(self.task, question, one.evidence.chain, self.settings.delta):
+                asked.append(_Asked(i, "stitched", one.evidence.render(), one.pool.ledger))
         return asked
 
-    def _answers(
-        self, questions: list[str], asked: Sequence[_Asked], outcomes: list[dict[str, Outcome]]
-    ) -> Iterator[int]:
-        """The solver's answers become outcomes, at the cost of what came before and its tokens, one a step.
-
-        Yields the problem of each.
-        """
-        if self.solver is None:
-            return
-        for place, a in self.solver.each([questions[one.problem] for one in asked], [one.evidence for one in asked]):
-            one = asked[place]
-            cost = Ledger(solver_tokens=a.tokens, sequential_steps=a.written, seconds=a.seconds)
-            outcomes[one.problem][one.method] = Outcome(self.task.extract(a.text), a.text, one.cost.then(cost))
-            yield one.problem
+    def _outcome(self, asked: _Asked, answered: Answered) -> Outcome:
+        """The answer at the cost of what came before and its tokens; the solver decodes one token a step."""
+        cost = Ledger(solver_tokens=answered.tokens, sequential_steps=answered.written, seconds=answered.seconds)
+        return Outcome(self.task.extract(answered.text), answered.text, asked.cost.then(cost))

@@ -1,13 +1,11 @@
-"""The whole way from problems to results: sample, score, compare every method, write, resume.
+"""From problems to pools of scored trajectories, and from compared methods to rows and their summary.
 
-The stages are plain callables on batches (`Sample`, `Compare`), which is also Ray Data's actor contract; this loop runs
-them in one process. A results file grows by whole rows, each as soon as it is finished; a run that was interrupted goes on
-where it stopped, and an output directory that was made with another configuration is refused.
+`Sample` and `lockstitch.stitching.methods.Compare` are plain callables on batches; `lockstitch.stitching.work` puts them
+together, in one process or in the stages of a cluster.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.statistics import paired_difference, wilson
@@ -15,15 +13,12 @@ from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
-from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching.inputs import Given
-from lockstitch.stitching.methods import METHODS, Compare, Compared
-from lockstitch.stitching.pool import Pool
+from lockstitch.stitching.methods import METHODS, Compared
+from lockstitch.stitching.pool import Pool, Tokenizes
 from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Clue
-
-from lockstitch.files import RESULTS, append_chunks, finished_by_index
 
 REPORT = "report.html"
 _COSTS = tuple(asdict(Ledger()))
@@ -32,27 +27,44 @@ _COSTS = tuple(asdict(Ledger()))
 class Sample:
     """A stage: questions in, pools of N scored trajectories out.
 
-    `batch` holds `question`, `seed` and, for trajectories sampled elsewhere, `completions`; `pool` is added.
+    `batch` holds `question`, `seed` and, for trajectories sampled elsewhere, `completions`; `pool` is added. The halves can
+    be had apart: `draw` needs no scorer, and adds `drawn`; `score` needs of the denoiser its tokenizer alone.
     """
 
     def __init__(
-        self, task: Task, scorer: Scorer, n: int, denoiser: Denoiser | None = None, config: SamplerConfig | None = None
+        self,
+        task: Task,
+        scorer: Scorer | None,
+        n: int,
+        denoiser: Denoiser | Tokenizes | None = None,
+        config: SamplerConfig | None = None,
     ) -> None:
         self.task, self.scorer, self.n, self.denoiser, self.config = task, scorer, n, denoiser, config
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Draws the trajectories, or reads those that were given, and scores them."""
+        scored = self.score(batch if self.denoiser is None else self.draw(batch))
+        return {**batch, "pool": scored["pool"]}
+
+    def draw(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds the trajectories of each question."""
+        assert isinstance(self.denoiser, Denoiser)
+        assert self.config is not None
+        prompts = [self.task.prompt(question) for question in batch["question"]]
+        drawn = sample(self.denoiser, prompts, self.config, n=self.n, seed=batch["seed"])
+        return {**batch, "drawn": [drawn[i : i + self.n] for i in range(0, len(drawn), self.n)]}
+
+    def score(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Cuts what was drawn or given into steps, and scores these."""
+        assert self.scorer is not None
         pools = [Pool(question) for question in batch["question"]]
         if self.denoiser is None:
             for pool, texts in zip(pools, batch["completions"], strict=True):
                 pool.read(self.task, self.scorer, texts)
             return {**batch, "pool": pools}
-        assert self.config is not None
-        prompts = [self.task.prompt(pool.question) for pool in pools]
-        drawn = sample(self.denoiser, prompts, self.config, n=self.n, seed=batch["seed"])
-        for i, pool in enumerate(pools):
-            pool.draw(self.denoiser, self.task, self.scorer, drawn[i * self.n : (i + 1) * self.n])
-        return {**batch, "pool": pools}
+        for pool, drawn in zip(pools, batch["drawn"], strict=True):
+            pool.draw(self.denoiser, self.task, self.scorer, drawn)
+        return {**{name: values for name, values in batch.items() if name != "drawn"}, "pool": pools}
 
 
 def _clue(clue: Clue) -> dict[str, Any]:
@@ -136,50 +148,3 @@ def summarise(
         "absent": dict(absent),
         "paired": paired,
     }
-
-
-def _work(
-    given: Sequence[Given], first: int, task: Task, sampler: Sample, compare: Compare, seed: int
-) -> Iterator[dict[str, Any]]:
-    """The rows of problems that are worked on together, each as soon as it is finished."""
-    batch: dict[str, Any] = {
-        "question": [one.problem.question for one in given],
-        "seed": [derive_seed(seed, first + i) for i in range(len(given))],
-        "completions": [one.completions for one in given],
-    }
-    compared = compare.each(sampler(batch))
-    yield from (result_row(task, first + i, *pair) for i, pair in enumerate(zip(given, compared, strict=True)))
-
-
-def run_in_memory(
-    given: Sequence[Given], task: Task, sampler: Sample, compare: Compare, *, seed: int
-) -> list[dict[str, Any]]:
-    """Every problem's row, nothing written."""
-    return list(_work(given, 0, task, sampler, compare, seed))
-
-
-def run(
-    given: Sequence[Given],
-    task: Task,
-    sampler: Sample,
-    compare: Compare,
-    directory: Path,
-    *,
-    seed: int,
-    chunk: int,
-    progress: Callable[[int], None],
-) -> Iterator[dict[str, Any]]:
-    """Yields every problem's row in order, those of an earlier run first, and appends the new ones to the results.
-
-    Each is on the disk before the next problem's answers are waited for, so that a solver that fails costs none of them.
-    """
-    path = directory / RESULTS
-    expected = [{"question": one.problem.question, "answer": one.problem.answer} for one in given]
-    done = finished_by_index(path, expected)
-    progress(len(done))
-    yield from done
-    starts = range(len(done), len(given), chunk)
-    work = (row for i in starts for row in _work(given[i : i + chunk], i, task, sampler, compare, seed))
-    for rows in append_chunks(path, ([row] for row in work)):
-        progress(len(rows))
-        yield from rows

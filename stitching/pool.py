@@ -6,19 +6,29 @@ Axes: K trajectories, N steps of one.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from lockstitch.rewards.tasks.task import Task
-from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.trajectory import Ledger, Trajectory
-from lockstitch.stitching.score import Scorer, Scores
+from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.segment import steps_of, token_spans
 from lockstitch.stitching.steps import Step
 from lockstitch.stitching.stitch import geometric_mean
 
 
+class Tokenizes(Protocol):
+    """What has the tokenizer that trajectories were written with: a denoiser, say."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+
 @dataclass
 class Pool:
-    """One problem's trajectories. `trajectories` stays empty where only their texts are known."""
+    """One problem's trajectories. `trajectories` stays empty where only their texts are known.
+
+    `rescored` holds what the scorer said of chains that were put together, by the texts of their steps.
+    """
 
     question: str
     texts_K: list[str] = field(default_factory=list)
@@ -26,8 +36,9 @@ class Pool:
     steps_KN: list[list[Step]] = field(default_factory=list)
     score_KN: list[list[float]] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    rescored: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
 
-    def draw(self, denoiser: Denoiser, task: Task, scorer: Scorer, trajectories: Sequence[Trajectory]) -> None:
+    def draw(self, denoiser: Tokenizes, task: Task, scorer: Scorer, trajectories: Sequence[Trajectory]) -> None:
         """Adds trajectories that were drawn side by side: segments and scores them, and counts what they cost."""
         spans = [token_spans(denoiser.tokenizer, t.completion_ids) for t in trajectories]
         first = len(self.texts_K)
@@ -37,7 +48,7 @@ class Pool:
         ]
         began = time.perf_counter()
         scores = scorer(self.question, steps_KN, trajectories)
-        scoring = _scoring(scores, began)
+        scoring = scores.cost(time.perf_counter() - began)
         self.texts_K += [t.text for t in trajectories]
         self.trajectories += trajectories
         self.steps_KN += steps_KN
@@ -50,7 +61,7 @@ class Pool:
         steps_KN = [steps_of(text, task.unit, first + k) for k, text in enumerate(texts)]
         began = time.perf_counter()
         scores = scorer(self.question, steps_KN, None)
-        scoring = _scoring(scores, began)
+        scoring = scores.cost(time.perf_counter() - began)
         self.texts_K += texts
         self.steps_KN += steps_KN
         self.score_KN += scores.score_KN
@@ -62,7 +73,10 @@ class Pool:
         cost = Ledger.together([t.ledger for t in self.trajectories[:n]])
         share = n / max(1, len(self.texts_K))
         scoring = Ledger(
+            nfe=round((self.ledger.nfe - drawn.nfe) * share),
+            tokens_forwarded=round((self.ledger.tokens_forwarded - drawn.tokens_forwarded) * share),
             scorer_tokens=round(self.ledger.scorer_tokens * share),
+            scorer_passes=round(self.ledger.scorer_passes * share),
             sequential_steps=self.ledger.sequential_steps - drawn.sequential_steps,
             seconds=(self.ledger.seconds - drawn.seconds) * share,
         )
@@ -78,10 +92,3 @@ class Pool:
     def weights(self) -> list[float]:
         """The geometric mean of each trajectory's step scores, `(K,)`."""
         return [geometric_mean(scores) for scores in self.score_KN]
-
-
-def _scoring(scores: Scores, began: float) -> Ledger:
-    """The cost of one call of a scorer; a model's pass over all trajectories is one sequential step."""
-    return Ledger(
-        scorer_tokens=scores.tokens, sequential_steps=int(scores.tokens > 0), seconds=time.perf_counter() - began
-    )

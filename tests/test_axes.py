@@ -250,11 +250,11 @@ def test_dynamic_length():
 # Presets and drift
 
 FITS = {
-    "bidirectional": {"llada", "fast", "dream", "dcd", "draft_revise", "remdm", "daedal"},
-    "llada": {"llada", "dream", "dcd", "draft_revise", "remdm", "daedal"},
-    "dream": {"llada", "dream", "dcd", "draft_revise", "remdm", "daedal"},
-    "block_causal": {"llada", "dream", "block", "sdar", "fast_dllm_v2", "llada2", "dcd", "draft_revise", "remdm"},
-    "context_causal": {"llada", "dream", "block", "dcd", "draft_revise", "remdm"},
+    "bidirectional": {"llada", "fast", "dream", "fork", "dcd", "draft_revise", "remdm", "daedal"},
+    "llada": {"llada", "dream", "fork", "dcd", "draft_revise", "remdm", "daedal"},
+    "dream": {"llada", "dream", "fork", "dcd", "draft_revise", "remdm", "daedal"},
+    "block_causal": {"llada", "dream", "block", "sdar", "fast_dllm_v2", "llada2", "fork", "dcd", "draft_revise", "remdm"},
+    "context_causal": {"llada", "dream", "block", "fork", "dcd", "draft_revise", "remdm"},
 }
 
 
@@ -303,7 +303,8 @@ POLICIES = [
     {"policy": "quota"}, {"policy": "quota", "steps": 6}, {"policy": "quota", "certainty": "margin"},
     {"policy": "random", "steps": 6}, {"policy": "threshold", "threshold": 0.5},
     {"policy": "threshold", "threshold": 0.5, "steps": 6},
-    {"policy": "threshold", "threshold": 0.5, "certainty": "entropy"}, {"policy": "factor", "factor": 0.7},
+    {"policy": "threshold", "threshold": 0.5, "certainty": "entropy"},
+    {"policy": "threshold", "threshold": 0.6, "fallback": "leftmost"}, {"policy": "factor", "factor": 0.7},
     {"policy": "entropy_bound", "entropy_bound": 0.7}, {"policy": "deferred", "threshold": 0.5, "window": 3},
 ]  # fmt: skip
 CORRECTIONS = [
@@ -388,6 +389,13 @@ def check_combination(combination):
             assert all(end <= start or start == -1 for (_, end), start in zip(held, starts, strict=False))
         if not chosen.get("correction"):
             assert not t.edits
+            assert t.ledger.forks == len(t.forks)
+        assert t.ledger.forks >= len(t.forks)
+        assert t.forks == tuple(commit.position for commit in sorted(t.commits) if commit.fork)
+        if chosen.get("certainty") is None:
+            least = chosen.get("threshold", 0)
+            below = [since > 0 and c < least for since, c in zip(t.commit_step, t.confidence, strict=True)]
+            assert [position in t.forks for position in range(G)] == below or chosen.get("correction") == "edit"
         assert t.canvas_at(0) == list(canvas)
         assert t.canvas_at(t.last_step) == [None if i == denoiser.mask_id else i for i in t.canvas_ids]
 

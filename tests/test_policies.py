@@ -56,6 +56,16 @@ def test_threshold(least):
     check(policies.threshold(torch.tensor(certainty).double(), torch.tensor(masked), least), expected)
 
 
+@pytest.mark.parametrize("least", [0.0, 0.55, 0.8, 1.1])
+def test_threshold_or_leftmost(least):
+    certainty, masked = rows(1)
+    expected = [[i for i in range(L) if m[i] and c[i] >= least] or [m.index(True)]
+                for c, m in zip(certainty, masked, strict=True)]  # fmt: skip
+    chosen = policies.threshold_or_leftmost(torch.tensor(certainty).double(), torch.tensor(masked), least)
+    check(chosen, expected)
+    assert not policies.threshold_or_leftmost(torch.ones(1, L), torch.zeros(1, L, dtype=torch.bool), least).any()
+
+
 @pytest.mark.parametrize("allowance", [0.0, 0.5, 1.0, 3.0])
 def test_factor(allowance):
     certainty, masked = rows(2)

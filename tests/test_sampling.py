@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 from llada_reference import llada_loop
+from lockstitch.sampling.canvases import Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.families import family_of
-from lockstitch.sampling.loop import sample
+from lockstitch.sampling.loop import CPU_TOKENS, batches, sample
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
 from models import dream_like, random_denoiser, without_mask
@@ -130,6 +131,21 @@ def test_batching_order_and_n_do_not_matter(denoiser, settings, block):
     backwards = run(denoiser, PROMPTS[::-1], n=3, batch_size=5, **settings)
     assert [tokens(backwards[3 * i : 3 * i + 3]) for i in range(4)][::-1] == [tokens(one) for one in alone]
     assert len({t.canvas_ids for t in together[:3]}) == 3  # the seeds do make a difference
+
+
+def test_a_cpu_takes_no_more_tokens_at_a_time_than_it_computes_well(denoiser):
+    lengths = [20, 20, 180, 60, 20, 70] * 30
+    rows = [Row(i, [5] * length, i, [None] * G, ()) for i, length in enumerate(lengths)]
+    for settings, states in (({}, 1), ({"speculate": 3}, 4), ({"batch_size": 10}, 1)):
+        config = SamplerConfig(canvas_length=G, **settings)
+        cut = list(batches(rows, denoiser, config))
+        assert sorted(i for batch in cut for i in batch) == list(range(len(rows)))
+        sizes = [(len(batch) * states, len(batch) * states * (G + lengths[batch[-1]])) for batch in cut]
+        assert all(count <= config.batch_size and tokens <= CPU_TOKENS for count, tokens in sizes)
+        assert max(tokens for _, tokens in sizes) > CPU_TOKENS / 2 or config.batch_size < 64
+        assert max(len(batch) for batch in cut) == config.batch_size // states  # of the shortest rows
+    cached = SamplerConfig(canvas_length=G, block_length=4, cache="dual")
+    assert {len(batch) for batch in batches(rows, denoiser, cached)} == {64, 180 - 128}
 
 
 def test_seed_per_prompt(denoiser):
@@ -297,6 +313,9 @@ def test_ledgers_add():
         ({"length": "dynamic", "max_length": 24, "policy": "threshold", "threshold": 0.9, "steps": 4}, "steps=4 are those"),
         ({"policy": "margin"}, "not one of quota, random, threshold"),
         ({"policy": "deferred"}, "threshold=None"),
+        ({"fallback": "leftmost"}, "fallback='leftmost' would be ignored by policy='quota'; it is for threshold"),
+        ({"policy": "threshold", "threshold": 0.9, "fallback": "first"}, "fallback='first' is not one of certain, leftmost"),
+        ({"policy": "threshold", "threshold": 0.9, "fallback": "leftmost", "steps": 4}, "steps=4 would have the most"),
         ({"policy": "factor"}, "factor=None: policy='factor' needs a number"),
         ({"window": 4}, "window=4 would be ignored by policy='quota'; it is for deferred"),
         ({"policy": "random", "certainty": "margin"}, "certainty='margin' would be ignored by policy='random'"),
@@ -318,6 +337,10 @@ def test_ledgers_add():
         ({"length": "dynamic", "max_length": 24}, "policy='quota' counts steps of a fixed canvas"),
         ({"length": "dynamic", "max_length": 8, "policy": "factor", "factor": 1.0}, "max_length=8 is below"),
         ({"length": "dynamic", "max_length": 24, "policy": "factor", "factor": 1.0, "cache": "dual"}, "cache='dual' does"),
+        ({"length": "survival"}, "block_length=None leaves one of 12: say a shorter one"),
+        ({"length": "survival", "block_length": 12}, "block_length=12 leaves one of 12"),
+        ({"length": "survival", "block_length": 4, "max_length": 24}, "max_length=24 would be ignored by length='survival'"),
+        ({"length": "survival", "block_length": 4, "whole_blocks": True}, "whole_blocks=True goes with length='fixed'"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"canvas_length": 2.5}, "canvas_length=2.5"),
     ],

@@ -63,6 +63,7 @@ def test_a_confidence_is_shown_with_its_own_token_alone(seed):
     for step in range(len(history)):
         for position, cell in enumerate(cells_at(trajectory, step)):
             final = 0 <= trajectory.commit_step[position] <= step
+            assert cell.fork == (final and position in trajectory.forks)
             assert cell.confidence == (trajectory.confidence[position] if final else None)
 
 
@@ -75,12 +76,13 @@ def test_token_texts_join_to_the_text(tok):
 # --- terminal --------------------------------------------------------------------------------------------------------
 
 
-def expected_frame(row, tok):
-    """A canvas in plain characters, from what happened."""
+def expected_frame(row, tok, forks):
+    """A canvas in plain characters, from what happened and which positions are forks."""
     shown = []
-    for token, happened in row:
+    for position, (token, happened) in enumerate(row):
         text = {"masked": "░", "reopened": "▒"}.get(happened) or token_text(tok, token)
-        shown.append(f"⟨{text}⟩" if happened == "now" else text)
+        left, right = "⟪⟫" if position in forks else "⟨⟩"
+        shown.append(left + text + right if happened == "now" else text)
     return "".join(shown)
 
 
@@ -94,7 +96,8 @@ def test_frames_agree_with_the_canvas(tok, seed):
         title, count, canvas = (line.shown for line in lines)
         assert title == f"a title  step {step} of {trajectory.last_step}"
         assert count == f"T0  {sum(token is not None for token, _ in row)} of {len(row)}"
-        assert canvas == expected_frame(row, tok)
+        forks = {p for p in trajectory.forks if trajectory.commit_step[p] == step}
+        assert canvas == expected_frame(row, tok, forks)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -106,7 +109,7 @@ def test_colours_change_nothing_but_colours(tok, every, seed):
         # The same characters in the same order, but for the brackets that stand for a colour, and the spaces of columns.
         flat = ["".join(ESCAPES.sub("", line.shown) for line in frame([t], step, Ink(tok, True), 500)) for t in trajectories]
         plain = ["".join(line.shown for line in frame([t], step, Ink(tok, False), 500)) for t in trajectories]
-        assert [text.replace(" ", "") for text in flat] == [re.sub("[⟨⟩ ]", "", text) for text in plain]
+        assert [text.replace(" ", "") for text in flat] == [re.sub("[⟨⟩⟪⟫ ]", "", text) for text in plain]
 
 
 @pytest.mark.parametrize("width", [20, 33, 80, 200])
@@ -122,7 +125,8 @@ def test_no_line_is_longer_than_the_terminal(tok, every, width):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"steps": 6}, {"policy": "random", "correction": "remdm", "sigma": "rescale", "eta": 0.5},
+    [{"steps": 6}, {"speculate": 3}, {"policy": "threshold", "threshold": 0.6, "fallback": "leftmost"},
+     {"policy": "random", "correction": "remdm", "sigma": "rescale", "eta": 0.5},
      {"correction": "edit", "edit_threshold": 0.3, "steps": 4},
      {"block_length": 4, "correction": "revise", "revise_fraction": 0.4}],
 )  # fmt: skip
@@ -141,6 +145,7 @@ def test_what_is_seen_live_is_what_the_trace_replays(settings):
     for (row, step), row_cells in seen.items():
         for live, replayed in zip(row_cells, cells_at(drawn[row], step), strict=True):
             assert (live.state, live.token) == (replayed.state, replayed.token)
+            assert replayed.confidence is None or live.fork == replayed.fork
             assert replayed.confidence in (None, live.confidence)
     assert sample(denoiser, ["1+1="], config, n=2, canvases=[canvas])[1].canvas_ids == drawn[1].canvas_ids
 

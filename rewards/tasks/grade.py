@@ -12,7 +12,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import Task, Weighted, load, name_of
 
 from lockstitch import files
+from lockstitch.engine import EngineOptions, Portion, Work, run, whole
 from lockstitch.errors import others_code
 
 logger = logging.getLogger(__name__)
@@ -207,17 +209,22 @@ def _mean(values: Sequence[Value]) -> Value:
     return math.fsum(known) / len(known) if known else None
 
 
-def grade(config: GradeConfig, progress: Callable[[int], Progress] | None = None) -> dict[str, Any]:
+def grade(
+    config: GradeConfig, progress: Callable[[int], Progress] | None = None, engine: EngineOptions | None = None
+) -> dict[str, Any]:
     """Scores a file of completions; writes `results.jsonl` and `summary.json`, and returns the summary.
 
     Args:
         config: what to do.
         progress: is told the number of rows, and returns what is told how many more are done.
+        engine: who does it; by default this process.
 
     Raises:
         ValueError: an unknown task, form or reward; bad rows, by their lines; a directory with results of another
             configuration. All of it before the first completion is scored.
     """
+    if engine is not None:
+        engine.pools_of(["grader"])
     task = get_task(config.task)
     weighted = weighted_rewards(task, config.form, config.rewards)
     rewards = {name_of(reward): (load(reward), weight) for reward, weight in weighted}
@@ -245,11 +252,12 @@ def grade(config: GradeConfig, progress: Callable[[int], Progress] | None = None
     _check_rewards(results, done, rewards)
     update = progress(len(answered)) if progress is not None else lambda count: None
     update(len(done))
-    starts = range(len(done), len(answered), config.chunk)
-    chunks = (_chunk(answered, start, config.chunk, task, rewards) for start in starts)
-    for scored in files.append_chunks(results, chunks):
-        done += scored
-        update(len(scored))
+    grading = Grading(config.task, config.form, config.rewards)
+    job = whole("grader", grading, model=False, apart=False)  # rewards are functions of batches
+    with closing(run(job, answered, engine or EngineOptions(), chunk=config.chunk, path=results, done=len(done),
+                     progress=update, work=grading.with_rewards(task, rewards))) as new:  # fmt: skip
+        for scored in new:
+            done += scored
     problems = [one.problem for one in answered]
     named = [(name, weight) for name, (_, weight) in rewards.items()]
     summary = summarise(done, problems, named, remembered, _notes(task, len(rows), problems))
@@ -282,12 +290,27 @@ def _check_rewards(path: Path, done: Sequence[Row], rewards: Mapping[str, Any]) 
                              "the file was changed by hand; choose another output")  # fmt: skip
 
 
-def _chunk(
-    answered: Sequence[Answered], start: int, size: int, task: Task, rewards: Mapping[str, tuple[Reward, float]]
-) -> list[dict[str, Any]]:
-    began = time.perf_counter()
-    results = score(answered[start : start + size], task, rewards, start)
-    seconds = round((time.perf_counter() - began) / len(results), 6)
-    return [
-        {"index": start + i, **answered[start + i].kept, **result, "seconds": seconds} for i, result in enumerate(results)
-    ]
+@dataclass(frozen=True)
+class Grading:
+    """What a worker grades with: calling it loads the task and its rewards, by the names that `GradeConfig` has."""
+
+    task: str
+    form: str
+    rewards: tuple[str, ...]
+
+    def __call__(self) -> Work:
+        task = get_task(self.task)
+        weighted = weighted_rewards(task, self.form, self.rewards)
+        return self.with_rewards(task, {name_of(reward): (load(reward), weight) for reward, weight in weighted})
+
+    def with_rewards(self, task: Task, rewards: Mapping[str, tuple[Reward, float]]) -> Work:
+        """The work, with what is loaded already."""
+
+        def work(portion: Portion) -> Iterator[list[dict[str, Any]]]:
+            began = time.perf_counter()
+            scored = score([one for _, one in portion], task, rewards, portion[0][0])
+            seconds = round((time.perf_counter() - began) / len(scored), 6)
+            yield [{"index": place, **one.kept, **result, "seconds": seconds}
+                   for (place, one), result in zip(portion, scored, strict=True)]  # fmt: skip
+
+        return work

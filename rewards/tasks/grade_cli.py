@@ -19,6 +19,7 @@ from lockstitch.rewards.tasks.completions import NAMES
 from lockstitch.rewards.tasks.grade import GradeConfig, Progress, grade
 from lockstitch.rewards.tasks.reasoning_gym_task import GYM
 
+from lockstitch.engine import EngineOptions, add_arguments
 from lockstitch.errors import GOES_ON, reported
 
 
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--source", metavar="NAME", help="which of the task's sources these are (default: the usual one)")
     parser.add_argument("--chunk", type=int, default=64, help="completions scored and saved together (default 64)")
+    add_arguments(parser)
     return parser
 
 
@@ -98,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
         options.task, options.completions, options.output, options.form, tuple(options.reward), options.chunk,
         options.column, options.input, options.source,
     )  # fmt: skip
-    summary = grade(config, _bar)
+    engine = EngineOptions(options.workers, options.engine, options.pools, options.ray_address)
+    summary = grade(config, _bar, engine)
     print(table(summary))
     if summary["note"] is not None:
         print(f"\nNote: {summary['note']}.")

@@ -20,6 +20,7 @@ Row = Mapping[str, Any]
 Read = TypeVar("Read")
 
 CONFIG, RESULTS, SUMMARY = "config.json", "results.jsonl", "summary.json"
+AHEAD = "ahead.jsonl"  # rows that were finished before their turn in the results
 SHOWN_ERRORS = 10
 
 
@@ -217,7 +218,7 @@ def claim_directory(directory: Path, config: Mapping[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     lock(directory)
     path = directory / CONFIG
-    started = (directory / RESULTS).exists()
+    started = (directory / RESULTS).exists() or (directory / AHEAD).exists()
     if started and not path.exists():
         raise ValueError(f"{directory} holds {RESULTS} without {CONFIG}; choose another output")
     if started:
@@ -313,9 +314,16 @@ def finished_rows(path: Path) -> list[dict[str, Any]]:
 def append_chunks(path: Path, chunks: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
     """Yields chunks of rows, each after it was appended to a results file and is on the disk."""
     for rows in chunks:
-        with path.open("ab") as file:
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.write(text.encode("utf-8", "backslashreplace"))  # which is JSON's own escape
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(path, rows)
         yield rows
+
+
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Appends rows to a results file; they are on the disk when this returns."""
+    if not rows:
+        return
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with path.open("ab") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))  # which is JSON's own escape
+        file.flush()
+        os.fsync(file.fileno())
