@@ -163,9 +163,9 @@ class Program(Wall):
     def stand_in(self, number: int, sort: str, names: list[list[str]], can_call: bool, more: Any) -> Any:
         """A stand-in."""
         if sort == "error":
-            made = self.made_error(self.error_class(more[0]), more[1:4])
-            made.__cause__ = self.inward("ref", more[4]["ref"]) if more[4] else None
-            return made
+            error = self.made_error(self.error_class(more[0]), more[1:4])
+            error.__cause__ = self.inward("ref", more[4]["ref"]) if more[4] else None
+            return error
         if sort == "class" and more:
             kind = self.error_class(more[0])
             if kind.__module__ != "builtins":
