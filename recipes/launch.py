@@ -1,4 +1,4 @@
-"""`lockstitch grpo` and `lockstitch sft`: what `accelerate launch -m lockstitch.recipes.…` starts, as `trl grpo` does.
+"""`lockstitch grpo`, `sft` and `prm`: what `accelerate launch -m lockstitch.recipes.…` starts, as `trl grpo` does.
 
     lockstitch grpo --config tiny/sudoku.yaml
     lockstitch sft --dataset_name my.jsonl --model_name_or_path MODEL --output_dir runs/mine
@@ -86,3 +86,8 @@ def grpo(argv: Sequence[str]) -> int:
 def sft(argv: Sequence[str]) -> int:
     """Entry point of `lockstitch sft`."""
     return _launch("sft", argv)
+
+
+def prm(argv: Sequence[str]) -> int:
+    """Entry point of `lockstitch prm`."""
+    return _launch("prm", argv)

@@ -112,7 +112,7 @@ def run_card(record: RunRecord, name: str, adapter: bool, canvas_length: int | N
         base_model=record.base if named else None,
         library_name="peft" if adapter else "transformers",
         datasets=record.data if record.data and is_hub_name(record.data) else None,
-        pipeline_tag="text-generation",
+        pipeline_tag="token-classification" if record.stage == "prm" else "text-generation",
         tags=["lockstitch", *(["diffusion-language-model"] if record.family else []), *(["lora"] if adapter else [])],
     )
     shown = record.base if named else Path(model_name(record.base)).name
@@ -131,6 +131,9 @@ def run_card(record: RunRecord, name: str, adapter: bool, canvas_length: int | N
 
 
 def _sampling(record: RunRecord, adapter: bool, canvas_length: int | None) -> str:
+    if record.stage == "prm":
+        task = record.task or "TASK"
+        return f"```console\nlockstitch stitch --task {task} --input FILE --scorer prm:DIR --output runs/scored\n```"
     if record.family is None:
         return _python("from transformers import AutoModelForCausalLM", "",
                        'model = AutoModelForCausalLM.from_pretrained("DIR")')  # fmt: skip

@@ -18,6 +18,8 @@ class Ledger:
         sequential_steps: forward passes that had to wait for one another, of any model.
         seconds: wall-clock time; a batched pass is shared equally among its rows.
         forks: tokens that were committed below the threshold because nothing reached it.
+        scorer_passes: forward passes of a scoring model that a trajectory took part in. Passes of the diffusion model are
+            `nfe`, whatever they were for.
     """
 
     nfe: int = 0
@@ -27,6 +29,7 @@ class Ledger:
     sequential_steps: int = 0
     seconds: float = 0.0
     forks: int = 0
+    scorer_passes: int = 0
 
     def then(self, other: "Ledger") -> "Ledger":
         """The cost of this and, after it, the other."""

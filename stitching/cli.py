@@ -83,7 +83,18 @@ class StitchConfig:
     threshold: float | None = field(default=None, metadata={"help": "Confidence to commit at, under threshold."})
     temperature: float | None = field(default=None, metadata={"help": "Of the trajectories (default 0.7)."})
     scorer: str = field(
-        default="calculator", metadata={"help": "calculator, confidence, prm:MODEL or module:function."}
+        default="calculator",
+        metadata={"help": "calculator, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:sudoku) or "
+                          "module:function; a+b combines."},
+    )  # fmt: skip
+    scorer_weights: str | None = field(
+        default=None, metadata={"help": "Fitted weights of this scorer (`lockstitch prm` writes scorer_weights.json)."}
+    )
+    checker: str = field(
+        default="exact", metadata={"help": "exact: the task's checker has a say in every chain; none: the scorer alone."}
+    )
+    rescore: bool = field(
+        default=False, metadata={"help": "Have the scorer read the stitched chain again, and go by what it says there."}
     )
     rule: str | None = field(
         default=None, metadata={"help": "Stitching rule: path, paper or public (default: path, or paper where the task has "
@@ -120,6 +131,7 @@ class StitchConfig:
     color: str = field(default="auto", metadata={"help": "auto, always or never."})
 
     def __post_init__(self) -> None:
+        from lockstitch.stitching.score import TRACED, scorer_parts
         from lockstitch.stitching.stitch import RULES
 
         from lockstitch.terminal import WHEN
@@ -140,6 +152,13 @@ class StitchConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.checker not in ("exact", "none"):
+            raise ValueError(f"checker={self.checker!r} is not one of exact, none")
+        if self.rescore and self.rule not in (None, PATH):
+            raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
+        traced = sorted(set(scorer_parts(self.scorer)) & TRACED)
+        if self.rescore and traced:
+            raise ValueError(f"rescore=True: scorer={traced[0]!r} reads a sampler's trace, which a stitched chain has not")
         if self.color not in WHEN:
             raise ValueError(f"color={self.color!r} is not one of {', '.join(WHEN)}")
         if self.output is None and self.question is None:
@@ -152,12 +171,12 @@ class StitchConfig:
                         "block_length", "policy", "steps", "threshold", "temperature", "rounds", "round_width",
                         "round_temperature")  # fmt: skip
             ignored = [name for name in sampling if getattr(self, name) is not None]
-            if self.trust_remote_code and not self.scorer.startswith("prm:"):
+            if self.trust_remote_code and "prm:" not in self.scorer:
                 ignored.append("trust_remote_code")
             if ignored:
                 raise ValueError(f"--trajectories come as they are: {', '.join(ignored)} would be ignored")
-            if self.scorer == "confidence":
-                raise ValueError("scorer='confidence' reads the sampler's trace, which --trajectories do not have")
+            if traced:
+                raise ValueError(f"scorer={traced[0]!r} reads the sampler's trace, which --trajectories do not have")
             self.rounds = False
         self.check_rounds()
         if self.question is not None and self.limit is not None:
@@ -185,6 +204,8 @@ class StitchConfig:
                                  "--trajectories, 'prm:MODEL' or 'module:function' need none")  # fmt: skip
             Calculator(task)  # refuses a task without a checker
         self.rule = self.rule or (PATH if task.checker is not None else "paper")
+        if self.rescore and self.rule != PATH:
+            raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
         if self.rounds is None:
             self.rounds = self.rule == PATH
         self.check_rounds()
@@ -235,6 +256,7 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
         n = max(len(one.completions or ()) for one in given)
 
     from lockstitch.stitching import pipeline
+    from lockstitch.stitching.calibration import scorer_against_checker
     from lockstitch.stitching.kept import ANSWERS
     from lockstitch.stitching.report import write_report
     from lockstitch.stitching.terminal import render_problem, render_summary
@@ -278,6 +300,8 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
         print(render_problem(rows[0], width=_width(), color=color))
         print(render_summary(summary, color=color))
         return 0
+    if config.scorer != "calculator":
+        summary["scorer"] = scorer_against_checker(task, rows)
     summary["unreadable_gold"] = len(faults)
     files.write_whole(directory / files.SUMMARY, files.to_json(summary))
     write_report(directory / pipeline.REPORT, rows, summary)
@@ -336,11 +360,12 @@ def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
     return denoiser, sampler_config
 
 
-def load_scorer(config: StitchConfig, task: Any) -> Any:
-    """The scorer."""
+def load_scorer(config: StitchConfig, task: Any, denoiser: Any) -> Any:
+    """The scorer; `denoiser` for those that ask it."""
     from lockstitch.stitching import score
 
-    return score.load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code)
+    return score.load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code, denoiser=denoiser,
+                             weights=config.scorer_weights)  # fmt: skip
 
 
 def solver_name(config: StitchConfig, task: Any) -> str:

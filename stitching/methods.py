@@ -23,7 +23,7 @@ from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching.canvas import pin_chain
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.refine import Answered, Solver
-from lockstitch.stitching.rounds import own_chain, stands, stitch_rounds
+from lockstitch.stitching.rounds import own_chain, rescored, stands, stitch_rounds
 from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Evidence, merge_clues
 from lockstitch.stitching.stitch import RULES
@@ -67,6 +67,7 @@ class StitchSettings:
         rounds: whether to denoise again around the evidence (needs the diffusion model and the rule `path`).
         round_width: trajectories drawn first, and canvases denoised side by side in every round: at 1 each learns from all
             before it, more wait less for one another.
+        rescore: whether the scorer reads the stitched chain again, as it was put together.
         round_temperature: of every canvas that is denoised again, by whatever method; None is the sampler's own.
     """
 
@@ -76,6 +77,7 @@ class StitchSettings:
     rounds: bool
     round_width: int = 1
     round_temperature: float | None = None
+    rescore: bool = False
 
 
 def _same(answers: Sequence[str | None]) -> list[object]:
@@ -219,7 +221,7 @@ class Compare:
             results = stitch_rounds(
                 self.denoiser, self.task, stitched_pools, self.scorer, self.round_config,
                 budgets=[pool.ledger.nfe for pool in pools], width=self.settings.round_width, delta=self.settings.delta,
-                seeds=[derive_seed(seed, 1) for seed in seeds],
+                seeds=[derive_seed(seed, 1) for seed in seeds], rescore=self.settings.rescore,
             )  # fmt: skip
             evidences = [result.evidence for result in results]
         else:
@@ -228,6 +230,10 @@ class Compare:
                 rule(pool.question, self.task.checker or NoChecker(), pool.steps_KN, pool.score_KN, self.settings.delta)
                 for pool in pools
             ]
+            if self.settings.rescore:
+                stitched_pools = [replace(pool, rescored={}) for pool in pools]  # whose bill the votes do not share
+                evidences = [rescored(self.scorer, pool, evidence)
+                             for pool, evidence in zip(stitched_pools, evidences, strict=True)]  # fmt: skip
         for pool, evidence, outcome in zip(stitched_pools, evidences, outcomes, strict=True):
             text = "\n".join(clue.step.text for clue in evidence.chain)
             answer = evidence_answer(self.task, pool, evidence, self.settings.delta)

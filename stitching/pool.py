@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.trajectory import Ledger, Trajectory
-from lockstitch.stitching.score import Scorer, Scores
+from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.segment import steps_of, token_spans
 from lockstitch.stitching.steps import Step
 from lockstitch.stitching.stitch import geometric_mean
@@ -25,7 +25,10 @@ class Tokenizes(Protocol):
 
 @dataclass
 class Pool:
-    """One problem's trajectories. `trajectories` stays empty where only their texts are known."""
+    """One problem's trajectories. `trajectories` stays empty where only their texts are known.
+
+    `rescored` holds what the scorer said of chains that were put together, by the texts of their steps.
+    """
 
     question: str
     texts_K: list[str] = field(default_factory=list)
@@ -33,6 +36,7 @@ class Pool:
     steps_KN: list[list[Step]] = field(default_factory=list)
     score_KN: list[list[float]] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    rescored: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
 
     def draw(self, denoiser: Tokenizes, task: Task, scorer: Scorer, trajectories: Sequence[Trajectory]) -> None:
         """Adds trajectories that were drawn side by side: segments and scores them, and counts what they cost."""
@@ -44,7 +48,7 @@ class Pool:
         ]
         began = time.perf_counter()
         scores = scorer(self.question, steps_KN, trajectories)
-        scoring = _scoring(scores, began)
+        scoring = scores.cost(time.perf_counter() - began)
         self.texts_K += [t.text for t in trajectories]
         self.trajectories += trajectories
         self.steps_KN += steps_KN
@@ -57,7 +61,7 @@ class Pool:
         steps_KN = [steps_of(text, task.unit, first + k) for k, text in enumerate(texts)]
         began = time.perf_counter()
         scores = scorer(self.question, steps_KN, None)
-        scoring = _scoring(scores, began)
+        scoring = scores.cost(time.perf_counter() - began)
         self.texts_K += texts
         self.steps_KN += steps_KN
         self.score_KN += scores.score_KN
@@ -69,7 +73,10 @@ class Pool:
         cost = Ledger.together([t.ledger for t in self.trajectories[:n]])
         share = n / max(1, len(self.texts_K))
         scoring = Ledger(
+            nfe=round((self.ledger.nfe - drawn.nfe) * share),
+            tokens_forwarded=round((self.ledger.tokens_forwarded - drawn.tokens_forwarded) * share),
             scorer_tokens=round(self.ledger.scorer_tokens * share),
+            scorer_passes=round(self.ledger.scorer_passes * share),
             sequential_steps=self.ledger.sequential_steps - drawn.sequential_steps,
             seconds=(self.ledger.seconds - drawn.seconds) * share,
         )
@@ -85,10 +92,3 @@ class Pool:
     def weights(self) -> list[float]:
         """The geometric mean of each trajectory's step scores, `(K,)`."""
         return [geometric_mean(scores) for scores in self.score_KN]
-
-
-def _scoring(scores: Scores, began: float) -> Ledger:
-    """The cost of one call of a scorer; a model's pass over all trajectories is one sequential step."""
-    return Ledger(
-        scorer_tokens=scores.tokens, sequential_steps=int(scores.tokens > 0), seconds=time.perf_counter() - began
-    )

@@ -1,9 +1,10 @@
 """Process reward models of transformers as step scorers: all steps of all trajectories in one forward pass.
 
-Two conventions. With a marker (Qwen2.5-Math-PRM, 2501.07301; stitching, 2602.22871): each step is followed by the
-marker token `<extra_0>` and r_t = softmax(logits)[positive] there. Without one (TRL's PRM trainer): each step is
-followed by a line break and r_t is read at the last token of the step. The model must be causal, so that a step's
-score depends on nothing after it. Left out: models that speak their verdict (yes/no tokens) and sequence-level
+Three conventions. Ours (`step_reader.py`): what `lockstitch prm` trains says beside its weights how it reads, and is asked
+with the task's own prompt. With a marker (Qwen2.5-Math-PRM, 2501.07301; stitching, 2602.22871): each step is followed by the
+marker token `<extra_0>` and r_t = softmax(logits)[positive] there. Without one (TRL's stepwise supervision): each step is
+followed by a line break and r_t is read at the last token of the step. The model must be causal in the latter two, so that
+a step's score depends on nothing after it. Left out: models that speak their verdict (yes/no tokens) and sequence-level
 rewards.
 
 Axes: K trajectories, N steps of one trajectory, L positions.
@@ -13,11 +14,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.loading import loaded_from
-from lockstitch.sampling.trajectory import Trajectory
+from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import Scores
+from lockstitch.stitching.step_reader import Encoded, Reader, batch, load_classifier
 from lockstitch.stitching.steps import Step
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoTokenizer
+
+from lockstitch import EMBEDDED, embedded_scorer
 
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -26,9 +31,13 @@ class ProcessRewardModel:
     """Scores steps by the probability that a process reward model calls them right.
 
     Args:
-        model: folder or name on the hub. Either a token classifier of two labels (wrong, right) or, where the user
-            trusts it, a model with code of its own whose output holds logits `(K, L, 2)`.
-        marker: the token after each step at which scores are read; `""` reads at each step's last token.
+        model: folder, name on the hub or `embedded:sudoku`. One that `lockstitch prm` trained, another token classifier of
+            two labels (wrong, right) or, where the user trusts it, a model with code of its own whose output holds logits
+            `(K, L, 2)`.
+        task: its prompts and its form of steps are what a model of ours reads; None reads the question and the steps as
+            they are.
+        marker: the token after each step at which scores are read; `""` reads at each step's last token. A model of ours
+            has its own way.
         system: what the system turn of a chat template says.
         trust_remote_code: whether code that comes with the model may run.
         device: where it runs; the first GPU if there is one.
@@ -42,14 +51,25 @@ class ProcessRewardModel:
         self,
         model: str,
         *,
+        task: Task | None = None,
         marker: str = "<extra_0>",
         system: str = SYSTEM,
         trust_remote_code: bool = False,
         device: str | None = None,
     ) -> None:
-        self.marker, self.system = marker, system
+        if model.startswith(EMBEDDED):
+            model = str(embedded_scorer(model.removeprefix(EMBEDDED)))
+        self.marker, self.system, self.task = marker, system, task
+        self.reader = Reader.beside(model)
+        if self.reader is not None:
+            self.marker_id = None
+            self.tokenizer: Any
+            with loaded_from(f"scorer prm:{model}"):
+                self.model, self.tokenizer = load_classifier(model, self.reader, device)
+            self.device: Any = self.model.device
+            return
         with loaded_from(f"scorer prm:{model}"):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+            self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
         self.marker_id = _single_token(self.tokenizer, marker, model) if marker else None
         with loaded_from(f"scorer prm:{model}"):
             config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -81,35 +101,42 @@ class ProcessRewardModel:
         if not rows:
             return Scores(score_KN)
         encoded = [self.encode(question, [step.text for step in steps_KN[k]]) for k in rows]
-        longest = max(len(ids) for ids, _ in encoded)
-        # Any token will do as padding: it stands to the right, where causal attention does not look.
-        ids_KL = torch.tensor([ids + [ids[-1]] * (longest - len(ids)) for ids, _ in encoded], device=self.device)
-        mask_KL = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in encoded], device=self.device)
+        arguments = batch(encoded, self.attention, self.model.dtype, self.device)
         with torch.inference_mode():
-            output = self.model(input_ids=ids_KL, attention_mask=mask_KL, use_cache=False)
+            output = self.model(**arguments, use_cache=False)
         logits_KL2 = output.logits if hasattr(output, "logits") else output[0]
-        if logits_KL2.shape != (*ids_KL.shape, 2):
-            raise ValueError(f"the model's output has shape {tuple(logits_KL2.shape)}, not {(*ids_KL.shape, 2)}")
+        shape = (*arguments["input_ids"].shape, 2)
+        if logits_KL2.shape != shape:
+            raise ValueError(f"the model's output has shape {tuple(logits_KL2.shape)}, not {shape}")
         right_KL = logits_KL2.float().softmax(-1)[..., 1].cpu()
         for row, k in enumerate(rows):
-            score_KN[k] = right_KL[row, encoded[row][1]].tolist()
-        return Scores(score_KN, sum(len(ids) for ids, _ in encoded))
+            score_KN[k] = right_KL[row, encoded[row].positions].tolist()
+        return Scores(score_KN, sum(len(one.ids) for one in encoded), Ledger(scorer_passes=len(rows)))
 
-    def encode(self, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-        """The token ids of a question with its steps, and the position of each step's score."""
+    @property
+    def attention(self) -> str:
+        """What a step's tokens see: see `step_reader.py`."""
+        return "causal" if self.reader is None else self.reader.attention
+
+    def encode(self, question: str, steps: Sequence[str]) -> Encoded:
+        """The tokens of a question with its steps, and the position of each step's score."""
+        if self.reader is not None:
+            prompt = question if self.task is None else self.task.prompt(question)
+            written = steps if self.task is None else [self.task.write_step(step) for step in steps]
+            return self.reader.encode(self.tokenizer, prompt, written)
         if self.marker_id is None:
             ids = self._ids(self._prompt(question, ""), special=True)
             positions = []
             for step in steps:
                 ids = ids + self._ids(step + "\n")
                 positions.append(len(ids) - 1)
-            return ids, positions
+            return Encoded(ids, [], positions)
         # A marker that the question or a step writes itself must not be taken for ours.
         body = "".join(step.replace(self.marker, " ") + self.marker for step in steps)
         ids = self._ids(self._prompt(question.replace(self.marker, " "), body), special=True)
         positions = [i for i, token in enumerate(ids) if token == self.marker_id]
         assert len(positions) == len(steps)
-        return ids, positions
+        return Encoded(ids, [], positions)
 
     def _prompt(self, question: str, body: str) -> str:
         if not self.marker or self.tokenizer.chat_template is None:

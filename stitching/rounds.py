@@ -14,14 +14,18 @@ stand is remembered by the token of which the model was least sure (the lowest s
 around the same pins must not put that token there: a tabu list (Glover, 1986) of the last few, short enough that a right
 token that was blamed comes back.
 
+A step's score is its own in its trajectory, and says nothing of whether it follows in a chain. With `rescore` the scorer
+reads each chain that was put together once more, and what it says there decides what is pinned and whether the chain stands.
+
 Problems are independent: all problems that still run share each call of the sampler.
 """
 
 import itertools
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lockstitch.rewards.steps import NoChecker, check_steps
 from lockstitch.rewards.tasks.task import Task
@@ -83,6 +87,7 @@ def stitch_rounds(
     seeds: Sequence[int],
     memory: bool = True,
     tabu: int = TABU,
+    rescore: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[RoundsResult]:
     """Runs rounds on every problem until its chain stands or its budget is spent. The pools grow as they go.
@@ -96,6 +101,7 @@ def stitch_rounds(
         seeds: noise of each problem's rounds.
         memory: stitch over everything written so far; False looks at the newest trajectory alone (the loop).
         tabu: how many of the latest failures around the same pins are banned; 0 bans nothing (the loop).
+        rescore: have the scorer read every new chain again, which it must be able to do without a trace.
         progress: called with the number of problems just finished.
 
     Returns:
@@ -111,6 +117,8 @@ def stitch_rounds(
             if i in results:
                 continue
             evidence = _look(task, pool, delta, memory)
+            if rescore and memory:
+                evidence = rescored(scorer, pool, evidence)
             complete = stands(task, pool.question, evidence.chain, delta)
             if complete or pool.ledger.nfe >= budgets[i]:
                 results[i] = RoundsResult(evidence, pool.texts_K[-1], complete)
@@ -153,6 +161,30 @@ def stitch_rounds(
                 if blamed is not None:
                     failures[i].setdefault(key, []).append(blamed)
     raise AssertionError("unreachable")
+
+
+def rescored(scorer: Scorer, pool: Pool, evidence: Evidence) -> Evidence:
+    """The evidence with the scores that the scorer gives the chain's steps in the chain, times their soundness there.
+
+    A chain that is a trajectory's own has its scores, and none is read twice. What it costs is on the pool's bill.
+    """
+    texts = tuple(clue.step.text for clue in evidence.chain)
+    if not texts:
+        return evidence
+    for steps, scores_N in zip(pool.steps_KN, pool.score_KN, strict=True):
+        pool.rescored.setdefault(tuple(step.text for step in steps), scores_N)
+    if texts not in pool.rescored:
+        began = time.perf_counter()
+        scores = scorer(pool.question, [[clue.step for clue in evidence.chain]], None)
+        pool.ledger = pool.ledger.then(scores.cost(time.perf_counter() - began))
+        pool.rescored[texts] = scores.score_KN[0]
+    chain = []
+    for clue, score in zip(evidence.chain, pool.rescored[texts], strict=True):
+        k, n = clue.sources[0]
+        own = pool.score_KN[k][n]
+        # The rule has multiplied the score by the soundness in the chain: that stays, and the score is the new one.
+        chain.append(replace(clue, score=score * (clue.score / own if own > 0 else 0.0)))
+    return replace(evidence, chain=tuple(chain))
 
 
 def _candidates(chains: Sequence[tuple[Clue, ...]], delta: float) -> dict[_Key, tuple[Clue, ...]]:

@@ -1,31 +1,49 @@
-"""Scoring steps: exactly (`calculator`), by the sampler itself (`confidence`), by a process reward model, or by yours.
+"""Scoring steps: exactly (`calculator`), by the sampler (`confidence`, `bmc`, `bound`), by another model, or by yours.
 
-A scorer reads all trajectories of one problem at once and gives every step a score in [0, 1]. Left out: scoring a step
-again after steps of several trajectories were put together; a score is the step's within its own trajectory.
+A scorer reads all trajectories of one problem at once and gives every step a score in [0, 1], the step's within its own
+trajectory. Here are what scorers share, those that need no model, and their names; the others have files of their own:
+`consistency.py`, `likelihood.py`, `prm.py`, `combine.py`.
 
 Axes: K trajectories, N steps of one trajectory (ragged).
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lockstitch.rewards.imports import is_place, load_named
 from lockstitch.rewards.steps import check_steps
 from lockstitch.rewards.tasks.task import Task
-from lockstitch.sampling.trajectory import Trajectory
+from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.steps import Step
 
 from lockstitch.errors import others_code
 
+if TYPE_CHECKING:
+    from lockstitch.sampling.denoiser import Denoiser
+
 
 @dataclass(frozen=True)
 class Scores:
-    """A score in [0, 1] of every step, and how many tokens a model read for them."""
+    """A score in [0, 1] of every step, and what they cost.
+
+    Attributes:
+        score_KN: the scores.
+        tokens: how many tokens a scoring model read for them.
+        more: what else was spent: passes of a scoring model or of the diffusion model, and those that waited.
+    """
 
     score_KN: list[list[float]]
     tokens: int = 0
+    more: Ledger = field(default_factory=Ledger)
+
+    def cost(self, seconds: float = 0.0) -> Ledger:
+        """The bill. A model that only says how many tokens it read did so in one pass."""
+        waited = self.more.sequential_steps or int(self.tokens > 0)
+        return replace(self.more, scorer_tokens=self.more.scorer_tokens + self.tokens, sequential_steps=waited,
+                       seconds=self.more.seconds + seconds)  # fmt: skip
 
 
 class Scorer(Protocol):
@@ -109,32 +127,75 @@ class Custom:
 
 
 _ACCEPTED = (
-    "'calculator', 'confidence', 'prm:MODEL' (a folder or a name on the hub), 'module:function' or 'file.py:function'"
+    "'calculator', 'confidence', 'bmc', 'bound', 'likelihood:MODEL', 'prm:MODEL' (a folder, a name on the hub or "
+    "embedded:sudoku), 'module:function', 'file.py:function', or several of them with + between, such as "
+    "'confidence+bmc'"
 )
+OF_DENOISER = frozenset({"bmc", "bound"})  # the model that wrote the trajectories is what they ask
+TRACED = OF_DENOISER | {"confidence"}  # what the sampler left behind is what they read
+# Where a sum goes on: a plus sign before something that names a scorer, and not one inside a path.
+_PLUS = re.compile(r"\+(?=(?:calculator|confidence|bmc|bound)(?:\+|$)|[A-Za-z_][\w.]*:)")
 
 
-def load_scorer(spec: str, task: Task, *, trust_remote_code: bool = False) -> Scorer:
+def scorer_parts(spec: str) -> list[str]:
+    """The names of the scorers that a sum such as `confidence+bmc` is made of."""
+    return _PLUS.split(spec)
+
+
+def load_scorer(
+    spec: str,
+    task: Task,
+    *,
+    trust_remote_code: bool = False,
+    denoiser: "Denoiser | None" = None,
+    weights: str | None = None,
+) -> Scorer:
     """The scorer that a command line or YAML names.
 
     Args:
-        spec: `calculator`, `confidence`, `prm:MODEL`, `module:function` or `file.py:function`.
-        task: the task whose step checker `calculator` uses.
+        spec: `calculator`, `confidence`, `bmc`, `bound`, `likelihood:MODEL`, `prm:MODEL`, `module:function`,
+            `file.py:function`, or a sum of several (`a+b`).
+        task: the task whose step checker `calculator` uses, and whose prompts models read.
         trust_remote_code: whether a process reward model may bring code of its own.
+        denoiser: the diffusion model whose trajectories are scored; `bmc` and `bound` ask it.
+        weights: a file of fitted weights for exactly this scorer; without one the parts of a sum weigh the same.
 
     Raises:
-        ValueError: if it is none of these, the module or function does not exist, or the task has no checker.
+        ValueError: if it is none of these, the module or function does not exist, the task has no checker, or the weights
+            are another scorer's.
     """
+    parts = scorer_parts(spec)
+    if len(parts) > 1 or weights is not None:
+        from lockstitch.stitching.combine import Combined, Weights
+
+        fitted = Weights.equal(parts) if weights is None else Weights.read(weights, parts)
+        return Combined([_load(part, task, trust_remote_code, denoiser) for part in parts], fitted)
+    return _load(spec, task, trust_remote_code, denoiser)
+
+
+def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None") -> Scorer:
     if spec == "calculator":
         return Calculator(task)
     if spec == "confidence":
         return Confidence()
+    if spec in OF_DENOISER:
+        if denoiser is None:
+            raise ValueError(f"the scorer {spec!r} asks the diffusion model that wrote the trajectories, and there is none")
+        from lockstitch.stitching.consistency import Consistency
+        from lockstitch.stitching.likelihood import Bound
+
+        return Consistency(denoiser, task) if spec == "bmc" else Bound(denoiser)
     kind, colon, name = spec.partition(":")
     if not (kind and colon and name):
         raise ValueError(f"scorer {spec!r} is not one of {_ACCEPTED}")
     if kind == "prm":
         from lockstitch.stitching.prm import ProcessRewardModel  # imports torch and transformers
 
-        return ProcessRewardModel(name, trust_remote_code=trust_remote_code)
+        return ProcessRewardModel(name, task=task, trust_remote_code=trust_remote_code)
+    if kind == "likelihood":
+        from lockstitch.stitching.likelihood import Likelihood
+
+        return Likelihood.from_pretrained(name, task)
     if not is_place(spec):
         raise ValueError(f"scorer {spec!r} is not one of {_ACCEPTED}")
     function = load_named("scorer", spec)

@@ -210,6 +210,11 @@ def render_summary(summary: dict[str, Any], *, color: bool) -> str:
     head, *body = _table(table)
     lines.append(paint(head, GREY))
     lines += [paint(line, bold=name == "stitched") for name, line in zip(summary["methods"], body, strict=True)]
+    if summary.get("scorer"):
+        steps = summary["scorer"]["steps"]
+        told = {"AUC": steps["auc"], "calibration error": steps["ece"]}
+        shown = ", ".join(f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in told.items())
+        lines.append(paint(f"the scorer against the exact checker: {shown}, {steps['n']:,} steps", GREY))
     for name, reason in summary["absent"].items():
         lines.append(paint(f"{name.replace('_', ' ')}: not run, {clean(reason)}", GREY))
     if summary["paired"]:

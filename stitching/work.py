@@ -26,7 +26,8 @@ from lockstitch.stitching.methods import Compare, Solve, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row
 from lockstitch.stitching.pool import Tokenizes
 from lockstitch.stitching.refine import Solver
-from lockstitch.stitching.score import Scorer
+from lockstitch.stitching.score import OF_DENOISER, Scorer, scorer_parts
+from lockstitch.stitching.unchecked import unchecked
 
 from lockstitch import embedded_model
 from lockstitch.engine import Job, Portion, Row, Stage
@@ -59,6 +60,11 @@ class Stitching:
         return get_task(self.config.task)
 
     @cached_property
+    def judged_by(self) -> Task:
+        """The task as its checker, or the scorer alone, finds steps sound."""
+        return self.task if self.config.checker == "exact" else unchecked(self.task)
+
+    @cached_property
     def sampling(self) -> tuple[Denoiser | None, SamplerConfig | None]:
         """The diffusion model with its settings, or None twice where trajectories come from elsewhere."""
         return cli.load_denoiser(self.config, self.task)
@@ -66,8 +72,13 @@ class Stitching:
     @cached_property
     def scorer(self) -> Scorer:
         """The scorer."""
-        scorer: Scorer = cli.load_scorer(self.config, self.task)
+        scorer: Scorer = cli.load_scorer(self.config, self.task, self.sampling[0] if self.asks_denoiser else None)
         return scorer
+
+    @property
+    def asks_denoiser(self) -> bool:
+        """Whether the scorer is the diffusion model's own, which it then needs whole."""
+        return bool(OF_DENOISER.intersection(scorer_parts(self.config.scorer)))
 
     @cached_property
     def solver(self) -> Solver | None:
@@ -81,7 +92,7 @@ class Stitching:
         config = self.config
         assert config.rule is not None, "it was fitted to the task"
         return StitchSettings(self.n, config.rule, config.delta, bool(config.rounds), config.round_width or 1,
-                              config.round_temperature)  # fmt: skip
+                              config.round_temperature, config.rescore)  # fmt: skip
 
     @property
     def samples(self) -> bool:
@@ -100,11 +111,11 @@ class Stitching:
 
     def sample(self) -> Sample:
         """The stage of `lockstitch.stitching.pipeline` that draws and scores."""
-        return Sample(self.task, self.scorer, self.n, *self.sampling)
+        return Sample(self.judged_by, self.scorer, self.n, *self.sampling)
 
     def compare(self, solver: Solver | None) -> Compare:
         """The stage that runs all methods."""
-        return Compare(self.task, self.scorer, self.settings, solver, *self.sampling)
+        return Compare(self.judged_by, self.scorer, self.settings, solver, *self.sampling)
 
     def batch(self, portion: Portion) -> dict[str, Any]:
         """What the stages read of problems."""
@@ -138,7 +149,7 @@ class Stitching:
     def job(self) -> Job:
         """The work, whole and in stages."""
         on_accelerator = self.config.device != "cpu"
-        of_model = ":" in self.config.scorer
+        of_model = ":" in self.config.scorer or (self.asks_denoiser and on_accelerator)
         names: list[tuple[str, type[_Step], bool]] = [("sampler", _Sampler, on_accelerator)] if self.samples else []
         names += [("scorer", _Scorer, of_model), ("stitcher", _Stitcher, self.samples and on_accelerator)]
         names += [("solver", _Solver, not str(self.config.solver).startswith("openai:"))] if self.solves else []
@@ -175,7 +186,7 @@ class _Step:
 
 class _Sampler(_Step):
     def stage(self) -> Callable[[Batch], Batch]:
-        return Sample(self.of.task, None, self.of.n, *self.of.sampling).draw
+        return Sample(self.of.judged_by, None, self.of.n, *self.of.sampling).draw
 
 
 @dataclass(frozen=True)
@@ -186,12 +197,12 @@ class _Tokens:
 class _Scorer(_Step):
     def stage(self) -> Callable[[Batch], Batch]:
         config = self.of.config
-        reads: Tokenizes | None = None
-        if self.of.samples:
+        reads: Tokenizes | None = self.of.sampling[0] if self.of.asks_denoiser else None
+        if self.of.samples and reads is None:
             path = str(embedded_model(config.task) if config.model is None else config.model)
             trusted = config.trust_remote_code and is_remote(read_config(path, None))
             reads = _Tokens(load_tokenizer(path, trust_remote_code=trusted))
-        return Sample(self.of.task, self.of.scorer, self.of.n, reads).score
+        return Sample(self.of.judged_by, self.of.scorer, self.of.n, reads).score
 
 
 class _Stitcher(_Step):
@@ -203,4 +214,4 @@ class _Solver(_Step):
     def stage(self) -> Callable[[Batch], Batch]:
         solver = self.of.solver
         assert solver is not None
-        return Solve(self.of.task, solver, self.of.settings)
+        return Solve(self.of.judged_by, solver, self.of.settings)

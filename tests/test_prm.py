@@ -1,4 +1,9 @@
-"""Process reward models: one pass against one pass per prefix of steps, batched against alone, and what is refused."""
+"""Process reward models: one pass against one pass per prefix of steps, batched against alone, and what is refused.
+
+For a causal model one pass scores every step as one pass per prefix does. A bidirectional one is read step by step too
+(`attention: steps`): what a step's tokens see ends with the step, so the same holds. Read whole (`full`) it scores a step in
+its finished trace: then one pass is one pass per trace, and what follows a step may change its score.
+"""
 
 import json
 from collections.abc import Sequence
@@ -7,9 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from lockstitch.rewards.tasks.named import get_task
+from lockstitch.sampling.denoiser import make_causal
 from lockstitch.stitching.prm import SYSTEM, ProcessRewardModel
 from lockstitch.stitching.score import load_scorer
+from lockstitch.stitching.step_reader import READER, Reader, as_step_classifier, load_body
 from lockstitch.stitching.steps import Step
+from models import random_denoiser
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForTokenClassification
 
@@ -114,9 +122,9 @@ def test_one_forward_pass_and_none_for_no_steps(prm: ProcessRewardModel) -> None
 def test_without_a_chat_template_the_question_stands_first(tmp_path: Path) -> None:
     build(tmp_path, template=None)
     prm = ProcessRewardModel(str(tmp_path), device="cpu")
-    ids, positions = prm.encode("How many?", ["One.", "Two."])
-    assert prm.tokenizer.decode(ids) == "How many?\nOne.<extra_0>Two.<extra_0>"
-    assert [prm.tokenizer.decode(ids[i]) for i in positions] == ["<extra_0>"] * 2
+    encoded = prm.encode("How many?", ["One.", "Two."])
+    assert prm.tokenizer.decode(encoded.ids) == "How many?\nOne.<extra_0>Two.<extra_0>"
+    assert [prm.tokenizer.decode(encoded.ids[i]) for i in encoded.positions] == ["<extra_0>"] * 2
 
 
 def test_what_cannot_score_steps_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -151,3 +159,81 @@ def test_code_of_its_own_runs_only_when_trusted(
     assert theirs.tokens == ours.tokens
     for row, other in zip(theirs.score_KN, ours.score_KN, strict=True):
         assert row == pytest.approx(other, abs=1e-5)
+
+
+# --- models of our own: any of ours under a head ---------------------------------------------------------------------
+
+
+def build_own(folder: Path, attention: str) -> Path:
+    """A random classifier whose head speaks up, with its reader beside it."""
+    denoiser = random_denoiser()
+    model = as_step_classifier(make_causal(denoiser.model) if attention == "causal" else denoiser.model, attention)
+    torch.nn.init.normal_(model.score.weight, std=1.0, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(folder)
+    denoiser.tokenizer.save_pretrained(folder)
+    Reader(attention).write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("attention", ["causal", "steps"])
+def test_one_pass_is_one_pass_per_prefix_for_models_of_our_own(tmp_path: Path, attention: str) -> None:
+    prm = ProcessRewardModel(str(build_own(tmp_path, attention)), device="cpu")
+    scores = prm(QUESTION, as_steps(TEXTS_KN)).score_KN
+    for texts, row in zip(TEXTS_KN, scores, strict=True):
+        prefixes = [prm(QUESTION, as_steps([texts[: n + 1]])).score_KN[0][-1] for n in range(len(texts))]
+        assert row == pytest.approx(prefixes, abs=1e-5)
+    flat = [score for row in scores for score in row]
+    assert max(flat) - min(flat) > 0.05
+
+
+def test_read_whole_a_step_is_scored_in_its_finished_trace(tmp_path: Path) -> None:
+    prm = ProcessRewardModel(str(build_own(tmp_path, "full")), device="cpu")
+    together = prm(QUESTION, as_steps(TEXTS_KN)).score_KN
+    for texts, row in zip(TEXTS_KN, together, strict=True):
+        assert row == pytest.approx(prm(QUESTION, as_steps([texts])).score_KN[0], abs=1e-5)
+    first = prm(QUESTION, as_steps([TEXTS_KN[0][:1]])).score_KN[0][0]
+    assert abs(first - together[0][0]) > 1e-3
+
+
+def test_within_a_step_a_bidirectional_model_reads_both_ways(tmp_path: Path) -> None:
+    prm = ProcessRewardModel(str(build_own(tmp_path / "both", "steps")), device="cpu")
+    left = ProcessRewardModel(str(build_own(tmp_path / "left", "causal")), device="cpu")
+    (both,), (causal,) = (one(QUESTION, as_steps([TEXTS_KN[0]])).score_KN for one in (prm, left))
+    assert max(abs(a - b) for a, b in zip(both, causal, strict=True)) > 1e-3  # the weights are the same
+
+
+def test_a_model_of_our_own_is_asked_as_its_task_asks(tmp_path: Path) -> None:
+    prm = ProcessRewardModel(str(build_own(tmp_path, "steps")), task=get_task("countdown"), device="cpu")
+    encoded = prm.encode("30,100,93=23", ["93+30=123", "123-100=23"])
+    assert prm.tokenizer.decode(encoded.ids) == " 30 100  93 =  23\n 93+ 30=123\n123-100= 23\n"
+    assert [prm.tokenizer.decode(encoded.ids[i]) for i in encoded.positions] == ["\n", "\n"]
+    assert [encoded.segments[i] for i in encoded.positions] == [1, 2]
+    scores = prm("30,100,93=23", as_steps([("93+30=123", "123-100=23"), ("1+1=2",)]))
+    bill = scores.cost()
+    assert (bill.scorer_passes, bill.sequential_steps, bill.nfe) == (2, 1, 0)
+    assert bill.scorer_tokens == len(encoded.ids) + len(prm.encode("30,100,93=23", ["1+1=2"]).ids)
+
+
+def test_what_a_body_is_and_how_it_is_read() -> None:
+    assert load_body("embedded:sudoku")[2] == "steps"
+    assert load_body("embedded:sudoku", "full")[2] == "full"
+    assert load_body("embedded:solver")[2] == "causal"
+    with pytest.raises(ValueError, match="attention='steps' needs a diffusion model that attends fully"):
+        load_body("embedded:solver", "steps")
+    with pytest.raises(ValueError, match="attention='causal' would hide"):
+        load_body("embedded:sudoku", "causal")
+    with pytest.raises(ValueError, match="attention='both' is not one of causal, steps, full"):
+        Reader("both")
+    with pytest.raises(ValueError, match="no embedded scorer 'chess'"):
+        ProcessRewardModel("embedded:chess")
+    assert READER == "step_reader.json"
+
+
+def test_the_head_stands_on_the_same_weights() -> None:
+    denoiser = random_denoiser()
+    model = as_step_classifier(denoiser.model, "steps")
+    assert model.model is denoiser.model.model
+    assert (model.config.num_labels, model.config.id2label) == (2, {0: "wrong", 1: "right"})
+    assert type(model).__name__ == "LlamaForTokenClassification"
+    with pytest.raises(ValueError, match="a Linear cannot be given a head"):
+        as_step_classifier(torch.nn.Linear(1, 1), "steps")

@@ -24,7 +24,8 @@ from transformers import AutoTokenizer
 import lockstitch
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted(path for path in (ROOT / "recipes/configs").glob("*/*.yaml") if path.parent.name != "embedded")
+_ALL = sorted((ROOT / "recipes/configs").glob("*/*.yaml"))
+CONFIGS = [path for path in _ALL if path.parent.name != "embedded" and not path.stem.startswith("prm_")]  # not of grpo
 PAPERS = {"coupled", "d1", "d2", "espo", "gdpo", "justgrpo", "spg", "wd1"}
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 CPU = ["--bf16", "false", "--use_cpu", "true"]

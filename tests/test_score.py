@@ -56,7 +56,7 @@ def test_scorers_by_name() -> None:
 
 @pytest.mark.parametrize("spec", ["", "calculators", "prm:", ":f", "module"])
 def test_another_name_is_refused_with_the_accepted_forms(spec: str) -> None:
-    with pytest.raises(ValueError, match=r"'calculator', 'confidence', 'prm:MODEL'.*'module:function'"):
+    with pytest.raises(ValueError, match=r"'calculator', 'confidence', 'bmc'.*'prm:MODEL'.*'module:function'"):
         load_scorer(spec, get_task("gsm8k"))
 
 

@@ -52,6 +52,7 @@ __all__ = [
     "Trajectory",
     "embedded_adapter",
     "embedded_model",
+    "embedded_scorer",
     "model_name",
     "model_path",
     "preset",
@@ -96,6 +97,14 @@ def embedded_adapter(name: str) -> Path:
     Raises `ValueError` that lists the adapters there are.
     """
     return _embedded(name, "adapter", "adapters/*/adapter_model.safetensors")
+
+
+def embedded_scorer(name: str) -> Path:
+    """The directory of a process reward model that comes with the package, by its task: `sudoku`.
+
+    Raises `ValueError` that lists the scorers there are.
+    """
+    return _embedded(name, "scorer", "scorers/*/model.safetensors")
 
 
 def model_path(name: str) -> str:

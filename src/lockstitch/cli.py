@@ -31,6 +31,7 @@ COMMANDS = {
     "lm-eval": Command("lockstitch.recipes.harness", "run lm-evaluation-harness's tasks, with our models as `lockstitch`"),
     "sft": Command("lockstitch.recipes.launch", "train on prompts and completions", "sft"),
     "grpo": Command("lockstitch.recipes.launch", "train by reinforcement learning, on a task or one's own data", "grpo"),
+    "prm": Command("lockstitch.recipes.launch", "label reasoning steps and train a process reward model on them", "prm"),
     "export": Command("lockstitch.rl.export_cli", "pack a trained adapter with its card, or merge it into its base"),
     "tasks": Command("lockstitch.rewards.tasks.tasks_cli", "list the tasks, ours and plug-ins, or show one with a prompt"),
     "rewards": Command("lockstitch.rewards.rewards_cli", "list the installed rewards, ours and plug-ins"),

@@ -1,0 +1,137 @@
+"""How far a process reward model can be trusted: its scores on labelled rows that it was not trained on, and a page of them.
+
+Steps are judged against their labels (of completions that end right), against the task's exact checker, and against whether
+it finds everything up to them sound; traces by the geometric mean of their steps against whether their answer is right.
+Other scorers may be judged on the same rows; the weights of a sum are fitted on rows of their own.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from lockstitch.rewards.steps import SOUND, WRONG
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.sampling.trajectory import Ledger, Trajectory
+from lockstitch.stitching.calibration import judge_scores
+from lockstitch.stitching.combine import Combined, Weights, fit
+from lockstitch.stitching.score import Scorer, load_scorer, scorer_parts
+from lockstitch.stitching.segment import steps_of, token_spans
+from lockstitch.stitching.steps import Step
+from lockstitch.stitching.stitch import geometric_mean
+
+from lockstitch.files import SUMMARY, to_json, write_whole
+from lockstitch.pages import embed, write_page
+
+PAGE = "calibration.html"
+WEIGHTS = "scorer_weights.json"
+ROWS = 64  # scored together
+
+
+def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Writes `summary.json`, `calibration.html` and, for a sum, `scorer_weights.json`; prints the figures."""
+    from lockstitch.stitching.prm import ProcessRewardModel
+
+    train = [row for row in rows["train"] if row["completions"]]
+    summary: dict[str, Any] = {"train": {"traces": len(train), "steps": sum(len(row["completions"]) for row in train)}}
+    costs = [row["ledger"] for part in rows.values() for row in part if "ledger" in row]
+    if costs:
+        summary["labelling"] = {name: sum(cost[name] for cost in costs) for name in ("nfe", "tokens_forwarded", "seconds")}
+    scored: dict[str, dict[str, Any]] = {}
+    if rows["test"]:
+        scored["prm"] = figures(prm_scores(ProcessRewardModel(str(output)), rows["test"]), rows["test"])
+        scored |= other_scorers(recipe, output, rows)
+    summary["scorers"] = scored
+    write_whole(output / SUMMARY, to_json(summary))
+    print(f"Model saved to {output}")
+    for name, found in scored.items():
+        told = (f"against {against}: AUC {_short(one['auc'])}, ECE {_short(one['ece'])}, n {one['n']}"
+                for against, one in found.items() if "auc" in one)  # fmt: skip
+        print(f"{name}: {'; '.join(told)}")
+    if scored:
+        template = resources.files("lockstitch.recipes").joinpath(PAGE).read_text(encoding="utf-8")
+        title = f"Scorers on {recipe.task or recipe.dataset_name}"
+        write_page(output / PAGE, template, [embed({"title": title, "summary": summary})])
+        print(f"Look at {output / PAGE}")
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def prm_scores(scorer: Any, rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """The scores of the steps of every row, as they stand there."""
+    found = []
+    for row in rows:
+        steps = [Step(0, i, text, (0, len(text))) for i, text in enumerate(row["completions"])]
+        found.append(scorer(row["prompt"], [steps]).score_KN[0])
+    return found
+
+
+def trace_scores(scorer: Scorer, tokenizer: Any, task: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], Ledger]:
+    """The scores of every row by a scorer that reads the trajectory, and what they cost; rows of a question at once."""
+    found: list[Any] = [None] * len(rows)
+    cost = Ledger()
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(row["question"], []).append(i)
+    for question, places in groups.items():
+        traces = [Trajectory.from_dict(dict(rows[i]["trajectory"])) for i in places]
+        steps_KN = [steps_of(t.text, task.unit, k, token_spans(tokenizer, t.completion_ids)) for k, t in enumerate(traces)]
+        scores = scorer(question, steps_KN, traces)
+        cost = cost.then(scores.cost())
+        for i, own in zip(places, scores.score_KN, strict=True):
+            found[i] = own
+    return found, cost
+
+
+def figures(scores: Sequence[Sequence[float]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Scores against the labels and, where rows have them, the checker's verdicts (a 0.5 is none) and the answers."""
+    steps = [(score, float(label)) for row, own in zip(rows, scores, strict=True)
+             for score, label in zip(own, row["labels"], strict=True)]  # fmt: skip
+    pairs = {"labels": steps}
+    if all(row.get("sound") is not None for row in rows):
+        pairs["checker"] = [
+            (score, float(sound == SOUND)) for row, own in zip(rows, scores, strict=True)
+            for score, sound in zip(own, row["sound"], strict=True) if sound in (SOUND, WRONG)
+        ]  # fmt: skip
+        pairs["prefixes"] = [
+            (score, float(min(row["sound"][: i + 1]) == SOUND)) for row, own in zip(rows, scores, strict=True)
+            for i, score in enumerate(own)
+        ]  # fmt: skip
+    if all("correct" in row for row in rows):
+        pairs["traces"] = [(geometric_mean(own), float(row["correct"]))
+                           for row, own in zip(rows, scores, strict=True) if own]  # fmt: skip
+    return {name: judge_scores([score for score, _ in one], [outcome for _, outcome in one]) for name, one in pairs.items()}
+
+
+def other_scorers(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The figures of the other scorers that the recipe names, with what they cost a trace."""
+    if not recipe.scorers:
+        return {}
+    from lockstitch.sampling.denoiser import Denoiser
+
+    task, denoiser = get_task(recipe.task), Denoiser.from_pretrained(recipe.label_model)
+    found = {}
+    for spec in recipe.scorers:
+        parts = scorer_parts(spec)
+        scorers = [load_scorer(part, task, denoiser=denoiser) for part in parts]
+        scorer, weights = scorers[0], None
+        if len(parts) > 1:
+            each = [trace_scores(one, denoiser.tokenizer, task, rows["fit"])[0] for one in scorers]
+            per_step = [step for traces in zip(*each, strict=True) for step in zip(*traces, strict=True)]
+            weights = fit(parts, per_step, [float(label) for row in rows["fit"] for label in row["labels"]])
+            weights.write(output / WEIGHTS)
+            scorer = Combined(scorers, weights)
+        scores, cost = trace_scores(scorer, denoiser.tokenizer, task, rows["test"])
+        one = figures(scores, rows["test"])
+        one["cost"] = {name: getattr(cost, name) / len(rows["test"]) for name in
+                       ("nfe", "scorer_passes", "scorer_tokens")}  # fmt: skip
+        if weights is not None:
+            one["weights"] = _weights(weights)
+        found[spec] = one
+    return found
+
+
+def _weights(weights: Weights) -> dict[str, float]:
+    return {**dict(zip(weights.parts, weights.weights, strict=True)), "bias": weights.bias}

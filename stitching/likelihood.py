@@ -1,0 +1,203 @@
+"""Scoring steps by how likely they are: under the diffusion model that wrote them, or under an autoregressive one.
+
+`bound`: exp of the mean over a step's tokens of the masked-diffusion bound on the log-likelihood of the whole trace (LLaDA,
+2502.09992, equation 4), in whose sum each token counts where it is masked, weighted by 1/t. Eight masks of a trace, in pairs
+of which each leaves open what the other shows, so that every token is masked in exactly one of a pair; a step's sum is
+divided by the weights that it met, not by its length, which is the same on average and much less noisy.
+
+`likelihood:MODEL`: exp of the mean log-probability that a causal model gives the step's tokens after the question and the
+steps before.
+
+Both divide by length, so that long steps are not worse for being long. Left out: the bound of models that denoise block by
+block.
+
+Axes: K trajectories, N steps of one trajectory, R rows (K trajectories times the masks of each), L positions.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lockstitch.rewards.tasks.task import Task
+from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.noise import derive_seed, uniform
+from lockstitch.sampling.trajectory import Ledger, Trajectory
+from lockstitch.stitching.score import Scores
+from lockstitch.stitching.step_reader import Encoded, Reader, batch
+from lockstitch.stitching.steps import Step
+
+from lockstitch import model_path
+
+PAIRS = 4
+ROWS = 256
+
+
+def paired_masks(length: int, pairs: int, seed: int) -> list[tuple[float, list[bool]]]:
+    """Masks of a completion with their ratios t: each of a pair opens what the other shows, t is stratified over the pairs.
+
+    Args:
+        length: tokens of the completion.
+        pairs: how many pairs.
+        seed: of the draw, which depends on nothing else.
+
+    Returns:
+        `2 * pairs` masks, each with its t in (0, 1).
+    """
+    masks = []
+    for pair in range(pairs):
+        t = (pair + 0.5) / pairs
+        draw = uniform(torch.tensor([seed]), pair, 0, torch.arange(length))[0].tolist()
+        opened = [one < t for one in draw]
+        masks += [(t, opened), (1 - t, [not one for one in opened])]
+    return masks
+
+
+class Bound:
+    """Scores steps by the diffusion model's own bound on their likelihood.
+
+    Args:
+        denoiser: the model that wrote the trajectories.
+        pairs: masks of a trace, in pairs; each costs a pass.
+
+    Raises `ValueError` for models that do not attend fully, and for no pairs.
+    """
+
+    def __init__(self, denoiser: Denoiser, *, pairs: int = PAIRS) -> None:
+        if denoiser.family.layout != "full":
+            raise ValueError(f"the scorer 'bound' masks anywhere in a trace; {denoiser.family.name} models denoise block by "
+                             "block: bmc, or likelihood:MODEL")  # fmt: skip
+        if pairs < 1:
+            raise ValueError(f"pairs={pairs} must be at least 1")
+        self.denoiser, self.pairs = denoiser, pairs
+
+    def __call__(
+        self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None
+    ) -> Scores:
+        """See `Scorer`; `ValueError` where there are no trajectories to mask."""
+        if trajectories is None:
+            raise ValueError("the scorer 'bound' masks trajectories that this toolkit sampled; completions from elsewhere "
+                             "have no canvas: use likelihood:MODEL")  # fmt: skip
+        masks_K = [paired_masks(t.length, self.pairs, derive_seed(t.seed, 6)) for t in trajectories]
+        logp_K = self._log_probabilities(trajectories, masks_K)
+        score_KN = [
+            [step_bound(masks, logp, _places(step)) for step in steps]
+            for steps, masks, logp in zip(steps_KN, masks_K, logp_K, strict=True)
+        ]
+        passes = 2 * self.pairs
+        tokens = sum(passes * (len(t.prompt_ids) + t.length) for t in trajectories)
+        return Scores(score_KN, more=Ledger(nfe=passes * len(trajectories), tokens_forwarded=tokens, sequential_steps=1))
+
+    @torch.inference_mode()
+    def _log_probabilities(
+        self, trajectories: Sequence[Trajectory], masks_K: Sequence[Sequence[tuple[float, list[bool]]]]
+    ) -> list[list[list[float]]]:
+        """log p of every token of a completion under each of its masks; of tokens that a mask shows it says nothing."""
+        denoiser = self.denoiser
+        asked = [(k, mask) for k, masks in enumerate(masks_K) for _, mask in masks]
+        found: list[list[list[float]]] = [[] for _ in trajectories]
+        for start in range(0, len(asked), ROWS):
+            part = asked[start : start + ROWS]
+            longest = max(len(trajectories[k].prompt_ids) + trajectories[k].length for k, _ in part)
+            shown, real, wanted = [], [], []
+            for k, mask in part:
+                t = trajectories[k]
+                ids = [*t.prompt_ids, *t.completion_ids]
+                noised = [denoiser.mask_id if opened else token
+                          for token, opened in zip(t.completion_ids, mask, strict=True)]  # fmt: skip
+                pad = longest - len(ids)
+                shown.append([denoiser.pad_id] * pad + [*t.prompt_ids, *noised])
+                real.append([0] * pad + [1] * len(ids))
+                wanted.append([denoiser.pad_id] * pad + ids)
+            device = denoiser.device
+            logits_RLV = denoiser.forward_logits(
+                denoiser.model, torch.tensor(shown, device=device), torch.tensor(real, device=device)
+            )
+            logp_RL = logits_RLV.float().log_softmax(-1).gather(-1, torch.tensor(wanted, device=device)[..., None])[..., 0]
+            for (k, _), row in zip(part, logp_RL.tolist(), strict=True):
+                found[k].append(row[longest - trajectories[k].length :])
+        return found
+
+
+def _places(step: Step) -> range:
+    if step.tokens is None:
+        raise ValueError(f"step {step.index} of trajectory {step.trajectory} has no token span to mask")
+    return range(*step.tokens)
+
+
+def step_bound(
+    masks: Sequence[tuple[float, Sequence[bool]]], logp: Sequence[Sequence[float]], places: Sequence[int]
+) -> float:
+    """exp of the bound a token: the sum over masks and masked places of log p / t, by the sum of the 1/t that it met.
+
+    Args:
+        masks: (t, what is masked) of each mask.
+        logp: log p of every token under each mask.
+        places: the step's, in the completion.
+    """
+    total = weight = 0.0
+    for (t, mask), row in zip(masks, logp, strict=True):
+        opened = [i for i in places if mask[i]]
+        total += sum(row[i] for i in opened) / t
+        weight += len(opened) / t
+    return min(1.0, math.exp(total / weight))
+
+
+class Likelihood:
+    """Scores steps by the probability that a causal language model gives their tokens, a token on average.
+
+    Args:
+        model: `model(input_ids=, attention_mask=).logits` is `(B, L, V)`.
+        tokenizer: its tokenizer; a chat template, where it has one, puts the question.
+        task: its statement of the question is what the model reads first.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, task: Task) -> None:
+        self.model, self.tokenizer, self.task = model.eval(), tokenizer, task
+        self.reader = Reader("causal", chat_template=tokenizer.chat_template is not None)
+
+    @classmethod
+    def from_pretrained(cls, name: str, task: Task) -> "Likelihood":
+        """Loads a directory, hub name or `embedded:solver`: float32 on a CPU, its own dtype on an accelerator."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = model_path(name)
+        device = torch.accelerator.current_accelerator()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if device is None else "auto")
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        except OSError as error:
+            raise ValueError(f"scorer 'likelihood:{name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        if getattr(model.config, "is_causal", True) is False:
+            raise ValueError(f"scorer 'likelihood:{name}' needs a causal model; 'bound' asks the diffusion model")
+        return cls(model.to(device or "cpu"), tokenizer, task)
+
+    @torch.inference_mode()
+    def __call__(
+        self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None = None
+    ) -> Scores:
+        """See `Scorer`; one right-padded batch of all trajectories that have steps. The traces are not read."""
+        prompt = self.task.statement(question).rstrip() + "\n"
+        rows = {k: self.reader.encode(self.tokenizer, prompt, [step.text for step in steps])
+                for k, steps in enumerate(steps_KN) if steps}  # fmt: skip
+        score_KN: list[list[float]] = [[] for _ in steps_KN]
+        if not rows:
+            return Scores(score_KN)
+        encoded = list(rows.values())
+        arguments = batch(encoded, "causal", self.model.dtype, self.model.device)
+        logits_BLV = self.model(**arguments, use_cache=False).logits.float()
+        ids_BL = arguments["input_ids"]
+        logp_BL = logits_BLV[:, :-1].log_softmax(-1).gather(-1, ids_BL[:, 1:, None])[..., 0].cpu()
+        for (k, row), logp in zip(rows.items(), logp_BL.tolist(), strict=True):
+            score_KN[k] = _by_step(row, logp)
+        tokens = sum(len(row.ids) for row in encoded)
+        return Scores(score_KN, tokens, Ledger(scorer_passes=len(encoded)))
+
+
+def _by_step(row: Encoded, logp: Sequence[float]) -> list[float]:
+    """exp of the mean log-probability of each step's tokens; `logp` at i is that of token i + 1."""
+    scores = []
+    for number in range(1, len(row.positions) + 1):
+        own = [logp[i - 1] for i, segment in enumerate(row.segments) if segment == number]
+        scores.append(min(1.0, math.exp(sum(own) / len(own))))
+    return scores

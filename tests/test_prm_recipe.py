@@ -1,0 +1,200 @@
+"""The process reward model's recipe: settings, rows, the loss against its formula, and the whole way through its command."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lockstitch.recipes.prm import RecipeArguments, parse, problems_of
+from lockstitch.recipes.step_training import IGNORED, StepCollator, encode_rows, step_loss
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.stitching.prm import ProcessRewardModel
+from lockstitch.stitching.score import load_scorer
+from lockstitch.stitching.step_reader import READER, Reader
+from lockstitch.stitching.steps import Step
+from models import tokenizer
+
+from lockstitch import embedded_scorer, model_path
+
+ROOT = Path(__file__).resolve().parent.parent
+TOK = tokenizer()
+TASKS = ("arithmetic", "countdown", "sudoku")
+SHIPPED = sorted(path.name for path in (ROOT / "src/lockstitch/embedded/scorers").iterdir())
+LABELLED = {"task": "sudoku", "label_model": "embedded:sudoku-early"}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_config_is_accepted_and_its_header_is_true(name):
+    path = ROOT / f"recipes/configs/tiny/prm_{name}.yaml"
+    recipe, training, model = parse(["--config", f"tiny/prm_{name}.yaml", "--use_cpu", "true"])
+    assert f"--config recipes/configs/tiny/prm_{name}.yaml" in path.read_text()
+    assert (recipe.task, training.output_dir) == (name, f"runs/tiny/prm_{name}")
+    assert Path(model_path(recipe.label_model)).is_dir()
+    assert Path(model_path(model.model_name_or_path)).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"task": None}, "either task=NAME, to label, or dataset_name=NAME"),
+        ({"dataset_name": "x"}, "either task=NAME, to label, or dataset_name=NAME"),
+        ({"label_model": None}, "label_model=None"),
+        ({"num_completions": 0}, "num_completions=0 must be at least 1"),
+        ({"label": "maybe"}, "label='maybe' is not one of soft, hard"),
+        ({"temperature": 0.0}, "all num_completions=8 would be the same"),
+        ({"eval_input": "f"}, "eval_input='f' goes with input"),
+        ({"scorers": ["bmc+bound"]}, "num_fit_problems=0 and sums in scorers"),
+        ({"num_fit_problems": 3, "scorers": ["bmc"]}, "num_fit_problems=3 and sums in scorers"),
+        ({"save_dtype": "int8"}, "save_dtype='int8' is not one of"),
+        ({"chunk": 0}, "chunk=0 must be at least 1"),
+        ({"columns": "a:b"}, "columns='a:b' is of dataset_name"),
+        ({"task": None, "dataset_name": "x", "label_model": None, "steps": 4}, "steps=4 is of labelling a task"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changed, says):
+    with pytest.raises(ValueError, match=says):
+        RecipeArguments(**{**LABELLED, **changed})
+
+
+def test_problems_of_one_split_are_in_no_other():
+    recipe = RecipeArguments(**LABELLED, num_problems=60, num_eval_problems=40, num_fit_problems=20, scorers=["bmc+bound"])
+    splits = {name: {one.question for one in part} for name, part in problems_of(recipe, get_task("sudoku")).items()}
+    assert {name: len(part) for name, part in splits.items()} == {"train": 60, "fit": 20, "test": 40}
+    assert len(set.union(*splits.values())) == 120
+
+
+def test_problems_of_a_file(tmp_path):
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"question": f"{n}, +7", "answer": str(n + 7)}) + "\n"
+                                                for n in range(10, 16)))  # fmt: skip
+    own = {"task": "arithmetic", "label_model": "m", "input": str(tmp_path / "own.jsonl"), "scorers": ["bmc+bound"]}
+    parts = problems_of(RecipeArguments(**own, num_fit_problems=2, num_problems=3), get_task("arithmetic"))
+    assert [problem.question for problem in parts["train"]] == ["10, +7", "11, +7", "12, +7"]
+    assert [problem.question for problem in parts["fit"]] == ["14, +7", "15, +7"]
+    assert parts["test"] == []
+    with pytest.raises(ValueError, match="has 6 problems, of which num_fit_problems=6 leave none"):
+        problems_of(RecipeArguments(**own, num_fit_problems=6), get_task("arithmetic"))
+
+
+def test_the_loss_is_the_cross_entropy_of_soft_labels():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 2)
+    labels = torch.tensor([[IGNORED, 0.25, IGNORED], [1.0, IGNORED, 0.0]])
+    p = logits.softmax(-1)[..., 1]
+    wanted = -(0.25 * p[0, 1].log() + 0.75 * (1 - p[0, 1]).log() + p[1, 0].log() + (1 - p[1, 2]).log()) / 3
+    assert float(step_loss(logits, labels)) == pytest.approx(float(wanted), abs=1e-6)
+
+
+def test_labels_stand_where_steps_are_scored():
+    rows = [
+        {"prompt": "1\n", "completions": ["12+7=19", "19-5=14"], "labels": [True, 0.5]},
+        {"prompt": "1\n", "completions": [], "labels": []},
+        {"prompt": "1\n", "completions": ["2"], "labels": [False]},
+    ]
+    reader = Reader("steps")
+    encoded = encode_rows(rows, TOK, reader, None)
+    batch = StepCollator(reader, torch.float32)(encoded)
+    assert batch["labels"].shape == batch["input_ids"].shape == (2, 18)
+    assert [batch["labels"][0, i].item() for i in encoded[0]["positions"]] == [1.0, 0.5]
+    assert (batch["labels"] == IGNORED).sum() == 2 * 18 - 3
+    assert batch["attention_mask"].shape == (2, 1, 18, 18)
+    seen = batch["attention_mask"][:, 0] == 0
+    # A step's first token sees to the end of its own step and nothing after; padding is seen by nobody.
+    assert seen[0, 2].tolist() == [True] * 10 + [False] * 8
+    assert seen[0, 0].tolist() == [True] * 2 + [False] * 16
+    assert not seen[1, :, 4:].any()
+    assert len(encode_rows(rows, TOK, reader, 6)) == 1
+    with pytest.raises(ValueError, match="of 3 rows none has steps and at most max_length=2 tokens"):
+        encode_rows(rows, TOK, reader, 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "1", "completions": ["a"]}, "row 0 has no 'labels'"),
+        ({"prompt": "1", "completions": ["a"], "labels": []}, "row 0 has 0 labels for 1 steps"),
+        ({"prompt": "1", "completions": ["a"], "labels": [2]}, "row 0 has the label 2"),
+        ({"prompt": "1", "completions": ["a"], "labels": ["yes"]}, "row 0 has the label 'yes'"),
+    ],
+)
+def test_rows_of_another_form_are_refused(row, says):
+    with pytest.raises(ValueError, match=says):
+        encode_rows([row], TOK, Reader("causal"), None)
+
+
+# --- the scorers that come with the package --------------------------------------------------------------------------
+
+
+def test_there_is_one_for_sudoku():
+    with pytest.raises(ValueError, match=r"no embedded scorer 'chess'; there are .*sudoku"):
+        embedded_scorer("chess")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_embedded_scorer_tells_right_steps_from_wrong_ones(name):
+    folder = embedded_scorer(name)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2.2e6
+    assert (folder / "model.safetensors").stat().st_size < 2e6
+    task = get_task(name)
+    question, right, wrong = {
+        "arithmetic": ("12, +7, -5", ["12+7=19", "19-5=14"], ["12+7=17", "17-5=12"]),
+        "countdown": ("30,100,93=23", ["93+30=123", "123-100=23"], ["100-30=70", "93-70=13"]),
+        "sudoku": ("3102200002100320", ["3142", "2431", "4213", "1324"], ["3122", "2431", "4213", "1321"]),
+    }[name]
+    scorer = load_scorer(f"prm:embedded:{name}", task)
+    steps_KN = [[Step(k, i, text, (0, 1)) for i, text in enumerate(texts)] for k, texts in enumerate((right, wrong))]
+    good, bad = scorer(question, steps_KN, None).score_KN
+    assert min(good) > 0.5 > max(bad)
+
+
+# --- the whole way ---------------------------------------------------------------------------------------------------
+
+
+def run(*options):
+    command = [sys.executable, "-m", "lockstitch.recipes.prm", "--use_cpu", "true", "--report_to", "none", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_from_labels_to_a_scorer_and_again(tmp_path):
+    command = ["--config", "tiny/prm_sudoku.yaml", "--num_problems", "16", "--num_eval_problems", "8",
+               "--num_fit_problems", "8", "--max_steps", "4", "--save_steps", "2", "--output_dir",
+               str(tmp_path)]  # fmt: skip
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary["scorers"]) == {"prm", "confidence", "bmc", "bound", "confidence+bmc"}
+    assert set(summary["scorers"]["prm"]) == {"labels", "checker", "prefixes", "traces"}
+    assert summary["scorers"]["bmc"]["cost"]["nfe"] == pytest.approx(16, abs=1)
+    assert summary["scorers"]["confidence"]["cost"]["nfe"] == 0
+    assert set(json.loads((tmp_path / "scorer_weights.json").read_text())["parts"]) == {"confidence", "bmc"}
+    page = (tmp_path / "calibration.html").read_text()
+    assert not re.search(r"https?:|src=|url\(|@import", page)
+    assert json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])["summary"] == summary
+    assert json.loads((tmp_path / READER).read_text())["attention"] == "steps"
+    scorer = ProcessRewardModel(str(tmp_path), task=get_task("sudoku"), device="cpu")
+    assert scorer.model.dtype == torch.float32
+    assert "16" in json.loads((tmp_path / "config.json").read_text())["dtype"]  # saved as float16
+    before = (tmp_path / "model.safetensors").read_bytes()
+    again = run(*command)
+    assert again.returncode == 0, again.stderr
+    assert "finished after 4 steps: nothing to do" in again.stdout
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_own_rows_an_adapter_and_a_causal_model(tmp_path):
+    rows = tmp_path / "steps.jsonl"
+    made = [{"prompt": f"{n}+7=\n", "steps": [f"{n}+7={n + 7 + n % 2}"], "labels": [n % 2 == 0]}
+            for n in range(10, 40)]  # fmt: skip
+    rows.write_text("".join(json.dumps(row) + "\n" for row in made))
+    done = run("--dataset_name", str(rows), "--columns", "completions:steps", "--model_name_or_path", "embedded:solver",
+               "--use_peft", "true", "--max_steps", "3", "--output_dir", str(tmp_path / "out"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert json.loads((tmp_path / "out" / READER).read_text())["attention"] == "causal"
+    scorer = ProcessRewardModel(str(tmp_path / "out"), device="cpu")
+    (scores,) = scorer("12+7=\n", [[Step(0, 0, "12+7=19", (0, 7))]]).score_KN
+    assert 0 < scores[0] < 1
