@@ -158,7 +158,7 @@ def rewards_of(recipe: RecipeArguments, training: Any, task: "Task") -> list[Cal
     elif len(training.reward_weights) != len(weighted):
         raise ValueError(f"reward_weights={training.reward_weights}: task {task.name!r} has the rewards "
                          f"{', '.join(name_of(reward) for reward, _ in weighted)}")  # fmt: skip
-    return [load(reward) for reward, _ in weighted]
+    return [_named(name_of(reward), load(reward)) for reward, _ in weighted]
 
 
 def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,7 +170,14 @@ def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(reward)
     def named(*args: Any, **columns: Any) -> Any:
         with others_code(f"reward {name!r}", mistakes):
-            return reward(*args, **columns)
+            values = reward(*args, **columns)
+        completions = columns.get("completions")
+        if completions is not None:
+            if not hasattr(values, "__len__"):
+                raise OthersCodeError(f"reward {name!r} returned {type(values).__name__}, not a list of numbers")
+            if len(values) != len(completions):
+                raise OthersCodeError(f"reward {name!r} returned {len(values)} values for {len(completions)} completions")
+        return values
 
     return named
 
@@ -181,7 +188,7 @@ def _what_pays(recipe: RecipeArguments, training: Any) -> tuple[Any, list[Callab
     from lockstitch.rewards.plugins import load_reward
     from lockstitch.rewards.tasks.data import read_columns
     from lockstitch.rewards.tasks.named import get_task
-    from lockstitch.rewards.tasks.task import load
+    from lockstitch.rewards.tasks.task import load, name_of
 
     data: dict[str, Any] = {"dataset_config": recipe.dataset_config, "dataset_train_split": recipe.dataset_train_split,
                             "columns": read_columns(recipe.columns)}  # fmt: skip
@@ -203,7 +210,7 @@ def _what_pays(recipe: RecipeArguments, training: Any) -> tuple[Any, list[Callab
         held_out=recipe.held_out_problems, held_out_source=recipe.held_out_source, held_out_path=recipe.held_out_path,
         **data,
     )  # fmt: skip
-    return problems, rewards_of(recipe, training, task), load(task.rewards[0][0])
+    return problems, rewards_of(recipe, training, task), _named(name_of(task.rewards[0][0]), load(task.rewards[0][0]))
 
 
 def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments: Any) -> "Run | None":

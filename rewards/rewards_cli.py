@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="lockstitch rewards",
         description="List the rewards that installed packages offer, without importing them.",
         epilog=f"Packages offer rewards as entry points of the group {GROUP!r}. A function of a local file needs none: "
-        "wherever a reward is named, package.module:function will do.",
+        "wherever a reward is named, file.py:function or package.module:function will do.",
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list with name, source, target, columns, summary")

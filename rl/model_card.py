@@ -72,7 +72,7 @@ def model_card(
     kind = "A model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter"
     made = f"{kind}, for {origin}; made with Lockstitch {__version__}."
     parts = [f"---\n{data.to_yaml()}\n---", f"# {shown}, post-trained", made]
-    parts.append(_loading(base, revision, record, merged, published))
+    parts += [_loading(base, revision, record, merged, published), "`DIR` is this directory, or its name on the hub."]
     rows: dict[str, Any] = {"rank": adapter["r"], "alpha": adapter["lora_alpha"], "dropout": adapter["lora_dropout"]}
     if record is not None:
         rows = {"stage": record.stage, "preset": record.preset, "task": record.task,
@@ -125,7 +125,8 @@ def run_card(record: RunRecord, name: str, adapter: bool, canvas_length: int | N
             "family": record.family}  # fmt: skip
     parts = [f"---\n{data.to_yaml()}\n---", f"# {name}", f"{made}; made with Lockstitch {__version__}.",
              _table(("", ""), {key: value for key, value in rows.items() if value is not None}),
-             "## Use it", _sampling(record, adapter, canvas_length)]  # fmt: skip
+             "## Use it", "`DIR` is this directory, or its name on the hub; `...` is a prompt.",
+             _sampling(record, adapter, canvas_length)]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 

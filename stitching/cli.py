@@ -199,6 +199,9 @@ class StitchConfig:
         if self.scorer == "calculator":
             from lockstitch.stitching.score import Calculator
 
+            if task.checker is None and self.trajectories is not None:  # these have no trace for the next best to read
+                raise ValueError(f"scorer 'calculator' asks the checker of steps, which task {task.name!r} has not: with "
+                                 "--trajectories, 'prm:MODEL' or 'module:function' need none")  # fmt: skip
             Calculator(task)  # refuses a task without a checker
         self.rule = self.rule or (PATH if task.checker is not None else "paper")
         if self.rescore and self.rule != PATH:

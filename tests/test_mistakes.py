@@ -269,6 +269,16 @@ def test_weights_that_are_not_finite_are_never_saved(command, folder, monkeypatc
     assert not list((folder / "run").rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [("[1.0]", "reward 'mine.py:f' returned 1 values for"), ("1.0", "reward 'mine.py:f' returned float, not a list")],
+)
+def test_a_reward_that_returns_something_else_than_a_list_of_that_length_is_named(body, says, folder, monkeypatch, capfd):
+    (folder / "mine.py").write_text(f"def f(completions, **columns):\n    return {body}\n")
+    assert call("grpo", argv_of("grpo", reward_funcs="mine.py:f"), monkeypatch) == 2
+    assert says in capfd.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_model_whose_logits_are_no_numbers_is_named(temperature, folder, monkeypatch, capfd):
     (folder / "model").mkdir()

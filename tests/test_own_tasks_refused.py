@@ -116,6 +116,11 @@ def test_what_a_task_cannot_do_is_refused_by_name(place, capsys):
     words = ["--task", "sums.yaml", "--model", "embedded:arithmetic", "--question", "1, +1"]
     says = refusal(capsys, lambda: stitch_cli.main(words))
     assert "scorer 'calculator' asks the checker of steps, which task 'sums' has not" in says
+    (place / "traces.jsonl").write_text('{"question": "1, +1", "answer": "2", "completions": ["2", "3"]}\n')
+    elsewhere = ["--task", "sums.yaml", "--trajectories", "traces.jsonl", "--output", "there"]
+    says = refusal(capsys, lambda: stitch_cli.main(elsewhere))
+    assert "'prm:MODEL' or 'module:function' need none" in says
+    assert "confidence" not in says  # which reads traces, and would be refused next
     words += ["--scorer", "confidence"]
     for more in (["--rule", "path"], ["--rounds", "true"]):
         assert "which task 'sums' has not" in refusal(capsys, lambda more=more: stitch_cli.main([*words, *more]))

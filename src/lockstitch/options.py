@@ -227,7 +227,9 @@ def parse_options(parser: Any, argv: Sequence[str], settings: Mapping[str, Any] 
     said, strings = parser.parse_known_args(rest)
     if strings:
         options = [action.dest for action in parser._actions]
-        hints = ", ".join(f"{word!r}{nearest(word.lstrip('-').partition('=')[0], options)}" for word in strings)
+        # A value stands among them beside its option; what helps is the option.
+        words = [word for word in strings if word.startswith("--")] or strings
+        hints = ", ".join(f"{word!r}{nearest(word.lstrip('-').partition('=')[0], options)}" for word in words)
         raise ValueError(f"unknown words on the command line: {hints}")
     return _records(parser, said)
 
