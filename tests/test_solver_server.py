@@ -107,7 +107,9 @@ def test_what_a_server_answered_before_it_failed_is_kept(concurrency, tmp_path, 
                    "--solver_concurrency", concurrency, "--solver", f"openai:tiny@http://{address}"]  # fmt: skip
         assert main(command) == 2
         assert "HTTP 500: " in capsys.readouterr().err
-        assert [row["index"] for row in written(out / files.RESULTS)] == list(range(6))
+        finished = [row["index"] for row in written(out / files.RESULTS)]
+        assert finished == list(range(len(finished)))
+        assert len(finished) in ([6] if concurrency == "1" else [5, 6])  # side by side, a seventh may overtake the sixth
         assert not (out / files.SUMMARY).exists()
         kept = {row["asked"] for row in written(out / "answers.jsonl")}
         assert len(kept) == 18

@@ -109,6 +109,7 @@ def _code(
     return Task(
         name, (("code", 1.0),), sources, read, instructions=words, tag_rewards=D1_TAG_REWARDS, extract=read_program,
         write_answer=fenced, gold=lambda columns: None, solution=solved, unit="line",
+        question=lambda columns: str(columns["question"]),  # to the letter: what completes a function begins on a new line
     )  # fmt: skip
 
 
