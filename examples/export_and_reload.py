@@ -1,6 +1,6 @@
 """Merges an adapter into its base, checks what was written, and loads it with Lockstitch and with plain transformers.
 
-    python examples/export_and_reload.py
+`python examples/export_and_reload.py`
 """
 
 from pathlib import Path

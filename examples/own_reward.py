@@ -1,6 +1,6 @@
 """Reinforcement learning on prompts and a reward of one's own, in the form of TRL's GRPO example. Half a minute on a CPU.
 
-    python examples/own_reward.py
+`python examples/own_reward.py`
 """
 
 from itertools import permutations

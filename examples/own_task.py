@@ -1,7 +1,6 @@
 """A task of one's own in Python: rows, a prompt, what pays, a step; sampled and judged. A few seconds on a CPU.
 
-    python examples/own_task.py
-    lockstitch sample --task examples/own_task.py:task --limit 2 --model embedded:arithmetic
+`python examples/own_task.py`; `lockstitch sample --task examples/own_task.py:task --limit 2 --model embedded:arithmetic`
 """
 
 from lockstitch.rewards.tasks.rows import load_rows
@@ -31,4 +30,5 @@ if __name__ == "__main__":
     trajectories = sample(denoiser, [row["prompt"] for row in rows], SamplerConfig(task.canvas_length, steps=8))
     for row, trajectory in zip(rows, trajectories, strict=True):
         answer = task.extract(trajectory.text)
-        print(f"{row['prompt']!r} -> {trajectory.text!r}: {answer}, {task.judge(task.read_row(row), [answer or ''])[0]}")
+        (verdict,) = task.judge(task.read_row(row), [answer or ""])
+        print(f"{row['prompt']!r} -> {trajectory.text!r}: {answer}, {verdict}")

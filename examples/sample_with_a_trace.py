@@ -1,6 +1,6 @@
 """Draws four trajectories of one puzzle, and reads from their traces what was written when, and how surely.
 
-    python examples/sample_with_a_trace.py
+`python examples/sample_with_a_trace.py`
 """
 
 from lockstitch import Denoiser, SamplerConfig, sample

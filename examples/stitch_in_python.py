@@ -1,6 +1,6 @@
 """Stitches the best steps of eight trajectories into one answer, beside the majority's, and says what each cost.
 
-    python examples/stitch_in_python.py
+`python examples/stitch_in_python.py`
 """
 
 from lockstitch.rewards.tasks.named import get_task

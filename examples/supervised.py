@@ -1,6 +1,6 @@
 """Supervised training on one's own rows of prompts and completions; the loss before and after. Half a minute on a CPU.
 
-    python examples/supervised.py
+`python examples/supervised.py`
 """
 
 from datasets import Dataset

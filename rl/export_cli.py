@@ -1,5 +1,7 @@
 """`lockstitch export`: a trained adapter with its card, or the model that it makes of its base.
 
+For instance:
+
     lockstitch export --adapter runs/sudoku --output exports/sudoku-lora
     lockstitch export --adapter runs/sudoku --merge --output exports/sudoku
     lockstitch export --adapter runs/8b --merge --names published --output exports/8b

@@ -1,6 +1,6 @@
 """Spells out the mapping of folders to packages in pyproject.toml as a tree of links, for tools that do not follow it.
 
-    python scripts/package_tree.py DIR      makes DIR anew; prints the rooms' folders, a line each
+`python scripts/package_tree.py DIR` makes DIR anew, and prints the rooms' folders, a line each.
 """
 
 import shutil

@@ -38,7 +38,8 @@ from lockstitch.rewards.tasks.task import (
 
 _CHAIN = "Solve this. In a chain such as `12, +7, -5` the operations apply one by one, from left to right."
 _COUNTDOWN = (
-    "Find an expression whose value is the target. It uses each of the numbers exactly once, with + - * / and parentheses."
+    "Find an expression whose value is the target. It uses each of the numbers exactly once, with + - * / and "
+    "parentheses."
 )
 _SUDOKU = (
     "Solve this 4x4 Sudoku, given as 16 digits, row by row, with 0 for an empty cell: each row, each column and each 2x2 "
