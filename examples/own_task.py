@@ -20,9 +20,14 @@ def read(row):
 
 
 task = Task(
-    "doublings", rewards=(("math", 1.0),), sources={"train": Source(generate=doublings)}, read=read,
-    question=lambda columns: columns["question"], unit="line", canvas_length=16,
-)  # fmt: skip
+    "doublings",
+    rewards=(("math", 1.0),),
+    sources={"train": Source(generate=doublings)},
+    read=read,
+    question=lambda columns: columns["question"],
+    unit="line",
+    canvas_length=16,
+)
 
 if __name__ == "__main__":
     rows = load_rows(task, count=4, conversational=False)

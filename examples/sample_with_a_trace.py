@@ -14,8 +14,13 @@ for k, trajectory in enumerate(trajectories):
 
 first = trajectories[0]
 for step in range(1, max(first.commit_step) + 1):
-    shown = [token if since <= step else None for token, since in zip(first.canvas_ids, first.commit_step, strict=True)]
-    print(f"step {step}:", "".join("░" if token is None else denoiser.tokenizer.decode([token]) for token in shown).split())
+    shown = [
+        token if since <= step else None for token, since in zip(first.canvas_ids, first.commit_step, strict=True)
+    ]
+    print(
+        f"step {step}:",
+        "".join("░" if token is None else denoiser.tokenizer.decode([token]) for token in shown).split(),
+    )
 
 unsure = min(range(first.length), key=lambda position: first.confidence[position])
 print(f"least sure of position {unsure}: {first.confidence[unsure]:.2f} at step {first.commit_step[unsure]}")

@@ -30,5 +30,7 @@ print(f"loss on held-out rows: {before:.2f} before, {trainer.evaluate()['eval_lo
 trainer.save_model()
 
 denoiser = Denoiser.from_pretrained("runs/supervised")
-for trajectory in sample(denoiser, [row["prompt"] for row in data["test"].select(range(4))], SamplerConfig(canvas_length=8)):
+for trajectory in sample(
+    denoiser, [row["prompt"] for row in data["test"].select(range(4))], SamplerConfig(canvas_length=8)
+):
     print(repr(trajectory.text))

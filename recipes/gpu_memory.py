@@ -55,9 +55,16 @@ SHAPES = {
 
 
 def memory_parts(
-    shape: Shape, *, rows: int, length: int, weight_bytes: float, rank: int | None, reference: bool, rollout_rows: int,
+    shape: Shape,
+    *,
+    rows: int,
+    length: int,
+    weight_bytes: float,
+    rank: int | None,
+    reference: bool,
+    rollout_rows: int,
     block: int,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Gigabytes (1e9 bytes) by what they are for.
 
     Args:
@@ -92,10 +99,15 @@ def memory_of(recipe: Any, training: Any, model_arguments: Any) -> dict[str, flo
     rank = model_arguments.lora_r if model_arguments.use_peft else None
     rows = training.per_device_train_batch_size
     return memory_parts(
-        SHAPES[name], rows=rows, length=recipe.max_prompt_length + training.max_completion_length,
-        weight_bytes=weight_bytes, rank=rank, reference=rank is None and training.beta > 0,
-        rollout_rows=min(training.rollout_micro_batch_size, rows * training.steps_per_generation), block=sampler.block,
-    )  # fmt: skip
+        SHAPES[name],
+        rows=rows,
+        length=recipe.max_prompt_length + training.max_completion_length,
+        weight_bytes=weight_bytes,
+        rank=rank,
+        reference=rank is None and training.beta > 0,
+        rollout_rows=min(training.rollout_micro_batch_size, rows * training.steps_per_generation),
+        block=sampler.block,
+    )
 
 
 def main() -> None:

@@ -33,21 +33,28 @@ class RecipeArguments:
     """What to train on, what pays, and what is measured on the way."""
 
     task: str | None = field(
-        default=None, metadata={"help": "The task: a name that `lockstitch tasks` lists, reasoning_gym:NAME, a YAML file, "
-                                        "file.py:attribute or module:attribute."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "The task: a name that `lockstitch tasks` lists, reasoning_gym:NAME, a YAML file, "
+            "file.py:attribute or module:attribute."
+        },
+    )
     rl_preset: str | None = field(
         default=None, metadata={"help": "A paper's settings, below the config file: see recipes/presets."}
     )
     prompt_form: str | None = field(
         default=None,
-        metadata={"help": "How the model is asked: tags, boxed, fenced or plain; the first of these that the task has by "
-                          "default."},
+        metadata={
+            "help": "How the model is asked: tags, boxed, fenced or plain; the first of these that the task has by "
+            "default."
+        },
     )
     reward_funcs: list[str] | None = field(
         default=None,
-        metadata={"help": "Rewards: names of plug-ins (`lockstitch rewards`), package.module:function or file.py:function. "
-                          "By default the task's own with its weights; otherwise see reward_weights."},
+        metadata={
+            "help": "Rewards: names of plug-ins (`lockstitch rewards`), package.module:function or file.py:function. "
+            "By default the task's own with its weights; otherwise see reward_weights."
+        },
     )
     train_source: str | None = field(
         default=None, metadata={"help": "Which of the task's sources to train on; `train` by default."}
@@ -55,13 +62,16 @@ class RecipeArguments:
     train_path: str | None = field(default=None, metadata={"help": "A file or folder to read them from."})
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "One's own data: a hub name, a directory, or a file. With a task, rows that it reads; without "
-                          "one, a column `prompt` (texts or messages), and all others to the rewards."},
-    )  # fmt: skip
+        metadata={
+            "help": "One's own data: a hub name, a directory, or a file. With a task, rows that it reads; without "
+            "one, a column `prompt` (texts or messages), and all others to the rewards."
+        },
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration on the hub."})
     dataset_train_split: str = field(default="train", metadata={"help": "Its split."})
     dataset_test_split: str | None = field(
-        default=None, metadata={"help": "Without a task: the split to measure on, in the place of the last training rows."}
+        default=None,
+        metadata={"help": "Without a task: the split to measure on, in the place of the last training rows."},
     )
     columns: str | None = field(
         default=None, metadata={"help": "Its columns under other names: prompt:question,answer:solution."}
@@ -75,7 +85,8 @@ class RecipeArguments:
         default=1.0, metadata={"help": "Reward from which a held-out completion counts as right."}
     )
     num_problems: int | None = field(
-        default=None, metadata={"help": "Train on the first so many rows; where problems are made up, on so many new ones."}
+        default=None,
+        metadata={"help": "Train on the first so many rows; where problems are made up, on so many new ones."},
     )
     problem_seed: int = field(default=0, metadata={"help": "Seed of problems that are made up."})
     max_prompt_length: int | None = field(
@@ -87,40 +98,55 @@ class RecipeArguments:
     mask_id: int | None = field(default=None, metadata={"help": "Mask token, if the tokenizer does not say."})
     held_out_problems: int = field(
         default=0,
-        metadata={"help": "Measure accuracy on so many problems: made up on the other side of the split, or else the last "
-                          "training rows, which are then not trained on. 0 measures nothing."},
+        metadata={
+            "help": "Measure accuracy on so many problems: made up on the other side of the split, or else the last "
+            "training rows, which are then not trained on. 0 measures nothing."
+        },
     )
-    held_out_source: str | None = field(
-        default=None, metadata={"help": "Measure on this source instead, `test` say."}
-    )
+    held_out_source: str | None = field(default=None, metadata={"help": "Measure on this source instead, `test` say."})
     held_out_path: str | None = field(default=None, metadata={"help": "A file or folder to read it from."})
     held_out_tokens_per_step: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": "Tokens denoised a step in these measurements; one or more numbers."}
+        default_factory=lambda: [1],
+        metadata={"help": "Tokens denoised a step in these measurements; one or more numbers."},
     )
     held_out_every: int = field(default=100, metadata={"help": "Steps between measurements."})
     html: bool = field(
-        default=True, metadata={"help": "Write report.html into the output directory at every checkpoint and at the end."}
+        default=True,
+        metadata={"help": "Write report.html into the output directory at every checkpoint and at the end."},
     )
 
     def __post_init__(self) -> None:
         if self.task is None and self.dataset_name is None:
-            raise ValueError("task=None, dataset_name=None: say what to train on, --task sudoku or --dataset_name my.jsonl")
+            raise ValueError(
+                "task=None, dataset_name=None: say what to train on, --task sudoku or --dataset_name my.jsonl"
+            )
         if self.task is None and self.reward_funcs is None:
-            raise ValueError(f"reward_funcs=None: say what pays on dataset_name={self.dataset_name!r}, my_reward.py:score "
-                             "for example")  # fmt: skip
+            raise ValueError(
+                f"reward_funcs=None: say what pays on dataset_name={self.dataset_name!r}, my_reward.py:score "
+                "for example"
+            )
         if self.task is None:
             for name in ("train_source", "train_path", "held_out_source", "held_out_path"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)!r} is a task's, and task=None")
             if self.prompt_form is not None:
-                raise ValueError(f"prompt_form={self.prompt_form!r} would be ignored: own prompts are asked as they are")
+                raise ValueError(
+                    f"prompt_form={self.prompt_form!r} would be ignored: own prompts are asked as they are"
+                )
         elif self.dataset_test_split is not None:
-            raise ValueError(f"dataset_test_split={self.dataset_test_split!r} would be ignored with a task: held_out_source")
+            raise ValueError(
+                f"dataset_test_split={self.dataset_test_split!r} would be ignored with a task: held_out_source"
+            )
         if self.dataset_name is None:
             for name in ("dataset_config", "columns"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)!r} is of dataset_name, which is missing")
-        for name, least in (("num_problems", 1), ("max_prompt_length", 1), ("held_out_every", 1), ("held_out_problems", 0)):
+        for name, least in (
+            ("num_problems", 1),
+            ("max_prompt_length", 1),
+            ("held_out_every", 1),
+            ("held_out_problems", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
@@ -156,8 +182,10 @@ def rewards_of(recipe: RecipeArguments, training: Any, task: "Task") -> list[Cal
     if training.reward_weights is None:
         training.reward_weights = [weight for _, weight in weighted]
     elif len(training.reward_weights) != len(weighted):
-        raise ValueError(f"reward_weights={training.reward_weights}: task {task.name!r} has the rewards "
-                         f"{', '.join(name_of(reward) for reward, _ in weighted)}")  # fmt: skip
+        raise ValueError(
+            f"reward_weights={training.reward_weights}: task {task.name!r} has the rewards "
+            f"{', '.join(name_of(reward) for reward, _ in weighted)}"
+        )
     return [_named(name_of(reward), load(reward)) for reward, _ in weighted]
 
 
@@ -176,7 +204,9 @@ def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
             if not hasattr(values, "__len__"):
                 raise OthersCodeError(f"reward {name!r} returned {type(values).__name__}, not a list of numbers")
             if len(values) != len(completions):
-                raise OthersCodeError(f"reward {name!r} returned {len(values)} values for {len(completions)} completions")
+                raise OthersCodeError(
+                    f"reward {name!r} returned {len(values)} values for {len(completions)} completions"
+                )
         return values
 
     return named
@@ -190,26 +220,39 @@ def _what_pays(recipe: RecipeArguments, training: Any) -> tuple[Any, list[Callab
     from lockstitch.rewards.tasks.named import get_task
     from lockstitch.rewards.tasks.task import load, name_of
 
-    data: dict[str, Any] = {"dataset_config": recipe.dataset_config, "dataset_train_split": recipe.dataset_train_split,
-                            "columns": read_columns(recipe.columns)}  # fmt: skip
+    data: dict[str, Any] = {
+        "dataset_config": recipe.dataset_config,
+        "dataset_train_split": recipe.dataset_train_split,
+        "columns": read_columns(recipe.columns),
+    }
     if recipe.task is None:
         assert recipe.dataset_name is not None
         assert recipe.reward_funcs is not None
         rewards = [_named(name, load_reward(name)) for name in recipe.reward_funcs]
         problems = own_problems(
-            recipe.dataset_name, dataset_test_split=recipe.dataset_test_split, num_problems=recipe.num_problems,
-            held_out=recipe.held_out_problems, **data,
-        )  # fmt: skip
+            recipe.dataset_name,
+            dataset_test_split=recipe.dataset_test_split,
+            num_problems=recipe.num_problems,
+            held_out=recipe.held_out_problems,
+            **data,
+        )
         return problems, rewards, rewards[0]
     task = get_task(recipe.task)
     if recipe.system_prompt is None:
         recipe.system_prompt = task.system
     problems = load_problems(
-        task, recipe.prompt_form or task.forms[0], train_source=recipe.train_source, train_path=recipe.train_path,
-        dataset_name=recipe.dataset_name, num_problems=recipe.num_problems, seed=recipe.problem_seed,
-        held_out=recipe.held_out_problems, held_out_source=recipe.held_out_source, held_out_path=recipe.held_out_path,
+        task,
+        recipe.prompt_form or task.forms[0],
+        train_source=recipe.train_source,
+        train_path=recipe.train_path,
+        dataset_name=recipe.dataset_name,
+        num_problems=recipe.num_problems,
+        seed=recipe.problem_seed,
+        held_out=recipe.held_out_problems,
+        held_out_source=recipe.held_out_source,
+        held_out_path=recipe.held_out_path,
         **data,
-    )  # fmt: skip
+    )
     return problems, rewards_of(recipe, training, task), _named(name_of(task.rewards[0][0]), load(task.rewards[0][0]))
 
 
@@ -236,8 +279,10 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch import model_name
 
     if training.eval_on_start or training.eval_strategy != "no":
-        raise ValueError(f"eval_strategy={str(training.eval_strategy)!r}, eval_on_start={training.eval_on_start}: there are "
-                         "no rows to evaluate; held_out_problems and held_out_every measure")  # fmt: skip
+        raise ValueError(
+            f"eval_strategy={str(training.eval_strategy)!r}, eval_on_start={training.eval_on_start}: there are "
+            "no rows to evaluate; held_out_problems and held_out_every measure"
+        )
     path = model_arguments.model_name_or_path
     family, _ = layout_of(path, recipe.family, model_arguments.model_revision)
     settings = changed_settings(recipe, health, training, model_arguments)
@@ -249,12 +294,17 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     problems, reward_funcs, judge = _what_pays(recipe, training)
     sampler = in_blocks_of(training.sampler_config(), family)
     check_layout(sampler, family)
-    samplers = held_out_samplers(sampler.canvas_length, sampler.block_length, recipe.held_out_tokens_per_step,
-                                 sampler.batch_size)  # fmt: skip
+    samplers = held_out_samplers(
+        sampler.canvas_length, sampler.block_length, recipe.held_out_tokens_per_step, sampler.batch_size
+    )
     denoiser = Denoiser.from_pretrained(
-        model_arguments.model_name_or_path, family=recipe.family, mask_id=recipe.mask_id, device=training.device,
-        trust_remote_code=training.trust_remote_code, **loading_of(model_arguments),
-    )  # fmt: skip
+        model_arguments.model_name_or_path,
+        family=recipe.family,
+        mask_id=recipe.mask_id,
+        device=training.device,
+        trust_remote_code=training.trust_remote_code,
+        **loading_of(model_arguments),
+    )
     denoiser.model = to_train_from(denoiser.model, path)
     template = training.chat_template_kwargs or {}
     asked = (denoiser.tokenizer, recipe.max_prompt_length, recipe.chat_template, recipe.system_prompt)
@@ -262,15 +312,20 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     callbacks: list[Any] = [HealthCallback(health)]
     measure = None
     if held_out:
-        measure = HeldOut(denoiser.tokenizer, held_out, judge, samplers, recipe.held_out_every, template,
-                          recipe.held_out_threshold)  # fmt: skip
+        measure = HeldOut(
+            denoiser.tokenizer, held_out, judge, samplers, recipe.held_out_every, template, recipe.held_out_threshold
+        )
         callbacks.append(measure)
     if recipe.html:
         callbacks.append(ReportCallback())
     trainer = DiffusionGRPOTrainer(
-        denoiser, reward_funcs, training, train_dataset=Dataset.from_list(rows), callbacks=callbacks,
+        denoiser,
+        reward_funcs,
+        training,
+        train_dataset=Dataset.from_list(rows),
+        callbacks=callbacks,
         peft_config=peft_config_of(model_arguments, denoiser, ratios=training.policy_loss != "weighted"),
-    )  # fmt: skip
+    )
     if measure is not None:
         measure.trainer = trainer
     return run_of(trainer, record, path, model_arguments.model_revision)

@@ -96,13 +96,19 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self.settings = _sampler_settings(preset, settings)
         self.batch_size = _whole("batch_size", int(batch_size) if str(batch_size).isdigit() else batch_size)
         self.seed = seed
-        self.estimator = EstimatorConfig(num_samples=num_samples, mask_schedule=mask_schedule,
-                                         mask_distribution=mask_distribution)  # fmt: skip
+        self.estimator = EstimatorConfig(
+            num_samples=num_samples, mask_schedule=mask_schedule, mask_distribution=mask_distribution
+        )
         self._usual()
         self.denoiser = Denoiser.from_pretrained(
-            pretrained, family=family, mask_id=mask_id, trust_remote_code=trust_remote_code, dtype=dtype, device=device,
+            pretrained,
+            family=family,
+            mask_id=mask_id,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            device=device,
             revision=revision,
-        )  # fmt: skip
+        )
         if peft is not None:
             _put_on(self.denoiser, peft)
         self.tokenizer = self.denoiser.tokenizer
@@ -111,7 +117,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         longest = self.denoiser.longest or _CONTEXT
         self.max_length = longest if max_length is None else _whole("max_length", max_length)
         if self.denoiser.longest is not None and self.max_length > longest:
-            raise ValueError(f"max_length={max_length} is more than the {longest} positions that the model was made for")
+            raise ValueError(
+                f"max_length={max_length} is more than the {longest} positions that the model was made for"
+            )
         check_layout(in_blocks_of(self._usual(), self.denoiser.family), self.denoiser.family, self.denoiser.calling)
 
     # --- what the harness asks of any model --------------------------------------------------------------------------
@@ -141,9 +149,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if self.tokenizer.chat_template is None:
             raise ValueError(f"apply_chat_template: the tokenizer of {self._named!r} has no chat template")
         text: str = self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
-        )  # fmt: skip
+        )
         return text
 
     # --- texts -------------------------------------------------------------------------------------------------------
@@ -185,14 +195,18 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if mine is None:
             over = {"temperature": float(temperature) if sampled or temperature else 0.0}
         elif sampled and temperature and float(temperature) != mine:
-            raise ValueError(f"temperature={mine} in model_args and {temperature} in generation arguments: say one of them")
+            raise ValueError(
+                f"temperature={mine} in model_args and {temperature} in generation arguments: say one of them"
+            )
         else:
             over = {}
         over |= {name: wanted.pop(name) for name in ("top_k", "top_p") if name in wanted and name not in self.settings}
         if wanted:
             read = "until, max_gen_toks, do_sample, temperature, top_k, top_p"
-            raise ValueError(f"generation arguments {', '.join(map(repr, wanted))} would be ignored; read are {read}, and "
-                             "in model_args all of the sampler's")  # fmt: skip
+            raise ValueError(
+                f"generation arguments {', '.join(map(repr, wanted))} would be ignored; read are {read}, and "
+                "in model_args all of the sampler's"
+            )
         return Asked(in_blocks_of(self._config(length, **over), self.denoiser.family), until, most)
 
     def _in_whole_blocks(self, length: int) -> int:
@@ -249,8 +263,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def _fitted(self, context: list[int], text: list[int]) -> Pair:
         if len(text) >= self.max_length:
-            raise ValueError(f"a text of {len(text)} tokens is to be scored; max_length={self.max_length} leaves room for "
-                             f"{self.max_length - 1} beside a context")  # fmt: skip
+            raise ValueError(
+                f"a text of {len(text)} tokens is to be scored; max_length={self.max_length} leaves room for "
+                f"{self.max_length - 1} beside a context"
+            )
         return self._context(context, len(text)), text
 
     @torch.inference_mode()
@@ -277,8 +293,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         canvases = _canvases(pairs, self.denoiser, self.seed)
         length = canvases.completion_BG.shape[1]
         samples = 1 if length == 1 else self.estimator.samples  # of one token all masks are the same
-        config = EstimatorConfig(num_samples=samples, mask_schedule=self.estimator.mask_schedule,
-                                 mask_distribution="count" if length == 1 else self.estimator.mask_distribution)  # fmt: skip
+        config = EstimatorConfig(
+            num_samples=samples,
+            mask_schedule=self.estimator.mask_schedule,
+            mask_distribution="count" if length == 1 else self.estimator.mask_distribution,
+        )
         one_pass = partial(elbo_passes, config, scorer, canvases, 0)
         passes = [p for sample_of in range(samples) for p in one_pass(sample_of)]
         shown_RG, asked_RG = torch.cat([p.shown_BG for p in passes]), torch.cat([p.asked_BG for p in passes])
@@ -297,8 +316,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         family, block = self.denoiser.family, in_blocks_of(self._usual(), self.denoiser.family).block_length
         if block is not None and (length < block or length % block):
             block = block if family.layout == "block_causal" and length > block else length
-        return SamplerConfig(canvas_length=length, block_length=block, policy="threshold", threshold=1.1,
-                             whole_blocks=block is not None and length % block != 0, batch_size=self.batch_size)  # fmt: skip
+        return SamplerConfig(
+            canvas_length=length,
+            block_length=block,
+            policy="threshold",
+            threshold=1.1,
+            whole_blocks=block is not None and length % block != 0,
+            batch_size=self.batch_size,
+        )
 
     def is_greedy(self, pairs: Sequence[Pair]) -> list[bool]:
         """Whether the sampler writes just these texts at temperature 0 and one token a step."""
@@ -319,10 +344,14 @@ def _sampler_settings(preset: str | None, settings: Mapping[str, Any]) -> dict[s
     known = [one.name for one in fields(SamplerConfig) if one.name != "batch_size"]
     unknown = [name for name in settings if name not in known]
     if unknown:
-        own = "pretrained, peft, revision, family, mask_id, trust_remote_code, dtype, seed, num_samples, mask_schedule, " \
-              "mask_distribution, max_length, preset"  # fmt: skip
-        raise ValueError(f"model_args has {', '.join(map(repr, unknown))}, which nothing reads; there are {own}, and the "
-                         f"sampler's {', '.join(known)}")  # fmt: skip
+        own = (
+            "pretrained, peft, revision, family, mask_id, trust_remote_code, dtype, seed, num_samples, mask_schedule, "
+            "mask_distribution, max_length, preset"
+        )
+        raise ValueError(
+            f"model_args has {', '.join(map(repr, unknown))}, which nothing reads; there are {own}, and the "
+            f"sampler's {', '.join(known)}"
+        )
     return {**(PRESETS[preset] if preset is not None else {}), **settings}
 
 
@@ -337,7 +366,9 @@ def _put_on(denoiser: Denoiser, adapter: str) -> None:
     from peft import PeftModel
 
     if not Path(adapter).is_dir():
-        raise ValueError(f"peft={adapter!r} is not a directory; an adapter on the hub goes into pretrained, by its own name")
+        raise ValueError(
+            f"peft={adapter!r} is not a directory; an adapter on the hub goes into pretrained, by its own name"
+        )
     if isinstance(denoiser.model, PeftModel):
         raise ValueError(f"peft={adapter!r}: what pretrained names is an adapter already")
     denoiser.model = put_on(denoiser.model, Path(adapter))

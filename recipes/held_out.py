@@ -27,13 +27,18 @@ def held_out_samplers(
     that no block has.
     """
     if not tokens or len(set(tokens)) < len(tokens):
-        raise ValueError(f"held_out_tokens_per_step={list(tokens)} must name different numbers of tokens, at least one")
+        raise ValueError(
+            f"held_out_tokens_per_step={list(tokens)} must name different numbers of tokens, at least one"
+        )
     block = block_length or canvas_length
     for count in tokens:
         if not 1 <= count <= block:
             raise ValueError(f"held_out_tokens_per_step={count}: from 1 to the {block} positions of a block")
     steps = {count: canvas_length // block * math.ceil(block / count) for count in tokens}
-    return {count: SamplerConfig(canvas_length, block_length, steps=steps[count], batch_size=batch_size) for count in tokens}
+    return {
+        count: SamplerConfig(canvas_length, block_length, steps=steps[count], batch_size=batch_size)
+        for count in tokens
+    }
 
 
 class HeldOut(TrainerCallback):  # type: ignore[misc]
@@ -50,9 +55,15 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, tokenizer: Any, rows: Sequence[Mapping[str, Any]], judge: Callable[..., Any],
-        samplers: Mapping[int, SamplerConfig], every: int, template: Mapping[str, Any], threshold: float = 1.0,
-    ) -> None:  # fmt: skip
+        self,
+        tokenizer: Any,
+        rows: Sequence[Mapping[str, Any]],
+        judge: Callable[..., Any],
+        samplers: Mapping[int, SamplerConfig],
+        every: int,
+        template: Mapping[str, Any],
+        threshold: float = 1.0,
+    ) -> None:
         self._threshold = threshold
         self._rows, self._judge, self._samplers, self._every = rows, judge, samplers, every
         self._prompts = [encode(row["prompt"], tokenizer, **template) for row in rows]
@@ -97,13 +108,18 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
                 verdicts = self._verdicts(mine, [trajectory.text for trajectory in drawn])
                 known = [verdict for verdict in verdicts if verdict is not None]
                 counts.append([sum(verdict >= self._threshold for verdict in known), len(known)])
-        totals = accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=accelerator.device), "sum").tolist()
+        totals = accelerator.reduce(
+            torch.tensor(counts, dtype=torch.float32, device=accelerator.device), "sum"
+        ).tolist()
         # GRPO's own `log` would take along the training metrics that wait for theirs, and any log cancels the one due.
         due = trainer.control.should_log
-        Trainer.log(trainer, {
-            f"held_out/accuracy@{tokens}": right / known if known else float("nan")
-            for tokens, (right, known) in zip(self._samplers, totals, strict=True)
-        })  # fmt: skip
+        Trainer.log(
+            trainer,
+            {
+                f"held_out/accuracy@{tokens}": right / known if known else float("nan")
+                for tokens, (right, known) in zip(self._samplers, totals, strict=True)
+            },
+        )
         trainer.control.should_log = due
 
     def _verdicts(self, mine: Sequence[int], texts: Sequence[str]) -> list[float | None]:

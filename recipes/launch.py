@@ -64,9 +64,12 @@ def _help(recipe: str) -> int:
     from trl import TrlParser
 
     module = import_module(f"lockstitch.recipes.{recipe}")
-    parser = TrlParser((module.RecipeArguments,), prog=f"lockstitch {recipe}",
-                       description=(module.__doc__ or "").partition("\n")[0],
-                       formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = TrlParser(
+        (module.RecipeArguments,),
+        prog=f"lockstitch {recipe}",
+        description=(module.__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--accelerate_config", help="single, ddp, fsdp2, zero2, zero3, or a file of accelerate's.")
     parser.add_argument("--num_processes", help="Processes, one for each GPU.")
     parser.add_argument("--cpu", action="store_true", help="Run on the CPU whatever else there is.")

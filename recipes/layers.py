@@ -34,7 +34,9 @@ def preset_names() -> list[str]:
 def preset_file(name: str) -> Path:
     """The file of a preset; `ValueError` lists the known ones and says the nearest."""
     if name not in preset_names():
-        raise ValueError(f"rl_preset={name!r} is not one of {', '.join(preset_names())}{nearest(name, preset_names())}")
+        raise ValueError(
+            f"rl_preset={name!r} is not one of {', '.join(preset_names())}{nearest(name, preset_names())}"
+        )
     return folder("presets") / f"{name}.yaml"
 
 

@@ -43,7 +43,8 @@ class RecipeArguments:
         default=None, metadata={"help": "The diffusion model that writes the trajectories."}
     )
     completion_model: str | None = field(
-        default=None, metadata={"help": "The one that completes their prefixes (default: the same), with the same tokens."}
+        default=None,
+        metadata={"help": "The one that completes their prefixes (default: the same), with the same tokens."},
     )
     input: str | None = field(
         default=None,
@@ -67,9 +68,13 @@ class RecipeArguments:
         default="soft", metadata={"help": "soft: the share of completions that end right; hard: whether any does."}
     )
     canvas_length: int | None = field(default=None, metadata={"help": "Tokens of the canvas (default: the task's)."})
-    block_length: int | None = field(default=None, metadata={"help": "Positions denoised together (default: the model's)."})
+    block_length: int | None = field(
+        default=None, metadata={"help": "Positions denoised together (default: the model's)."}
+    )
     steps: int | None = field(default=None, metadata={"help": "Denoising steps (default: four tokens a step)."})
-    completion_steps: int | None = field(default=None, metadata={"help": "Those of the completions (default: as steps)."})
+    completion_steps: int | None = field(
+        default=None, metadata={"help": "Those of the completions (default: as steps)."}
+    )
     temperature: float = field(default=0.7, metadata={"help": "Of trajectories and completions."})
     chat_template: bool | None = field(
         default=None,
@@ -81,9 +86,11 @@ class RecipeArguments:
     labels_only: bool = field(default=False, metadata={"help": "Label, and train nothing."})
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Labelled steps that there are: `prompt`, `completions`, `labels`, as TRL has them; a hub name, a "
-                          "directory or a file."},
-    )  # fmt: skip
+        metadata={
+            "help": "Labelled steps that there are: `prompt`, `completions`, `labels`, as TRL has them; a hub name, a "
+            "directory or a file."
+        },
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration on the hub."})
     columns: str | None = field(default=None, metadata={"help": "Its columns under other names: completions:steps."})
     dataset_train_split: str = field(default="train", metadata={"help": "Its split to train on."})
@@ -93,9 +100,11 @@ class RecipeArguments:
     )
     attention: str | None = field(
         default=None,
-        metadata={"help": "What a step's tokens see: causal, steps (nothing after the step) or full. Default: steps for "
-                          "diffusion models that attend fully, causal for others."},
-    )  # fmt: skip
+        metadata={
+            "help": "What a step's tokens see: causal, steps (nothing after the step) or full. Default: steps for "
+            "diffusion models that attend fully, causal for others."
+        },
+    )
     step_separator: str = field(
         default="\n", metadata={"help": "Follows every step; its last token is where a step is scored."}
     )
@@ -105,16 +114,29 @@ class RecipeArguments:
     )
     scorers: list[str] | None = field(
         default=None,
-        metadata={"help": "Other scorers to judge on the same rows, as `lockstitch stitch --scorer` names them; a sum (a+b) "
-                          "gets weights fitted on num_fit_problems, saved as scorer_weights.json."},
-    )  # fmt: skip
+        metadata={
+            "help": "Other scorers to judge on the same rows, as `lockstitch stitch --scorer` names them; a sum (a+b) "
+            "gets weights fitted on num_fit_problems, saved as scorer_weights.json."
+        },
+    )
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.dataset_name is None):
             raise ValueError("say where labelled steps come from: either task=NAME, to label, or dataset_name=NAME")
         if self.task is None:
-            for name in ("label_model", "completion_model", "input", "eval_input", "num_problems", "num_eval_problems",
-                         "scorers", "canvas_length", "block_length", "steps", "completion_steps"):  # fmt: skip
+            for name in (
+                "label_model",
+                "completion_model",
+                "input",
+                "eval_input",
+                "num_problems",
+                "num_eval_problems",
+                "scorers",
+                "canvas_length",
+                "block_length",
+                "steps",
+                "completion_steps",
+            ):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)!r} is of labelling a task, and task=None")
             if self.labels_only or self.num_fit_problems:
@@ -126,15 +148,24 @@ class RecipeArguments:
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)!r} is of dataset_name, which is missing")
         if self.eval_input is not None and self.input is None:
-            raise ValueError(f"eval_input={self.eval_input!r} goes with input, which is missing: made-up problems have "
-                             "held-out ones")  # fmt: skip
-        for name, least in (("num_problems", 1), ("num_eval_problems", 0), ("num_fit_problems", 0), ("sample_batch_size", 1),
-                            ("chunk", 1)):  # fmt: skip
+            raise ValueError(
+                f"eval_input={self.eval_input!r} goes with input, which is missing: made-up problems have "
+                "held-out ones"
+            )
+        for name, least in (
+            ("num_problems", 1),
+            ("num_eval_problems", 0),
+            ("num_fit_problems", 0),
+            ("sample_batch_size", 1),
+            ("chunk", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
         if self.num_completions > 1 and not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: all num_completions={self.num_completions} would be the same")
+            raise ValueError(
+                f"temperature={self.temperature}: all num_completions={self.num_completions} would be the same"
+            )
         if self.save_dtype is not None and self.save_dtype not in DTYPES:
             raise ValueError(f"save_dtype={self.save_dtype!r} is not one of {', '.join(DTYPES)}")
         from lockstitch.recipes.step_labels import Labelling
@@ -143,8 +174,10 @@ class RecipeArguments:
         Labelling(self.num_trajectories, self.num_completions, self.label)
         sums = [scorer for scorer in self.scorers or () if len(scorer_parts(scorer)) > 1]
         if bool(sums) != bool(self.num_fit_problems):
-            raise ValueError(f"num_fit_problems={self.num_fit_problems} and sums in scorers ({', '.join(sums) or 'none'}) "
-                             "belong together: weights are fitted on these")  # fmt: skip
+            raise ValueError(
+                f"num_fit_problems={self.num_fit_problems} and sums in scorers ({', '.join(sums) or 'none'}) "
+                "belong together: weights are fitted on these"
+            )
 
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
@@ -187,13 +220,19 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
         len(files.finished_rows(output / LABELS / split / files.RESULTS)) < len(wanted) * labelling.trajectories
         for split, wanted in problems.items()
     ):
-        raise ValueError("labels are made by one process: launch with --labels_only true and without accelerate, then train")
+        raise ValueError(
+            "labels are made by one process: launch with --labels_only true and without accelerate, then train"
+        )
     denoiser = Denoiser.from_pretrained(recipe.label_model)
     denoiser.chat = Chat.of(denoiser.tokenizer, recipe.chat_template, recipe.system_prompt)
     completer = denoiser if recipe.completion_model is None else Denoiser.from_pretrained(recipe.completion_model)
     completer.chat = denoiser.chat
-    config = in_blocks_of(SamplerConfig(canvas, recipe.block_length, temperature=recipe.temperature,
-                                        batch_size=recipe.sample_batch_size), denoiser.family)  # fmt: skip
+    config = in_blocks_of(
+        SamplerConfig(
+            canvas, recipe.block_length, temperature=recipe.temperature, batch_size=recipe.sample_batch_size
+        ),
+        denoiser.family,
+    )
     config = replace(config, steps=recipe.steps or max(config.blocks, canvas // 4 // config.blocks * config.blocks))
     completing = replace(config, steps=recipe.completion_steps or config.steps)
     rows = {}
@@ -223,8 +262,12 @@ def problems_of(recipe: RecipeArguments, task: Any) -> dict[str, list[Any]]:
         own = [given.problem for given in read_problems(Path(recipe.input), task)]
         train = own[: len(own) - fit][: recipe.num_problems]
         if not train:
-            raise ValueError(f"input={recipe.input!r} has {len(own)} problems, of which num_fit_problems={fit} leave none")
-        test = [] if recipe.eval_input is None else [one.problem for one in read_problems(Path(recipe.eval_input), task)]
+            raise ValueError(
+                f"input={recipe.input!r} has {len(own)} problems, of which num_fit_problems={fit} leave none"
+            )
+        test = (
+            [] if recipe.eval_input is None else [one.problem for one in read_problems(Path(recipe.eval_input), task)]
+        )
         return {"train": train, "fit": own[len(own) - fit :], "test": test[: recipe.num_eval_problems]}
     count = 1000 if recipe.num_problems is None else recipe.num_problems
     train = list(training_problems(task, count, recipe.problem_seed))
@@ -232,7 +275,11 @@ def problems_of(recipe: RecipeArguments, task: Any) -> dict[str, list[Any]]:
     more = training_problems(task, 20 * (count + fit), recipe.problem_seed + 1)
     fresh = (one for one in more if one.question not in seen)
     evaluated = 200 if recipe.num_eval_problems is None else recipe.num_eval_problems
-    return {"train": train, "fit": list(islice(fresh, fit)), "test": held_out_problems(task, evaluated, recipe.problem_seed)}
+    return {
+        "train": train,
+        "fit": list(islice(fresh, fit)),
+        "test": held_out_problems(task, evaluated, recipe.problem_seed),
+    }
 
 
 def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tuple[Run | None, dict[str, Any], Any]":
@@ -258,8 +305,9 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     rows = labelled(recipe, output) if recipe.task is not None else own_rows(recipe)
     if finished:
         return None, rows, Reader.beside(str(output))
-    body, tokenizer, attention = load_body(path, recipe.attention, recipe.family, device=training.device,
-                                           **loading_of(model_arguments))  # fmt: skip
+    body, tokenizer, attention = load_body(
+        path, recipe.attention, recipe.family, device=training.device, **loading_of(model_arguments)
+    )
     chat = Chat.of(tokenizer, recipe.chat_template, recipe.system_prompt)
     reader = Reader(attention, recipe.step_separator, chat.template, chat.system)
     model: Any = as_step_classifier(body, attention, training.seed)
@@ -267,10 +315,13 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
         model = adapted(model, model_arguments, path)
     encoded = encode_rows(rows["train"], tokenizer, reader, training.max_length)
     trainer = StepRewardTrainer(
-        model=model, args=training, processing_class=tokenizer, train_dataset=encoded,
+        model=model,
+        args=training,
+        processing_class=tokenizer,
+        train_dataset=encoded,
         eval_dataset=encode_rows(rows["test"], tokenizer, reader, training.max_length) if rows["test"] else None,
         data_collator=StepCollator(reader, model.dtype),
-    )  # fmt: skip
+    )
     trainer.reader = reader
     if recipe.save_dtype is not None:
         import torch
@@ -290,12 +341,20 @@ def adapted(model: Any, arguments: Any, base: str) -> Any:
     there = {name.rpartition(".")[2] for name in block_modules(model)}
     missing = [] if wanted == ["all-linear"] else [name for name in wanted if name.rpartition(".")[2] not in there]
     if missing:
-        raise ValueError(f"lora_target_modules: {', '.join(missing)} matches nothing; there are {', '.join(sorted(there))}")
+        raise ValueError(
+            f"lora_target_modules: {', '.join(missing)} matches nothing; there are {', '.join(sorted(there))}"
+        )
     config = LoraConfig(
-        r=arguments.lora_r, lora_alpha=arguments.lora_alpha, lora_dropout=arguments.lora_dropout, task_type="TOKEN_CLS",
-        target_modules=target_pattern(there if wanted == ["all-linear"] else wanted), modules_to_save=["score"],
-        use_rslora=arguments.use_rslora, use_dora=arguments.use_dora, base_model_name_or_path=base,
-    )  # fmt: skip
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        task_type="TOKEN_CLS",
+        target_modules=target_pattern(there if wanted == ["all-linear"] else wanted),
+        modules_to_save=["score"],
+        use_rslora=arguments.use_rslora,
+        use_dora=arguments.use_dora,
+        base_model_name_or_path=base,
+    )
     model.config._name_or_path = base
     return get_peft_model(model, config)
 
@@ -307,10 +366,11 @@ def own_rows(recipe: RecipeArguments) -> dict[str, list[dict[str, Any]]]:
     assert recipe.dataset_name is not None
     named = {"train": recipe.dataset_train_split, "test": recipe.dataset_test_split}
     return {
-        split: [] if name is None
+        split: []
+        if name is None
         else list(renamed(load_split(recipe.dataset_name, name, recipe.dataset_config), read_columns(recipe.columns)))
         for split, name in named.items()
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -33,11 +33,21 @@ class Problems:
 
 
 def load_problems(
-    task: Task | str, form: str, *, train_source: str | None = None, train_path: str | None = None,
-    dataset_name: str | None = None, dataset_config: str | None = None,
-    dataset_train_split: str = "train", columns: Mapping[str, str] | None = None, num_problems: int | None = None,
-    seed: int = 0, held_out: int = 0, held_out_source: str | None = None, held_out_path: str | None = None,
-) -> Problems:  # fmt: skip
+    task: Task | str,
+    form: str,
+    *,
+    train_source: str | None = None,
+    train_path: str | None = None,
+    dataset_name: str | None = None,
+    dataset_config: str | None = None,
+    dataset_train_split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    num_problems: int | None = None,
+    seed: int = 0,
+    held_out: int = 0,
+    held_out_source: str | None = None,
+    held_out_path: str | None = None,
+) -> Problems:
     """Both sides of a task.
 
     Args:
@@ -63,11 +73,14 @@ def load_problems(
     if dataset_name is not None and (train_path is not None or train_source is not None):
         raise ValueError(f"dataset_name={dataset_name!r} leaves no use for train_path and train_source")
     if held_out_source is not None and held_out_source == (train_source or "train"):
-        raise ValueError(f"held_out_source={held_out_source!r} is what is trained on; held_out_problems alone sets rows of "
-                         "it aside")  # fmt: skip
+        raise ValueError(
+            f"held_out_source={held_out_source!r} is what is trained on; held_out_problems alone sets rows of it aside"
+        )
     if held_out < 1 and (held_out_source is not None or held_out_path is not None):
-        raise ValueError("held_out_source and held_out_path say what is measured on: say on how many problems, too "
-                         "(held_out_problems)")  # fmt: skip
+        raise ValueError(
+            "held_out_source and held_out_path say what is measured on: say on how many problems, too "
+            "(held_out_problems)"
+        )
     generated = "held_out" in task.sources and held_out_source is None and held_out_path is None
     apart = held_out > 0 and not generated and held_out_source is None and held_out_path is None
     wanted = None if num_problems is None else num_problems + (held_out if apart else 0)
@@ -83,8 +96,9 @@ def load_problems(
         train, held = train[:-held_out], train[-held_out:]
     else:
         source = held_out_source or ("held_out" if generated else None)
-        held = load_rows(task, source=source, path=held_out_path, form=form, conversational=False, count=held_out,
-                         seed=seed)  # fmt: skip
+        held = load_rows(
+            task, source=source, path=held_out_path, form=form, conversational=False, count=held_out, seed=seed
+        )
     return Problems(_without(train, held), held)
 
 
@@ -95,17 +109,23 @@ def _training_rows(
         return [with_prompt(task, row, form) for row in own[:count]]
     if source is None and "train" not in task.sources and path is None:
         only = f", only {', '.join(task.sources)} to measure on" if task.sources else ""
-        raise ValueError(f"task {task.name!r} has no rows of its own to train on{only}: name some with train_path or "
-                         "dataset_name")  # fmt: skip
+        raise ValueError(
+            f"task {task.name!r} has no rows of its own to train on{only}: name some with train_path or dataset_name"
+        )
     chosen = source if source is not None or "train" not in task.sources else "train"
     return load_rows(task, source=chosen, path=path, form=form, conversational=False, count=count, seed=seed)
 
 
 def own_problems(
-    dataset_name: str, *, dataset_config: str | None = None, dataset_train_split: str = "train",
-    dataset_test_split: str | None = None, columns: Mapping[str, str] | None = None, num_problems: int | None = None,
+    dataset_name: str,
+    *,
+    dataset_config: str | None = None,
+    dataset_train_split: str = "train",
+    dataset_test_split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    num_problems: int | None = None,
     held_out: int = 0,
-) -> Problems:  # fmt: skip
+) -> Problems:
     """Both sides of one's own data: a column `prompt`, a text or messages, and whatever else the rewards read.
 
     Held out are `held_out` rows of `dataset_test_split` (all of it, if 0), or the last ones of the training split.
@@ -113,9 +133,13 @@ def own_problems(
     Raises:
         ValueError: no such data, no prompts in it, or nothing left to train on.
     """
-    train = _prompts(renamed(load_split(dataset_name, dataset_train_split, dataset_config), columns or {}), dataset_name)
+    train = _prompts(
+        renamed(load_split(dataset_name, dataset_train_split, dataset_config), columns or {}), dataset_name
+    )
     if dataset_test_split is not None:
-        held = _prompts(renamed(load_split(dataset_name, dataset_test_split, dataset_config), columns or {}), dataset_name)
+        held = _prompts(
+            renamed(load_split(dataset_name, dataset_test_split, dataset_config), columns or {}), dataset_name
+        )
         return Problems(train[:num_problems], held[: held_out or None])
     wanted = train if num_problems is None else train[: num_problems + held_out]
     if held_out >= len(wanted):
@@ -125,12 +149,16 @@ def own_problems(
 
 def _prompts(rows: Any, name: str) -> Rows:
     if "prompt" not in rows.column_names:
-        raise ValueError(f"{name!r} has no column 'prompt', a text or messages; it has {', '.join(rows.column_names)}: "
-                         "name the one that is with columns=prompt:NAME, or say which task reads such rows")  # fmt: skip
+        raise ValueError(
+            f"{name!r} has no column 'prompt', a text or messages; it has {', '.join(rows.column_names)}: "
+            "name the one that is with columns=prompt:NAME, or say which task reads such rows"
+        )
     made: Rows = rows.to_list()
     for number, row in enumerate(made):
         if not row["prompt"] or not isinstance(row["prompt"], str | list):
-            raise ValueError(f"row {number} of {name!r} has the prompt {row['prompt']!r}: a text or messages are needed")
+            raise ValueError(
+                f"row {number} of {name!r} has the prompt {row['prompt']!r}: a text or messages are needed"
+            )
     return made
 
 
@@ -146,9 +174,13 @@ def _without(train: Rows, held: Rows) -> Rows:
 
 
 def as_prompts(
-    rows: Sequence[dict[str, Any]], tokenizer: Any, max_prompt_length: int | None, chat_template: bool | None = None,
-    system_prompt: str | None = None, **template: Any,
-) -> Rows:  # fmt: skip
+    rows: Sequence[dict[str, Any]],
+    tokenizer: Any,
+    max_prompt_length: int | None,
+    chat_template: bool | None = None,
+    system_prompt: str | None = None,
+    **template: Any,
+) -> Rows:
     """Rows as the trainer wants them: conversations where the tokenizer has a template for them, long prompts left out.
 
     Args:
@@ -170,6 +202,10 @@ def as_prompts(
     if rows and not kept:
         raise ValueError(f"every prompt is longer than max_prompt_length={max_prompt_length} tokens")
     if len(kept) < len(made):
-        logger.warning("%d of %d prompts are longer than max_prompt_length=%d tokens and left out", len(made) - len(kept),
-                       len(made), max_prompt_length)  # fmt: skip
+        logger.warning(
+            "%d of %d prompts are longer than max_prompt_length=%d tokens and left out",
+            len(made) - len(kept),
+            len(made),
+            max_prompt_length,
+        )
     return kept

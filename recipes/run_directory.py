@@ -87,7 +87,9 @@ class Run:
 def run_of(trainer: Any, record: RunRecord, base: str, revision: str) -> Run:
     """The run of a trainer whose model is loaded: its record with the base's commit, and where it goes on from."""
     training = trainer.args
-    checkpoint = training.resume_from_checkpoint or last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
+    checkpoint = training.resume_from_checkpoint or last_checkpoint(
+        Path(training.output_dir), trainer.accelerator.print
+    )
     record = replace(record, revision=base_revision(base, revision))
     return Run(trainer, record, None if checkpoint is None else str(checkpoint))
 
@@ -118,7 +120,9 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
     if state is None:
         return False
     steps, wanted = state["global_step"], training.max_steps
-    more = steps < wanted if wanted > 0 else (state.get("epoch") or 0) < training.num_train_epochs and not _stopped(state)
+    more = (
+        steps < wanted if wanted > 0 else (state.get("epoch") or 0) < training.num_train_epochs and not _stopped(state)
+    )
     if more:
         return False
     say(f"{output} holds this run, finished after {steps} steps: nothing to do. A higher max_steps goes on from there")
@@ -143,7 +147,12 @@ def _check_same(output: Path, earlier: Mapping[str, Any], record: RunRecord) -> 
     before = {**{name: earlier.get(name) for name in facts}, **earlier.get("config", {})}
     now = {**{name: getattr(record, name) for name in facts}, **json.loads(json.dumps(record.config))}
     names = sorted({*before, *now} - FREE)
-    changed = [f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in names
-               if before.get(name) != now.get(name)]  # fmt: skip
+    changed = [
+        f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
     if changed:
-        raise ValueError(f"output_dir={str(output)!r} holds a run of other settings ({'; '.join(changed)}); choose another")
+        raise ValueError(
+            f"output_dir={str(output)!r} holds a run of other settings ({'; '.join(changed)}); choose another"
+        )

@@ -29,27 +29,32 @@ MANY = 200_000
 class RecipeArguments:
     """What to train on, and what to start from."""
 
-    objective: str = field(
-        default="diffusion", metadata={"help": "'diffusion', or 'autoregressive' for the solver."}
-    )
+    objective: str = field(default="diffusion", metadata={"help": "'diffusion', or 'autoregressive' for the solver."})
     generate: str | None = field(
         default=None,
         metadata={"help": "Generate the rows of an embedded model: arithmetic, countdown, sudoku, or evidence."},
     )
     task: str | None = field(
         default=None,
-        metadata={"help": "A task whose prompts and gold solutions or answers are trained on: a name that `lockstitch "
-                          "tasks` lists, a YAML file, file.py:attribute or module:attribute."},
-    )  # fmt: skip
-    task_source: str | None = field(default=None, metadata={"help": "Which of the task's sources; `train` by default."})
+        metadata={
+            "help": "A task whose prompts and gold solutions or answers are trained on: a name that `lockstitch "
+            "tasks` lists, a YAML file, file.py:attribute or module:attribute."
+        },
+    )
+    task_source: str | None = field(
+        default=None, metadata={"help": "Which of the task's sources; `train` by default."}
+    )
     task_path: str | None = field(default=None, metadata={"help": "A file or folder to read the task's rows from."})
     prompt_form: str | None = field(
         default=None, metadata={"help": "How the task asks: tags, boxed, fenced or plain (default), as it has them."}
     )
     num_problems: int | None = field(
-        default=None, metadata={"help": "How many rows to generate (of generate=TASK 200,000 by default); of a task with "
-                                        "rows of its own, the first so many (default: all)."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "How many rows to generate (of generate=TASK 200,000 by default); of a task with "
+            "rows of its own, the first so many (default: all)."
+        },
+    )
     problem_seed: int = field(default=0, metadata={"help": "Seed of the generated rows."})
     family: str | None = field(
         default=None, metadata={"help": "How the model attends and predicts, if its config does not say."}
@@ -57,16 +62,21 @@ class RecipeArguments:
     mask_id: int | None = field(default=None, metadata={"help": "Mask token, if the tokenizer does not say."})
     new_model: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Train from scratch: a mapping of LlamaConfig values (hidden_size, ...). Then "
-                          "model_name_or_path names the tokenizer."},
+        metadata={
+            "help": "Train from scratch: a mapping of LlamaConfig values (hidden_size, ...). Then "
+            "model_name_or_path names the tokenizer."
+        },
     )
     batch_by_length: bool = field(
         default=False,
-        metadata={"help": "Put generated rows of about one length into one batch, batches in random order. Wants "
-                          "train_sampling_strategy: sequential."},
+        metadata={
+            "help": "Put generated rows of about one length into one batch, batches in random order. Wants "
+            "train_sampling_strategy: sequential."
+        },
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Prompts and completions, or conversations: a hub name, a directory or a file."}
+        default=None,
+        metadata={"help": "Prompts and completions, or conversations: a hub name, a directory or a file."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration on the hub."})
     columns: str | None = field(
@@ -77,7 +87,8 @@ class RecipeArguments:
         default=None, metadata={"help": "Its split for evaluation, which eval_strategy asks for."}
     )
     num_eval_problems: int = field(
-        default=0, metadata={"help": "How many held-out rows of generate=TASK are evaluated, if eval_strategy asks for it."}
+        default=0,
+        metadata={"help": "How many held-out rows of generate=TASK are evaluated, if eval_strategy asks for it."},
     )
 
     def __post_init__(self) -> None:
@@ -85,8 +96,10 @@ class RecipeArguments:
             raise ValueError(f"objective={self.objective!r} is not one of {', '.join(OBJECTIVES)}")
         given = [name for name in ("generate", "task", "dataset_name") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("say where the rows come from, once: generate=TASK, task=TASK or dataset_name=NAME (given: "
-                             f"{', '.join(given) or 'none'})")  # fmt: skip
+            raise ValueError(
+                "say where the rows come from, once: generate=TASK, task=TASK or dataset_name=NAME (given: "
+                f"{', '.join(given) or 'none'})"
+            )
         for name in ("task_source", "task_path", "prompt_form"):
             if getattr(self, name) is not None and self.task is None:
                 raise ValueError(f"{name}={getattr(self, name)!r} says what is asked of a task, and task=None")
@@ -95,8 +108,10 @@ class RecipeArguments:
                 raise ValueError(f"{name}={getattr(self, name)!r} is of dataset_name, which is missing")
         for name in ("family", "mask_id"):
             if getattr(self, name) is not None and (self.objective != "diffusion" or self.new_model is not None):
-                raise ValueError(f"{name}={getattr(self, name)!r} says how a diffusion model is called that is loaded; "
-                                 "objective='autoregressive' and new_model have no use for it")  # fmt: skip
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} says how a diffusion model is called that is loaded; "
+                    "objective='autoregressive' and new_model have no use for it"
+                )
         if self.num_problems is not None and self.dataset_name is not None:
             raise ValueError(f"num_problems={self.num_problems} would be ignored: all rows of dataset_name are taken")
         if self.num_problems is not None and self.num_problems < 1:
@@ -104,10 +119,14 @@ class RecipeArguments:
         if self.num_eval_problems < 0:
             raise ValueError(f"num_eval_problems={self.num_eval_problems} must be at least 0")
         if self.num_eval_problems and self.generate in (None, "evidence"):
-            raise ValueError(f"num_eval_problems={self.num_eval_problems} takes held-out problems of an embedded model's "
-                             f"task; generate={self.generate!r} has none")  # fmt: skip
+            raise ValueError(
+                f"num_eval_problems={self.num_eval_problems} takes held-out problems of an embedded model's "
+                f"task; generate={self.generate!r} has none"
+            )
         if self.dataset_test_split is not None and self.dataset_name is None:
-            raise ValueError(f"dataset_test_split={self.dataset_test_split!r} is a split of dataset_name, which is missing")
+            raise ValueError(
+                f"dataset_test_split={self.dataset_test_split!r} is a split of dataset_name, which is missing"
+            )
 
 
 def own_rows(recipe: RecipeArguments, split: str) -> Any:
@@ -132,13 +151,22 @@ def task_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
     task = get_task(recipe.task)
     source = recipe.task_source or ("train" if "train" in task.sources else None)
     if source is None and task.sources and recipe.task_path is None:
-        raise ValueError(f"task {task.name!r} has no rows to train on, only {', '.join(task.sources)} to measure on: "
-                         "task_source, if that is meant, or task_path")  # fmt: skip
+        raise ValueError(
+            f"task {task.name!r} has no rows to train on, only {', '.join(task.sources)} to measure on: "
+            "task_source, if that is meant, or task_path"
+        )
     made_up = recipe.task_path is None and task.source(source).generate is not None
     if recipe.num_problems is None and made_up:
         raise ValueError(f"task {task.name!r} makes its rows up: say how many (num_problems)")
-    rows = load_rows(task, source=source, path=recipe.task_path, form=recipe.prompt_form or "plain", conversational=False,
-                     count=recipe.num_problems, seed=recipe.problem_seed)  # fmt: skip
+    rows = load_rows(
+        task,
+        source=source,
+        path=recipe.task_path,
+        form=recipe.prompt_form or "plain",
+        conversational=False,
+        count=recipe.num_problems,
+        seed=recipe.problem_seed,
+    )
     chat = Chat.of(tokenizer, None, task.system)
     made: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
@@ -185,7 +213,9 @@ def load_eval_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
     if recipe.num_eval_problems == 0:
         return None
     assert recipe.generate is not None
-    rows = prompt_completion_rows(get_task(recipe.generate), recipe.num_eval_problems, recipe.problem_seed, held_out=True)
+    rows = prompt_completion_rows(
+        get_task(recipe.generate), recipe.num_eval_problems, recipe.problem_seed, held_out=True
+    )
     return Dataset.from_list(list(tokenize_rows(rows, tokenizer)))
 
 
@@ -202,15 +232,19 @@ def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
         )
     evaluated = recipe.dataset_test_split is not None or recipe.num_eval_problems > 0
     if evaluated != (training.eval_strategy != "no"):
-        raise ValueError(f"eval_strategy={str(training.eval_strategy)!r} and the rows to evaluate (dataset_test_split or "
-                         "num_eval_problems) belong together: say both or neither")  # fmt: skip
+        raise ValueError(
+            f"eval_strategy={str(training.eval_strategy)!r} and the rows to evaluate (dataset_test_split or "
+            "num_eval_problems) belong together: say both or neither"
+        )
     if training.eval_on_start and not evaluated:
         raise ValueError("eval_on_start=True wants rows to evaluate: dataset_test_split or num_eval_problems")
     from lockstitch.rewards.tasks.data import FORMATS
 
     if recipe.dataset_test_split is not None and Path(recipe.dataset_name or "").suffix in FORMATS:
-        raise ValueError(f"dataset_name={recipe.dataset_name!r} is one file, without splits: "
-                         "dataset_test_split needs a directory or a hub name")  # fmt: skip
+        raise ValueError(
+            f"dataset_name={recipe.dataset_name!r} is one file, without splits: "
+            "dataset_test_split needs a directory or a hub name"
+        )
 
 
 def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Run | None":

@@ -36,7 +36,9 @@ def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, An
     summary: dict[str, Any] = {"train": {"traces": len(train), "steps": sum(len(row["completions"]) for row in train)}}
     costs = [row["ledger"] for part in rows.values() for row in part if "ledger" in row]
     if costs:
-        summary["labelling"] = {name: sum(cost[name] for cost in costs) for name in ("nfe", "tokens_forwarded", "seconds")}
+        summary["labelling"] = {
+            name: sum(cost[name] for cost in costs) for name in ("nfe", "tokens_forwarded", "seconds")
+        }
     scored: dict[str, dict[str, Any]] = {}
     if rows["test"]:
         scored["prm"] = figures(prm_scores(ProcessRewardModel(str(output)), rows["test"]), rows["test"])
@@ -45,8 +47,11 @@ def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, An
     write_whole(output / SUMMARY, to_json(summary))
     print(f"Model saved to {output}")
     for name, found in scored.items():
-        told = (f"against {against}: AUC {_short(one['auc'])}, ECE {_short(one['ece'])}, n {one['n']}"
-                for against, one in found.items() if "auc" in one)  # fmt: skip
+        told = (
+            f"against {against}: AUC {_short(one['auc'])}, ECE {_short(one['ece'])}, n {one['n']}"
+            for against, one in found.items()
+            if "auc" in one
+        )
         print(f"{name}: {'; '.join(told)}")
     if scored:
         template = resources.files("lockstitch.recipes").joinpath(PAGE).read_text(encoding="utf-8")
@@ -68,7 +73,9 @@ def prm_scores(scorer: Any, rows: Sequence[Mapping[str, Any]]) -> list[list[floa
     return found
 
 
-def trace_scores(scorer: Scorer, tokenizer: Any, task: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], Ledger]:
+def trace_scores(
+    scorer: Scorer, tokenizer: Any, task: Any, rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[Any], Ledger]:
     """The scores of every row by a scorer that reads the trajectory, and what they cost; rows of a question at once."""
     found: list[Any] = [None] * len(rows)
     cost = Ledger()
@@ -77,7 +84,9 @@ def trace_scores(scorer: Scorer, tokenizer: Any, task: Any, rows: Sequence[Mappi
         groups.setdefault(row["question"], []).append(i)
     for question, places in groups.items():
         traces = [Trajectory.from_dict(dict(rows[i]["trajectory"])) for i in places]
-        steps_KN = [steps_of(t.text, task.unit, k, token_spans(tokenizer, t.completion_ids)) for k, t in enumerate(traces)]
+        steps_KN = [
+            steps_of(t.text, task.unit, k, token_spans(tokenizer, t.completion_ids)) for k, t in enumerate(traces)
+        ]
         scores = scorer(question, steps_KN, traces)
         cost = cost.then(scores.cost())
         for i, own in zip(places, scores.score_KN, strict=True):
@@ -87,25 +96,36 @@ def trace_scores(scorer: Scorer, tokenizer: Any, task: Any, rows: Sequence[Mappi
 
 def figures(scores: Sequence[Sequence[float]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Scores against the labels and, where rows have them, the checker's verdicts (a 0.5 is none) and the answers."""
-    steps = [(score, float(label)) for row, own in zip(rows, scores, strict=True)
-             for score, label in zip(own, row["labels"], strict=True)]  # fmt: skip
+    steps = [
+        (score, float(label))
+        for row, own in zip(rows, scores, strict=True)
+        for score, label in zip(own, row["labels"], strict=True)
+    ]
     pairs = {"labels": steps}
     if all(row.get("sound") is not None for row in rows):
         pairs["checker"] = [
-            (score, float(sound == SOUND)) for row, own in zip(rows, scores, strict=True)
-            for score, sound in zip(own, row["sound"], strict=True) if sound in (SOUND, WRONG)
-        ]  # fmt: skip
+            (score, float(sound == SOUND))
+            for row, own in zip(rows, scores, strict=True)
+            for score, sound in zip(own, row["sound"], strict=True)
+            if sound in (SOUND, WRONG)
+        ]
         pairs["prefixes"] = [
-            (score, float(min(row["sound"][: i + 1]) == SOUND)) for row, own in zip(rows, scores, strict=True)
+            (score, float(min(row["sound"][: i + 1]) == SOUND))
+            for row, own in zip(rows, scores, strict=True)
             for i, score in enumerate(own)
-        ]  # fmt: skip
+        ]
     if all("correct" in row for row in rows):
-        pairs["traces"] = [(geometric_mean(own), float(row["correct"]))
-                           for row, own in zip(rows, scores, strict=True) if own]  # fmt: skip
-    return {name: judge_scores([score for score, _ in one], [outcome for _, outcome in one]) for name, one in pairs.items()}
+        pairs["traces"] = [
+            (geometric_mean(own), float(row["correct"])) for row, own in zip(rows, scores, strict=True) if own
+        ]
+    return {
+        name: judge_scores([score for score, _ in one], [outcome for _, outcome in one]) for name, one in pairs.items()
+    }
 
 
-def other_scorers(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+def other_scorers(
+    recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
     """The figures of the other scorers that the recipe names, with what they cost a trace."""
     if not recipe.scorers:
         return {}
@@ -125,8 +145,9 @@ def other_scorers(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping
             scorer = Combined(scorers, weights)
         scores, cost = trace_scores(scorer, denoiser.tokenizer, task, rows["test"])
         one = figures(scores, rows["test"])
-        one["cost"] = {name: getattr(cost, name) / len(rows["test"]) for name in
-                       ("nfe", "scorer_passes", "scorer_tokens")}  # fmt: skip
+        one["cost"] = {
+            name: getattr(cost, name) / len(rows["test"]) for name in ("nfe", "scorer_passes", "scorer_tokens")
+        }
         if weights is not None:
             one["weights"] = _weights(weights)
         found[spec] = one

@@ -61,9 +61,15 @@ class Labelling:
 
 
 def label_problems(
-    denoiser: Denoiser, task: Task, problems: Sequence[Problem], config: SamplerConfig, labelling: Labelling,
-    seeds: Sequence[int], completer: Denoiser | None = None, completion_config: SamplerConfig | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    denoiser: Denoiser,
+    task: Task,
+    problems: Sequence[Problem],
+    config: SamplerConfig,
+    labelling: Labelling,
+    seeds: Sequence[int],
+    completer: Denoiser | None = None,
+    completion_config: SamplerConfig | None = None,
+) -> list[dict[str, Any]]:
     """One row for each trajectory of each problem, in their order, without an `index`.
 
     Args:
@@ -85,8 +91,10 @@ def label_problems(
     prompts = [task.prompt(problem.question) for problem in problems]
     n = labelling.trajectories
     drawn = sample(denoiser, prompts, config, n=n, seed=seeds)
-    steps_T = [steps_of(t.text, task.unit, i % n, token_spans(denoiser.tokenizer, t.completion_ids))
-               for i, t in enumerate(drawn)]  # fmt: skip
+    steps_T = [
+        steps_of(t.text, task.unit, i % n, token_spans(denoiser.tokenizer, t.completion_ids))
+        for i, t in enumerate(drawn)
+    ]
     # Prefixes of one problem in the order in which they first stand: the noise of their completions hangs on nothing else.
     places: dict[tuple[int, tuple[int, ...]], int] = {}
     counts = [0] * len(problems)
@@ -100,9 +108,12 @@ def label_problems(
                 counts[i // n] += 1
     canvases = [[*ids, *[None] * (config.canvas_length - len(ids))] for _, ids in places]
     k = labelling.completions
-    completed = sample(completer, [prompts[p] for p, _ in places], completion_config, n=k, seed=seeded, canvases=canvases)
-    right = [sum(_is_right(task, problems[p], t) for t in completed[u * k : (u + 1) * k])
-             for u, (p, _) in enumerate(places)]  # fmt: skip
+    completed = sample(
+        completer, [prompts[p] for p, _ in places], completion_config, n=k, seed=seeded, canvases=canvases
+    )
+    right = [
+        sum(_is_right(task, problems[p], t) for t in completed[u * k : (u + 1) * k]) for u, (p, _) in enumerate(places)
+    ]
 
     rows, paid = [], set[int]()
     for i, (trajectory, steps) in enumerate(zip(drawn, steps_T, strict=True)):
@@ -113,20 +124,23 @@ def label_problems(
             if u not in paid:  # shared completions are on the bill of the first
                 paid.add(u)
                 cost = cost.then(Ledger.together([t.ledger for t in completed[u * k : (u + 1) * k]]))
-        rows.append({
-            "question": problem.question,
-            "answer": problem.answer,
-            "prompt": prompts[i // n],
-            "completions": [task.write_step(step.text) for step in steps],
-            "labels": [labelling.label(right[u]) for u in own],
-            "right": [right[u] for u in own],
-            "of": k,
-            "correct": _is_right(task, problem, trajectory),
-            "sound": None if task.checker is None
-            else check_steps(task.checker, problem.question, [step.text for step in steps]),
-            "trajectory": replace(trajectory, prompt=0).to_dict(),
-            "ledger": asdict(cost),
-        })  # fmt: skip
+        rows.append(
+            {
+                "question": problem.question,
+                "answer": problem.answer,
+                "prompt": prompts[i // n],
+                "completions": [task.write_step(step.text) for step in steps],
+                "labels": [labelling.label(right[u]) for u in own],
+                "right": [right[u] for u in own],
+                "of": k,
+                "correct": _is_right(task, problem, trajectory),
+                "sound": None
+                if task.checker is None
+                else check_steps(task.checker, problem.question, [step.text for step in steps]),
+                "trajectory": replace(trajectory, prompt=0).to_dict(),
+                "ledger": asdict(cost),
+            }
+        )
     return rows
 
 
@@ -140,15 +154,21 @@ def _is_right(task: Task, problem: Problem, trajectory: Trajectory) -> bool:
     answer = task.extract(trajectory.text)
     known = task.judge(problem, [answer or ""], [trajectory.text])[0]
     if known is None:
-        raise ValueError(f"the problem {problem.question!r} cannot be judged (answer {problem.answer!r}): its steps cannot "
-                         "be labelled")  # fmt: skip
+        raise ValueError(
+            f"the problem {problem.question!r} cannot be judged (answer {problem.answer!r}): its steps cannot "
+            "be labelled"
+        )
     return bool(answer) and known
 
 
 def write_labels(
-    directory: Path, problems: Sequence[Problem], label: Callable[[Sequence[Problem], int], list[dict[str, Any]]], per: int,
-    chunk: int, progress: Callable[[int], None] = lambda _: None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    directory: Path,
+    problems: Sequence[Problem],
+    label: Callable[[Sequence[Problem], int], list[dict[str, Any]]],
+    per: int,
+    chunk: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[dict[str, Any]]:
     """Labels what is not labelled yet, chunk by chunk, and returns all rows of the problems, of which there may be more now.
 
     Args:
@@ -165,8 +185,9 @@ def write_labels(
     done = finished_by_index(path)[: len(problems) * per]
     for i, row in enumerate(done):
         if row["question"] != problems[i // per].question:
-            raise ValueError(f"{directory} holds labels of other problems (row {i}: {row['question']!r}); choose another "
-                             "output")  # fmt: skip
+            raise ValueError(
+                f"{directory} holds labels of other problems (row {i}: {row['question']!r}); choose another output"
+            )
     progress(len(done))
 
     def chunks() -> Iterator[list[dict[str, Any]]]:

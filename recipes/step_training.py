@@ -28,7 +28,8 @@ class StepRewardConfig(TrainingArguments):  # type: ignore[misc]
     learning_rate: float = field(default=1e-5, metadata={"help": "Of AdamW, at its highest."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
     max_length: int | None = field(
-        default=1024, metadata={"help": "Rows with more tokens, prompt and steps together, are left out; None: none are."}
+        default=1024,
+        metadata={"help": "Rows with more tokens, prompt and steps together, are left out; None: none are."},
     )
 
     def __post_init__(self) -> None:
@@ -44,8 +45,10 @@ def check_row(row: Mapping[str, Any], place: int) -> None:
     """Raises `ValueError` for a row that is not of the form of stepwise supervision."""
     missing = [name for name in ("prompt", "completions", "labels") if name not in row]
     if missing:
-        raise ValueError(f"row {place} has no {', '.join(map(repr, missing))}: steps are labelled in TRL's form, 'prompt', "
-                         "'completions' (a list of steps) and 'labels' (a number in [0, 1] or a bool each)")  # fmt: skip
+        raise ValueError(
+            f"row {place} has no {', '.join(map(repr, missing))}: steps are labelled in TRL's form, 'prompt', "
+            "'completions' (a list of steps) and 'labels' (a number in [0, 1] or a bool each)"
+        )
     if len(row["completions"]) != len(row["labels"]):
         raise ValueError(f"row {place} has {len(row['labels'])} labels for {len(row['completions'])} steps")
     bad = [label for label in row["labels"] if not isinstance(label, bool | int | float) or not 0 <= label <= 1]
@@ -66,8 +69,14 @@ def encode_rows(
         if row["completions"]:
             one = reader.encode(tokenizer, row["prompt"], row["completions"])
             if max_length is None or len(one.ids) <= max_length:
-                encoded.append({"ids": one.ids, "segments": one.segments, "positions": one.positions,
-                                "labels": [float(label) for label in row["labels"]]})  # fmt: skip
+                encoded.append(
+                    {
+                        "ids": one.ids,
+                        "segments": one.segments,
+                        "positions": one.positions,
+                        "labels": [float(label) for label in row["labels"]],
+                    }
+                )
     if not encoded:
         raise ValueError(f"of {len(rows)} rows none has steps and at most max_length={max_length} tokens")
     return encoded

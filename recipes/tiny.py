@@ -41,8 +41,12 @@ def build_tokenizer(texts: Iterator[str]) -> Any:
     tokenizer.train_from_iterator(texts, trainer)
     pad, eos, mask = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=pad, eos_token=eos, mask_token=mask,
-        clean_up_tokenization_spaces=False, padding_side="right",
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        eos_token=eos,
+        mask_token=mask,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
     )
 
 
@@ -60,8 +64,13 @@ def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: int) -
         raise ValueError(f"new_model: {', '.join(unknown)} is not of LlamaConfig")
     try:
         config = LlamaConfig(
-            vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=4096,
-            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **shape,
+            vocab_size=len(tokenizer),
+            tie_word_embeddings=True,
+            max_position_embeddings=4096,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **shape,
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)

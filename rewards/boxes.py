@@ -37,11 +37,15 @@ _CUT = re.compile(
     r"|Leftrightarrow|item|colon)(?![a-zA-Z])"
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-_MATTER = re.compile(r"[\da-zA-Z\\+*/^_!%<>|\u2212\u00d7\u00b7\u00f7\u221a\u03c0\u00b2\u00b3\u2260\u2264\u2265\u00b1-]")
+_MATTER = re.compile(
+    r"[\da-zA-Z\\+*/^_!%<>|\u2212\u00d7\u00b7\u00f7\u221a\u03c0\u00b2\u00b3\u2260\u2264\u2265\u00b1-]"
+)
 _BEFORE_IN_PROSE = re.compile(
     r"(?:\S*[\w)}\]]\s[+*/\u00d7\u00b7\u00f7<>\u2260\u2264\u2265]\s?|\S*\d\S*\s[-\u2212]\s?|(?:\bis|\bequals|=)\s+[-\u2212]\s+|\S+)\Z"
 )
-_BEHIND_IN_PROSE = re.compile(r"(?:\s?[+*/\u00d7\u00b7\u00f7^<>\u2260\u2264\u2265]\s?[\w\\($]\S*|\s[-\u2212]\s?\d\S*|\S+)")
+_BEHIND_IN_PROSE = re.compile(
+    r"(?:\s?[+*/\u00d7\u00b7\u00f7^<>\u2260\u2264\u2265]\s?[\w\\($]\S*|\s[-\u2212]\s?\d\S*|\S+)"
+)
 _LABEL = re.compile(r"(?:\A|\n)\s*(?:\(?[a-zA-Z0-9]{1,3}\)|[-*\u2022]{1,3}\s+)\Z")
 _SCALE = re.compile(
     r"(?:\s|\$|\\[,;:! )\]]|~|\*\*|\})*(?:\\(?:text(?:bf|rm)?|mathrm|mbox)\s?\{\s*)?"
@@ -206,7 +210,9 @@ def _behind(text: str, is_formula: bool, depth: int) -> str:
 def _unwrapped(joined: str) -> str:
     """The expression without brackets and fonts around the box alone, and without punctuation at its ends."""
     while True:
-        bare = re.sub(rf"\\(?:{_FONTS})\s?\{{\s*{_HERE}\s*\}}?|^[(\[{{]\s*{_HERE}\s*[)\]}}]$", _HERE, joined.strip(" \t.,;"))
+        bare = re.sub(
+            rf"\\(?:{_FONTS})\s?\{{\s*{_HERE}\s*\}}?|^[(\[{{]\s*{_HERE}\s*[)\]}}]$", _HERE, joined.strip(" \t.,;")
+        )
         bare = re.sub(rf"^\\(?:{_FONTS})\s?\{{?(?={_HERE})|^[(\[{{]+(?={_HERE})(?![^)\]}}]*[)\]}}])", "", bare)
         if bare == joined:
             return joined

@@ -43,7 +43,9 @@ from lockstitch import cores
 
 BACKEND_VARIABLE = "LOCKSTITCH_SANDBOX"
 _MOST_WORKERS = 64
-_TYPING = "from typing import *\n"  # LeetCode's, LiveCodeBench's and APPS's programs write `List[int]` without an import
+_TYPING = (
+    "from typing import *\n"  # LeetCode's, LiveCodeBench's and APPS's programs write `List[int]` without an import
+)
 _FUNCTION_COLUMNS = ("entry_point", "fn_name", "func_name", "function_name")
 
 
@@ -85,9 +87,15 @@ class CodeReward:
     __name__: str
 
     def __init__(
-        self, *, backend: str | None = None, fraction: bool = False, timeout: float = 10.0, memory_mb: int = 512,
-        workers: int | None = None, name: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        backend: str | None = None,
+        fraction: bool = False,
+        timeout: float = 10.0,
+        memory_mb: int = 512,
+        workers: int | None = None,
+        name: str | None = None,
+    ) -> None:
         if backend is not None and backend not in ("bwrap", "unsafe"):
             examiner_of(backend)  # for its refusal; a server is not asked yet
         if workers is not None and not 1 <= workers <= _MOST_WORKERS:
@@ -100,9 +108,13 @@ class CodeReward:
         return f"CodeReward(backend={self.backend!r}, fraction={self.fraction}, limits={self.limits})"
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Completion], log_extra: LogExtra | None = None,
-        log_metric: LogMetric | None = None, **columns: Any,
-    ) -> list[Value]:  # fmt: skip
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        log_extra: LogExtra | None = None,
+        log_metric: LogMetric | None = None,
+        **columns: Any,
+    ) -> list[Value]:
         """One value for each completion; None where the row has no tests, or its program could not be examined.
 
         Raises:
@@ -217,9 +229,12 @@ _code, _code_fraction = CodeReward(), CodeReward(fraction=True)
 
 
 def code_reward(
-    prompts: Sequence[Any], completions: Sequence[Completion], log_extra: LogExtra | None = None,
-    log_metric: LogMetric | None = None, **columns: Any,
-) -> list[Value]:  # fmt: skip
+    prompts: Sequence[Any],
+    completions: Sequence[Completion],
+    log_extra: LogExtra | None = None,
+    log_metric: LogMetric | None = None,
+    **columns: Any,
+) -> list[Value]:
     """1.0 for a program that passes all its tests, in a sandbox, else 0.0; None without tests or without a run.
 
     Columns: test, entry_point, [code_prompt]; or test_list, [test_setup_code]; or tests, [setup]; or inputs, outputs.
@@ -231,9 +246,12 @@ def code_reward(
 
 
 def code_fraction_reward(
-    prompts: Sequence[Any], completions: Sequence[Completion], log_extra: LogExtra | None = None,
-    log_metric: LogMetric | None = None, **columns: Any,
-) -> list[Value]:  # fmt: skip
+    prompts: Sequence[Any],
+    completions: Sequence[Completion],
+    log_extra: LogExtra | None = None,
+    log_metric: LogMetric | None = None,
+    **columns: Any,
+) -> list[Value]:
     """The share of its tests that a program passes, in a sandbox; None without tests or without a run.
 
     Columns: test, entry_point, [code_prompt]; or test_list, [test_setup_code]; or tests, [setup]; or inputs, outputs.

@@ -100,9 +100,12 @@ class PerSample:
         return PerSample, (self.function, self.__name__)
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Completion], log_metric: LogMetric | None = None,
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        log_metric: LogMetric | None = None,
         **columns: Any,
-    ) -> list[Value]:  # fmt: skip
+    ) -> list[Value]:
         """One value per completion, from the columns that the function names (all of them if it takes `**row`)."""
         texts = completion_texts(completions)
         rows = rows_of({**columns, "prompt": list(prompts)}, len(texts))

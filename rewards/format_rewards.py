@@ -171,4 +171,3 @@ def repetition_penalty(ngram_size: int = 3, max_penalty: float = -1.0, unit: str
         unit: what n-grams are made of: tokens, words or characters.
     """
     return RepetitionPenalty(ngram_size, max_penalty, unit)
-

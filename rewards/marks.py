@@ -57,7 +57,9 @@ def spoken(text: str) -> str:
 
 def _without_thoughts(text: str) -> str:
     """A space for each `<think>…</think>` and `<reasoning>…</reasoning>`, in one pass however many are never closed."""
-    closed = {tag[2].lower(): tag.start() for tag in _THOUGHT.finditer(text) if tag[1]}  # where each is for the last time
+    closed = {
+        tag[2].lower(): tag.start() for tag in _THOUGHT.finditer(text) if tag[1]
+    }  # where each is for the last time
     pieces, done, thought = [], 0, ""
     for tag in _THOUGHT.finditer(text):
         name = tag[2].lower()

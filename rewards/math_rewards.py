@@ -109,10 +109,14 @@ def _verdict(gold: str | None, answer: str | None, result: Any) -> MathVerdict:
 
 
 def math_reward(
-    prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[Any] | None = None,
-    solution: Sequence[Any] | None = None, log_extra: LogExtra | None = None, log_metric: LogMetric | None = None,
+    prompts: Sequence[Any],
+    completions: Sequence[Completion],
+    answer: Sequence[Any] | None = None,
+    solution: Sequence[Any] | None = None,
+    log_extra: LogExtra | None = None,
+    log_metric: LogMetric | None = None,
     **columns: Any,
-) -> list[Value]:  # fmt: skip
+) -> list[Value]:
     r"""1.0 for a right math answer (`\boxed{}`, `####`, `<answer>` or last expression), else 0.0; None without a verdict.
 
     Columns: answer, or solution: the gold answer, bare or in a text that marks it.

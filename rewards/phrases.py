@@ -64,9 +64,12 @@ _STATES = re.compile(
     r"(?:(?:really|actually|in\s+fact|instead|rather|therefore|thus|exactly|equal\s+to)\W+)?)?" + _EXPRESSION,
     re.IGNORECASE | re.DOTALL,
 )
-_CORRECTS = re.compile(r"\b(?:no|nope|wait|oops|actually|sorry|correction|rather|scratch|instead|i\s+mean)\b", re.IGNORECASE)
+_CORRECTS = re.compile(
+    r"\b(?:no|nope|wait|oops|actually|sorry|correction|rather|scratch|instead|i\s+mean)\b", re.IGNORECASE
+)
 _TURN = re.compile(
-    r"\s*(?:\.{3}|[,;:(\u2014-]|\.(?=\s))+\s*(?=(?:but|no|wait|actually|or\s+rather|i\s+mean|sorry|rather)\b)", re.IGNORECASE
+    r"\s*(?:\.{3}|[,;:(\u2014-]|\.(?=\s))+\s*(?=(?:but|no|wait|actually|or\s+rather|i\s+mean|sorry|rather)\b)",
+    re.IGNORECASE,
 )
 _NOT_BUT = re.compile(r"^not\s+\S{1,40}?,?\s+but\s+(?:rather\s+|instead\s+)?(?=[-$\\\d(])", re.IGNORECASE)
 _SAYS_MORE = re.compile(

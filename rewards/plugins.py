@@ -101,9 +101,7 @@ def _unknown(spec: str) -> str:
             f"reward {spec!r} is unknown, and so are all others: lockstitch's metadata is missing or older than its code; "
             "install it again, or name a function as package.module:function"
         )
-    return (
-        f"reward {spec!r} is neither package.module:function nor one of {', '.join(known)}{nearest(spec, known)}"
-    )
+    return f"reward {spec!r} is neither package.module:function nor one of {', '.join(known)}{nearest(spec, known)}"
 
 
 # --- reading without importing ---------------------------------------------------------------------------------------
@@ -155,7 +153,9 @@ def _definition(tree: ast.Module, name: str) -> ast.AST | None:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() if node.name == name:
                 found = node
-            case ast.Assign(targets=[ast.Name(id=target)]) | ast.AnnAssign(target=ast.Name(id=target)) if target == name:
+            case ast.Assign(targets=[ast.Name(id=target)]) | ast.AnnAssign(target=ast.Name(id=target)) if (
+                target == name
+            ):
                 found = node.value
     return found
 

@@ -35,9 +35,14 @@ _ALMOST = 0.1
 
 
 def _score(
-    name: str, completions: Sequence[Completion], columns: Row, names: Sequence[str], log_metric: LogMetric | None,
-    read: Callable[[Row], Question], judge: Callable[[Question, str], Value],
-) -> list[Value]:  # fmt: skip
+    name: str,
+    completions: Sequence[Completion],
+    columns: Row,
+    names: Sequence[str],
+    log_metric: LogMetric | None,
+    read: Callable[[Row], Question],
+    judge: Callable[[Question, str], Value],
+) -> list[Value]:
     """`judge(read(row), text)` for each completion; None where the row holds no question of this kind (`ValueError`)."""
     texts = completion_texts(completions)
     rows = rows_of(columns, len(texts))
@@ -83,9 +88,7 @@ def countdown_reward(
     Columns: question (`30,100,93=23`), or numbers (or nums) and target, or input and output as in d1's file.
     """
     names = ("question", "numbers", "nums", "input")
-    return _score(
-        "countdown_reward", completions, columns, names, log_metric, countdown_question, judge_countdown
-    )
+    return _score("countdown_reward", completions, columns, names, log_metric, countdown_question, judge_countdown)
 
 
 # --- sudoku ----------------------------------------------------------------------------------------------------------
@@ -175,6 +178,4 @@ def arithmetic_reward(
     Columns: question (a chain `12, +7, -5`, or a story with answer).
     """
     names = ("question", "problem")
-    return _score(
-        "arithmetic_reward", completions, columns, names, log_metric, read_number_row, judge_arithmetic
-    )
+    return _score("arithmetic_reward", completions, columns, names, log_metric, read_number_row, judge_arithmetic)

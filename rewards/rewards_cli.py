@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> int:
         "wherever a reward is named, file.py:function or package.module:function will do.",
         allow_abbrev=False,
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON list with name, source, target, columns, summary")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON list with name, source, target, columns, summary"
+    )
     options = parser.parse_args(argv)
     rewards = available_rewards()
     if options.json:
@@ -35,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     elif rewards:
         print(_table(rewards, shutil.get_terminal_size((120, 24)).columns))
     else:
-        print(f"no package offers entry points of the group {GROUP!r}; lockstitch itself does when it is installed anew")
+        print(
+            f"no package offers entry points of the group {GROUP!r}; lockstitch itself does when it is installed anew"
+        )
     return 0
 
 
@@ -48,7 +52,9 @@ def _table(rewards: list[RewardInfo], width: int) -> str:
     columns = min(max(len(row[2]) for row in rows), left * 2 // 5)
     lines = []
     for row in rows:
-        wrapped = [textwrap.wrap(row[i], size, break_long_words=False) for i, size in ((2, columns), (3, left - columns))]
+        wrapped = [
+            textwrap.wrap(row[i], size, break_long_words=False) for i, size in ((2, columns), (3, left - columns))
+        ]
         cells = [[row[0]], [row[1]], *wrapped]
         for i in range(max(map(len, cells))):
             parts = [cell[i] if i < len(cell) else "" for cell in cells]

@@ -28,12 +28,16 @@ def prompts_and_completions(dataset: Dataset | IterableDataset, name: str) -> Da
     if {"input_ids", "labels"} <= first.keys() or {"prompt", "completion"} <= first.keys():
         return dataset
     if "messages" not in first:
-        raise ValueError(f"the {name} data set has the columns {', '.join(first)}; a diffusion model is trained on 'prompt' "
-                         "and 'completion' (texts or messages), 'messages', or 'input_ids' and 'labels'")  # fmt: skip
+        raise ValueError(
+            f"the {name} data set has the columns {', '.join(first)}; a diffusion model is trained on 'prompt' "
+            "and 'completion' (texts or messages), 'messages', or 'input_ids' and 'labels'"
+        )
     if len(first["messages"]) < 2 or first["messages"][-1]["role"] != "assistant":
-        raise ValueError(f"the {name} data set's first conversation has the roles "
-                         f"{', '.join(message['role'] for message in first['messages'])}: the last must be the assistant's, "
-                         "which is the completion, and one must come before")  # fmt: skip
+        raise ValueError(
+            f"the {name} data set's first conversation has the roles "
+            f"{', '.join(message['role'] for message in first['messages'])}: the last must be the assistant's, "
+            "which is the completion, and one must come before"
+        )
     return dataset.map(_last_message_apart, remove_columns=["messages"])
 
 

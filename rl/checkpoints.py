@@ -91,7 +91,10 @@ class WholeCheckpoints(Trainer):
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        self._staging, self.args.save_total_limit = str(staging), None  # which is kept to once the new one is in its place
+        self._staging, self.args.save_total_limit = (
+            str(staging),
+            None,
+        )  # which is kept to once the new one is in its place
         try:
             with _writing(output / name):
                 super()._save_checkpoint(model, trial)
@@ -130,7 +133,9 @@ class WholeCheckpoints(Trainer):
     def _check_finite(self, model: torch.nn.Module) -> None:
         for name, weight in model.named_parameters():
             if weight.requires_grad and not bool(weight.isfinite().all()):
-                raise NotFiniteError(f"{name} is not finite after step {self.state.global_step}; nothing of it was saved")
+                raise NotFiniteError(
+                    f"{name} is not finite after step {self.state.global_step}; nothing of it was saved"
+                )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)

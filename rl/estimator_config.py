@@ -58,16 +58,22 @@ class EstimatorConfig:
     scope: str = "valid"
 
     def __post_init__(self) -> None:
-        for name, choices in (("estimator", ESTIMATORS), ("mask_schedule", SCHEDULES),
-                              ("mask_distribution", DISTRIBUTIONS), ("scope", SCOPES)):  # fmt: skip
+        for name, choices in (
+            ("estimator", ESTIMATORS),
+            ("mask_schedule", SCHEDULES),
+            ("mask_distribution", DISTRIBUTIONS),
+            ("scope", SCOPES),
+        ):
             value = getattr(self, name)
             if value not in choices and (value is not None or name in ("estimator", "scope")):
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
         for name, estimators in _BELONGS.items():
             value = getattr(self, name)
             if value is not None and self.estimator not in estimators:
-                raise ValueError(f"{name}={value!r} would be ignored by estimator={self.estimator!r}; it is for "
-                                 f"{', '.join(estimators)}")  # fmt: skip
+                raise ValueError(
+                    f"{name}={value!r} would be ignored by estimator={self.estimator!r}; it is for "
+                    f"{', '.join(estimators)}"
+                )
         for name in ("num_samples", "block_length", "segments"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -85,13 +91,17 @@ class EstimatorConfig:
             if self.block_length is None:
                 raise ValueError("block_length=None: mask_distribution='block_random' needs a number of positions")
             if self.mask_schedule not in (None, "random"):
-                raise ValueError(f"mask_schedule={self.mask_schedule!r}: mask_distribution='block_random' draws how much "
-                                 "of the block it hides; random")  # fmt: skip
+                raise ValueError(
+                    f"mask_schedule={self.mask_schedule!r}: mask_distribution='block_random' draws how much "
+                    "of the block it hides; random"
+                )
             return
         for name in ("block_length", "perturb_ratio"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name}={getattr(self, name)} would be ignored by "
-                                 f"mask_distribution={self.mask_distribution!r}; it is for block_random")  # fmt: skip
+                raise ValueError(
+                    f"{name}={getattr(self, name)} would be ignored by "
+                    f"mask_distribution={self.mask_distribution!r}; it is for block_random"
+                )
 
     @property
     def samples(self) -> int:

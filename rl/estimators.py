@@ -61,11 +61,15 @@ def estimate(
     settings that do not fit the model's layout.
     """
     if (config.estimator == "sandwiched") != (upper_B is not None):
-        raise ValueError(f"upper_B is {'given' if upper_B is not None else 'missing'}: estimator={config.estimator!r}; "
-                         "sandwiched needs it, no other reads it")  # fmt: skip
+        raise ValueError(
+            f"upper_B is {'given' if upper_B is not None else 'missing'}: estimator={config.estimator!r}; "
+            "sandwiched needs it, no other reads it"
+        )
     if config.mask_distribution == "block_random" and scorer.family.layout != "full":
-        raise ValueError("mask_distribution='block_random' shows earlier blocks clean, as "
-                         f"{scorer.family.name} models see them anyway: iid or count")  # fmt: skip
+        raise ValueError(
+            "mask_distribution='block_random' shows earlier blocks clean, as "
+            f"{scorer.family.name} models see them anyway: iid or count"
+        )
     if config.estimator == "mean_field":
         return mean_field(config, scorer, canvases, iteration)
     if config.estimator == "coupled":
@@ -268,9 +272,7 @@ def _prompt(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, draw: D
     return draw.prompt(canvases.prompt_BP, real_BP, config.prompt_mask_ratio, scorer.denoiser.mask_id)
 
 
-def _mean(
-    scorer: Scorer, canvases: Canvases, passes: Iterator[Pass], divisor: int, more: bool = True
-) -> torch.Tensor:
+def _mean(scorer: Scorer, canvases: Canvases, passes: Iterator[Pass], divisor: int, more: bool = True) -> torch.Tensor:
     """The weighted sum of passes by a divisor; `more` than one pass are run again in the backward pass."""
     total_BG = torch.zeros(canvases.completion_BG.shape, device=canvases.completion_BG.device)
     for p in passes:

@@ -93,8 +93,13 @@ class _Source:
         told = FACTS in raw or translation_of(raw) is not None
         if is_remote(raw) or family is not None or (self.record is None and told):
             mask_id = self.record.config.get("mask_id") if self.record is not None else None
-            denoiser = Denoiser.from_pretrained(path, family=None if told else family, mask_id=mask_id, revision=revision,
-                                                trust_remote_code=self.trust_remote_code and is_remote(raw))  # fmt: skip
+            denoiser = Denoiser.from_pretrained(
+                path,
+                family=None if told else family,
+                mask_id=mask_id,
+                revision=revision,
+                trust_remote_code=self.trust_remote_code and is_remote(raw),
+            )
             return to_train_from(denoiser.model, path)
         return to_train_from(load_plain(path, revision), path)
 
@@ -156,11 +161,15 @@ def _check_base(path: str, revision: str | None, names: str) -> None:
     try:
         raw = read_config(path, revision)
     except ValueError as error:
-        raise ValueError(f"the adapter's base {path!r} cannot be loaded; say where it is with --base, a directory or a hub "
-                         f"name ({error})") from error  # fmt: skip
+        raise ValueError(
+            f"the adapter's base {path!r} cannot be loaded; say where it is with --base, a directory or a hub "
+            f"name ({error})"
+        ) from error
     if raw.get("quantization_config") is not None:
-        raise ValueError(f"the base {path!r} is quantised: an adapter cannot be merged into its rounded weights without "
-                         "loss, nor checked by it; name the model that it was quantised from with --base")  # fmt: skip
+        raise ValueError(
+            f"the base {path!r} is quantised: an adapter cannot be merged into its rounded weights without "
+            "loss, nor checked by it; name the model that it was quantised from with --base"
+        )
     kept = (raw.get(FACTS) or {}).get("published_config")
     if names == "published" and translation_of(kept or raw) is None:
         raise ValueError(
@@ -174,7 +183,9 @@ def _check_push(base: str) -> None:
     from lockstitch.rl.model_card import is_hub_name
 
     if not is_hub_name(base):
-        raise ValueError(f"push: the base {base!r} is a path, which nobody else can load; name it with --base OWNER/NAME")
+        raise ValueError(
+            f"push: the base {base!r} is a path, which nobody else can load; name it with --base OWNER/NAME"
+        )
     if is_offline_mode():
         raise ValueError("push: the hub is switched off (HF_HUB_OFFLINE)")
     if get_token() is None:
@@ -218,8 +229,17 @@ def _write(config: ExportConfig, source: _Source, partial: Path, report: Report)
     report("check")
     agreement, expected_BLV = check_merge(adapted)
     steps, metrics = last_metrics(config.adapter)
-    card = model_card(source.base, source.revision, source.adapter, agreement, source.record, steps, metrics, config.merge,
-                      config.names == "published")  # fmt: skip
+    card = model_card(
+        source.base,
+        source.revision,
+        source.adapter,
+        agreement,
+        source.record,
+        steps,
+        metrics,
+        config.merge,
+        config.names == "published",
+    )
 
     report("write")
     if config.merge and config.names == "published":
@@ -290,7 +310,9 @@ def _read_back(source: _Source, output: Path, merged: bool, expected_BLV: Any, t
     model = source.load_base(str(output)) if merged else source.adapted(source.load_base(), output)
     error = relative(probe_logits(model), expected_BLV)
     if not error <= tolerance:
-        raise ValueError(f"what was written gives logits {error:.1e} from the adapted model's; at most {tolerance:g} passes")
+        raise ValueError(
+            f"what was written gives logits {error:.1e} from the adapted model's; at most {tolerance:g} passes"
+        )
 
 
 def _push(config: ExportConfig) -> str:

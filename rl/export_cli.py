@@ -29,15 +29,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--adapter", type=Path, required=True, metavar="DIR", help="an adapter, or a run's output directory"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new one: there whole or not at all")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="a new one: there whole or not at all"
+    )
     parser.add_argument("--merge", action="store_true", help="write the whole model, in the base's dtype")
     parser.add_argument("--base", help="the base, by name or path, instead of the one that the adapter names")
     parser.add_argument("--revision", help="the base's revision on the hub")
-    parser.add_argument("--names", choices=NAMES, default="native", help="names of tensors and config: transformers' own "
-                        "(default), or those that the family's published code reads")  # fmt: skip
+    parser.add_argument(
+        "--names",
+        choices=NAMES,
+        default="native",
+        help="names of tensors and config: transformers' own "
+        "(default), or those that the family's published code reads",
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code of a base of unknown type")
     parser.add_argument("--push", action="store_true", help="upload the output to the hub as well")
-    parser.add_argument("--hub_model_id", metavar="OWNER/NAME", help="its name there (default: the output directory's)")
+    parser.add_argument(
+        "--hub_model_id", metavar="OWNER/NAME", help="its name there (default: the output directory's)"
+    )
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
     return parser
 
@@ -49,14 +58,18 @@ def summary(done: Mapping[str, Any]) -> str:
     if done["error"] is None:
         lines.append("it cannot be merged: it changes a head that is tied to the embeddings, or these")
     else:
-        lines.append(f"merged and adapted logits differ by {done['error']:.1e} of their norm in {done['dtype']} "
-                     f"(at most {done['tolerance']:g} passes)")  # fmt: skip
+        lines.append(
+            f"merged and adapted logits differ by {done['error']:.1e} of their norm in {done['dtype']} "
+            f"(at most {done['tolerance']:g} passes)"
+        )
     lines.append(f"the adapter moves the logits by {done['effect']:.1e} of their norm")
     if done["effect"] == 0:
         lines.append("Note: the adapter changes nothing; was it trained?")
     elif done["merged"] and done["error"] > done["effect"] / 2:
-        lines.append(f"Note: merging into {done['dtype']} weights rounds away about as much as the adapter does; the "
-                     "adapter itself is exact (leave out --merge).")  # fmt: skip
+        lines.append(
+            f"Note: merging into {done['dtype']} weights rounds away about as much as the adapter does; the "
+            "adapter itself is exact (leave out --merge)."
+        )
     return "\n".join([*lines, *([done["url"]] if "url" in done else [])])
 
 

@@ -96,22 +96,34 @@ class DiffusionGRPOTrainer(RolloutTrainer):
 
     # --- likelihoods -------------------------------------------------------------------------------------------------
 
-    def _likelihoods(self, model: torch.nn.Module, columns: Columns, rows: torch.Tensor, iteration: int) -> torch.Tensor:
+    def _likelihoods(
+        self, model: torch.nn.Module, columns: Columns, rows: torch.Tensor, iteration: int
+    ) -> torch.Tensor:
         """The estimator's word on some rows of a batch, `(rows, G)`."""
         valid_BG = columns["tool_mask"][rows].bool()
         canvases = Canvases(
-            prompt_BP=columns["prompt_ids"][rows], prompt_mask_BP=columns["prompt_mask"][rows],
-            completion_BG=columns["completion_ids"][rows], valid_BG=valid_BG, seeds_B=columns["noise_seed"][rows],
-            commit_step_BG=columns["commit_step"][rows], block_BG=columns["block"][rows],
+            prompt_BP=columns["prompt_ids"][rows],
+            prompt_mask_BP=columns["prompt_mask"][rows],
+            completion_BG=columns["completion_ids"][rows],
+            valid_BG=valid_BG,
+            seeds_B=columns["noise_seed"][rows],
+            commit_step_BG=columns["commit_step"][rows],
+            block_BG=columns["block"][rows],
             prompt_seeds_B=columns["prompt_seed"][rows] if self.args.share_prompt_mask else None,
-        )  # fmt: skip
+        )
         upper_B = columns["weight"][rows] < 0 if self.args.estimator == "sandwiched" else None
 
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
 
         def score(module: torch.nn.Module) -> torch.Tensor:
-            scorer = Scorer(self._denoiser, module, self.args.score_temperature, self._scorer_block,
-                            recomputes=self.args.recompute_passes, shares_prompts=not sharded)  # fmt: skip
+            scorer = Scorer(
+                self._denoiser,
+                module,
+                self.args.score_temperature,
+                self._scorer_block,
+                recomputes=self.args.recompute_passes,
+                shares_prompts=not sharded,
+            )
             return estimate(self._estimator, scorer, canvases, iteration, upper_B)
 
         with self.accelerator.autocast():
@@ -156,7 +168,9 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             return logp_BG.index_put((rows_A,), self._likelihoods(model, columns, rows_A, iteration))
         # Nothing to learn from. The gradient is still there, of zeros: an optimizer's momentum goes on as it would have.
         if self.accelerator.num_processes > 1:
-            return logp_BG + 0.0 * self._likelihoods(model, columns, torch.zeros_like(columns["noise_seed"][:1]), 0).sum()
+            return (
+                logp_BG + 0.0 * self._likelihoods(model, columns, torch.zeros_like(columns["noise_seed"][:1]), 0).sum()
+            )
         return logp_BG + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
 
     def _get_per_token_logps_and_entropies(
@@ -273,7 +287,9 @@ class DiffusionGRPOTrainer(RolloutTrainer):
 
     # --- the log -----------------------------------------------------------------------------------------------------
 
-    def _log_ratios(self, inputs: Columns, logp_BG: torch.Tensor, old_BG: torch.Tensor, valid_BG: torch.Tensor) -> None:
+    def _log_ratios(
+        self, inputs: Columns, logp_BG: torch.Tensor, old_BG: torch.Tensor, valid_BG: torch.Tensor
+    ) -> None:
         """Logs how far the ratios that the loss reads are from 1, over all that goes into an optimizer's step."""
         log_ratio_BG = (logp_BG - old_BG) * valid_BG
         if self.args.policy_loss == "token" and self.importance_sampling_level == "token":

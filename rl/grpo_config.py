@@ -54,8 +54,13 @@ _REFUSED: dict[str, str] = {
     "entropy_coef_delta": _NO_ENTROPY,
     "entropy_target": _NO_ENTROPY,
 }
-_TOKEN_ONLY = ("loss_type", "importance_sampling_level", "top_entropy_quantile", "off_policy_mask_threshold",
-               "use_bias_correction_kl")  # fmt: skip
+_TOKEN_ONLY = (
+    "loss_type",
+    "importance_sampling_level",
+    "top_entropy_quantile",
+    "off_policy_mask_threshold",
+    "use_bias_correction_kl",
+)
 _CLIPPED_ONLY = ("epsilon", "epsilon_high", "delta")
 
 
@@ -69,19 +74,24 @@ class DiffusionGRPOConfig(GRPOConfig):
     )
     disable_dropout: bool = field(
         default=True,
-        metadata={"help": "With dropout the same policy has other likelihoods each time, and the ratio to itself is not 1."},
+        metadata={
+            "help": "With dropout the same policy has other likelihoods each time, and the ratio to itself is not 1."
+        },
     )
 
     estimator: str = field(
         default="trajectory",
-        metadata={"help": "How a completion's log-likelihood is estimated: mean_field, coupled, elbo, sandwiched, "
-                          "trajectory or autoregressive."},
+        metadata={
+            "help": "How a completion's log-likelihood is estimated: mean_field, coupled, elbo, sandwiched, "
+            "trajectory or autoregressive."
+        },
     )
     num_samples: int | None = field(
         default=None, metadata={"help": "Masks drawn for an estimate (coupled, elbo, sandwiched)."}
     )
     mask_schedule: str | None = field(
-        default=None, metadata={"help": "How mask ratios are drawn: random, stratified, complement or quadrature (elbo)."}
+        default=None,
+        metadata={"help": "How mask ratios are drawn: random, stratified, complement or quadrature (elbo)."},
     )
     mask_distribution: str | None = field(
         default=None, metadata={"help": "How masks are drawn given a ratio: iid, count or block_random."}
@@ -91,9 +101,11 @@ class DiffusionGRPOConfig(GRPOConfig):
     )
     share_prompt_mask: bool = field(
         default=False,
-        metadata={"help": "Mask the same tokens of the prompt for all of its completions, as if it were one prompt. Under "
-                          "mean_field a group is then scored in one row of a pass. Off, each completion's prompt is masked "
-                          "anew, as d1's code does."},
+        metadata={
+            "help": "Mask the same tokens of the prompt for all of its completions, as if it were one prompt. Under "
+            "mean_field a group is then scored in one row of a pass. Off, each completion's prompt is masked "
+            "anew, as d1's code does."
+        },
     )
     perturb_ratio: float | None = field(
         default=None, metadata={"help": "Share of the tokens before its block that block_random hides too (SPG)."}
@@ -103,34 +115,45 @@ class DiffusionGRPOConfig(GRPOConfig):
     )
     eubo_beta: float | None = field(default=None, metadata={"help": "Order of the evidence upper bound (sandwiched)."})
     eubo_mix: float | None = field(
-        default=None, metadata={"help": "Share of the upper bound in the mixture for negative advantages (sandwiched)."}
+        default=None,
+        metadata={"help": "Share of the upper bound in the mixture for negative advantages (sandwiched)."},
     )
     scope: str = field(
         default="valid",
-        metadata={"help": "Whose tokens count: valid, those up to EOS, or the whole canvas, which rollouts then denoise to "
-                          "its end (ESPO)."},
+        metadata={
+            "help": "Whose tokens count: valid, those up to EOS, or the whole canvas, which rollouts then denoise to "
+            "its end (ESPO)."
+        },
     )
     score_temperature: float = field(
-        default=1.0, metadata={"help": "Logits are divided by it when likelihoods are scored, whatever `temperature` "
-                                       "the rollouts had."},
+        default=1.0,
+        metadata={
+            "help": "Logits are divided by it when likelihoods are scored, whatever `temperature` the rollouts had."
+        },
     )
 
     recompute_passes: bool = field(
         default=True,
-        metadata={"help": "Estimates of several passes keep no activations and run the passes again in the backward pass: "
-                          "memory does not grow with their number. Off is faster where there is memory."},
+        metadata={
+            "help": "Estimates of several passes keep no activations and run the passes again in the backward pass: "
+            "memory does not grow with their number. Off is faster where there is memory."
+        },
     )
 
     policy_loss: str = field(
         default="token",
-        metadata={"help": "token: TRL's own (see loss_type, importance_sampling_level); sequence: one ratio per "
-                          "completion; sandwich: advantage times likelihood; weighted: group softmax of advantages times "
-                          "likelihood; self_normalized: the same with clipped ratios that add up to one."},
+        metadata={
+            "help": "token: TRL's own (see loss_type, importance_sampling_level); sequence: one ratio per "
+            "completion; sandwich: advantage times likelihood; weighted: group softmax of advantages times "
+            "likelihood; self_normalized: the same with clipped ratios that add up to one."
+        },
     )
     ratio_norm: str | None = field(
         default=None,
-        metadata={"help": "What a completion's log-likelihood is divided by: canvas, valid (tokens up to EOS) or none. By "
-                          "default canvas for sequence, none for weighted, valid for self_normalized."},
+        metadata={
+            "help": "What a completion's log-likelihood is divided by: canvas, valid (tokens up to EOS) or none. By "
+            "default canvas for sequence, none for weighted, valid for self_normalized."
+        },
     )
     kl_form: str | None = field(
         default=None, metadata={"help": "k2 or k3, for policy_loss=sequence with a beta; None is k2."}
@@ -141,8 +164,10 @@ class DiffusionGRPOConfig(GRPOConfig):
 
     preset: str | None = field(
         default=None,
-        metadata={"help": "A named set of sampler settings, which the fields below go before; temperature, top_p and "
-                          "top_k are always TRL's fields."},
+        metadata={
+            "help": "A named set of sampler settings, which the fields below go before; temperature, top_p and "
+            "top_k are always TRL's fields."
+        },
     )
     block_length: int | None = field(
         default=None, metadata={"help": "Positions denoised together; None is the model's own block, else the canvas."}
@@ -150,27 +175,37 @@ class DiffusionGRPOConfig(GRPOConfig):
     steps: int | None = field(
         default=None, metadata={"help": "Denoising steps of the whole canvas; None is one token a step."}
     )
-    policy: str | None = field(default=None, metadata={"help": "Which masked positions commit at a step; None is quota."})
+    policy: str | None = field(
+        default=None, metadata={"help": "Which masked positions commit at a step; None is quota."}
+    )
     threshold: float | None = field(default=None, metadata={"help": "Certainty that commits (threshold, deferred)."})
     factor: float | None = field(default=None, metadata={"help": "How generous policy=factor is."})
     entropy_bound: float | None = field(default=None, metadata={"help": "Nats that policy=entropy_bound may commit."})
     window: int | None = field(default=None, metadata={"help": "Masks in the window of policy=deferred."})
     window_limit: int | None = field(default=None, metadata={"help": "Positions that window may span."})
-    certainty: str | None = field(default=None, metadata={"help": "What a policy ranks by: probability, margin, entropy."})
+    certainty: str | None = field(
+        default=None, metadata={"help": "What a policy ranks by: probability, margin, entropy."}
+    )
     cache: str | None = field(default=None, metadata={"help": "Keys kept between denoising steps; None is none."})
-    cfg_scale: float | None = field(default=None, metadata={"help": "Classifier-free guidance in rollouts; None is 0."})
+    cfg_scale: float | None = field(
+        default=None, metadata={"help": "Classifier-free guidance in rollouts; None is 0."}
+    )
     rollout_micro_batch_size: int = field(
         default=64, metadata={"help": "Most completions denoised at a time. Changes speed and memory, never results."}
     )
 
     drop_zero_variance: bool = field(
         default=True,
-        metadata={"help": "Groups whose rewards are all the same are not scored: their advantages are 0. Their pull to the "
-                          "reference (beta) goes with them."},
+        metadata={
+            "help": "Groups whose rewards are all the same are not scored: their advantages are 0. Their pull to the "
+            "reference (beta) goes with them."
+        },
     )
     refill_groups: int = field(
         default=0,
-        metadata={"help": "Rounds in which such groups are replaced by groups of fresh prompts (DAPO's dynamic sampling)."},
+        metadata={
+            "help": "Rounds in which such groups are replaced by groups of fresh prompts (DAPO's dynamic sampling)."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -182,13 +217,17 @@ class DiffusionGRPOConfig(GRPOConfig):
         super().__post_init__()
         self._check_loss()
         if self.pad_to_multiple_of is not None:
-            raise ValueError(f"pad_to_multiple_of={self.pad_to_multiple_of}: a canvas has max_completion_length positions")
+            raise ValueError(
+                f"pad_to_multiple_of={self.pad_to_multiple_of}: a canvas has max_completion_length positions"
+            )
         if self.refill_groups < 0:
             raise ValueError(f"refill_groups={self.refill_groups} rounds: 0 or more")
         alone = self.scale_rewards != "batch" and self.multi_objective_aggregation == "sum_then_normalize"
         if self.refill_groups and not alone:
-            raise ValueError("refill_groups needs advantages that depend on their own group: scale_rewards='group' or "
-                             "'none', multi_objective_aggregation='sum_then_normalize'")  # fmt: skip
+            raise ValueError(
+                "refill_groups needs advantages that depend on their own group: scale_rewards='group' or "
+                "'none', multi_objective_aggregation='sum_then_normalize'"
+            )
         if not self.score_temperature > 0:
             raise ValueError(f"score_temperature={self.score_temperature} must be positive")
         self.estimator_config()  # refuses what does not fit
@@ -204,7 +243,9 @@ class DiffusionGRPOConfig(GRPOConfig):
             if why is None and option.name.startswith("vllm_"):
                 why = _REFUSED["use_vllm"]
             if why is not None and getattr(self, option.name) != option.default:
-                raise ValueError(f"{option.name}={getattr(self, option.name)!r} has no meaning for a diffusion model: {why}")
+                raise ValueError(
+                    f"{option.name}={getattr(self, option.name)!r} has no meaning for a diffusion model: {why}"
+                )
 
     def _check_loss(self) -> None:
         if self.policy_loss not in POLICY_LOSSES:
@@ -227,15 +268,19 @@ class DiffusionGRPOConfig(GRPOConfig):
         for name, losses in homes.items():
             value = getattr(self, name)
             if self.policy_loss not in losses and value != defaults[name]:
-                raise ValueError(f"{name}={value!r} would be ignored by policy_loss={self.policy_loss!r}; it is for "
-                                 f"{', '.join(losses)}")  # fmt: skip
+                raise ValueError(
+                    f"{name}={value!r} would be ignored by policy_loss={self.policy_loss!r}; it is for "
+                    f"{', '.join(losses)}"
+                )
         if self.kl_form is not None and self.beta == 0:
             raise ValueError(f"kl_form={self.kl_form!r} would be ignored: beta=0")
         if self.ratio_clip is not None and self.ratio_clip < 1:
             raise ValueError(f"ratio_clip={self.ratio_clip}: at least 1, the ratio of an unchanged policy")
         if self.estimator == "sandwiched" and self.policy_loss in ("token", "sequence"):
-            raise ValueError(f"estimator='sandwiched' does not go with policy_loss={self.policy_loss!r}: the ratio of two "
-                             "upper bounds estimates no ratio; sandwich, weighted and self_normalized take it")  # fmt: skip
+            raise ValueError(
+                f"estimator='sandwiched' does not go with policy_loss={self.policy_loss!r}: the ratio of two "
+                "upper bounds estimates no ratio; sandwich, weighted and self_normalized take it"
+            )
 
     @property
     def norm(self) -> str:
@@ -253,15 +298,21 @@ class DiffusionGRPOConfig(GRPOConfig):
         """The sampler's settings; raises `ValueError` for those that fit neither each other nor the training."""
         settings: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLER}
         settings = {name: value for name, value in settings.items() if value is not None}
-        settings |= {"temperature": self.temperature, "top_k": self.top_k or None,
-                     "top_p": None if self.top_p == 1 else self.top_p, "batch_size": self.rollout_micro_batch_size,
-                     "stop_at_eos": self.scope == "valid"}  # fmt: skip
+        settings |= {
+            "temperature": self.temperature,
+            "top_k": self.top_k or None,
+            "top_p": None if self.top_p == 1 else self.top_p,
+            "batch_size": self.rollout_micro_batch_size,
+            "stop_at_eos": self.scope == "valid",
+        }
         if self.preset is None:
             return SamplerConfig(canvas_length=self.max_completion_length, **settings)
         # Completions are scored as they are, in canvases of one length: the last block ends with them.
         config = preset(self.preset, self.max_completion_length, **{"whole_blocks": False, **settings})
         if config.correction != "none" or config.length != "fixed":
             kept = ", ".join(name for name, values in PRESETS.items() if not {"correction", "length"} & values.keys())
-            raise ValueError(f"preset={self.preset!r} takes tokens back or moves the canvas, and likelihoods need each "
-                             f"position committed once: {kept} do that")  # fmt: skip
+            raise ValueError(
+                f"preset={self.preset!r} takes tokens back or moves the canvas, and likelihoods need each "
+                f"position committed once: {kept} do that"
+            )
         return config

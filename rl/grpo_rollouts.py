@@ -68,11 +68,15 @@ class RolloutTrainer(ResumableGRPOTrainer):
         self._denoiser, self._sampler = denoiser, in_blocks_of(args.sampler_config(), denoiser.family)
         check_layout(self._sampler, denoiser.family)
         if args.mask_distribution == "block_random" and denoiser.family.layout != "full":
-            raise ValueError("mask_distribution='block_random' shows earlier blocks clean, as "
-                             f"{denoiser.family.name} models see them anyway: iid or count")  # fmt: skip
+            raise ValueError(
+                "mask_distribution='block_random' shows earlier blocks clean, as "
+                f"{denoiser.family.name} models see them anyway: iid or count"
+            )
         if isinstance(peft_config, LoraConfig) and peft_config.lora_dropout and args.disable_dropout:
-            raise ValueError(f"lora_dropout={peft_config.lora_dropout} would be switched off by disable_dropout=True: "
-                             "with dropout a policy's ratio to itself is not 1. Say 0 or disable_dropout=False")  # fmt: skip
+            raise ValueError(
+                f"lora_dropout={peft_config.lora_dropout} would be switched off by disable_dropout=True: "
+                "with dropout a policy's ratio to itself is not 1. Say 0 or disable_dropout=False"
+            )
         check_head(denoiser)
         if denoiser.model.generation_config is None:
             denoiser.model.generation_config = GenerationConfig(eos_token_id=denoiser.eos_ids)
@@ -84,8 +88,14 @@ class RolloutTrainer(ResumableGRPOTrainer):
         if reference is not None:
             args.beta = 0.0
         try:
-            super().__init__(model=denoiser.model, reward_funcs=reward_funcs, args=args, peft_config=peft_config,
-                             processing_class=denoiser.tokenizer, **kwargs)  # fmt: skip
+            super().__init__(
+                model=denoiser.model,
+                reward_funcs=reward_funcs,
+                args=args,
+                peft_config=peft_config,
+                processing_class=denoiser.tokenizer,
+                **kwargs,
+            )
         finally:
             args.beta = beta
         self.beta = beta
@@ -113,8 +123,10 @@ class RolloutTrainer(ResumableGRPOTrainer):
     def _check_refill(self) -> None:
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if rows % self.num_generations:
-            raise ValueError(f"refill_groups={self.args.refill_groups} needs whole groups on each rank: {rows} completions "
-                             f"a generation are no multiple of num_generations={self.num_generations}")  # fmt: skip
+            raise ValueError(
+                f"refill_groups={self.args.refill_groups} needs whole groups on each rank: {rows} completions "
+                f"a generation are no multiple of num_generations={self.num_generations}"
+            )
         if not hasattr(self.train_dataset, "__len__"):
             raise ValueError("refill_groups draws prompts at random: a stream has no length; use a map-style dataset")
 
@@ -181,9 +193,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
                 self._log_completion_extra(name, values)
         return tuple(output)
 
-    def _calculate_rewards(
-        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
-    ) -> Any:
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
         ids = [list(t.completion_ids) for t in self._rollouts]
         if self.log_completions:
             self._given.extend(gather_object(plain_columns(inputs)))
@@ -245,12 +255,16 @@ class RolloutTrainer(ResumableGRPOTrainer):
         groups = (missing + list(range(count)))[:count]
         key = (REFILL, generation, turn)
         places = [first // K + group for group in groups]
-        fresh = [self.train_dataset[derive_seed(self.args.seed, *key, place) % len(self.train_dataset)] for place in places]
+        fresh = [
+            self.train_dataset[derive_seed(self.args.seed, *key, place) % len(self.train_dataset)] for place in places
+        ]
         rows = [place * K + k for place in places for k in range(K)]
         new = self._roll_out([row for row in fresh for _ in range(K)], key, rows, K)
         found = [i for i in range(len(missing)) if bool(new["signal"][i * K])]
         offset_K = torch.arange(K, device=signal_P.device)
-        at = torch.tensor([missing[i] for i in found], dtype=torch.long, device=signal_P.device)[:, None] * K + offset_K
+        at = (
+            torch.tensor([missing[i] for i in found], dtype=torch.long, device=signal_P.device)[:, None] * K + offset_K
+        )
         of = torch.tensor(found, dtype=torch.long, device=signal_P.device)[:, None] * K + offset_K
         columns = replace_rows(columns, new, at.flatten(), of.flatten(), self._denoiser.pad_id)
         columns["num_items_in_batch"] = gather(columns["tool_mask"].sum()).sum()

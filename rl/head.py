@@ -47,9 +47,14 @@ class ScoringHead:
     """
 
     def __init__(
-        self, model: torch.nn.Module, place: tuple[torch.Tensor, torch.Tensor], token_M: torch.Tensor,
-        temperature: float, forbidden: Sequence[int], chunk: int,
-    ) -> None:  # fmt: skip
+        self,
+        model: torch.nn.Module,
+        place: tuple[torch.Tensor, torch.Tensor],
+        token_M: torch.Tensor,
+        temperature: float,
+        forbidden: Sequence[int],
+        chunk: int,
+    ) -> None:
         self.head = output_head(model)
         self.place, self.token_M, self.chunk = place, token_M, chunk
         self.temperature, self.forbidden = temperature, forbidden
@@ -76,7 +81,9 @@ class ScoringHead:
             return token_logp(project(hidden_CD), place_T, token_T, temperature, forbidden)
 
         starts = list(range(0, max(1, len(number_U)), self.chunk))
-        bounds = torch.searchsorted(place_M, torch.tensor([*starts[1:], len(number_U)], device=place_M.device)).tolist()
+        bounds = torch.searchsorted(
+            place_M, torch.tensor([*starts[1:], len(number_U)], device=place_M.device)
+        ).tolist()
         parts = []
         for start, first, last in zip(starts, [0, *bounds], bounds, strict=False):
             part = hidden_UD[start : start + self.chunk], place_M[first:last] - start, token_M[first:last]
@@ -106,5 +113,7 @@ def check_head(denoiser: Denoiser) -> None:
     with ScoringHead(denoiser.model, (zero, one), token, 1.0, (), 1):
         scored = denoiser.raw_logits(denoiser.model, {"input_ids": ids}, None)
     if scored.shape != (1, 1, 1) or not torch.allclose(scored[0, 0], plain, atol=1e-2):
-        raise ValueError(f"{type(denoiser.model).__name__} does not answer with what its output head says (a soft cap, a "
-                         "scale, tied weights without a module): its likelihoods cannot be read at the head")  # fmt: skip
+        raise ValueError(
+            f"{type(denoiser.model).__name__} does not answer with what its output head says (a soft cap, a "
+            "scale, tied weights without a module): its likelihoods cannot be read at the head"
+        )

@@ -73,12 +73,12 @@ class HealthConfig:
 
     health_action: str = field(
         default="stop",
-        metadata={"help": "'stop' ends the run with the last good weights, 'restore' puts them back and goes on, "
-                          "'off' watches nothing."},
+        metadata={
+            "help": "'stop' ends the run with the last good weights, 'restore' puts them back and goes on, "
+            "'off' watches nothing."
+        },
     )
-    health_patience: int = field(
-        default=10, metadata={"help": "Logs in a row beyond a limit that make a collapse."}
-    )
+    health_patience: int = field(default=10, metadata={"help": "Logs in a row beyond a limit that make a collapse."})
     health_restores: int = field(default=3, metadata={"help": "After so many restores the run stops."})
     health_ratio_spread: float | None = field(
         default=2.0, metadata={"help": "Most that the log-ratios may spread (standard deviation)."}
@@ -90,8 +90,11 @@ class HealthConfig:
         default=0.05, metadata={"help": "Least effective sample size, as a share of the completions."}
     )
     health_unique: float | None = field(
-        default=None, metadata={"help": "Least share of different completions in a group. Off by default: a solved "
-                                        "task with one right answer has few."},
+        default=None,
+        metadata={
+            "help": "Least share of different completions in a group. Off by default: a solved "
+            "task with one right answer has few."
+        },
     )
     health_eos_rate: float | None = field(
         default=0.1, metadata={"help": "Least share of completions that end, as a share of the first logged one."}
@@ -107,8 +110,9 @@ class HealthConfig:
         if self.health_action not in ACTIONS:
             raise ValueError(f"health_action={self.health_action!r} is not one of {', '.join(ACTIONS)}")
         if self.health_patience < 1 or self.health_restores < 1:
-            raise ValueError(f"health_patience={self.health_patience} and health_restores={self.health_restores} "
-                             "must be at least 1")  # fmt: skip
+            raise ValueError(
+                f"health_patience={self.health_patience} and health_restores={self.health_restores} must be at least 1"
+            )
         for rule in RULES:
             limit = getattr(self, rule.option)
             if limit is not None and not limit >= 0:
@@ -173,8 +177,10 @@ class HealthCallback(TrainerCallback):
         self._last_good = state.global_step
         self._keep(state.global_step, kwargs["model"])
         if self.config.health_action == "restore" and self._kept is None:
-            raise ValueError("health_action='restore' keeps the weights that are trained in memory; these are sharded over "
-                             "processes or larger than 4 GiB: 'stop', or train an adapter")  # fmt: skip
+            raise ValueError(
+                "health_action='restore' keeps the weights that are trained in memory; these are sharded over "
+                "processes or larger than 4 GiB: 'stop', or train an adapter"
+            )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -189,9 +195,7 @@ class HealthCallback(TrainerCallback):
         self._dropped = True
         self._act("the gradient is not finite", args, state, control, kwargs)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Reads a training log; logs of evaluations have no loss of their own name and are passed over."""
         logs = dict(kwargs["logs"])
         if "loss" not in logs or self.config.health_action == "off" or self.reason is not None:
@@ -246,7 +250,12 @@ class HealthCallback(TrainerCallback):
             done += f"; the last good log was at step {self._last_good}"
         logger.warning("step %d: %s; %s", state.global_step, wrong, done)
         if state.is_world_process_zero:
-            event = {"step": state.global_step, "wrong": wrong, "action": "stop" if stops else "restore", "weights": step}
+            event = {
+                "step": state.global_step,
+                "wrong": wrong,
+                "action": "stop" if stops else "restore",
+                "weights": step,
+            }
             path = Path(args.output_dir) / EVENTS
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:

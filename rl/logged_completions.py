@@ -46,7 +46,8 @@ def _kind(value: Any) -> type:
 def plain_columns(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The columns of the data set in a batch, without prompt and completion, and without what JSON cannot say (images)."""
     return [
-        {name: value for name, value in row.items() if name not in _NOT_THE_ROWS and _is_plain(value)} for row in inputs
+        {name: value for name, value in row.items() if name not in _NOT_THE_ROWS and _is_plain(value)}
+        for row in inputs
     ]
 
 

@@ -92,8 +92,9 @@ def lora_config(
     maps, stacked = ([name for target in wanted for name in matched(target, among)] for among in (names, experts))
     settings = targets_of(maps, stacked, has_experts=bool(experts))
     if dropout and settings["target_parameters"]:
-        raise ValueError(f"lora_dropout={dropout}: PEFT has none for {settings['target_parameters'][0]} of a model with "
-                         "experts; 0")  # fmt: skip
+        raise ValueError(
+            f"lora_dropout={dropout}: PEFT has none for {settings['target_parameters'][0]} of a model with experts; 0"
+        )
     # Code of unknown types need not take the arguments, nor have the methods, that PEFT's face of causal models asks for.
     task = "CAUSAL_LM" if denoiser.calling is NATIVE else None
     return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type=task, **settings, **more)
@@ -105,16 +106,21 @@ class DiffusionModelConfig(ModelConfig):
 
     lora_dropout: float = field(
         default=0.0,
-        metadata={"help": "LoRA dropout. 0 by default: with dropout the ratio of the new to the old policy is not 1 at the "
-                          "first inner iteration of reinforcement learning."},
-    )  # fmt: skip
+        metadata={
+            "help": "LoRA dropout. 0 by default: with dropout the ratio of the new to the old policy is not 1 at the "
+            "first inner iteration of reinforcement learning."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.use_peft:
             adapter = ("lora_", "use_rslora", "use_dora", "load_in_", "bnb_", "use_bnb_")
-            said = [one.name for one in fields(self)
-                    if one.name.startswith(adapter) and getattr(self, one.name) != one.default]  # fmt: skip
+            said = [
+                one.name
+                for one in fields(self)
+                if one.name.startswith(adapter) and getattr(self, one.name) != one.default
+            ]
             if said:
                 raise ValueError(f"{', '.join(said)} would be ignored: settings of an adapter need use_peft: true")
         if self.lora_task_type != "CAUSAL_LM":
@@ -124,10 +130,14 @@ class DiffusionModelConfig(ModelConfig):
         if not (self.load_in_4bit or self.load_in_8bit):
             return
         if find_spec("bitsandbytes") is None:
-            raise ValueError("load_in_4bit and load_in_8bit need bitsandbytes, which is not installed: `pip install "
-                             "bitsandbytes`, or leave them out and keep the base's weights as they are")  # fmt: skip
+            raise ValueError(
+                "load_in_4bit and load_in_8bit need bitsandbytes, which is not installed: `pip install "
+                "bitsandbytes`, or leave them out and keep the base's weights as they are"
+            )
         if self.load_in_4bit and self.dtype in (None, "auto"):
-            raise ValueError(f"load_in_4bit needs a dtype to compute in (bfloat16, float16, float32), not {self.dtype!r}")
+            raise ValueError(
+                f"load_in_4bit needs a dtype to compute in (bfloat16, float16, float32), not {self.dtype!r}"
+            )
 
 
 def loading_of(arguments: ModelConfig) -> dict[str, Any]:
@@ -160,5 +170,6 @@ def peft_config_of(arguments: ModelConfig, denoiser: "Denoiser", *, ratios: bool
         more["modules_to_save"] = arguments.lora_modules_to_save
     if arguments.model_revision != "main":
         more["revision"] = arguments.model_revision
-    return lora_config(denoiser, arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout,
-                       arguments.lora_target_modules, **more)  # fmt: skip
+    return lora_config(
+        denoiser, arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout, arguments.lora_target_modules, **more
+    )

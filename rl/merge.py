@@ -118,6 +118,8 @@ def check_merge(model: PeftModel) -> tuple[Agreement, torch.Tensor]:
         raise ValueError("the base's weights are not bit for bit what they were before the merge")
     found = Agreement(error, relative(base_BLV, adapted_BLV), TOLERANCES[dtype], str(dtype).removeprefix("torch."))
     if error is not None and not error <= found.tolerance:
-        raise ValueError(f"the merged model's logits are {error:.1e} from the adapted model's, relative to their norm; at "
-                         f"most {found.tolerance:g} is rounding in {found.dtype}")  # fmt: skip
+        raise ValueError(
+            f"the merged model's logits are {error:.1e} from the adapted model's, relative to their norm; at "
+            f"most {found.tolerance:g} is rounding in {found.dtype}"
+        )
     return found, adapted_BLV

@@ -34,9 +34,14 @@ def last_metrics(directory: Path) -> tuple[int | None, dict[str, float]]:
             state = json.loads(path.read_text(encoding="utf-8"))
             found: dict[str, float] = {}
             for entry in state["log_history"]:
-                found |= {name: value for name, value in entry.items()
-                          if isinstance(value, int | float) and name not in _NOT_METRICS
-                          and not name.startswith("train_") and not _NOT_SPEED.search(name)}  # fmt: skip
+                found |= {
+                    name: value
+                    for name, value in entry.items()
+                    if isinstance(value, int | float)
+                    and name not in _NOT_METRICS
+                    and not name.startswith("train_")
+                    and not _NOT_SPEED.search(name)
+                }
             return state["global_step"], found
     return None, {}
 
@@ -75,20 +80,34 @@ def model_card(
     parts += [_loading(base, revision, record, merged, published), "`DIR` is this directory, or its name on the hub."]
     rows: dict[str, Any] = {"rank": adapter["r"], "alpha": adapter["lora_alpha"], "dropout": adapter["lora_dropout"]}
     if record is not None:
-        rows = {"stage": record.stage, "preset": record.preset, "task": record.task,
-                "data": record.data if record.data and is_hub_name(record.data) else None} | rows  # fmt: skip
+        rows = {
+            "stage": record.stage,
+            "preset": record.preset,
+            "task": record.task,
+            "data": record.data if record.data and is_hub_name(record.data) else None,
+        } | rows
     rows["steps"] = steps
-    parts.append("## Training\n\n" + _table(("", ""), {name: value for name, value in rows.items() if value is not None}))
+    parts.append(
+        "## Training\n\n" + _table(("", ""), {name: value for name, value in rows.items() if value is not None})
+    )
     if record is not None and record.config:
-        said = {name: value for name, value in record.config.items()
-                if name != "output_dir" and without_places(value) == value}  # fmt: skip
+        said = {
+            name: value
+            for name, value in record.config.items()
+            if name != "output_dir" and without_places(value) == value
+        }
         settings = json.dumps(said, indent=2)
         parts.append(f"Settings that differ from their defaults:\n\n```json\n{settings}\n```")
     if metrics:
-        parts.append("## Last logged values\n\nEach the last one in the training's own log, which is no benchmark.\n\n"
-                     + _table(("metric", "value"), {name: f"{value:.4g}" for name, value in metrics.items()}))  # fmt: skip
-    merge = ("it cannot be merged, its head being tied to the embeddings;" if agreement.error is None else
-             f"the merged model's differ by {agreement.error:.1e} (at most {agreement.tolerance:g} passes),")  # fmt: skip
+        parts.append(
+            "## Last logged values\n\nEach the last one in the training's own log, which is no benchmark.\n\n"
+            + _table(("metric", "value"), {name: f"{value:.4g}" for name, value in metrics.items()})
+        )
+    merge = (
+        "it cannot be merged, its head being tied to the embeddings;"
+        if agreement.error is None
+        else f"the merged model's differ by {agreement.error:.1e} (at most {agreement.tolerance:g} passes),"
+    )
     parts.append(
         f"## Check\n\nOn two rows of 32 fixed tokens, in {agreement.dtype}, relative to the norm of the adapted model's "
         f"logits: {merge} the base's differ by {agreement.effect:.1e}."
@@ -135,13 +154,17 @@ def _sampling(record: RunRecord, adapter: bool, canvas_length: int | None) -> st
         task = record.task or "TASK"
         return f"```console\nlockstitch stitch --task {task} --input FILE --scorer prm:DIR --output runs/scored\n```"
     if record.family is None:
-        return _python("from transformers import AutoModelForCausalLM", "",
-                       'model = AutoModelForCausalLM.from_pretrained("DIR")')  # fmt: skip
+        return _python(
+            "from transformers import AutoModelForCausalLM", "", 'model = AutoModelForCausalLM.from_pretrained("DIR")'
+        )
     place = ", ".join(['"DIR"', *(_told(record) if adapter else ())])
     length = canvas_length or 128
-    return _python("from lockstitch import Denoiser, SamplerConfig, sample", "",
-                   f"denoiser = Denoiser.from_pretrained({place})",
-                   f'(trajectory,) = sample(denoiser, ["..."], SamplerConfig(canvas_length={length}))')  # fmt: skip
+    return _python(
+        "from lockstitch import Denoiser, SamplerConfig, sample",
+        "",
+        f"denoiser = Denoiser.from_pretrained({place})",
+        f'(trajectory,) = sample(denoiser, ["..."], SamplerConfig(canvas_length={length}))',
+    )
 
 
 def _told(record: RunRecord | None) -> list[str]:
@@ -161,21 +184,31 @@ def _loading(base: str, revision: str | None, record: RunRecord | None, merged: 
         read = _python("from lockstitch import Denoiser", "", 'denoiser = Denoiser.from_pretrained("DIR")')
         return "The names are those of the family's own code, which reads it; so does Lockstitch:\n\n" + read
     if merged:
-        return _python("from transformers import AutoModelForCausalLM", "",
-                       'model = AutoModelForCausalLM.from_pretrained("DIR")')  # fmt: skip
+        return _python(
+            "from transformers import AutoModelForCausalLM", "", 'model = AutoModelForCausalLM.from_pretrained("DIR")'
+        )
     if record is not None and family is None:
-        return _python("from peft import PeftModel", "from transformers import AutoModelForCausalLM", "",
-                       f"base = AutoModelForCausalLM.from_pretrained({', '.join([named, *said])})",
-                       'model = PeftModel.from_pretrained(base, "DIR")')  # fmt: skip
+        return _python(
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f"base = AutoModelForCausalLM.from_pretrained({', '.join([named, *said])})",
+            'model = PeftModel.from_pretrained(base, "DIR")',
+        )
     if published:
-        return ("The names are those of the family's own code: put it on the base as that code loads it.\n\n"
-                + _python("from peft import PeftModel", "from transformers import AutoModel", "",
-                          f"base = AutoModel.from_pretrained({', '.join([named, *said, 'trust_remote_code=True'])})",
-                          'model = PeftModel.from_pretrained(base, "DIR")'))  # fmt: skip
+        return "The names are those of the family's own code: put it on the base as that code loads it.\n\n" + _python(
+            "from peft import PeftModel",
+            "from transformers import AutoModel",
+            "",
+            f"base = AutoModel.from_pretrained({', '.join([named, *said, 'trust_remote_code=True'])})",
+            'model = PeftModel.from_pretrained(base, "DIR")',
+        )
     place = ", ".join(['"DIR"', *_told(record)])
     text = _python("from lockstitch import Denoiser", "", f"denoiser = Denoiser.from_pretrained({place})")
-    text += ("\n\n`Denoiser` reads the base into transformers' own class, lets it attend as the family does, and puts the "
-             "adapter on it.")
+    text += (
+        "\n\n`Denoiser` reads the base into transformers' own class, lets it attend as the family does, and puts the "
+        "adapter on it."
+    )
     if named == '"BASE"':
         text += " The base is a directory: `base_model_name_or_path` in adapter_config.json says where it lies."
     return text

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
-def as_denoiser(model: Any, processing_class: Tokenizer | None = None, loading: dict[str, Any] | None = None) -> Denoiser:
+def as_denoiser(
+    model: Any, processing_class: Tokenizer | None = None, loading: dict[str, Any] | None = None
+) -> Denoiser:
     """The denoiser of what stands where a trainer wants its model.
 
     Args:
@@ -34,7 +36,9 @@ def as_denoiser(model: Any, processing_class: Tokenizer | None = None, loading: 
         return model if processing_class is None else _with(model, processing_class)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel):
-        raise ValueError(f"model is a {type(model).__name__}: a name, a directory, a model of transformers, or a Denoiser")
+        raise ValueError(
+            f"model is a {type(model).__name__}: a name, a directory, a model of transformers, or a Denoiser"
+        )
     tokenizer = processing_class or load_tokenizer(base.config._name_or_path)
     denoiser = Denoiser(base, tokenizer, family_of(base.config.to_dict()))
     denoiser.model = model

@@ -39,9 +39,13 @@ class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         os.replace(unfinished, path)
 
     def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: str | None,
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
         trial: Any,
-    ) -> tuple[int, int]:  # fmt: skip
+    ) -> tuple[int, int]:
         epochs, micro_steps = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )

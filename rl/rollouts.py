@@ -48,8 +48,18 @@ def row_statistics(trajectories: Sequence[Trajectory], seconds: float, device: t
     rows = []
     for t in trajectories:
         ids = t.completion_ids
-        rows.append((fingerprint(ids), t.length, t.ledger.nfe, t.finished, repetition(ids),
-                     sum(t.confidence[: t.length]) / t.length, sum(t.entropy[: t.length]) / t.length, seconds))  # fmt: skip
+        rows.append(
+            (
+                fingerprint(ids),
+                t.length,
+                t.ledger.nfe,
+                t.finished,
+                repetition(ids),
+                sum(t.confidence[: t.length]) / t.length,
+                sum(t.entropy[: t.length]) / t.length,
+                seconds,
+            )
+        )
     return torch.tensor(rows, dtype=torch.float64, device=device)
 
 
@@ -73,7 +83,9 @@ def rollout_metrics(statistics_N8: torch.Tensor, per_prompt: int) -> dict[str, f
     }
 
 
-def groups_with_signal(rewards_NF: torch.Tensor, weights_F: torch.Tensor, per_prompt: int, summed: bool) -> torch.Tensor:
+def groups_with_signal(
+    rewards_NF: torch.Tensor, weights_F: torch.Tensor, per_prompt: int, summed: bool
+) -> torch.Tensor:
     """Which groups have rewards that differ, bool `(P,)`.
 
     Args:

@@ -15,7 +15,14 @@ from lockstitch.files import to_json, write_whole
 RUN = "run.json"
 _SECRET = {"hub_token", "push_to_hub_token"}
 # Fields of transformers' and TRL's configs that these set by themselves.
-_DERIVED = {"activation_checkpointing", "completion_only_loss", "debug", "disable_tqdm", "do_eval", "pad_to_multiple_of"}
+_DERIVED = {
+    "activation_checkpointing",
+    "completion_only_loss",
+    "debug",
+    "disable_tqdm",
+    "do_eval",
+    "pad_to_multiple_of",
+}
 
 
 @dataclass(frozen=True)

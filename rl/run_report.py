@@ -29,10 +29,14 @@ SHOWN_CHARACTERS = 4000
 
 
 def write_run_report(
-    path: Path, history: Iterable[Mapping[str, Any]], facts: Mapping[str, Any], settings: Mapping[str, Any],
-    health: Sequence[Mapping[str, Any]] = (), events: Sequence[Mapping[str, Any]] = (),
+    path: Path,
+    history: Iterable[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    health: Sequence[Mapping[str, Any]] = (),
+    events: Sequence[Mapping[str, Any]] = (),
     samples: Sequence[Mapping[str, Any]] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Writes the page whole or not at all.
 
     Args:
@@ -80,7 +84,9 @@ def _finite(value: Any) -> Any:
 def read_history(run: Path) -> list[dict[str, Any]]:
     """The log of a run: of its end, or else of its last checkpoint; `ValueError` if there is neither."""
     states = [run / "trainer_state.json"]
-    states += sorted(run.glob("checkpoint-*/trainer_state.json"), key=lambda path: -int(path.parent.name.split("-")[1]))
+    states += sorted(
+        run.glob("checkpoint-*/trainer_state.json"), key=lambda path: -int(path.parent.name.split("-")[1])
+    )
     for state in states:
         if state.is_file():
             try:
@@ -88,7 +94,9 @@ def read_history(run: Path) -> list[dict[str, Any]]:
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{state} is not the state of a trainer: {error}") from error
             return history
-    raise ValueError(f"{str(run)!r} holds neither trainer_state.json nor a checkpoint: is it a run's output directory?")
+    raise ValueError(
+        f"{str(run)!r} holds neither trainer_state.json nor a checkpoint: is it a run's output directory?"
+    )
 
 
 def read_events(run: Path) -> list[dict[str, Any]]:
@@ -126,10 +134,17 @@ def _step_of(path: Path, rewards: Collection[str]) -> dict[str, Any]:
 def _completion(row: Mapping[str, Any], rewards: Collection[str]) -> dict[str, Any]:
     """TRL's row: `step`, `prompt`, `completion`, then rewards, extra columns, and `advantage`."""
     known = ("step", "prompt", "completion", "advantage", *rewards)
-    extra = {name: value if isinstance(value, int | float) else str(value)[:80] for name, value in row.items()
-             if name not in known}  # fmt: skip
-    return {"text": _text(row["completion"]), "rewards": {name: row.get(name) for name in rewards}, "extra": extra,
-            "advantage": row.get("advantage")}  # fmt: skip
+    extra = {
+        name: value if isinstance(value, int | float) else str(value)[:80]
+        for name, value in row.items()
+        if name not in known
+    }
+    return {
+        "text": _text(row["completion"]),
+        "rewards": {name: row.get(name) for name in rewards},
+        "extra": extra,
+        "advantage": row.get("advantage"),
+    }
 
 
 def _text(value: Any) -> str:
@@ -157,11 +172,17 @@ def report_run(run: Path, page: Path, history: Sequence[Mapping[str, Any]] | Non
     kind = known.get("preset") or known.get("stage") or "run"
     of = ", ".join(str(without_places(known[name])) for name in ("task", "data") if known.get(name))
     facts = {
-        "title": f"{kind} on {of or run.resolve().name}", "model": known.get("base"),
-        "revision": known.get("revision"), "steps": steps, "held_out": settings.get("held_out_problems") or None,
-    }  # fmt: skip
-    rewards = sorted(name[len("rewards/") : -len("/mean")] for name in series_of(history)
-                     if name.startswith("rewards/") and name.endswith("/mean"))  # fmt: skip
+        "title": f"{kind} on {of or run.resolve().name}",
+        "model": known.get("base"),
+        "revision": known.get("revision"),
+        "steps": steps,
+        "held_out": settings.get("held_out_problems") or None,
+    }
+    rewards = sorted(
+        name[len("rewards/") : -len("/mean")]
+        for name in series_of(history)
+        if name.startswith("rewards/") and name.endswith("/mean")
+    )
     write_run_report(page, history, facts, settings, watched(settings), read_events(run), read_samples(run, rewards))
 
 
@@ -180,7 +201,8 @@ def watched(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> int:
     """`lockstitch report RUN [--html FILE]`."""
     parser = argparse.ArgumentParser(
-        prog="lockstitch report", description="Write the page of a training run: curves, health, completions.",
+        prog="lockstitch report",
+        description="Write the page of a training run: curves, health, completions.",
         allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, help="output directory of the run")

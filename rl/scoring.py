@@ -149,8 +149,10 @@ class Scorer:
         """
         forbidden = torch.tensor(self.forbidden, device=asked_BG.device)
         if bool((torch.isin(canvases.completion_BG, forbidden) & asked_BG).any()):
-            raise ValueError(f"a token that is never drawn ({self.forbidden}) stands where a likelihood is asked for: "
-                             "score what the sampler committed, up to EOS")  # fmt: skip
+            raise ValueError(
+                f"a token that is never drawn ({self.forbidden}) stands where a likelihood is asked for: "
+                "score what the sampler committed, up to EOS"
+            )
         if prompt_BP is None:
             prompt_BP = canvases.prompt_BP
         noised_BG = torch.where(shown_BG, canvases.completion_BG, self.denoiser.mask_id)
@@ -160,8 +162,13 @@ class Scorer:
         # A rank that asks nothing still passes: the others wait for it in the backward pass.
         rows_A = asking_B.nonzero()[:, 0] if bool(asking_B.any()) else torch.zeros_like(asking_B[:1], dtype=torch.long)
         padded = int((~real_BP[rows_A]).sum(1).min())  # columns of padding that all of them have
-        part = (prompt_BP[rows_A, padded:], real_BP[rows_A, padded:], canvases.completion_BG[rows_A],
-                noised_BG[rows_A], asked_BG[rows_A])  # fmt: skip
+        part = (
+            prompt_BP[rows_A, padded:],
+            real_BP[rows_A, padded:],
+            canvases.completion_BG[rows_A],
+            noised_BG[rows_A],
+            asked_BG[rows_A],
+        )
         if recompute and self.recomputes and torch.is_grad_enabled():
             logp_AG = checkpoint(_Pass(self), *part, use_reentrant=False)
         else:
@@ -183,17 +190,22 @@ class _Pass:
         self.scorer, self.model = scorer, scorer.model
 
     def __call__(
-        self, prompt_BP: torch.Tensor, real_BP: torch.Tensor, clean_BG: torch.Tensor, noised_BG: torch.Tensor,
+        self,
+        prompt_BP: torch.Tensor,
+        real_BP: torch.Tensor,
+        clean_BG: torch.Tensor,
+        noised_BG: torch.Tensor,
         asked_BG: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         model, scorer, family = self.model, self.scorer, self.scorer.family
         if isinstance(model, DistributedDataParallel):
             self.model = model.module
         row_M, position_M = asked_BG.nonzero(as_tuple=True)
         column_M = prompt_BP.shape[1] + position_M
         if family.layout == "full":
-            input_UL, real_UL, of_B = _distinct(torch.cat([prompt_BP, noised_BG], 1),
-                                                torch.cat([real_BP, torch.ones_like(asked_BG)], 1))  # fmt: skip
+            input_UL, real_UL, of_B = _distinct(
+                torch.cat([prompt_BP, noised_BG], 1), torch.cat([real_BP, torch.ones_like(asked_BG)], 1)
+            )
             arguments: dict[str, Any] = {"input_ids": input_UL}
             if not bool(real_BP.all()):
                 arguments["attention_mask"] = real_UL.long()

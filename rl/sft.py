@@ -87,9 +87,15 @@ def packed_logits(
     """
     width = input_ids_BL.shape[1] - canvas
     packed = packed_pass(
-        input_ids_BL[:, :width], attention_BL[:, :width].bool(), input_ids_BL[:, width:], noised_BL[:, width:],
-        block, denoiser.family, denoiser.model.dtype, alone,
-    )  # fmt: skip
+        input_ids_BL[:, :width],
+        attention_BL[:, :width].bool(),
+        input_ids_BL[:, width:],
+        noised_BL[:, width:],
+        block,
+        denoiser.family,
+        denoiser.model.dtype,
+        alone,
+    )
     row_M, column_M = masked_BL.nonzero(as_tuple=True)
     place_M = packed.columns(row_M, column_M, denoiser.family.shifted)
     asked_BK = torch.zeros_like(packed.arguments["input_ids"], dtype=torch.bool)
@@ -150,14 +156,21 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
             longest = args.max_length
             prepared, unfiltered = prepared.filter(lambda row: len(row["input_ids"]) <= longest), prepared
             if isinstance(prepared, Dataset):
-                logger.info("%d of %d %s rows have more than max_length=%d tokens and are left out",
-                            len(unfiltered) - len(prepared), len(unfiltered), dataset_name, longest)  # fmt: skip
+                logger.info(
+                    "%d of %d %s rows have more than max_length=%d tokens and are left out",
+                    len(unfiltered) - len(prepared),
+                    len(unfiltered),
+                    dataset_name,
+                    longest,
+                )
         if args.canvas_length is not None and isinstance(prepared, Dataset):
             lengths = completion_lengths(prepared)
             long = sum(length > args.canvas_length for length in lengths)
             if long:
-                raise ValueError(f"{long} of {len(lengths)} completions of the {dataset_name} data set do not fit "
-                                 f"canvas_length={args.canvas_length}; the longest has {max(lengths)} tokens")  # fmt: skip
+                raise ValueError(
+                    f"{long} of {len(lengths)} completions of the {dataset_name} data set do not fit "
+                    f"canvas_length={args.canvas_length}; the longest has {max(lengths)} tokens"
+                )
         return prepared
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -192,8 +205,10 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
             ratio_BL = stratified_mask_ratio(len(labels_BL), generator, *noise)[:, None]
         else:
             if not bool(completion_BL[:, -canvas:].all()):
-                raise ValueError("block_length wants canvases of one length at the end of rows that are padded on the left, "
-                                 "as CanvasCollator(pads_left=True) makes them: data_collator does not")  # fmt: skip
+                raise ValueError(
+                    "block_length wants canvases of one length at the end of rows that are padded on the left, "
+                    "as CanvasCollator(pads_left=True) makes them: data_collator does not"
+                )
             real_BP = attention_BL[:, :-canvas]
             # Canvases of any length are not the sampler's, and what a batch's longest one is must not move their blocks.
             alone = False if self.args.canvas_length is None else None

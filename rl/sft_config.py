@@ -31,29 +31,37 @@ class DiffusionSFTConfig(SFTConfig):
 
     canvas_length: int | None = field(
         default=None,
-        metadata={"help": "Completions are padded with EOS to this many tokens and trained on all of them, as the "
-                          "sampler's canvas will be. None pads to the longest completion of the batch."},
-    )  # fmt: skip
+        metadata={
+            "help": "Completions are padded with EOS to this many tokens and trained on all of them, as the "
+            "sampler's canvas will be. None pads to the longest completion of the batch."
+        },
+    )
     block_length: int | None = field(
         default=None,
-        metadata={"help": "The sampler's block length, for models that denoise block by block: each block has a mask ratio "
-                          "of its own and sees the ones before it clean. None: the model's own, none where it attends "
-                          "fully."},
-    )  # fmt: skip
+        metadata={
+            "help": "The sampler's block length, for models that denoise block by block: each block has a mask ratio "
+            "of its own and sees the ones before it clean. None: the model's own, none where it attends "
+            "fully."
+        },
+    )
     loss_weighting: str = field(
         default="inverse_t",
-        metadata={"help": "'inverse_t': LLaDA's likelihood bound, cross-entropies weighted by 1/t over completion "
-                          "tokens. 'mean': plain mean over masked tokens, which small models learn from faster."},
-    )  # fmt: skip
+        metadata={
+            "help": "'inverse_t': LLaDA's likelihood bound, cross-entropies weighted by 1/t over completion "
+            "tokens. 'mean': plain mean over masked tokens, which small models learn from faster."
+        },
+    )
     mask_ratio_low: float = field(
         default=1e-3, metadata={"help": "Lowest mask ratio t; t is uniform from here to mask_ratio_high."}
     )
     mask_ratio_high: float = field(default=1.0, metadata={"help": "Highest mask ratio t."})
     full_mask_fraction: float = field(
         default=0.0,
-        metadata={"help": "Share of the rows (with block_length, of the blocks) that are masked whole (t=1), which is what "
-                          "sampling starts from and random masks hardly ever show. The others' t is drawn as ever."},
-    )  # fmt: skip
+        metadata={
+            "help": "Share of the rows (with block_length, of the blocks) that are masked whole (t=1), which is what "
+            "sampling starts from and random masks hardly ever show. The others' t is drawn as ever."
+        },
+    )
     mask_ratio_low_end: float | None = field(
         default=None, metadata={"help": "mask_ratio_low moves here linearly until the last step. None: it stays."}
     )
@@ -65,9 +73,11 @@ class DiffusionSFTConfig(SFTConfig):
     )
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Rows with more tokens than this are left out. They are not cut off: the model would be taught to "
-                          "end where the cut is."},
-    )  # fmt: skip
+        metadata={
+            "help": "Rows with more tokens than this are left out. They are not cut off: the model would be taught to "
+            "end where the cut is."
+        },
+    )
 
     def __post_init__(self) -> None:
         check_counts(self)
@@ -82,7 +92,9 @@ class DiffusionSFTConfig(SFTConfig):
         for end in ("", "_end"):
             low, high = self._at_end("mask_ratio_low", end), self._at_end("mask_ratio_high", end)
             if not 0 < low <= high <= 1:
-                raise ValueError(f"mask_ratio_low{end}={low} and mask_ratio_high{end}={high}: not 0 < low <= high <= 1")
+                raise ValueError(
+                    f"mask_ratio_low{end}={low} and mask_ratio_high{end}={high}: not 0 < low <= high <= 1"
+                )
             fraction = self._at_end("full_mask_fraction", end)
             if not 0 <= fraction <= 1:
                 raise ValueError(f"full_mask_fraction{end}={fraction} must be from 0 to 1")
@@ -94,10 +106,16 @@ class DiffusionSFTConfig(SFTConfig):
         ):
             if getattr(self, name) is meaningless:
                 raise ValueError(f"{name}={meaningless} has no meaning for a diffusion model: {why}")
-        for name, default in (("loss_type", "nll"), ("label_smoothing_factor", 0.0), ("truncation_mode", "keep_start")):
+        for name, default in (
+            ("loss_type", "nll"),
+            ("label_smoothing_factor", 0.0),
+            ("truncation_mode", "keep_start"),
+        ):
             if getattr(self, name) != default:
-                raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: the loss is loss_weighting's, and rows "
-                                 "longer than max_length are left out")  # fmt: skip
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} would be ignored: the loss is loss_weighting's, and rows "
+                    "longer than max_length are left out"
+                )
         self.completion_only_loss = True
 
     def _at_end(self, name: str, end: str) -> float:

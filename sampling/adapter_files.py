@@ -66,7 +66,10 @@ def _on_the_hub(name: str, revision: str | None) -> Path | None:
     from transformers.utils import cached_file
 
     quiet = dict.fromkeys(("missing_entries", "connection_errors", "gated_repo"), False)
-    asked: dict[str, Any] = {"revision": revision, **{f"_raise_exceptions_for_{what}": no for what, no in quiet.items()}}
+    asked: dict[str, Any] = {
+        "revision": revision,
+        **{f"_raise_exceptions_for_{what}": no for what, no in quiet.items()},
+    }
     try:
         if cached_file(name, "config.json", **asked) is not None:
             return None

@@ -47,7 +47,9 @@ def _loaded(base: PreTrainedModel, directory: Path, shown: Path) -> PeftModel:
     with loaded_from(f"the adapter {str(shown)!r}"):
         config = PeftConfig.from_pretrained(str(directory))
     if config.is_prompt_learning:
-        raise ValueError(f"the adapter {str(shown)!r} is learned prompts, which the sampler's canvases leave no place for")
+        raise ValueError(
+            f"the adapter {str(shown)!r} is learned prompts, which the sampler's canvases leave no place for"
+        )
     name = base.config._name_or_path
     try:
         with warnings.catch_warnings():
@@ -64,8 +66,10 @@ def _loaded(base: PreTrainedModel, directory: Path, shown: Path) -> PeftModel:
     for what, names in (("lacks", missing), ("has left over", left)):
         if names:
             more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-            raise ValueError(f"the adapter {str(shown)!r} does not fit its base {name!r}: it {what} "
-                             f"{', '.join(sorted(names)[:2])}{more}")  # fmt: skip
+            raise ValueError(
+                f"the adapter {str(shown)!r} does not fit its base {name!r}: it {what} "
+                f"{', '.join(sorted(names)[:2])}{more}"
+            )
     return model.eval()
 
 
@@ -87,8 +91,10 @@ def to_train_from(model: Any, path: str) -> Any:
         raise ValueError(f"the adapter {path!r} cannot be trained from: {reason}")
     weights = [weight for layer in _layers(model) for weight in layer.get_base_layer().parameters()]
     if not all(weight.is_floating_point() for weight in weights):
-        raise ValueError(f"the adapter {path!r} cannot be trained from with a quantised base: it would be rounded away in "
-                         "the merge; load_in_4bit and load_in_8bit take a whole model")  # fmt: skip
+        raise ValueError(
+            f"the adapter {path!r} cannot be trained from with a quantised base: it would be rounded away in "
+            "the merge; load_in_4bit and load_in_8bit take a whole model"
+        )
     whole = model.merge_and_unload(safe_merge=True)
     whole.config._name_or_path = whole.name_or_path = path
     for weight in whole.parameters():
@@ -111,13 +117,18 @@ def tied_ends(model: PeftModel) -> str | None:
     config = model.active_peft_config
     if not base.config.get_text_config().tie_word_embeddings or getattr(config, "ensure_weight_tying", False):
         return None
-    ends: dict[str, torch.nn.Module] = {"embeddings": base.get_input_embeddings(), "head": base.get_output_embeddings()}
+    ends: dict[str, torch.nn.Module] = {
+        "embeddings": base.get_input_embeddings(),
+        "head": base.get_output_embeddings(),
+    }
     touched = [name for name, module in ends.items() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     if not touched:
         return None
-    return (f"the adapter changes the {' and the '.join(touched)} of a base whose head is tied to its embeddings: whatever "
-            "loads the merged model would make one matrix of the two again. Export it without --merge, or train an adapter "
-            "of the blocks alone")  # fmt: skip
+    return (
+        f"the adapter changes the {' and the '.join(touched)} of a base whose head is tied to its embeddings: whatever "
+        "loads the merged model would make one matrix of the two again. Export it without --merge, or train an adapter "
+        "of the blocks alone"
+    )
 
 
 def load_plain(path: str, revision: str | None = None, **loading: Any) -> PreTrainedModel | PeftModel:

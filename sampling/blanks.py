@@ -63,8 +63,10 @@ def parse(text: str) -> tuple[str | Blank, ...]:
             literal += whole
             continue
         if not _WIDTH.fullmatch(width):
-            raise ValueError(f"blank {whole!r}: its width in tokens must be a whole number of at least 1 "
-                             f"(a backslash before it makes it text)")
+            raise ValueError(
+                f"blank {whole!r}: its width in tokens must be a whole number of at least 1 "
+                f"(a backslash before it makes it text)"
+            )
         if name in names:
             raise ValueError(f"blank {whole!r}: there is one of the name {name!r} already")
         names.update([name] if name else [])

@@ -85,7 +85,9 @@ class Passes:
         """Moves on to the last of the blocks that begin at canvas positions `starts`; it ends before `stop`."""
         self.start, self.stop, self.opened = starts[-1], stop, False
         edges = [self.canvases.width + start for start in starts[1:]]
-        self.number_L = block_numbers(self.canvases.ids_BL.shape[1], self.base, edges, self.block).to(self.canvases.device)
+        self.number_L = block_numbers(self.canvases.ids_BL.shape[1], self.base, edges, self.block).to(
+            self.canvases.device
+        )
 
     def logits(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
         """Logits `(M, V)` of the canvas positions that are asked for, by one forward pass of each of the given rows."""
@@ -108,9 +110,12 @@ class Passes:
         return self._answer(rows_A, asked_AG, canvas_AG=canvas_AG)
 
     def _answer(
-        self, rows_A: torch.Tensor, asked_AG: torch.Tensor, columns_AQ: torch.Tensor | None = None,
+        self,
+        rows_A: torch.Tensor,
+        asked_AG: torch.Tensor,
+        columns_AQ: torch.Tensor | None = None,
         canvas_AG: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """Logits `(M, V)` by one pass over the columns that the cache says, or over each row's own."""
         row_M, position_M = asked_AG.nonzero(as_tuple=True)
         column_M = self.canvases.width + position_M - int(self.family.shifted)
@@ -138,7 +143,11 @@ class Passes:
         """Logits `(M, V)` by a pass over all columns for the rows that are due for it, another over windows for the rest."""
         G, L = asked_AG.shape[1], self.canvases.ids_BL.shape[1]
         masks_A = self.canvases.masked_BG[rows_A].sum(1)
-        due_A = self.masks_B[rows_A] - masks_A >= self.refresh if self.opened else torch.ones_like(rows_A, dtype=torch.bool)
+        due_A = (
+            self.masks_B[rows_A] - masks_A >= self.refresh
+            if self.opened
+            else torch.ones_like(rows_A, dtype=torch.bool)
+        )
         self.masks_B[rows_A[due_A]] = masks_A[due_A]
         first_A, last_A = asked_AG.long().argmax(1), G - asked_AG.flip(1).long().argmax(1)
         before_A, behind_A = self.window_B2[rows_A].unbind(1)
@@ -182,9 +191,14 @@ class Passes:
         return self.base if self.start == 0 else self.canvases.width + self.start
 
     def _forward(
-        self, rows_A: torch.Tensor, columns: slice | torch.Tensor, seen: int, kept_C: torch.Tensor,
-        asked_AC: torch.Tensor, canvas_AG: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        self,
+        rows_A: torch.Tensor,
+        columns: slice | torch.Tensor,
+        seen: int,
+        kept_C: torch.Tensor,
+        asked_AC: torch.Tensor,
+        canvas_AG: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One pass, with its bill: logits `(P, V)` of what rows that differ are asked for, and where those of each row
         are among them, `(A, C)`.
 
@@ -261,7 +275,9 @@ class Passes:
         hash_A = (shown_AK * self.weight_K[: shown_AK.shape[1]]).sum(1) ^ history_A
         first_A = (hash_A[:, None] == hash_A).long().argmax(1)
         if not torch.equal(shown_AK, shown_AK[first_A]) or not torch.equal(history_A, history_A[first_A]):
-            first_A = each_A  # different rows of one hash: they will hardly ever be, but must not be taken for one another
+            first_A = (
+                each_A  # different rows of one hash: they will hardly ever be, but must not be taken for one another
+            )
         if keeps:
             self.turn += 1
             self.history_R[rows_A] = self.turn * len(self.history_R) + rows_A[first_A]

@@ -159,8 +159,14 @@ class Canvases:
 
     def take_back(self, at: Place, steps_M: torch.Tensor) -> None:
         """Reopens committed places at the given steps, and notes in the trace what stood there."""
-        noted = zip(at[0].tolist(), steps_M.tolist(), at[1].tolist(), self.canvas_BG[at].tolist(),
-                    self.commit_step_BG[at].tolist(), strict=True)  # fmt: skip
+        noted = zip(
+            at[0].tolist(),
+            steps_M.tolist(),
+            at[1].tolist(),
+            self.canvas_BG[at].tolist(),
+            self.commit_step_BG[at].tolist(),
+            strict=True,
+        )
         for b, step, position, token, since in noted:
             self.edits[b].append(Edit(step, position, token, since))
         self.canvas_BG[at] = self.mask_id
@@ -222,7 +228,11 @@ class Canvases:
                 block=tuple(blocks[b][: lengths[b]]),
                 edits=tuple(self.edits[b]),
                 ledger=Ledger(
-                    nfe=nfe[b], tokens_forwarded=tokens[b], sequential_steps=waits[b], seconds=seconds[b], forks=forks[b]
+                    nfe=nfe[b],
+                    tokens_forwarded=tokens[b],
+                    sequential_steps=waits[b],
+                    seconds=seconds[b],
+                    forks=forks[b],
                 ),
                 forks=tuple(position for position, fork in enumerate(fork_BG[b]) if fork),
             )

@@ -33,7 +33,9 @@ class Chat:
         """
         there = tokenizer.chat_template is not None
         if not there and (template or system is not None):
-            raise ValueError("chat_template and system_prompt need a tokenizer with a chat template, which this one has not")
+            raise ValueError(
+                "chat_template and system_prompt need a tokenizer with a chat template, which this one has not"
+            )
         if template is False and system is not None:
             raise ValueError(f"system_prompt={system!r} would be ignored with chat_template=False")
         return cls(there if template is None else template, system)
@@ -46,7 +48,9 @@ class Chat:
             talk: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
         else:
             if not self.template:
-                raise ValueError("prompts of messages need a chat template: the tokenizer's, and no chat_template=False")
+                raise ValueError(
+                    "prompts of messages need a chat template: the tokenizer's, and no chat_template=False"
+                )
             talk = [dict(message) for message in prompt]
         begins = [{"role": "system", "content": self.system}] if self.system is not None else []
         return talk if talk and talk[0].get("role") == "system" else [*begins, *talk]

@@ -49,59 +49,84 @@ class SampleOptions:
     """What `lockstitch sample` can be told beside the settings of the sampler."""
 
     model: str = field(
-        metadata={"help": "A directory or hub name, of a model or an adapter (with its base), or embedded:NAME for one that "
-                          "comes with the package."}
-    )  # fmt: skip
+        metadata={
+            "help": "A directory or hub name, of a model or an adapter (with its base), or embedded:NAME for one that "
+            "comes with the package."
+        }
+    )
     prompt: str | None = field(
-        default=None, metadata={"help": "One prompt. [[NAME:WIDTH]] in it is a blank of so many tokens to fill in; the name "
-                                        "may be empty."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "One prompt. [[NAME:WIDTH]] in it is a blank of so many tokens to fill in; the name may be empty."
+        },
+    )
     input: str | None = field(
-        default=None, metadata={"help": "Prompts: JSON Lines with 'prompt' and, if not all is open, 'canvas': token ids, "
-                                        "null where a position is to be denoised."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Prompts: JSON Lines with 'prompt' and, if not all is open, 'canvas': token ids, "
+            "null where a position is to be denoised."
+        },
+    )
     task: str | None = field(
-        default=None, metadata={"help": "Prompts of a task: a name that `lockstitch tasks` lists, a YAML file, "
-                                        "file.py:attribute or module:attribute."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Prompts of a task: a name that `lockstitch tasks` lists, a YAML file, "
+            "file.py:attribute or module:attribute."
+        },
+    )
     source: str | None = field(
-        default=None, metadata={"help": "Which rows of the task; by default its first source, or new held-out problems "
-                                        "where it makes them up."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Which rows of the task; by default its first source, or new held-out problems "
+            "where it makes them up."
+        },
+    )
     prompt_form: str | None = field(
         default=None, metadata={"help": "How the task asks: tags, boxed, fenced or plain (default), as it has them."}
     )
     limit: int | None = field(
-        default=None, metadata={"help": "Only the first so many prompts of input or task; so many new ones where a task "
-                                        "makes them up."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Only the first so many prompts of input or task; so many new ones where a task makes them up."
+        },
+    )
     preset: str | None = field(
-        default=None, metadata={"help": f"Named settings of the sampler; what is said beside it goes before what it says: "
-                                        f"{', '.join(PRESETS)}."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": f"Named settings of the sampler; what is said beside it goes before what it says: "
+            f"{', '.join(PRESETS)}."
+        },
+    )
     n: int = field(default=1, metadata={"help": "Trajectories per prompt. Default: 1."})
     seed: int = field(default=0, metadata={"help": "Seed of all noise. Default: 0."})
     chat_template: bool | None = field(
         default=None,
-        metadata={"help": "Whether prompts without blanks go through the tokenizer's chat template; by default if there is "
-                          "one."},
-    )  # fmt: skip
+        metadata={
+            "help": "Whether prompts without blanks go through the tokenizer's chat template; by default if there is "
+            "one."
+        },
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "What a conversation begins with."})
     output: str | None = field(
-        default=None, metadata={"help": "Directory for results.jsonl and config.json. Without it the texts are printed."}
+        default=None,
+        metadata={"help": "Directory for results.jsonl and config.json. Without it the texts are printed."},
     )
     watch: bool = field(default=False, metadata={"help": "Draw each prompt's canvases while they are denoised."})
     html: str | None = field(default=None, metadata={"help": "Write a page with all traces to this file."})
     family: str | None = field(
         default=None, metadata={"help": "How the model attends and predicts, if its config does not say."}
     )
-    mask_id: int | None = field(default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."})
+    mask_id: int | None = field(
+        default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of a checkpoint of unknown type."})
     device: str | None = field(default=None, metadata={"help": "Default: the accelerator, if there is one."})
     chunk: int | None = field(
-        default=None, metadata={"help": "Prompts worked on together; results are saved after each chunk. Default: 25, or 1 "
-                                        "with --watch."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Prompts worked on together; results are saved after each chunk. Default: 25, or 1 with --watch."
+        },
+    )
     color: str = field(default="auto", metadata={"help": "auto (default), always or never."})
 
     def __post_init__(self) -> None:
@@ -109,12 +134,15 @@ class SampleOptions:
 
         given = [name for name in ("prompt", "input", "task") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("say what to sample from, once: --prompt, --input or --task (given: "
-                             f"{' and '.join(given) or 'none'})")  # fmt: skip
+            raise ValueError(
+                f"say what to sample from, once: --prompt, --input or --task (given: {' and '.join(given) or 'none'})"
+            )
         for name, of in (("source", ("task",)), ("prompt_form", ("task",)), ("limit", ("task", "input"))):
             if getattr(self, name) is not None and given[0] not in of:
-                raise ValueError(f"{name}={getattr(self, name)!r} would be ignored with --{given[0]}: it goes with "
-                                 f"--{' and --'.join(of)}")  # fmt: skip
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} would be ignored with --{given[0]}: it goes with "
+                    f"--{' and --'.join(of)}"
+                )
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"preset={self.preset!r} is not one of {', '.join(PRESETS)}")
         for name in ("n", "chunk", "limit"):
@@ -208,8 +236,16 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
         files.claim_directory(directory, remembered)
     ink = Ink(tokenizer, terminal.use_color(options.color))
     kept, costs = [], []
-    drawing = Drawing(model, of_model, options.family, options.mask_id, options.trust_remote_code, options.device,
-                      options.n, options.seed)  # fmt: skip
+    drawing = Drawing(
+        model,
+        of_model,
+        options.family,
+        options.mask_id,
+        options.trust_remote_code,
+        options.device,
+        options.n,
+        options.seed,
+    )
     for row, is_new in _rows(options, engine, drawing, requests, directory, ink):
         if options.html is not None:
             kept.append(row)
@@ -220,8 +256,10 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
         write_trace(Path(options.html), kept, remembered, tokenizer)
     if directory is not None:
         nfe, finished = (sum(column) / len(costs) for column in zip(*costs, strict=True))
-        print(f"{len(requests)} prompts, {len(costs)} trajectories in {directory / files.RESULTS}: {nfe:.1f} forward passes "
-              f"each, {100 * finished:.0f}% finished")
+        print(
+            f"{len(requests)} prompts, {len(costs)} trajectories in {directory / files.RESULTS}: {nfe:.1f} forward passes "
+            f"each, {100 * finished:.0f}% finished"
+        )
     if options.html is not None:
         print(f"Look at {options.html}")
     return 0
@@ -236,9 +274,14 @@ def _check_engine(options: SampleOptions, engine: EngineOptions) -> None:
 
 
 def _requests(
-    options: SampleOptions, settings: Mapping[str, Any], model: str, family: "Family", of_model: str,
-    tokenizer: "Tokenizer", asked: "TaskPrompts | None",
-) -> "list[Request]":  # fmt: skip
+    options: SampleOptions,
+    settings: Mapping[str, Any],
+    model: str,
+    family: "Family",
+    of_model: str,
+    tokenizer: "Tokenizer",
+    asked: "TaskPrompts | None",
+) -> "list[Request]":
     """What is asked for, read and checked; `settings` are the sampler's, those alone that were said, or the task's."""
     from lockstitch.sampling.chat import Chat
     from lockstitch.sampling.layouts import check_layout
@@ -249,14 +292,18 @@ def _requests(
     if of_model == MODEL_TYPE:
         for name in ("preset", "family", "mask_id", "trust_remote_code", "chat_template", "system_prompt"):
             if getattr(options, name):
-                raise ValueError(f"{name}={getattr(options, name)!r} would be ignored by a {of_model} model, which has no "
-                                 "mask token and runs its own schedule, without code of the checkpoint")  # fmt: skip
+                raise ValueError(
+                    f"{name}={getattr(options, name)!r} would be ignored by a {of_model} model, which has no "
+                    "mask token and runs its own schedule, without code of the checkpoint"
+                )
         reader = UniformReader(tokenizer, config_of(model, settings))
     else:
         for name in {one.name for one in fields(UniformConfig)} - {one.name for one in fields(SamplerConfig)}:
             if name in settings:
-                raise ValueError(f"{name}={settings[name]!r} is for {MODEL_TYPE} models, and would be ignored by this one, "
-                                 f"of type {of_model!r}")  # fmt: skip
+                raise ValueError(
+                    f"{name}={settings[name]!r} is for {MODEL_TYPE} models, and would be ignored by this one, "
+                    f"of type {of_model!r}"
+                )
         preset = PRESETS[options.preset] if options.preset is not None else {}
         chat = Chat.of(tokenizer, options.chat_template, options.system_prompt)
         reader = Reader(tokenizer, {**preset, **settings}, family, chat)
@@ -282,9 +329,13 @@ def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Map
 
 
 def _rows(
-    options: SampleOptions, engine: EngineOptions, drawing: "Drawing", requests: "Sequence[Request]",
-    directory: Path | None, ink: "Ink",
-) -> Iterator[tuple[dict[str, Any], bool]]:  # fmt: skip
+    options: SampleOptions,
+    engine: EngineOptions,
+    drawing: "Drawing",
+    requests: "Sequence[Request]",
+    directory: Path | None,
+    ink: "Ink",
+) -> Iterator[tuple[dict[str, Any], bool]]:
     """Every request's result in order, and whether it is new: those of an earlier run first; each is on the disk by then."""
     from lockstitch.sampling.prompts import known_columns
     from lockstitch.sampling.work import Drawer
@@ -320,8 +371,21 @@ def _rows(
     work: Work | None = partial(here, drawing()) if engine.alone else None
     path = None if directory is None else directory / files.RESULTS
     chunk = options.chunk or (1 if options.watch else CHUNK)
-    with bar, closing(run(whole("sampler", drawing, model=drawing.device != "cpu"), requests, engine, chunk=chunk, path=path,
-                          done=len(done), progress=rows_finished, work=work)) as results:  # fmt: skip
+    with (
+        bar,
+        closing(
+            run(
+                whole("sampler", drawing, model=drawing.device != "cpu"),
+                requests,
+                engine,
+                chunk=chunk,
+                path=path,
+                done=len(done),
+                progress=rows_finished,
+                work=work,
+            )
+        ) as results,
+    ):
         for rows in results:
             yield from ((row, True) for row in rows)
 
@@ -363,8 +427,11 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch sample`."""
     from trl import TrlParser
 
-    parser = TrlParser((SampleOptions, sampler_options(), EngineOptions), prog="lockstitch sample",
-                       formatter_class=argparse.HelpFormatter)  # the help says the defaults that there are
+    parser = TrlParser(
+        (SampleOptions, sampler_options(), EngineOptions),
+        prog="lockstitch sample",
+        formatter_class=argparse.HelpFormatter,
+    )  # the help says the defaults that there are
     options, sampler, engine = parse_options(parser, sys.argv[1:] if argv is None else argv)
     return sample(options, {name: value for name, value in asdict(sampler).items() if value is not None}, engine)
 

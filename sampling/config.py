@@ -156,10 +156,15 @@ class SamplerConfig:
         for name, (axis, values) in _BELONGS.items():
             value, chosen = getattr(self, name), getattr(self, axis)
             if value is not None and chosen not in values:
-                raise ValueError(f"{name}={value!r} would be ignored by {axis}={chosen!r}; it is for {', '.join(values)}")
+                raise ValueError(
+                    f"{name}={value!r} would be ignored by {axis}={chosen!r}; it is for {', '.join(values)}"
+                )
             if value is None and chosen in values and name in _NEEDED:
-                raise ValueError(f"{name}=None: {axis}={chosen!r} needs a number" if name != "sigma" else
-                                 f"sigma=None: correction='remdm' needs one of {', '.join(SIGMAS)}")  # fmt: skip
+                raise ValueError(
+                    f"{name}=None: {axis}={chosen!r} needs a number"
+                    if name != "sigma"
+                    else f"sigma=None: correction='remdm' needs one of {', '.join(SIGMAS)}"
+                )
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
             raise ValueError(f"top_k={self.top_k}, top_p={self.top_p} would be ignored at temperature=0")
         if not self.whole_blocks or self.block_length is not None:  # else the model's blocks are not known yet
@@ -205,46 +210,69 @@ class SamplerConfig:
 
     def _check_combinations(self) -> None:
         if self.correction == "remdm" and self.policy not in ("quota", "random"):
-            raise ValueError(f"correction='remdm' needs a schedule of steps: policy={self.policy!r} has none; "
-                             "quota and random have")  # fmt: skip
+            raise ValueError(
+                f"correction='remdm' needs a schedule of steps: policy={self.policy!r} has none; quota and random have"
+            )
         if self.schedule_eps is not None and self.correction == "remdm":
-            raise ValueError(f"schedule_eps={self.schedule_eps} would be ignored by correction='remdm' and its own schedule")
+            raise ValueError(
+                f"schedule_eps={self.schedule_eps} would be ignored by correction='remdm' and its own schedule"
+            )
         if self.fallback == "leftmost" and self.steps is not None:
-            raise ValueError(f"steps={self.steps} would have the most certain positions commit where fewer reach the "
-                             "threshold, and fallback='leftmost' the leftmost one: say one of them")  # fmt: skip
+            raise ValueError(
+                f"steps={self.steps} would have the most certain positions commit where fewer reach the "
+                "threshold, and fallback='leftmost' the leftmost one: say one of them"
+            )
         if self.whole_blocks and (self.length != "fixed" or self.correction == "revise"):
-            raise ValueError("whole_blocks=True goes with length='fixed' and blocks of one length: not with "
-                             f"length={self.length!r}, correction={self.correction!r}")  # fmt: skip
-        if self.extension is not None and self.blocks == 1 and self.block_length is not None:  # else it may be the model's
-            raise ValueError(f"extension={self.extension} would be ignored: the canvas of {self.canvas_length} is one block")
+            raise ValueError(
+                "whole_blocks=True goes with length='fixed' and blocks of one length: not with "
+                f"length={self.length!r}, correction={self.correction!r}"
+            )
+        if (
+            self.extension is not None and self.blocks == 1 and self.block_length is not None
+        ):  # else it may be the model's
+            raise ValueError(
+                f"extension={self.extension} would be ignored: the canvas of {self.canvas_length} is one block"
+            )
         if self.speculate is not None:
             self._check_speculation()
         if self.cache == "interval" and self.policy != "deferred":
-            raise ValueError(f"cache='interval' recomputes the window of policy='deferred', and policy={self.policy!r} has "
-                             "none: deferred, or another cache")  # fmt: skip
+            raise ValueError(
+                f"cache='interval' recomputes the window of policy='deferred', and policy={self.policy!r} has "
+                "none: deferred, or another cache"
+            )
         if self.length == "survival" and (self.block_length is None or self.blocks == 1):
-            raise ValueError(f"length='survival' cuts canvases to whole blocks, and block_length={self.block_length} leaves "
-                             f"one of {self.canvas_length}: say a shorter one")  # fmt: skip
+            raise ValueError(
+                f"length='survival' cuts canvases to whole blocks, and block_length={self.block_length} leaves "
+                f"one of {self.canvas_length}: say a shorter one"
+            )
         if self.length == "dynamic":
             assert self.max_length is not None
             if self.max_length < self.canvas_length:
                 raise ValueError(f"max_length={self.max_length} is below canvas_length={self.canvas_length}")
             for name, needed in (("cache", "none"), ("correction", "none"), ("cfg_scale", 0.0), ("stop_at_eos", True)):
                 if getattr(self, name) != needed:
-                    raise ValueError(f"{name}={getattr(self, name)!r} does not go with length='dynamic', whose canvas "
-                                     f"moves: {needed!r} does")  # fmt: skip
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} does not go with length='dynamic', whose canvas "
+                        f"moves: {needed!r} does"
+                    )
             if self.policy in ("quota", "random"):
-                raise ValueError(f"policy={self.policy!r} counts steps of a fixed canvas; length='dynamic' takes "
-                                 "threshold, factor, entropy_bound and deferred")  # fmt: skip
+                raise ValueError(
+                    f"policy={self.policy!r} counts steps of a fixed canvas; length='dynamic' takes "
+                    "threshold, factor, entropy_bound and deferred"
+                )
             if self.steps is not None:
-                raise ValueError(f"steps={self.steps} are those of a fixed canvas, and that of length='dynamic' grows: None")
+                raise ValueError(
+                    f"steps={self.steps} are those of a fixed canvas, and that of length='dynamic' grows: None"
+                )
 
     def _check_speculation(self) -> None:
         said = f"speculate={self.speculate}"
         for name, refused in (("policy", ("deferred",)), ("correction", ("remdm", "edit")), ("length", ("dynamic",))):
             if getattr(self, name) in refused:
-                raise ValueError(f"{said} does not go with {name}={getattr(self, name)!r}: a step must follow from the "
-                                 "canvas and its number alone")  # fmt: skip
+                raise ValueError(
+                    f"{said} does not go with {name}={getattr(self, name)!r}: a step must follow from the "
+                    "canvas and its number alone"
+                )
         if self.block == 1 or (self.policy in ("quota", "random") and self.total_steps == self.blocks):
             raise ValueError(f"{said} would be ignored: each of the {self.blocks} blocks takes one step")
 
@@ -278,7 +306,9 @@ class SamplerConfig:
         for part in (self.revise_blocks or "canvas").split(","):
             length = str(self.canvas_length) if part.strip() == "canvas" else part.strip()
             if not length.isdecimal() or int(length) < 1 or self.canvas_length % int(length):
-                raise ValueError(f"revise_blocks={self.revise_blocks!r}: {part.strip()!r} is neither 'canvas' nor a length "
-                                 f"that divides canvas_length={self.canvas_length}")  # fmt: skip
+                raise ValueError(
+                    f"revise_blocks={self.revise_blocks!r}: {part.strip()!r} is neither 'canvas' nor a length "
+                    f"that divides canvas_length={self.canvas_length}"
+                )
             lengths.append(int(length))
         return tuple(lengths)

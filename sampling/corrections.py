@@ -9,7 +9,12 @@ EDIT_STEPS = 16  # LLaDA2.1: after a block's last mask, so many more steps may e
 
 
 def remdm_share(
-    kind: str, eta: float, now_B: torch.Tensor, then_B: torch.Tensor, confidence_BL: torch.Tensor, held_BL: torch.Tensor
+    kind: str,
+    eta: float,
+    now_B: torch.Tensor,
+    then_B: torch.Tensor,
+    confidence_BL: torch.Tensor,
+    held_BL: torch.Tensor,
 ) -> torch.Tensor:
     """The probability with which each held position reopens, `(B, L)`: sigma of ReMDM (2503.00307, Sec. 4).
 
@@ -36,7 +41,11 @@ def remdm_share(
 
 
 def edits(
-    token_BL: torch.Tensor, candidate_BL: torch.Tensor, confidence_BL: torch.Tensor, held_BL: torch.Tensor, above: float
+    token_BL: torch.Tensor,
+    candidate_BL: torch.Tensor,
+    confidence_BL: torch.Tensor,
+    held_BL: torch.Tensor,
+    above: float,
 ) -> torch.Tensor:
     """Held positions whose most likely token is another one, by a probability of more than `above` (LLaDA2.1)."""
     return held_BL & (candidate_BL != token_BL) & (confidence_BL > above)

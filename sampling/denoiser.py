@@ -223,7 +223,10 @@ class Denoiser:
         With `asked_BC` only where it is True, `(M, V)`: what other rows are asked for costs a row nothing.
         """
         if self.calling.keeps_keys and "past_key_values" not in arguments:
-            arguments = {**arguments, "use_cache": False}  # or the pass copies every key into a cache that nobody reads
+            arguments = {
+                **arguments,
+                "use_cache": False,
+            }  # or the pass copies every key into a cache that nobody reads
         if not self.calling.keeps_columns:
             logits: torch.Tensor = model(**arguments).logits
             logits = logits if columns is None else logits[:, columns]
@@ -269,8 +272,10 @@ def _mask_id(model: PreTrainedModel, tokenizer: Tokenizer, family: Family) -> in
     named = {"the tokenizer": tokenizer.mask_token_id, "config.json": getattr(model.config, "mask_token_id", None)}
     found = {where: token for where, token in named.items() if token is not None}
     if len(set(found.values())) > 1:
-        raise ValueError(f"the tokenizer says that the mask token is {found['the tokenizer']}, config.json says "
-                         f"{found['config.json']}: pass mask_id")  # fmt: skip
+        raise ValueError(
+            f"the tokenizer says that the mask token is {found['the tokenizer']}, config.json says "
+            f"{found['config.json']}: pass mask_id"
+        )
     for token in found.values():
         return int(token)
     if family.mask_id is not None and _is_special(tokenizer, family.mask_id):

@@ -175,9 +175,7 @@ class Denoising:
             canvases.stop_finished()
         return late
 
-    def _step(
-        self, rows_A: torch.Tensor, block: Block, step: int, turn: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, rows_A: torch.Tensor, block: Block, step: int, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One denoising step of the given rows.
 
         Returns which of them it changed, bool `(A,)`, and which it left alone, because they want a longer block. `step`
@@ -237,7 +235,9 @@ class Denoising:
             return policies.leftmost(masked_AW, part_W)
         return masked_AW
 
-    def due(self, rows_A: torch.Tensor, block: Block, masked_AW: torch.Tensor, turn: int | torch.Tensor) -> torch.Tensor:
+    def due(
+        self, rows_A: torch.Tensor, block: Block, masked_AW: torch.Tensor, turn: int | torch.Tensor
+    ) -> torch.Tensor:
         """How many positions the schedule has each row commit, `(A,)`, at a turn of the block or each at its own."""
         config = self.config
         planned_A, steps_A, masks_A = block.planned_B[rows_A], block.steps_B[rows_A], masked_AW.sum(1)
@@ -258,9 +258,13 @@ class Denoising:
             self.canvases.stop_finished()
 
     def _commit(
-        self, rows_A: torch.Tensor, block: Block, drawn: Drawn, commit_AW: torch.Tensor,
+        self,
+        rows_A: torch.Tensor,
+        block: Block,
+        drawn: Drawn,
+        commit_AW: torch.Tensor,
         taken_AW: torch.Tensor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         row, position = commit_AW.nonzero(as_tuple=True)
         chosen, fork_M = Drawn(*(values_AW[row, position] for values_AW in drawn)), None
         if self.config.threshold is not None:
@@ -281,9 +285,13 @@ class Denoising:
             )
 
     def _wants_room(
-        self, rows_A: torch.Tensor, block: Block, masked_AW: torch.Tensor, certainty_AW: torch.Tensor,
+        self,
+        rows_A: torch.Tensor,
+        block: Block,
+        masked_AW: torch.Tensor,
+        certainty_AW: torch.Tensor,
         commit_AW: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """Rows that would commit something doubtful at their block's right edge, and may have a longer one, bool `(A,)`."""
         config = self.config
         if block.stop == block.limit:
@@ -307,9 +315,14 @@ class Denoising:
         return logits_MV, None
 
     def _draw(
-        self, logits_MV: torch.Tensor, rows_A: torch.Tensor, block: Block, step: int, asked_AW: torch.Tensor,
+        self,
+        logits_MV: torch.Tensor,
+        rows_A: torch.Tensor,
+        block: Block,
+        step: int,
+        asked_AW: torch.Tensor,
         held_AW: torch.Tensor,
-    ) -> Drawn:  # fmt: skip
+    ) -> Drawn:
         """Candidates of the M asked positions; where one is held, the most likely token whatever the temperature."""
         config, noise_M = self.config, None
         settings = (self.forbidden, config.top_k, config.top_p, config.certainty)
@@ -323,9 +336,14 @@ class Denoising:
         return drawn
 
     def choose(
-        self, drawn: Drawn, masked_AW: torch.Tensor, count_A: torch.Tensor, rows_A: torch.Tensor, block: Block,
+        self,
+        drawn: Drawn,
+        masked_AW: torch.Tensor,
+        count_A: torch.Tensor,
+        rows_A: torch.Tensor,
+        block: Block,
         step: int | Sequence[int],
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """What the policy commits, bool `(A, W)`; `step` keys the noise of all rows, or is one for each."""
         config, certainty_AW = self.config, drawn.certainty
         if config.policy == "quota":
@@ -347,9 +365,14 @@ class Denoising:
         return policies.threshold(certainty_AW, masked_AW, config.threshold, floor_A)
 
     def _reopened(
-        self, rows_A: torch.Tensor, block: Block, step: int, held_AW: torch.Tensor, committed_A: torch.Tensor,
+        self,
+        rows_A: torch.Tensor,
+        block: Block,
+        step: int,
+        held_AW: torch.Tensor,
+        committed_A: torch.Tensor,
         target_A: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """What ReMDM takes back at a step after which `target_A` positions of the block should be committed."""
         config, canvases = self.config, self.canvases
         assert config.sigma is not None

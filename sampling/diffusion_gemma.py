@@ -146,7 +146,9 @@ class DiffusionGemmaDenoiser:
             "decoder_position_ids": prefix.lengths_B[:, None] + position_C,
         }
 
-    def hidden(self, canvas_BC: torch.Tensor, soft_BCD: torch.Tensor | None, arguments: dict[str, Any]) -> torch.Tensor:
+    def hidden(
+        self, canvas_BC: torch.Tensor, soft_BCD: torch.Tensor | None, arguments: dict[str, Any]
+    ) -> torch.Tensor:
         """The decoder's last hidden states `(B, C, D)`: one forward pass.
 
         Args:

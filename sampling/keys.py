@@ -50,7 +50,10 @@ class _Columns(CacheLayerMixin):  # type: ignore[misc]
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Gives rows `target`, in the columns of the last pass, what rows `source` hold there."""
         span = self.columns if isinstance(self.columns, slice) else slice(None)
-        self.keys[target, :, span], self.values[target, :, span] = self.keys[source, :, span], self.values[source, :, span]
+        self.keys[target, :, span], self.values[target, :, span] = (
+            self.keys[source, :, span],
+            self.values[source, :, span],
+        )
 
     def get_seq_length(self) -> int:
         return self.columns.start or 0 if isinstance(self.columns, slice) else 0

@@ -31,15 +31,23 @@ def check_layout(config: SamplerConfig, family: Family, calling: Calling = NATIV
         why = "whose finished blocks still see later ones" if family.layout == "full" else "where `block` is exact"
         raise ValueError(f"cache={config.cache!r} is not for {family.name} models, {why}: {accepted}")
     if config.cache != "none" and not (calling.keeps_keys and calling.honours_mask):
-        raise ValueError(f"cache={config.cache!r}: this model's own code does not take what a cache needs; cache='none'")
+        raise ValueError(
+            f"cache={config.cache!r}: this model's own code does not take what a cache needs; cache='none'"
+        )
     if config.extension is not None and family.layout == "full":
-        raise ValueError(f"extension={config.extension}: every position of {family.name} models sees what is behind a block "
-                         "already; block-causal and context-causal models do not")  # fmt: skip
+        raise ValueError(
+            f"extension={config.extension}: every position of {family.name} models sees what is behind a block "
+            "already; block-causal and context-causal models do not"
+        )
     if config.extension is not None and config.blocks == 1:
-        raise ValueError(f"extension={config.extension} would be ignored: the canvas of {config.canvas_length} is one block")
+        raise ValueError(
+            f"extension={config.extension} would be ignored: the canvas of {config.canvas_length} is one block"
+        )
     if config.length != "fixed" and family.layout != "full":
-        raise ValueError(f"length={config.length!r} asks how sure the model is of an end that {family.name} models do not "
-                         "see from the block; length='fixed'")  # fmt: skip
+        raise ValueError(
+            f"length={config.length!r} asks how sure the model is of an end that {family.name} models do not "
+            "see from the block; length='fixed'"
+        )
     if config.whole_blocks and family.layout != "block_causal":
         raise ValueError(f"whole_blocks=True would be ignored: blocks of {family.name} models begin with the canvas")
     if family.layout == "context_causal" and not family.shifted:

@@ -167,11 +167,16 @@ def load_model(
         config = native_config(raw, translation)
         reader = _reader(translation.native, translation.model_types[0])
         register_checkpoint_conversion_mapping(reader.__name__, transforms(translation), overwrite=True)
-    with loaded_from(f"the weights of {path!r}"), unreported("LOAD REPORT"):  # the report is `_check_whole`'s, in a line
+    with (
+        loaded_from(f"the weights of {path!r}"),
+        unreported("LOAD REPORT"),
+    ):  # the report is `_check_whole`'s, in a line
         model, info = reader.from_pretrained(path, config=config, **loading)
     _check_whole(path, info)
     model.config._name_or_path = model.name_or_path = model_name(path)  # an adapter's config names it, on any machine
-    warnings.filterwarnings("ignore", f"Could not find a config file in {EMBEDDED}")  # PEFT, where it saves such an adapter
+    warnings.filterwarnings(
+        "ignore", f"Could not find a config file in {EMBEDDED}"
+    )  # PEFT, where it saves such an adapter
     if translation is not None:
         model.__class__ = _native_class(translation.native)
         model._weight_conversions = None  # or saving would go back to the published names

@@ -58,8 +58,9 @@ def sample(
     rows = make_rows(denoiser, prompts, config, n, seed, canvases, bans)
     results: dict[int, Trajectory] = {}
     for batch in batches(rows, denoiser, config):
-        results.update(zip(batch, Denoising(denoiser, [rows[i] for i in batch], config, on_step, batch).run(),
-                           strict=True))  # fmt: skip
+        results.update(
+            zip(batch, Denoising(denoiser, [rows[i] for i in batch], config, on_step, batch).run(), strict=True)
+        )
         if progress is not None:
             progress(len(batch))
     return [results[i] for i in range(len(rows))]
@@ -77,8 +78,10 @@ def make_rows(
     """One row for each trajectory that `sample` draws, in its order; checks what it checks."""
     check_layout(config, denoiser.family, denoiser.calling)
     if config.length != "fixed" and (canvases is not None or bans is not None):
-        raise ValueError(f"canvases and bans speak of positions; under length={config.length!r} those move or are cut off: "
-                         "length='fixed'")  # fmt: skip
+        raise ValueError(
+            f"canvases and bans speak of positions; under length={config.length!r} those move or are cut off: "
+            "length='fixed'"
+        )
     if n < 1:
         raise ValueError(f"n={n} trajectories per prompt: at least 1")
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -105,8 +108,10 @@ def make_rows(
     for i, pairs in enumerate(bans):
         for position, token in pairs:
             if not 0 <= position < config.canvas_length or token < 0:
-                raise ValueError(f"ban {(position, token)} of prompt {i}: a position below "
-                                 f"canvas_length={config.canvas_length} and a token id")
+                raise ValueError(
+                    f"ban {(position, token)} of prompt {i}: a position below "
+                    f"canvas_length={config.canvas_length} and a token id"
+                )
     seeds = [seed] * len(ids) if isinstance(seed, int) else seed
     if len(seeds) != len(ids):
         raise ValueError(f"{len(seeds)} seeds for {len(ids)} prompts: one each, or a single one")
@@ -123,11 +128,15 @@ def _check_tokens(denoiser: Denoiser, i: int, prompt_ids: Sequence[int], canvas:
     for what, ids in (("prompt", prompt_ids), ("canvas", canvas)):
         for position, token in enumerate(ids):
             if token is not None and not 0 <= token < vocabulary:
-                raise ValueError(f"{what} {i} holds {token} at position {position}, which is no token of the model: it has "
-                                 f"{vocabulary}")  # fmt: skip
+                raise ValueError(
+                    f"{what} {i} holds {token} at position {position}, which is no token of the model: it has "
+                    f"{vocabulary}"
+                )
     if denoiser.mask_id in canvas:
-        raise ValueError(f"canvas {i} pins the mask token {denoiser.mask_id} at position "
-                         f"{list(canvas).index(denoiser.mask_id)}; None is open")  # fmt: skip
+        raise ValueError(
+            f"canvas {i} pins the mask token {denoiser.mask_id} at position "
+            f"{list(canvas).index(denoiser.mask_id)}; None is open"
+        )
 
 
 def _check_room(denoiser: Denoiser, ids: Sequence[Sequence[int]], config: SamplerConfig) -> None:
@@ -140,8 +149,10 @@ def _check_room(denoiser: Denoiser, ids: Sequence[Sequence[int]], config: Sample
         if config.whole_blocks:
             canvas += -(len(prompt_ids) + canvas) % config.block
         if len(prompt_ids) + canvas > longest:
-            raise ValueError(f"prompt {i} has {len(prompt_ids)} tokens and its canvas up to {canvas}: more than the "
-                             f"{longest} positions that the model was made for")  # fmt: skip
+            raise ValueError(
+                f"prompt {i} has {len(prompt_ids)} tokens and its canvas up to {canvas}: more than the "
+                f"{longest} positions that the model was made for"
+            )
 
 
 def batches(rows: Sequence[Row], denoiser: Denoiser, config: SamplerConfig) -> Iterator[list[int]]:

@@ -22,9 +22,7 @@ def target_pattern(targets: Iterable[str]) -> str:
 
 def block_modules(model: nn.Module) -> list[str]:
     """Paths of the linear maps inside the blocks: what can be a target."""
-    return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and re.match(_BLOCK, name)
-    ]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and re.match(_BLOCK, name)]
 
 
 def stacked_experts(model: nn.Module) -> list[str]:

@@ -21,7 +21,9 @@ from lockstitch.pages import embed, without_places, write_page
 _DIGITS = 4
 
 
-def write_trace(path: Path, rows: Iterable[Mapping[str, Any]], config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+def write_trace(
+    path: Path, rows: Iterable[Mapping[str, Any]], config: Mapping[str, Any], tokenizer: Tokenizer
+) -> None:
     """Writes the page whole or not at all.
 
     Args:

@@ -34,9 +34,7 @@ def quota_total(masks_B: torch.Tensor, step: int | torch.Tensor, steps_B: torch.
     return (step + 1) * (masks_B // steps_B) + (masks_B % steps_B).clamp(max=step + 1)
 
 
-def share_of_masks(
-    masks_B: torch.Tensor, step: int | torch.Tensor, steps_B: torch.Tensor, eps: float
-) -> torch.Tensor:
+def share_of_masks(masks_B: torch.Tensor, step: int | torch.Tensor, steps_B: torch.Tensor, eps: float) -> torch.Tensor:
     """How many masks step `step` (from 0, or one for each row) of `steps_B` commits under Dream's schedule (2508.15487).
 
     The share 1 - s/t of those that are left, rounded down, t and s being two neighbours of `steps + 1` times from 1 to

@@ -20,7 +20,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     # SDAR (2510.06303): the same, with its own threshold, and blocks that are whole.
     "sdar": {"policy": "threshold", "threshold": 0.85, "cache": "block", "whole_blocks": True},
     # Fast-dLLM v2 (2509.26328): a block's first token from the pass before, the others in sub-blocks of 8.
-    "fast_dllm_v2": {"sub_block_length": 8, "policy": "threshold", "threshold": 0.9, "cache": "block", "whole_blocks": True},
+    "fast_dllm_v2": {
+        "sub_block_length": 8,
+        "policy": "threshold",
+        "threshold": 0.9,
+        "cache": "block",
+        "whole_blocks": True,
+    },
     # LLaDA2.x: a high threshold; with `steps`, a step commits at least its quota.
     "llada2": {"policy": "threshold", "threshold": 0.95, "cache": "block", "whole_blocks": True},
     # Fork-dLLM (2609.39859): where nothing reaches the threshold, the leftmost token is drawn.
@@ -30,7 +36,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Diffusion in Diffusion (2601.13599): a draft in blocks of 4, then the least sure quarter again, seeing everything.
     "draft_revise": {"block_length": 4, "policy": "quota", "correction": "revise", "revise_fraction": 0.25},
     # ReMDM (2503.00307): a random order that takes back a little at each step.
-    "remdm": {"policy": "random", "temperature": 1.0, "top_p": 0.9, "correction": "remdm", "sigma": "cap", "eta": 0.008},
+    "remdm": {
+        "policy": "random",
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "correction": "remdm",
+        "sigma": "cap",
+        "eta": 0.008,
+    },
     # DAEDAL (2508.00819): starts at 64 there, and grows to at most 2048.
     "daedal": {"block_length": 32, "policy": "threshold", "threshold": 0.9, "length": "dynamic", "max_length": 2048},
 }
@@ -45,4 +58,6 @@ def preset(name: str, canvas_length: int, **settings: Any) -> SamplerConfig:
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
     chosen = {**PRESETS[name], **settings}
-    return SamplerConfig(canvas_length=canvas_length, **{key: value for key, value in chosen.items() if value is not None})
+    return SamplerConfig(
+        canvas_length=canvas_length, **{key: value for key, value in chosen.items() if value is not None}
+    )

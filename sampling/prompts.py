@@ -135,15 +135,19 @@ class Reader:
             raise ValueError("'canvas' must be a non-empty list of token ids, null where a position is open")
         for position, token in enumerate(canvas):
             if token is not None and (type(token) is not int or not 0 <= token < len(self.tokenizer)):
-                raise ValueError(f"'canvas' holds {token!r} at position {position}: a token id below "
-                                 f"{len(self.tokenizer)} or null is needed")  # fmt: skip
+                raise ValueError(
+                    f"'canvas' holds {token!r} at position {position}: a token id below "
+                    f"{len(self.tokenizer)} or null is needed"
+                )
         return self._without_mask(canvas)
 
     def _without_mask(self, canvas: Sequence[int | None]) -> tuple[int | None, ...]:
         mask = self.tokenizer.mask_token_id
         if mask is not None and mask in canvas:
-            raise ValueError(f"the mask token {mask} is pinned at canvas position {list(canvas).index(mask)}; "
-                             "an open position is null, or in a blank")  # fmt: skip
+            raise ValueError(
+                f"the mask token {mask} is pinned at canvas position {list(canvas).index(mask)}; "
+                "an open position is null, or in a blank"
+            )
         return tuple(canvas)
 
     def _check_verbatim(self, cloze: blanks.Cloze, pinned: str) -> None:
@@ -155,8 +159,10 @@ class Reader:
             self.tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (prompt_ids, prompt_ids + ids)
         )
         if whole != before + pinned:
-            raise ValueError(f"the tokenizer does not keep the text around the blanks: {pinned!r} comes back as "
-                             f"{whole.removeprefix(before)!r}")  # fmt: skip
+            raise ValueError(
+                f"the tokenizer does not keep the text around the blanks: {pinned!r} comes back as "
+                f"{whole.removeprefix(before)!r}"
+            )
 
 
 def draw(
@@ -210,10 +216,14 @@ def result_row(request: Request, trajectories: Sequence[Trajectory], decode: Dec
     row = known_columns(trajectories[0].prompt, request)
     if request.spans:
         row["blanks"] = [
-            {"name": span.name, "start": span.start, "stop": span.stop,
-             "texts": decode([trajectory.canvas_ids[span.start : span.stop] for trajectory in trajectories])}
+            {
+                "name": span.name,
+                "start": span.start,
+                "stop": span.stop,
+                "texts": decode([trajectory.canvas_ids[span.start : span.stop] for trajectory in trajectories]),
+            }
             for span in request.spans
-        ]  # fmt: skip
+        ]
     return {**row, "trajectories": [trajectory.to_dict() for trajectory in trajectories]}
 
 

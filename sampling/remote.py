@@ -110,7 +110,9 @@ def mend_buffers(model: PreTrainedModel) -> None:
         if name not in unsaved:
             continue
         if name not in expected or expected[name].shape != buffer.shape:
-            raise ValueError(f"the buffer {name} is not saved, and a new model has none of its shape {tuple(buffer.shape)}")
+            raise ValueError(
+                f"the buffer {name} is not saved, and a new model has none of its shape {tuple(buffer.shape)}"
+            )
         if not torch.equal(value := expected[name].to(buffer), buffer):
             buffer.data = value
             mended.append(name)

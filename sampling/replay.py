@@ -58,7 +58,9 @@ def cells_at(trajectory: Trajectory, step: int) -> list[Cell]:
         commit = since[position]
         state = State.PINNED if commit == 0 else State.NOW if commit == step else State.COMMITTED
         known = final[position]
-        cells.append(Cell(state, token, trajectory.confidence[position] if known else None, known and position in forks))
+        cells.append(
+            Cell(state, token, trajectory.confidence[position] if known else None, known and position in forks)
+        )
     return cells
 
 

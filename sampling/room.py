@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 LOGITS = 2**28  # most logits that the pass of `cut_to_length` makes at a time, unless one row alone has more
 
 
-def read_with_end(
-    run: "Denoising", rows_A: torch.Tensor, asked_AG: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def read_with_end(run: "Denoising", rows_A: torch.Tensor, asked_AG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits that are asked for, `(M, V)`, and how sure it is that each row ends within its canvas, `(A,)`."""
     canvases = run.canvases
     length_A = canvases.length_B[rows_A]
@@ -48,9 +46,13 @@ def grow_to_fit(run: "Denoising") -> None:
 
 
 def make_room(
-    run: "Denoising", rows_A: torch.Tensor, start: int, confidence_AW: torch.Tensor, masked_AW: torch.Tensor,
+    run: "Denoising",
+    rows_A: torch.Tensor,
+    start: int,
+    confidence_AW: torch.Tensor,
+    masked_AW: torch.Tensor,
     end_A: torch.Tensor,
-) -> None:  # fmt: skip
+) -> None:
     """Puts eight masks in the place of a block's least sure one, in rows that do not see their end yet."""
     canvases, room = run.canvases, len(run.position_G)
     position_A = lengths.needs_room(confidence_AW, masked_AW)

@@ -118,8 +118,10 @@ class Speculation:
 
     def _tensors(self, states: Sequence[_State]) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.run.canvases.device
-        return (torch.tensor([state.row for state in states], device=device),
-                torch.tensor([state.tokens for state in states], device=device))  # fmt: skip
+        return (
+            torch.tensor([state.row for state in states], device=device),
+            torch.tensor([state.tokens for state in states], device=device),
+        )
 
     def _canvases(self, rows_N: torch.Tensor, tokens_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The canvases of rows in states of the block, and what is masked on them, both `(N, G)`."""
@@ -155,19 +157,30 @@ class Speculation:
             position_W, seeds_N = run.position_G[block.start : block.stop], run.canvases.seeds_B[rows_N]
             steps = [self.step + state.turn for state in states]
             noise_MD = torch.stack(
-                [uniform(seeds_N, block.number, [step + d for step in steps], position_W)[asked_NW]
-                 for d in range(self.ahead + 1)], dim=1,
-            )  # fmt: skip
-        drawn_MD = draw(logits_MV, noise_MD, config.temperature, run.forbidden, config.top_k, config.top_p, config.certainty)
+                [
+                    uniform(seeds_N, block.number, [step + d for step in steps], position_W)[asked_NW]
+                    for d in range(self.ahead + 1)
+                ],
+                dim=1,
+            )
+        drawn_MD = draw(
+            logits_MV, noise_MD, config.temperature, run.forbidden, config.top_k, config.top_p, config.certainty
+        )
         if self.greedy:
             drawn_MD = Drawn(*(values[:, None] for values in drawn_MD))
         run.check_finite(drawn_MD.entropy[:, 0], rows_N, asked_NW)
         shape, fills = (*asked_NW.shape, drawn_MD.token.shape[1]), (-1, 0, 0, 0)
-        drawn = Drawn(*(values.new_full(shape, fill).masked_scatter_(asked_NW[..., None], values)
-                        for values, fill in zip(drawn_MD, fills, strict=True)))  # fmt: skip
+        drawn = Drawn(
+            *(
+                values.new_full(shape, fill).masked_scatter_(asked_NW[..., None], values)
+                for values, fill in zip(drawn_MD, fills, strict=True)
+            )
+        )
         for n, state in enumerate(states):
             known = self.known.setdefault(state.row, {})
-            if n == 0 or states[n - 1].row != state.row:  # the state that the row is in, without which no other is reached
+            if (
+                n == 0 or states[n - 1].row != state.row
+            ):  # the state that the row is in, without which no other is reached
                 for tokens in [one for one in known if not _follows(one, state.tokens, run.denoiser.mask_id)]:
                     del known[tokens]
             known[state.tokens] = _Known(Drawn(*(values[n] for values in drawn)), state.turn)

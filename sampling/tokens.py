@@ -55,17 +55,29 @@ def draw(
     uniform_MD = None if uniform is None else uniform.reshape(len(logits_MV), D)
     size = max(1, (CPU_SLICE if logits.device.type == "cpu" else SLICE) // V)
     parts = [
-        _draw(logits_MV[at : at + size], None if uniform_MD is None else uniform_MD[at : at + size], temperature,
-              forbidden, top_k, top_p, certainty)
+        _draw(
+            logits_MV[at : at + size],
+            None if uniform_MD is None else uniform_MD[at : at + size],
+            temperature,
+            forbidden,
+            top_k,
+            top_p,
+            certainty,
+        )
         for at in range(0, max(1, len(logits_MV)), size)
-    ]  # fmt: skip
+    ]
     return Drawn(*(torch.cat(values).view(shape) for values in zip(*parts, strict=True)))
 
 
 def _draw(
-    logits: torch.Tensor, uniform_MD: torch.Tensor | None, temperature: float, forbidden: list[int], top_k: int | None,
-    top_p: float | None, certainty: str | None,
-) -> Drawn:  # fmt: skip
+    logits: torch.Tensor,
+    uniform_MD: torch.Tensor | None,
+    temperature: float,
+    forbidden: list[int],
+    top_k: int | None,
+    top_p: float | None,
+    certainty: str | None,
+) -> Drawn:
     """Candidates `(M, D)` of logits `(M, V)`."""
     logits = logits.float()
     logits[..., forbidden] = -torch.inf

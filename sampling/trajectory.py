@@ -106,7 +106,9 @@ class Trajectory:
     def commits(self) -> list[Commit]:
         """What was committed and stayed, in the order of steps and, within one, of positions."""
         forks = {*self.forks}
-        made = [Commit(position, step, position in forks) for position, step in enumerate(self.commit_step) if step > 0]
+        made = [
+            Commit(position, step, position in forks) for position, step in enumerate(self.commit_step) if step > 0
+        ]
         return sorted(made, key=lambda commit: (commit.step, commit.position))
 
     @property

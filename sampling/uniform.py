@@ -30,7 +30,9 @@ from lockstitch.sampling.uniform_trace import Row, State, records
 Prompt = str | Sequence[int]
 _Shown = tuple[Callable[[Look], None], Sequence[int]] | None  # who looks on, and the numbers of a batch's rows
 
-SLICE = 2**24  # most logits held at a time (64 MB of float32, their probabilities the same), unless one row alone has more
+SLICE = (
+    2**24
+)  # most logits held at a time (64 MB of float32, their probabilities the same), unless one row alone has more
 CHUNK = 256  # tokens whose probabilities are summed first when a distribution is inverted
 
 

@@ -53,18 +53,24 @@ class UniformConfig:
         if not self.entropy_bound >= 0:
             raise ValueError(f"entropy_bound={self.entropy_bound} must be a number of at least 0")
         if not (0 <= self.t_min <= self.t_max and 0 < self.t_max < float("inf")):
-            raise ValueError(f"t_min={self.t_min} and t_max={self.t_max}: 0 <= t_min <= t_max, and t_max above 0, "
-                             "since positions are drawn")
+            raise ValueError(
+                f"t_min={self.t_min} and t_max={self.t_max}: 0 <= t_min <= t_max, and t_max above 0, "
+                "since positions are drawn"
+            )
         stability, confidence = self.stability_threshold, self.confidence_threshold
         if (stability is None) != (confidence is None):
             given = "stability_threshold" if confidence is None else "confidence_threshold"
-            raise ValueError(f"{given}={getattr(self, given)} would be ignored: a block ends early by both, or by neither "
-                             "(both None)")
+            raise ValueError(
+                f"{given}={getattr(self, given)} would be ignored: a block ends early by both, or by neither "
+                "(both None)"
+            )
         if stability is not None and (not isinstance(stability, int) or stability < 0):
             raise ValueError(f"stability_threshold={stability!r} must be a whole number of at least 0")
         if stability is not None and stability >= self.max_denoising_steps:
-            raise ValueError(f"stability_threshold={stability} would be ignored: it is not reached within "
-                             f"max_denoising_steps={self.max_denoising_steps}; None is no early end")
+            raise ValueError(
+                f"stability_threshold={stability} would be ignored: it is not reached within "
+                f"max_denoising_steps={self.max_denoising_steps}; None is no early end"
+            )
         if confidence is not None and not confidence > 0:
             raise ValueError(f"confidence_threshold={confidence} must be a number above 0")
 

@@ -34,7 +34,9 @@ def config_of(model: str, settings: Mapping[str, Any]) -> UniformConfig:
     known = [field.name for field in fields(UniformConfig)]
     for name, value in settings.items():
         if name not in known:
-            raise ValueError(f"{name}={value!r} is for models with a mask token; {MODEL_TYPE} takes {', '.join(known)}")
+            raise ValueError(
+                f"{name}={value!r} is for models with a mask token; {MODEL_TYPE} takes {', '.join(known)}"
+            )
     if "canvas_length" not in settings:
         raise ValueError("canvas_length is needed")
     try:
@@ -64,7 +66,9 @@ class UniformReader:
         parts = blanks.parse(text)
         if canvas is not None or any(isinstance(part, blanks.Blank) for part in parts):
             what = "blanks" if canvas is None else "a canvas"
-            raise ValueError(f"the prompt has {what}: {MODEL_TYPE} models, whose noise is uniform, keep no position pinned")
+            raise ValueError(
+                f"the prompt has {what}: {MODEL_TYPE} models, whose noise is uniform, keep no position pinned"
+            )
         (prompt,) = (part for part in parts if isinstance(part, str))
         prompt_ids = tuple(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
         if not prompt_ids:

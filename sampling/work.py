@@ -41,9 +41,12 @@ class Drawing:
             gemma = DiffusionGemmaDenoiser.from_pretrained(self.model, device=self.device)
             return Drawer(self, partial(uniform_prompts.draw, gemma), gemma.decode)
         denoiser = Denoiser.from_pretrained(
-            self.model, family=self.family, mask_id=self.mask_id, trust_remote_code=self.trust_remote_code,
+            self.model,
+            family=self.family,
+            mask_id=self.mask_id,
+            trust_remote_code=self.trust_remote_code,
             device=self.device,
-        )  # fmt: skip
+        )
         return Drawer(self, partial(prompts.draw, denoiser), denoiser.decode)
 
 

@@ -90,8 +90,10 @@ def by_zip(attack: Attack) -> bool:
 
 
 NAIVE: dict[str, Callable[[Attack], bool]] = {
-    "exit status": by_exit_status, "printed mark": by_mark, "`exec` beside the tests": by_exception,
-}  # fmt: skip
+    "exit status": by_exit_status,
+    "printed mark": by_mark,
+    "`exec` beside the tests": by_exception,
+}
 
 
 def reward(attacks: list[Attack]) -> list[Any]:
@@ -110,7 +112,9 @@ def by_kind() -> None:
         file = Path(folder, "answers")
         file.write_text(repr(ANSWERS))
         port = server.getsockname()[1]
-        print("| attacks on | programs | paid | not scored | honest ones between them | right |\n|---|---|---|---|---|---|")
+        print(
+            "| attacks on | programs | paid | not scored | honest ones between them | right |\n|---|---|---|---|---|---|"
+        )
         for kind, attacks in KINDS.items():
             values: list[Any] = []
             honest: list[Any] = []

@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=10)
     options = parser.parse_args()
     task, model = get_task("sudoku"), str(embedded_model("sudoku"))
-    reader = Reader(load_tokenizer(model), {"canvas_length": 20, "steps": 20, "temperature": 0.8}, layout_of(model, None)[0])
+    reader = Reader(
+        load_tokenizer(model), {"canvas_length": 20, "steps": 20, "temperature": 0.8}, layout_of(model, None)[0]
+    )
     requests = [reader.request(task.prompt(one.problem.question)) for one in generate_problems(task, options.rows, 0)]
     engines = {"1 process": EngineOptions(), f"{options.workers} processes": EngineOptions(workers=options.workers)}
     if find_spec("ray") is not None:
@@ -57,15 +59,19 @@ def main() -> None:
     for _ in range(options.repeats):
         for name, engine in engines.items():
             found[name].append(rates(requests, engine, options.chunk))
-    print(f"{options.rows} rows, portions of {options.chunk}, {options.repeats} repeats, {os.cpu_count()} cores, load "
-          f"{os.getloadavg()[0]:.1f}\n")  # fmt: skip
+    print(
+        f"{options.rows} rows, portions of {options.chunk}, {options.repeats} repeats, {os.cpu_count()} cores, load "
+        f"{os.getloadavg()[0]:.1f}\n"
+    )
     print("| engine | steady, rows/s | range | ratio | range | all, rows/s |\n|---|---|---|---|---|---|")
     alone = found["1 process"]
     for name, pairs in found.items():
         steady, total = zip(*pairs, strict=True)
         ratios = [mine / theirs for mine, (theirs, _) in zip(steady, alone, strict=True)]
-        print(f"| {name} | {statistics.median(steady):.1f} | {min(steady):.1f} - {max(steady):.1f} | "
-              f"{statistics.median(ratios):.2f} | {min(ratios):.2f} - {max(ratios):.2f} | {statistics.median(total):.1f} |")
+        print(
+            f"| {name} | {statistics.median(steady):.1f} | {min(steady):.1f} - {max(steady):.1f} | "
+            f"{statistics.median(ratios):.2f} | {min(ratios):.2f} - {max(ratios):.2f} | {statistics.median(total):.1f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,11 @@ from tqdm import tqdm
 from lockstitch import embedded_model
 from lockstitch.files import finished_rows
 
-BLOCK = {"sudoku": 5, "countdown": 13, "arithmetic": 12}  # a row of the sudoku, a step of countdown, a line of a worksheet
+BLOCK = {
+    "sudoku": 5,
+    "countdown": 13,
+    "arithmetic": 12,
+}  # a row of the sudoku, a step of countdown, a line of a worksheet
 SETTINGS = {
     "certain .8": {"policy": "threshold", "threshold": 0.8},
     "certain .95": {"policy": "threshold", "threshold": 0.95},
@@ -58,8 +62,10 @@ def measure(name, arguments):
             for one in drawn:
                 problem, answer = problems[one.prompt], task.extract(one.text)
                 right[one.prompt] += bool(answer) and bool(task.is_correct(problem.question, problem.answer, answer))
-            costs = {"nfe": statistics.fmean(one.ledger.nfe for one in drawn),
-                     "forks": statistics.fmean(one.ledger.forks for one in drawn)}  # fmt: skip
+            costs = {
+                "nfe": statistics.fmean(one.ledger.nfe for one in drawn),
+                "forks": statistics.fmean(one.ledger.forks for one in drawn),
+            }
             file.write(json.dumps({"setting": setting, **costs, "samples": arguments.samples, "right": right}) + "\n")
             file.flush()
     return finished_rows(path)
@@ -84,8 +90,10 @@ def print_table(name, rows):
         k = row["samples"]
         gaps = [pass_at(k, a, k) - pass_at(k, b, k) for a, b in zip(row["right"], against["right"], strict=True)]
         error = statistics.stdev(gaps) / math.sqrt(len(gaps))
-        print(f"pass@{k}, {row['setting']} - {against['setting']}: "
-              f"{100 * statistics.fmean(gaps):+.1f} ± {100 * error:.1f} points")  # fmt: skip
+        print(
+            f"pass@{k}, {row['setting']} - {against['setting']}: "
+            f"{100 * statistics.fmean(gaps):+.1f} ± {100 * error:.1f} points"
+        )
 
 
 def draw(tables, images):
@@ -95,7 +103,9 @@ def draw(tables, images):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, len(tables), figsize=(4.1 * len(tables), 3.2), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(tables), figsize=(4.1 * len(tables), 3.2), layout="constrained", squeeze=False
+    )
     for axes, (name, rows) in zip(panels[0], tables.items(), strict=True):
         for row in rows:
             values = curve(row)

@@ -59,7 +59,11 @@ def settings_of(length, block):
         points.append(Setting(curve, knob, settings))
 
     for tokens in TOKENS:
-        knob, whole, blocks = f"{tokens} a step", math.ceil(length / tokens), length // block * math.ceil(block / tokens)
+        knob, whole, blocks = (
+            f"{tokens} a step",
+            math.ceil(length / tokens),
+            length // block * math.ceil(block / tokens),
+        )
         add("quota", knob, steps=whole)
         add("quota in blocks", knob, steps=blocks, block_length=block)
         revise = {"correction": "revise", "revise_fraction": REVISED}
@@ -95,7 +99,9 @@ def equal_nfe(length, block, rows):
         elif row["curve"] == "draft in blocks and revise":
             blocks = length // block
             steps = min(length, blocks * math.ceil(row["nfe"] / blocks))
-            points.append(Setting("draft in blocks of equal NFE", row["knob"], {"steps": steps, "block_length": block}))
+            points.append(
+                Setting("draft in blocks of equal NFE", row["knob"], {"steps": steps, "block_length": block})
+            )
     return points
 
 
@@ -121,10 +127,17 @@ def measure(name, arguments):
                     bool(answer) and bool(task.is_correct(problem.question, problem.answer, answer))
                     for problem, answer in zip(problems, answers, strict=True)
                 ]
-                costs = {cost: sum(getattr(one.ledger, cost) for one in drawn) / len(drawn)
-                         for cost in ("nfe", "tokens_forwarded")}  # fmt: skip
-                row = {"curve": point.curve, "knob": point.knob, "settings": point.settings, **costs,
-                       "right": "".join("01"[bit] for bit in right)}  # fmt: skip
+                costs = {
+                    cost: sum(getattr(one.ledger, cost) for one in drawn) / len(drawn)
+                    for cost in ("nfe", "tokens_forwarded")
+                }
+                row = {
+                    "curve": point.curve,
+                    "knob": point.knob,
+                    "settings": point.settings,
+                    **costs,
+                    "right": "".join("01"[bit] for bit in right),
+                }
                 file.write(json.dumps(row) + "\n")
                 file.flush()
 
@@ -156,9 +169,12 @@ def print_table(tables):
 
 def print_pairs(tables):
     """The two questions, as paired differences in points with their standard errors (and both NFE)."""
-    questions = (("deferred window", "threshold in blocks"), ("deferred window", "threshold"),
-                 ("draft and revise", "draft of equal NFE"),
-                 ("draft in blocks and revise", "draft in blocks of equal NFE"))  # fmt: skip
+    questions = (
+        ("deferred window", "threshold in blocks"),
+        ("deferred window", "threshold"),
+        ("draft and revise", "draft of equal NFE"),
+        ("draft in blocks and revise", "draft in blocks of equal NFE"),
+    )
     print("\n| this | against | setting | " + " | ".join(f"{name} | NFE" for name in tables) + " |")
     print("|---|---|---|" + "---|---|" * len(tables))
     points = {name: {(row["curve"], row["knob"]): row for row in rows} for name, rows in tables.items()}
@@ -173,8 +189,10 @@ def print_pairs(tables):
                     cells.append(" | ")
                     continue
                 pair = paired_difference(outcomes(row), outcomes(against))
-                cells.append(f"{100 * pair['difference']:+.1f} ± {100 * pair['standard_error']:.1f} | "
-                             f"{row['nfe']:.1f} / {against['nfe']:.1f}")  # fmt: skip
+                cells.append(
+                    f"{100 * pair['difference']:+.1f} ± {100 * pair['standard_error']:.1f} | "
+                    f"{row['nfe']:.1f} / {against['nfe']:.1f}"
+                )
             print(f"| {this} | {other} | {knob} | " + " | ".join(cells) + " |")
 
 

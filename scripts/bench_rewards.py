@@ -37,7 +37,9 @@ def seconds_of(run: Callable[[], object], repeats: int) -> list[float]:
 
 def line(what: str, values: Sequence[float], unit: str, target: str = "") -> str:
     """A row of the table: median, least and most."""
-    return f"| {what} | {statistics.median(values):,.3g} {unit} | {min(values):,.3g} to {max(values):,.3g} | {target} |"
+    return (
+        f"| {what} | {statistics.median(values):,.3g} {unit} | {min(values):,.3g} to {max(values):,.3g} | {target} |"
+    )
 
 
 def throughput(data: Path, name: str, repeats: int) -> list[float]:
@@ -66,10 +68,14 @@ def hung(count: int, timeout: float, repeats: int) -> tuple[list[float], list[fl
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("LOCKSTITCH_DATA"), help="the folder of benchmark files")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("LOCKSTITCH_DATA"), help="the folder of benchmark files"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="passes of each measurement, at least 5 (default)")
     parser.add_argument("--count", type=int, default=600, help="completions beside the one that hangs (default 600)")
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_SECONDS, help="its time limit (default: the reward's, 5 s)")
+    parser.add_argument(
+        "--timeout", type=float, default=TIMEOUT_SECONDS, help="its time limit (default: the reward's, 5 s)"
+    )
     options = parser.parse_args()
     if options.data is None:
         parser.error("--data DIR is needed, or LOCKSTITCH_DATA")
@@ -78,7 +84,14 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     print(f"{cores} cores, load average {os.getloadavg()[0]:.1f} at the start, {options.repeats} passes\n")
     print("| what | median | range | target |\n|---|---|---|---|")
-    print(line("`math` on GSM8K outputs", throughput(options.data, "gsm8k", options.repeats), "/s", f"at least {TARGET} /s"))
+    print(
+        line(
+            "`math` on GSM8K outputs",
+            throughput(options.data, "gsm8k", options.repeats),
+            "/s",
+            f"at least {TARGET} /s",
+        )
+    )
     print(line("`math` on MATH-500 outputs", throughput(options.data, "math500", options.repeats), "/s"))
     without, with_it, lost = hung(options.count, options.timeout, options.repeats)
     print(line(f"a batch of {options.count} fractions", without, "s"))

@@ -54,7 +54,9 @@ from lockstitch import embedded_model
 
 ITERATIONS = 12
 LOSS_APART, WEIGHTS_APART = 1e-5, 1e-2
-M_MMAP_THRESHOLD = -3  # of glibc's mallopt: blocks from this size on are mapped one by one, and unmapped when they are freed
+M_MMAP_THRESHOLD = (
+    -3
+)  # of glibc's mallopt: blocks from this size on are mapped one by one, and unmapped when they are freed
 OURS = {"ours": {}, "ours, one masked prompt": {"share_prompt_mask": True}}
 CONDITIONS = f"a group of {GROUP} completions of {CANVAS} tokens, a prompt of {PROMPT}"
 
@@ -111,8 +113,12 @@ def parts(model, arguments):
 
         return seconds
 
-    sides = {form: side(form, one.plain, one.plain_old, 1) if form == "plain"
-             else side(form, one.ours, one.ours_old, 1 - 1 / ITERATIONS) for form, one in steps.items()}  # fmt: skip
+    sides = {
+        form: side(form, one.plain, one.plain_old, 1)
+        if form == "plain"
+        else side(form, one.ours, one.ours_old, 1 - 1 / ITERATIONS)
+        for form, one in steps.items()
+    }
     found = compare(f"{ITERATIONS} iterations", "plain", sides, arguments.repeats)
     if not abs(losses["plain"][0] - losses["ours"][0]) <= LOSS_APART:
         raise SystemExit(f"losses of the first step: {losses['plain'][0]} and {losses['ours'][0]}")
@@ -137,7 +143,9 @@ def resident(field):
 def peak_of(form, model, threads):
     """The most bytes of a scoring of old likelihoods and a generation of one update, beyond what was there before: that
     become `resident`, and that `tensors` hold at a time."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)  # or the allocator keeps what is freed, in gaps, some of the time
+    ctypes.CDLL(None).mallopt(
+        M_MMAP_THRESHOLD, 1 << 20
+    )  # or the allocator keeps what is freed, in gaps, some of the time
     torch.set_num_threads(threads)
     steps = make(model, 1, **OURS.get(form, {}))
     works = (steps.plain_old, steps.plain) if form == "plain" else (steps.ours_old, steps.ours)
@@ -159,7 +167,9 @@ def memory(model):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
             peaks[form] = alone.submit(peak_of, form, model, torch.get_num_threads()).result()
         shares[form] = {kind: size / peaks["plain"][kind] for kind, size in peaks[form].items()}
-        listed = ", ".join(f"{size / 1e6:.0f} MB {kind} ({shares[form][kind]:.2f})" for kind, size in peaks[form].items())
+        listed = ", ".join(
+            f"{size / 1e6:.0f} MB {kind} ({shares[form][kind]:.2f})" for kind, size in peaks[form].items()
+        )
         print(f"memory: {form} {listed}", flush=True)
     return {"conditions": CONDITIONS, "bytes": peaks, "shares": shares}
 
@@ -214,7 +224,13 @@ class FromStep(TrainerCallback):
 
 TRAINED = {  # 8 groups of 8, whose canvas is denoised 2 tokens a step (d1) and 4 (as the recipe of the embedded model)
     "d1": {**D1, "num_iterations": ITERATIONS, "steps": 10, "temperature": 0.9},
-    "trajectory": {"estimator": "trajectory", "policy_loss": "token", "loss_type": "bnpo", "steps": 5, "temperature": 1.0},
+    "trajectory": {
+        "estimator": "trajectory",
+        "policy_loss": "token",
+        "loss_type": "bnpo",
+        "steps": 5,
+        "temperature": 1.0,
+    },
 }
 PARTS = ("rollouts", "rewards", "scoring beforehand", "forward and loss", "backward", "optimizer", "rest")
 
@@ -228,14 +244,26 @@ def shares():
         warm = settings.get("num_iterations", 1)
         steps = 2 * ITERATIONS
         args = DiffusionGRPOConfig(
-            output_dir=tempfile.mkdtemp(), per_device_train_batch_size=8 * GROUP, num_generations=GROUP,
-            max_steps=warm + steps, max_completion_length=task.canvas_length, learning_rate=1e-5, **{**QUIET, **settings},
-        )  # fmt: skip
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=8 * GROUP,
+            num_generations=GROUP,
+            max_steps=warm + steps,
+            max_completion_length=task.canvas_length,
+            learning_rate=1e-5,
+            **{**QUIET, **settings},
+        )
         denoiser, clocks = Denoiser.from_pretrained(str(embedded_model("sudoku-early")), device="cpu"), Clocks()
-        trainer = DiffusionGRPOTrainer(denoiser, sudoku_reward, args, train_dataset=data, callbacks=[FromStep(clocks, warm)])
-        for method, part in (("_generate_single_turn", "rollouts"), ("_calculate_rewards", "rewards"),
-                             ("_score_before", "scoring beforehand"), ("compute_loss", "forward and loss"),
-                             ("create_optimizer", "rest"), ("train", "rest")):  # fmt: skip
+        trainer = DiffusionGRPOTrainer(
+            denoiser, sudoku_reward, args, train_dataset=data, callbacks=[FromStep(clocks, warm)]
+        )
+        for method, part in (
+            ("_generate_single_turn", "rollouts"),
+            ("_calculate_rewards", "rewards"),
+            ("_score_before", "scoring beforehand"),
+            ("compute_loss", "forward and loss"),
+            ("create_optimizer", "rest"),
+            ("train", "rest"),
+        ):
             clocks.on(trainer, method, part)
         clocks.on(trainer.accelerator, "backward", "backward")
         clocks.on(trainer.accelerator, "clip_grad_norm_", "optimizer")
@@ -253,8 +281,12 @@ def shares():
 def main():
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=NAMES, help="some of the figures; by default `step` and `memory`, and "
-                                                                 "on the embedded model all")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=NAMES,
+        help="some of the figures; by default `step` and `memory`, and on the embedded model all",
+    )
     arguments = parse(parser, EMBEDDED)
     small = arguments.model == EMBEDDED
     only = arguments.only or (NAMES if small else ("step", "memory"))

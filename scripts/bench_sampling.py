@@ -127,31 +127,46 @@ class Embedded:
             plain = self.plain(prompts)
             must_agree(f"exact, batch {batch}", self.ours(prompts), plain)
             tokens = sum(map(len, plain))
-            sides = {"loop": timed(lambda p=prompts: self.plain(p)),
-                     "lighter loop": timed(lambda p=prompts: self.plain(p, light=True)),
-                     "exact": timed(lambda p=prompts: self.ours(p))}  # fmt: skip
+            sides = {
+                "loop": timed(lambda p=prompts: self.plain(p)),
+                "lighter loop": timed(lambda p=prompts: self.plain(p, light=True)),
+                "exact": timed(lambda p=prompts: self.ours(p)),
+            }
             found = compare(f"exact, batch {batch}", "loop", sides, self.repeats)
             runs[f"batch {batch}"] = with_rates(found["exact"], dict.fromkeys(("loop", "exact"), tokens)) | {
                 "against the lighter loop": found["exact"]["ratio"] / found["lighter loop"]["ratio"],
             }
-        return result(runs, conditions=f"{TASK.name}, canvas {self.length}, blocks of {SHORT}, whole runs, same completions")
+        return result(
+            runs, conditions=f"{TASK.name}, canvas {self.length}, blocks of {SHORT}, whole runs, same completions"
+        )
 
     def approximate(self):
         greedy, chosen, sweep = self.sweep()
-        runs, uncached = {}, {"settings": UNCACHED, "accuracy": [self.accuracy(seed, **UNCACHED)[0] for seed in (1, 2)]}
+        runs, uncached = (
+            {},
+            {"settings": UNCACHED, "accuracy": [self.accuracy(seed, **UNCACHED)[0] for seed in (1, 2)]},
+        )
         for batch in BATCHES:
             prompts = self.prompts(batch)
             plain, ours = self.plain(prompts), self.ours(prompts, **chosen)
-            sides = {"loop": timed(lambda p=prompts: self.plain(p)),
-                     "dual": timed(lambda p=prompts: self.ours(p, **chosen)),
-                     "no cache": timed(lambda p=prompts: self.ours(p, **UNCACHED))}  # fmt: skip
+            sides = {
+                "loop": timed(lambda p=prompts: self.plain(p)),
+                "dual": timed(lambda p=prompts: self.ours(p, **chosen)),
+                "no cache": timed(lambda p=prompts: self.ours(p, **UNCACHED)),
+            }
             found = compare(f"approximate, batch {batch}", "loop", sides, self.repeats)
             tokens = {"loop": sum(map(len, plain)), "dual": sum(map(len, ours))}
             runs[f"batch {batch}"], uncached[f"batch {batch}"] = with_rates(found["dual"], tokens), found["no cache"]
         (before, _), (after, nfe) = (self.accuracy(2, **settings) for settings in (greedy, chosen))
         confirmed = {"n": self.problems, "greedy": before, "chosen": after, "nfe": nfe}
-        return result(runs, conditions=f"{TASK.name}, whole runs", settings=chosen, accuracy=confirmed, sweep=sweep,
-                      uncached=uncached)  # fmt: skip
+        return result(
+            runs,
+            conditions=f"{TASK.name}, whole runs",
+            settings=chosen,
+            accuracy=confirmed,
+            sweep=sweep,
+            uncached=uncached,
+        )
 
     def sweep(self):
         """The better greedy settings, the fastest ones within a point of their accuracy, and accuracy and NFE of all."""
@@ -242,8 +257,11 @@ class Larger:
         loop = timed(lambda: self.plain(prompts, canvases))
         lighter = timed(lambda: self.plain(prompts, canvases, light=True))
         exact = timed(lambda: self.ours(prompts, canvases, 2))
-        sides = {"loop": lambda: BLOCK * loop(), "exact": lambda: BLOCK * exact() / 2,
-                 "dual": lambda: self.dual_block(prompts, canvases)}  # fmt: skip
+        sides = {
+            "loop": lambda: BLOCK * loop(),
+            "exact": lambda: BLOCK * exact() / 2,
+            "dual": lambda: self.dual_block(prompts, canvases),
+        }
         if batch == BATCHES[0]:
             body = timed(lambda: self.body(prompts, canvases))
             sides |= {"lighter loop": lambda: BLOCK * lighter(), "body": lambda: BLOCK * body()}
@@ -280,16 +298,24 @@ class Larger:
                 drawn[side] = canvases_of(sample(self.denoiser, prompts, config))
             seconds[side] = clock() - began
         must_agree("whole run", drawn["exact"], drawn["loop"])
-        return {"ratio": seconds["loop"] / seconds["exact"], "seconds": seconds,
-                "conditions": "batch 2, canvas 32, blocks of 16, 32 steps, all tokens the same"}  # fmt: skip
+        return {
+            "ratio": seconds["loop"] / seconds["exact"],
+            "seconds": seconds,
+            "conditions": "batch 2, canvas 32, blocks of 16, 32 steps, all tokens the same",
+        }
 
     def memory(self):
         prompts, canvases = self.batch(BATCHES[0])
-        return memory(lambda: self.plain(prompts, canvases), lambda: self.ours(prompts, canvases, 1),
-                      f"batch {BATCHES[0]}, canvas {CANVAS}, block of {BLOCK}, its first step")  # fmt: skip
+        return memory(
+            lambda: self.plain(prompts, canvases),
+            lambda: self.ours(prompts, canvases, 1),
+            f"batch {BATCHES[0]}, canvas {CANVAS}, block of {BLOCK}, its first step",
+        )
 
 
-STEPS = f"steps of an open block of {BLOCK} in a canvas of {CANVAS}, prompts of 16 to 64 tokens, as at one token a step"
+STEPS = (
+    f"steps of an open block of {BLOCK} in a canvas of {CANVAS}, prompts of 16 to 64 tokens, as at one token a step"
+)
 
 
 def problems(count, seed):
@@ -335,10 +361,18 @@ def block_cache(denoiser, path, small, repeats):
     lengths, steps = ((20, 52) * 4, NEW // 2) if small else ((20,), NEW // 8)
     prompts = random_prompts(denoiser, lengths)
     runs = {
-        name: without_and_with(f"block_cache, {name}", model, prompts, ("off", {"cache": "none"}),
-                               ("on", {"cache": "block"}), repeats, canvas_length=NEW, steps=steps)
+        name: without_and_with(
+            f"block_cache, {name}",
+            model,
+            prompts,
+            ("off", {"cache": "none"}),
+            ("on", {"cache": "block"}),
+            repeats,
+            canvas_length=NEW,
+            steps=steps,
+        )
         for name, model in in_layouts(denoiser, path)
-    }  # fmt: skip
+    }
     return result(runs, conditions=f"{NEW} new tokens in blocks of {BLOCK}, {steps} steps, batch {len(lengths)}")
 
 
@@ -346,10 +380,21 @@ def shared_prefix(denoiser, path, repeats):
     """32 new tokens, eight a step, at temperature 1."""
     prompts = random_prompts(denoiser, (PROMPT,))
     runs = {
-        name: without_and_with(f"shared_prefix, {name}", model, prompts, ("separate", {"batch_size": 1}), ("together", {}),
-                               repeats, canvas_length=BLOCK, steps=BLOCK // 8, temperature=1.0, cache="block", n=N)
+        name: without_and_with(
+            f"shared_prefix, {name}",
+            model,
+            prompts,
+            ("separate", {"batch_size": 1}),
+            ("together", {}),
+            repeats,
+            canvas_length=BLOCK,
+            steps=BLOCK // 8,
+            temperature=1.0,
+            cache="block",
+            n=N,
+        )
         for name, model in in_layouts(denoiser, path)
-    }  # fmt: skip
+    }
     return result(runs, conditions=f"{N} trajectories of a {PROMPT}-token prompt, {BLOCK} new tokens, 8 a step")
 
 
@@ -360,10 +405,17 @@ NEVER = 1e-9  # nats: a mean entropy that no block of a random model falls below
 def diffusion_gemma_model(vocabulary):
     """Four layers of width 128, one with full attention, and blocks of 32: 3.2M parameters at 16,384 tokens."""
     denoiser = random_diffusion_gemma(
-        vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=4, head_dim=32,
-        global_head_dim=32, layer_types=["sliding_attention"] * 3 + ["full_attention"], sliding_window=128,
-        moe_intermediate_size=64, echo=0.1,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        head_dim=32,
+        global_head_dim=32,
+        layer_types=["sliding_attention"] * 3 + ["full_attention"],
+        sliding_window=128,
+        moe_intermediate_size=64,
+        echo=0.1,
+    )
     denoiser.model.config.canvas_length = BLOCK
     return denoiser
 
@@ -379,8 +431,11 @@ def diffusion_gemma(repeats):
     schedule = {"max_denoising_steps": 8, "confidence_threshold": NEVER, "stop_at_eos": False}
     config, block = UniformConfig(2 * BLOCK, **schedule), UniformConfig(BLOCK, **schedule)
     drawn = sample_uniform(large, one, config)
-    must_agree("diffusion_gemma", canvases_of(drawn),
-               [generate_with_noise_of(large, t.prompt_ids, config, t.seed)[0] for t in drawn])  # fmt: skip
+    must_agree(
+        "diffusion_gemma",
+        canvases_of(drawn),
+        [generate_with_noise_of(large, t.prompt_ids, config, t.seed)[0] for t in drawn],
+    )
 
     def generate(prompts):
         """A batch, padded on the left."""
@@ -391,15 +446,23 @@ def diffusion_gemma(repeats):
 
     runs, shared = {}, {}
     for label, prompts in (("one prompt of 64 tokens", one), ("4 prompts of 17 to 77 tokens", mixed)):
-        sides = {"generate": timed(lambda p=prompts: generate(p)),
-                 "ours": timed(lambda p=prompts: sample_uniform(large, p, config))}  # fmt: skip
+        sides = {
+            "generate": timed(lambda p=prompts: generate(p)),
+            "ours": timed(lambda p=prompts: sample_uniform(large, p, config)),
+        }
         runs[label] = compare(f"diffusion_gemma, {label}", "generate", sides, repeats)["ours"]
     for label, denoiser in (("small vocabulary", small), ("large vocabulary", large)):
-        sides = {"separate": timed(lambda d=denoiser: [sample_uniform(d, long, block, seed=k) for k in range(N)]),
-                 "together": timed(lambda d=denoiser: sample_uniform(d, long, block, n=N))}  # fmt: skip
+        sides = {
+            "separate": timed(lambda d=denoiser: [sample_uniform(d, long, block, seed=k) for k in range(N)]),
+            "together": timed(lambda d=denoiser: sample_uniform(d, long, block, n=N)),
+        }
         shared[label] = compare(f"diffusion_gemma, {N} of a prompt, {label}", "separate", sides, repeats)["together"]
-    return result(runs, conditions=f"2 blocks of {BLOCK}, 8 steps each, vocabulary {LARGE}",
-                  parameters=sum(weight.numel() for weight in large.model.parameters()), shared_prefix=shared)  # fmt: skip
+    return result(
+        runs,
+        conditions=f"2 blocks of {BLOCK}, 8 steps each, vocabulary {LARGE}",
+        parameters=sum(weight.numel() for weight in large.model.parameters()),
+        shared_prefix=shared,
+    )
 
 
 def main():
@@ -409,7 +472,11 @@ def main():
     parser.add_argument("--accuracy", type=int, default=500, metavar="N", help="problems of the embedded sweep (500)")
     arguments = parse(parser, EMBEDDED)
     small = arguments.model == EMBEDDED
-    conditions = {"model": arguments.model, "repeats": arguments.repeats, "problems": arguments.accuracy if small else None}
+    conditions = {
+        "model": arguments.model,
+        "repeats": arguments.repeats,
+        "problems": arguments.accuracy if small else None,
+    }
     try:
         results = Results(arguments.json, conditions)
     except ValueError as error:

@@ -26,7 +26,12 @@ BLOCK = {"sudoku": 5, "countdown": 13, "arithmetic": 12}
 WAYS = {
     "one token a step, greedy": {},
     "one token a step, temperature .8": {"temperature": 0.8},
-    "forks at .95, temperature .8": {"policy": "threshold", "threshold": 0.95, "fallback": "leftmost", "temperature": 0.8},
+    "forks at .95, temperature .8": {
+        "policy": "threshold",
+        "threshold": 0.95,
+        "fallback": "leftmost",
+        "temperature": 0.8,
+    },
 }
 
 
@@ -38,6 +43,7 @@ def share(ours, plain, cost):
 
 def timed(denoiser, prompts, batch, plain, ours, turns=5):
     """Ratio of wall times, plain over speculative, of turns of a few batches each."""
+
     def seconds(config):
         began = time.perf_counter()
         sample(denoiser, prompts[: 3 * batch], config, seed=0)
@@ -72,8 +78,10 @@ def main():
             plain = sample(denoiser, prompts, SamplerConfig(**settings))
             for ahead in arguments.ahead:
                 ours = sample(denoiser, prompts, SamplerConfig(speculate=ahead, **settings))
-                other = sum(a.canvas_ids != b.canvas_ids or a.commit_step != b.commit_step
-                            for a, b in zip(ours, plain, strict=True))  # fmt: skip
+                other = sum(
+                    a.canvas_ids != b.canvas_ids or a.commit_step != b.commit_step
+                    for a, b in zip(ours, plain, strict=True)
+                )
                 costs = [share(ours, plain, cost) for cost in ("sequential_steps", "nfe")]
                 line = f"| {name} | {way} | {ahead} | {' | '.join(costs)} |"
                 if arguments.time:

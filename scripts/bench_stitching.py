@@ -52,9 +52,18 @@ def ablation(task, denoiser, config, scorer, pools, seeds):
     for label, (width, memory, tabu) in ABLATIONS.items():
         grown = [pool.head(width) for pool in pools]
         results = stitch_rounds(
-            denoiser, task, grown, scorer, config, budgets=[pool.ledger.nfe for pool in pools], width=width, delta=DELTA,
-            seeds=[derive_seed(seed, 4) for seed in seeds], memory=memory, tabu=tabu,
-        )  # fmt: skip
+            denoiser,
+            task,
+            grown,
+            scorer,
+            config,
+            budgets=[pool.ledger.nfe for pool in pools],
+            width=width,
+            delta=DELTA,
+            seeds=[derive_seed(seed, 4) for seed in seeds],
+            memory=memory,
+            tabu=tabu,
+        )
         for row, pool, result in zip(found, grown, results, strict=True):
             answer = evidence_answer(task, pool, result.evidence, DELTA)
             row[label] = {"answer": answer, "ledger": asdict(pool.ledger)}
@@ -67,8 +76,9 @@ def measure(name, tokens, arguments, solver):
     task = get_task(name.removesuffix("-early"))
     denoiser = Denoiser.from_pretrained(str(embedded_model(name)))
     steps = -(-task.canvas_length // tokens)
-    config = SamplerConfig(canvas_length=task.canvas_length, steps=steps, temperature=arguments.temperature,
-                           batch_size=512)  # fmt: skip
+    config = SamplerConfig(
+        canvas_length=task.canvas_length, steps=steps, temperature=arguments.temperature, batch_size=512
+    )
     scorer = load_scorer("calculator", task)
     given = generate_problems(task, arguments.n, arguments.seed)
     done = finished_rows(path)
@@ -112,11 +122,16 @@ def measure(name, tokens, arguments, solver):
 
 def summary_of(task, rows, n, tokens, absent):
     """The summary of one (model, tokens per step, N), with the stitching that asks no solver beside."""
-    summary = summarise(task, [row[str(n)] for row in rows], absent, {"num_trajectories": n, "tokens_per_step": tokens})
+    summary = summarise(
+        task, [row[str(n)] for row in rows], absent, {"num_trajectories": n, "tokens_per_step": tokens}
+    )
     alone = [row[str(n)][NO_SOLVER] for row in rows]
     loop = [bool(row[str(n)]["methods"]["remask_loop"]["correct"]) for row in rows]
-    summary[NO_SOLVER] = {"accuracy": sum(alone) / len(alone), "ci95": list(wilson(sum(alone), len(alone))),
-                          "n": len(alone)}  # fmt: skip
+    summary[NO_SOLVER] = {
+        "accuracy": sum(alone) / len(alone),
+        "ci95": list(wilson(sum(alone), len(alone))),
+        "n": len(alone),
+    }
     summary["paired"][f"{NO_SOLVER} - remask_loop"] = paired_difference(alone, loop)
     return summary
 
@@ -129,15 +144,19 @@ def print_tables(table):
     print(head + " | ".join(name.replace("_", " ") for name in shown) + f" | {NO_SOLVER} |")
     print("|---|---|---|" + "---|" * (len(shown) + 1))
     for key, summary in table.items():
-        cells = [f"{100 * summary['methods'][name]['accuracy']:.1f} ({summary['methods'][name]['nfe']:.0f})"
-                 for name in shown]  # fmt: skip
+        cells = [
+            f"{100 * summary['methods'][name]['accuracy']:.1f} ({summary['methods'][name]['nfe']:.0f})"
+            for name in shown
+        ]
         print("| " + " | ".join([*key.split("/"), *cells, f"{100 * summary[NO_SOLVER]['accuracy']:.1f}"]) + " |")
     pairs = [*(f"stitched - {name}" for name in RIVALS), f"{NO_SOLVER} - remask_loop"]
     print(head + " | ".join(name.replace("_", " ") for name in pairs) + " |")
     print("|---|---|---|" + "---|" * len(pairs))
     for key, summary in table.items():
-        cells = [f"{100 * one['difference']:+.1f} ± {100 * one['standard_error']:.1f}"
-                 for one in map(summary["paired"].__getitem__, pairs)]  # fmt: skip
+        cells = [
+            f"{100 * one['difference']:+.1f} ± {100 * one['standard_error']:.1f}"
+            for one in map(summary["paired"].__getitem__, pairs)
+        ]
         print("| " + " | ".join([*key.split("/"), *cells]) + " |")
 
 
@@ -150,17 +169,22 @@ def print_ablation(rows_by_model):
         for label in ABLATIONS:
             found = [row["ablation"][label] for row in rows]
             right = [one["correct"] for one in found]
-            nfe, waits = (sum(one["ledger"][cost] for one in found) / len(found) for cost in ("nfe", "sequential_steps"))
+            nfe, waits = (
+                sum(one["ledger"][cost] for one in found) / len(found) for cost in ("nfe", "sequential_steps")
+            )
             pair = paired_difference(right, loop)
-            print(f"| {name} | {tokens} | {label} | {100 * sum(right) / len(right):.1f} | {nfe:.0f} | {waits:.0f} | "
-                  f"{100 * pair['difference']:+.1f} ± {100 * pair['standard_error']:.1f} |")  # fmt: skip
+            print(
+                f"| {name} | {tokens} | {label} | {100 * sum(right) / len(right):.1f} | {nfe:.0f} | {waits:.0f} | "
+                f"{100 * pair['difference']:+.1f} ± {100 * pair['standard_error']:.1f} |"
+            )
 
 
 def main():
     """Measures, prints and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["sudoku", "sudoku-early", "countdown", "arithmetic"],
-                        help="embedded models")  # fmt: skip
+    parser.add_argument(
+        "--models", nargs="+", default=["sudoku", "sudoku-early", "countdown", "arithmetic"], help="embedded models"
+    )
     parser.add_argument("--tokens_per_step", nargs="+", type=int, default=[4, 2, 1])
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--chunk", type=int, default=100)

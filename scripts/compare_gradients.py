@@ -42,10 +42,18 @@ def estimators(length):
         "coupled": EstimatorConfig("coupled"),
         "elbo, 2 pairs (espo)": EstimatorConfig("elbo", num_samples=2, mask_schedule="complement"),
         "elbo, 8 pairs": EstimatorConfig("elbo", num_samples=8, mask_schedule="complement"),
-        "sandwiched (spg)": EstimatorConfig("sandwiched", num_samples=2, mask_distribution="block_random", eubo_beta=1.0,
-                                            eubo_mix=0.5, perturb_ratio=0.15, prompt_mask_ratio=0.15, block_length=length),
+        "sandwiched (spg)": EstimatorConfig(
+            "sandwiched",
+            num_samples=2,
+            mask_distribution="block_random",
+            eubo_beta=1.0,
+            eubo_mix=0.5,
+            perturb_ratio=0.15,
+            prompt_mask_ratio=0.15,
+            block_length=length,
+        ),
         "autoregressive": EstimatorConfig("autoregressive"),
-    }  # fmt: skip
+    }
 
 
 def gradient(denoiser, config, canvases, advantage_B, chunk=256):
@@ -72,17 +80,24 @@ def main():
     denoiser = Denoiser.from_pretrained(str(embedded_model(f"{task.name}-early")))
     problems = list(training_problems(task, arguments.prompts, arguments.seed))
     length = task.canvas_length
-    sampler = SamplerConfig(canvas_length=length, steps=-(-length // arguments.tokens), temperature=1.0, batch_size=512)
+    sampler = SamplerConfig(
+        canvas_length=length, steps=-(-length // arguments.tokens), temperature=1.0, batch_size=512
+    )
     prompts = [task.prompt(problem.question) for problem in problems]
     drawn = sample(denoiser, prompts, sampler, n=GROUP, seed=arguments.seed)
     drawn.sort(key=lambda one: one.prompt)
-    rewards = reward(prompts=[prompts[one.prompt] for one in drawn], completions=[one.text for one in drawn],
-                     question=[problems[one.prompt].question for one in drawn])  # fmt: skip
+    rewards = reward(
+        prompts=[prompts[one.prompt] for one in drawn],
+        completions=[one.text for one in drawn],
+        question=[problems[one.prompt].question for one in drawn],
+    )
     reward_PK = torch.tensor(rewards, dtype=torch.float32).view(-1, GROUP)
     advantage_PK = reward_PK - reward_PK.mean(1, keepdim=True)
     kept_P = advantage_PK.abs().sum(1) > 0
-    print(f"{task.name}: {len(prompts)} prompts x {GROUP}, mean reward {reward_PK.mean():.3f}, "
-          f"{int(kept_P.sum())} groups with variance")  # fmt: skip
+    print(
+        f"{task.name}: {len(prompts)} prompts x {GROUP}, mean reward {reward_PK.mean():.3f}, "
+        f"{int(kept_P.sum())} groups with variance"
+    )
     rows = kept_P.repeat_interleave(GROUP).nonzero()[:, 0].tolist()
     canvases = Canvases.from_trajectories([drawn[i] for i in rows], denoiser)
     advantage_B = advantage_PK[kept_P].flatten()

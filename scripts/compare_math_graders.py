@@ -72,7 +72,10 @@ def verdicts(pairs: list[Pair]) -> dict[str, list[Value]]:
 
 def table(pairs: list[Pair]) -> str:
     """As wanted, paid though wrong, refused though right, no verdict."""
-    lines = ["| | pairs | as wanted | paid though wrong | refused though right | no verdict |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | pairs | as wanted | paid though wrong | refused though right | no verdict |",
+        "|---|---|---|---|---|---|",
+    ]
     worth = [row[3] for row in pairs]
     for name, values in verdicts(pairs).items():
         count = collections.Counter(
@@ -98,7 +101,9 @@ def kinds_table(pairs: list[Pair]) -> str:
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("LOCKSTITCH_DATA"), help="the folder of benchmark files")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("LOCKSTITCH_DATA"), help="the folder of benchmark files"
+    )
     parser.add_argument("--kinds", action="store_true", help="the answers of the table by kind, too")
     options = parser.parse_args()
     logging.disable(logging.ERROR)

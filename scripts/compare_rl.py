@@ -67,36 +67,72 @@ SCALED = {
 }  # fmt: skip
 # Where a paper has a value of its own for these tasks.
 PUBLISHED = {
-    "d1": {"num_iterations": 8}, "wd1": {"num_iterations": 8}, "d2": {"num_iterations": 8, "segments": None},
+    "d1": {"num_iterations": 8},
+    "wd1": {"num_iterations": 8},
+    "d2": {"num_iterations": 8, "segments": None},
     "spg": {"eubo_beta": 1.0},
-}  # fmt: skip
+}
 ESPO_BETA = {"sudoku": 1e-2, "countdown": 3e-3}
 # Optimizer's steps, a multiple of the inner iterations.
 STEPS = {
-    "sudoku": {"sft": 640, "d1": 80, "wd1": 128, "coupled": 38, "espo": 32, "spg": 84, "d2": 24, "ours": 24,
-               "ours-mean_field": 72, "ours-coupled": 42, "ours-elbo": 54},
+    "sudoku": {
+        "sft": 640,
+        "d1": 80,
+        "wd1": 128,
+        "coupled": 38,
+        "espo": 32,
+        "spg": 84,
+        "d2": 24,
+        "ours": 24,
+        "ours-mean_field": 72,
+        "ours-coupled": 42,
+        "ours-elbo": 54,
+    },
     "countdown": {"sft": 450, "d1": 56, "wd1": 88, "coupled": 26, "espo": 24, "spg": 60, "d2": 16, "ours": 13},
-}  # fmt: skip
+}
 
 
 def settings(arm, task, seed, rate, steps, output):
     """All settings of a run; `sft` is the supervised recipe's."""
-    own = {"seed": seed, "max_steps": steps, "output_dir": str(output), "save_steps": math.ceil(steps / CHECKPOINTS[task]),
-           "save_total_limit": None} | QUIET  # fmt: skip
+    own = {
+        "seed": seed,
+        "max_steps": steps,
+        "output_dir": str(output),
+        "save_steps": math.ceil(steps / CHECKPOINTS[task]),
+        "save_total_limit": None,
+    } | QUIET
     if rate is not None:
         own["learning_rate"] = rate
     model, length = {"model_name_or_path": f"embedded:{task}-early"}, get_task(task).canvas_length
     if arm == "sft":
-        return model | ADAPTER | own | {
-            "objective": "diffusion", "generate": task, "num_problems": PROBLEMS, "canvas_length": length,
-            "loss_weighting": "mean", "per_device_train_batch_size": 64, "lr_scheduler_type": "linear", "warmup_steps": 0,
-            "weight_decay": 0.0, "gradient_checkpointing": False, "max_length": None,
-        }  # fmt: skip
+        return (
+            model
+            | ADAPTER
+            | own
+            | {
+                "objective": "diffusion",
+                "generate": task,
+                "num_problems": PROBLEMS,
+                "canvas_length": length,
+                "loss_weighting": "mean",
+                "per_device_train_batch_size": 64,
+                "lr_scheduler_type": "linear",
+                "warmup_steps": 0,
+                "weight_decay": 0.0,
+                "gradient_checkpointing": False,
+                "max_length": None,
+            }
+        )
     if arm == "ours" or arm in SWAPPED:
         recipe = read_yaml(config_file(f"tiny/{task}.yaml"))
         return recipe | {"num_problems": PROBLEMS, "held_out_problems": 0, "html": False} | SWAPPED.get(arm, {}) | own
-    canvas = {"task": task, "reward_funcs": [task], "max_completion_length": length, "block_length": length,
-              "steps": math.ceil(length / TOKENS[-1])}  # fmt: skip
+    canvas = {
+        "task": task,
+        "reward_funcs": [task],
+        "max_completion_length": length,
+        "block_length": length,
+        "steps": math.ceil(length / TOKENS[-1]),
+    }
     tuned = {"beta": ESPO_BETA[task]} if arm == "espo" else {}
     return {"rl_preset": arm} | model | ADAPTER | SCALED | canvas | PUBLISHED.get(arm, {}) | tuned | own
 
@@ -203,7 +239,9 @@ def tune(arguments):
     for arm, found in itertools.groupby(rows, key=lambda row: row["arm"]):
         found = list(found)
         best[arm] = max(found, key=validation)["learning_rate"]
-        cells = ("/".join(f"{100 * share(row['right'][f'validation@{tokens}']):.0f}" for tokens in TOKENS) for row in found)
+        cells = (
+            "/".join(f"{100 * share(row['right'][f'validation@{tokens}']):.0f}" for tokens in TOKENS) for row in found
+        )
         print(f"| {arm} | " + " | ".join(cells) + " |")
     write_whole(arguments.output / "rates.json", to_json(best))
 
@@ -244,8 +282,11 @@ def gain(befores, ends):
 
 def print_table(task, start, rows):
     """Every arm and every seed, as Markdown: accuracy with Wilson's interval, and what the mean gained."""
-    print(f"\n{task}\n\n| arm | rate | steps | processor, s | seed | "
-          + " | ".join(f"{tokens} a step, %" for tokens in TOKENS) + " |")  # fmt: skip
+    print(
+        f"\n{task}\n\n| arm | rate | steps | processor, s | seed | "
+        + " | ".join(f"{tokens} a step, %" for tokens in TOKENS)
+        + " |"
+    )
     print("|---|---|---|---|---|" + "---|" * len(TOKENS))
 
     def cell(bits):
@@ -262,8 +303,13 @@ def print_table(task, start, rows):
             print(f"| {arm} | {rate} | {row['steps']} | {row['cpu_seconds']:.0f} | {row['seed']} | {cells} |")
         for name, befores in (("the start", [start]), ("d1", d1)) if runs else ():
             if befores and arm != name:
-                gains = (gain([right[f"test@{tokens}"] for right in befores],
-                              [row["right"][f"test@{tokens}"] for row in runs]) for tokens in TOKENS)  # fmt: skip
+                gains = (
+                    gain(
+                        [right[f"test@{tokens}"] for right in befores],
+                        [row["right"][f"test@{tokens}"] for row in runs],
+                    )
+                    for tokens in TOKENS
+                )
                 listed = " | ".join(f"{points:+.1f} ± {error:.1f}" for points, error in gains)
                 print(f"| **{arm}** | | | | above {name} | {listed} |")
 
@@ -285,8 +331,9 @@ def draw(task, start, rows, images):
             points = [(0.0, begin, begin, begin)]
             for at in zip(*(row["curve"] for row in runs), strict=True):
                 values = [100 * point[name] for point in at]
-                seconds = statistics.mean(p["step"] / row["steps"] * row["cpu_seconds"]
-                                          for p, row in zip(at, runs, strict=True))  # fmt: skip
+                seconds = statistics.mean(
+                    p["step"] / row["steps"] * row["cpu_seconds"] for p, row in zip(at, runs, strict=True)
+                )
                 points.append((seconds, statistics.mean(values), min(values), max(values)))
             x, middle, low, high = zip(*points, strict=True)
             color, width = ("black", 2.2) if arm == "ours" else (f"C{i}", 1.3)
@@ -308,7 +355,9 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--images", type=Path, help="also draw the curves into this directory")
-    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)  # a task and the directories: the script's own call
+    parser.add_argument(
+        "--measure", nargs="+", help=argparse.SUPPRESS
+    )  # a task and the directories: the script's own call
     parser.add_argument("--test", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:

@@ -53,7 +53,9 @@ class Flipped:
             texts = [step.text for step in steps]
             exact = check_steps(self.task.checker, question, texts)
             drawn = [zlib.crc32("\n".join([question, *texts[: i + 1]]).encode()) / 2**32 for i in range(len(texts))]
-            score_KN.append([1 - score if draw < self.share else score for score, draw in zip(exact, drawn, strict=True)])
+            score_KN.append(
+                [1 - score if draw < self.share else score for score, draw in zip(exact, drawn, strict=True)]
+            )
         return Scores(score_KN)
 
 
@@ -98,24 +100,39 @@ def measure(task_name, arm, arguments, draw):
                 pool.draw(denoiser, judged_by, scorer, drawn[i * N : (i + 1) * N])
             grown = [pool.head(1) for pool in pools]
             results = stitch_rounds(
-                denoiser, judged_by, grown, scorer, config, budgets=[pool.ledger.nfe for pool in pools], width=1,
-                delta=DELTA, seeds=[derive_seed(arguments.seed, start + i, 1) for i in range(len(part))],
+                denoiser,
+                judged_by,
+                grown,
+                scorer,
+                config,
+                budgets=[pool.ledger.nfe for pool in pools],
+                width=1,
+                delta=DELTA,
+                seeds=[derive_seed(arguments.seed, start + i, 1) for i in range(len(part))],
                 rescore=arm.endswith(RESCORED),
-            )  # fmt: skip
+            )
             rows = []
             for i, (one, pool, head, result) in enumerate(zip(part, pools, grown, results, strict=True)):
                 voted = votes(task, pool, N)
                 sound = [check_steps(task.checker, pool.question, [s.text for s in steps]) for steps in pool.steps_KN]
-                rows.append({
-                    "index": start + i,
-                    "stitched": right(one, evidence_answer(judged_by, head, result.evidence, DELTA)),
-                    "best_of_n": right(one, voted["best_of_n"].answer),
-                    "majority_vote": right(one, voted["majority_vote"].answer),
-                    "complete": result.complete, "nfe": head.ledger.nfe, "scorer_passes": head.ledger.scorer_passes,
-                    "canvases": len(head.texts_K),
-                    "steps": [[round(score, 4), verdict] for scores, verdicts in zip(pool.score_KN, sound, strict=True)
-                              for score, verdict in zip(scores, verdicts, strict=True) if verdict in (0.0, SOUND)],
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "index": start + i,
+                        "stitched": right(one, evidence_answer(judged_by, head, result.evidence, DELTA)),
+                        "best_of_n": right(one, voted["best_of_n"].answer),
+                        "majority_vote": right(one, voted["majority_vote"].answer),
+                        "complete": result.complete,
+                        "nfe": head.ledger.nfe,
+                        "scorer_passes": head.ledger.scorer_passes,
+                        "canvases": len(head.texts_K),
+                        "steps": [
+                            [round(score, 4), verdict]
+                            for scores, verdicts in zip(pool.score_KN, sound, strict=True)
+                            for score, verdict in zip(scores, verdicts, strict=True)
+                            if verdict in (0.0, SOUND)
+                        ],
+                    }
+                )
             yield rows
 
     rows = list(done)
@@ -134,8 +151,12 @@ def drawing(task_name, arguments):
         if not kept:
             task = get_task(task_name)
             denoiser = Denoiser.from_pretrained(str(embedded_model(MODELS[task_name])))
-            config = SamplerConfig(canvas_length=task.canvas_length, steps=-(-task.canvas_length // TOKENS),
-                                   temperature=0.7, batch_size=512)  # fmt: skip
+            config = SamplerConfig(
+                canvas_length=task.canvas_length,
+                steps=-(-task.canvas_length // TOKENS),
+                temperature=0.7,
+                batch_size=512,
+            )
             given = generate_problems(task, arguments.n, arguments.seed)
             prompts = [task.prompt(one.problem.question) for one in given]
             seeds = [derive_seed(arguments.seed, i) for i in range(len(given))]
@@ -150,19 +171,28 @@ def summary_of(rows, exact):
     rows, exact = rows[: len(exact)], exact[: len(rows)]
     stitched = [row["stitched"] for row in rows]
     steps = [pair for row in rows for pair in row["steps"]]
-    mean = {name: sum(row[name] for row in rows) / len(rows) for name in ("nfe", "scorer_passes", "canvases", "complete")}
+    mean = {
+        name: sum(row[name] for row in rows) / len(rows) for name in ("nfe", "scorer_passes", "canvases", "complete")
+    }
     best, vote = (sum(row[name] for row in rows) / len(rows) for name in ("best_of_n", "majority_vote"))
     return {
-        "n": len(rows), "stitched": sum(stitched) / len(rows), "ci95": wilson(sum(stitched), len(rows)),
-        "best_of_n": best, "majority_vote": vote, **mean, "auc": auc([s for s, _ in steps], [y for _, y in steps]),
+        "n": len(rows),
+        "stitched": sum(stitched) / len(rows),
+        "ci95": wilson(sum(stitched), len(rows)),
+        "best_of_n": best,
+        "majority_vote": vote,
+        **mean,
+        "auc": auc([s for s, _ in steps], [y for _, y in steps]),
         "minus_exact": paired_difference(stitched, [row["stitched"] for row in exact]),
-    }  # fmt: skip
+    }
 
 
 def print_table(table):
     """The table as Markdown."""
-    print("\n| task | scorer | AUC of steps | best of N | stitched | 95 % interval | minus exact | canvases | NFE "
-          "| scorer's passes |")  # fmt: skip
+    print(
+        "\n| task | scorer | AUC of steps | best of N | stitched | 95 % interval | minus exact | canvases | NFE "
+        "| scorer's passes |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for task, arms in table.items():
         for arm, one in arms.items():

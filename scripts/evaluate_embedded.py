@@ -39,8 +39,10 @@ def problem_sets(name, n):
     task = get_task(name)
     if name == "arithmetic":
         rng = random.Random(SEED)
-        sets = {f"chains of {k}": [arithmetic.generate_chain(rng, k, held_out=True) for _ in range(n)]
-                for k in (2, 3, 4, 5)}  # fmt: skip
+        sets = {
+            f"chains of {k}": [arithmetic.generate_chain(rng, k, held_out=True) for _ in range(n)]
+            for k in (2, 3, 4, 5)
+        }
         sets["word problems"] = [
             arithmetic.generate_word_problem(rng, rng.choice((1, 2)), held_out=True) for _ in range(n)
         ]

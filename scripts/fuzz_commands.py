@@ -112,9 +112,12 @@ def main_of(command: str) -> Callable[[list[str]], Any]:
 def fields_of(command: str) -> list[str]:
     """Every field that a command can be told."""
     if command in ("grade", "export", "rewards", "report"):
-        return {"grade": ["task", "completions", "output", "form", "reward", "chunk"],
-                "export": ["adapter", "output", "base", "revision", "names", "hub_model_id"],
-                "rewards": ["json"], "report": ["run", "html"]}[command]  # fmt: skip
+        return {
+            "grade": ["task", "completions", "output", "form", "reward", "chunk"],
+            "export": ["adapter", "output", "base", "revision", "names", "hub_model_id"],
+            "rewards": ["json"],
+            "report": ["run", "html"],
+        }[command]
     from lockstitch.recipes import grpo, sft
     from lockstitch.rl.grpo_config import DiffusionGRPOConfig
     from lockstitch.rl.health import HealthConfig
@@ -154,7 +157,9 @@ def prepare(folder: Path) -> None:
     row = {"question": "Half of 9?", "answer": "4.5", "completion": "That is \\boxed{9/2}."}
     Path(folder, "completions.jsonl").write_text(json.dumps(row) + "\n")
     Path(folder, "log").mkdir()
-    Path(folder, "log", "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 1.0}], "global_step": 1}')
+    Path(folder, "log", "trainer_state.json").write_text(
+        '{"log_history": [{"step": 1, "loss": 1.0}], "global_step": 1}'
+    )
 
 
 def attempt(run: Callable[[list[str]], Any], command: str, field: str, value: str, limit: float, adapter: Path) -> End:
@@ -241,8 +246,12 @@ def main() -> None:
     parser.add_argument("--values", type=int, default=8, help=f"of the {len(BAD)}, for each field (default 8)")
     parser.add_argument("--share", type=float, default=1.0, help="of all tries, drawn by the seed (default all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds of a processor that a call may take, and ten "
-                        "times as many in all (default 60)")  # fmt: skip
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=60.0,
+        help="seconds of a processor that a call may take, and ten times as many in all (default 60)",
+    )
     parser.add_argument("--log", type=Path, default=Path("fuzz.log"), help="what was wrong (default fuzz.log)")
     options = parser.parse_args()
     options.log.write_text("")

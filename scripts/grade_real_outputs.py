@@ -45,7 +45,9 @@ def simple_number(row: Row) -> bool:
     """Whether the last box is, as a float, the gold answer."""
     box = last_box(row["generations"])
     try:
-        return box is not None and row["ground_truth"] is not None and float(box.replace(",", "")) == row["ground_truth"]
+        return (
+            box is not None and row["ground_truth"] is not None and float(box.replace(",", "")) == row["ground_truth"]
+        )
     except ValueError:
         return False
 
@@ -131,9 +133,13 @@ def main() -> None:
         ("published", solutions(options.data)),
         ("simple parser", baselines(options.data)),
     ):
-        print(f"| outputs | rows | right: {heading} | right: ours | not scored | same verdict |\n|---|---|---|---|---|---|")
+        print(
+            f"| outputs | rows | right: {heading} | right: ours | not scored | same verdict |\n|---|---|---|---|---|---|"
+        )
         for title, rows, theirs, ours, _ in tables:
-            same = sum(value is not None and (value == 1.0) == verdict for verdict, value in zip(theirs, ours, strict=True))
+            same = sum(
+                value is not None and (value == 1.0) == verdict for verdict, value in zip(theirs, ours, strict=True)
+            )
             right, none = sum(value == 1.0 for value in ours), sum(value is None for value in ours)
             print(f"| {title} | {len(rows)} | {sum(theirs)} | {right} | {none} | {same} ({same / len(rows):.1%}) |")
         print()

@@ -118,8 +118,10 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 def prepare(folder: Path) -> None:
     """The files that the commands read."""
-    rows = [{"question": f"{i} and {i}?", "answer": str(2 * i), "completion": f"It is {2 * i + i % 3}."}
-            for i in range(ROWS["grade"])]  # fmt: skip
+    rows = [
+        {"question": f"{i} and {i}?", "answer": str(2 * i), "completion": f"It is {2 * i + i % 3}."}
+        for i in range(ROWS["grade"])
+    ]
     (folder / "completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     puzzle = "3102\n2000\n0210\n0320\n"
     (folder / "prompts.jsonl").write_text((json.dumps({"prompt": puzzle}) + "\n") * ROWS["sample"])
@@ -140,7 +142,11 @@ def contents(output: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(output.rglob("*")):
         name = str(path.relative_to(output))
-        if path.is_dir() or path.name in ("report.html", "page.html", "training_args.bin") or name.startswith("checkpoint-"):
+        if (
+            path.is_dir()
+            or path.name in ("report.html", "page.html", "training_args.bin")
+            or name.startswith("checkpoint-")
+        ):
             continue
         if path.suffix in (".json", ".jsonl", ".md"):
             found[name] = _TIMES.sub("", path.read_text(encoding="utf-8")).replace(output.name, "")
@@ -151,7 +157,9 @@ def contents(output: Path) -> dict[str, Any]:
 
 def different(whole: dict[str, Any], killed: dict[str, Any]) -> list[str]:
     """The names of files that are there in one alone, or hold something else."""
-    return sorted(name for name in whole | killed if name not in whole or name not in killed or whole[name] != killed[name])
+    return sorted(
+        name for name in whole | killed if name not in whole or name not in killed or whole[name] != killed[name]
+    )
 
 
 def _tell(line: str) -> None:
@@ -201,7 +209,9 @@ def kill(command: str, folder: Path, kills: int, seed: int, limit: float) -> End
             _tell(f"{command}: other files than in a whole run: {', '.join(others)}")
             pair = (whole.get(others[0]), contents(output).get(others[0]))
             if all(isinstance(text, str) for text in pair):
-                _tell("\n".join(list(difflib.unified_diff(*(text.splitlines() for text in pair), lineterm="", n=2))[:20]))
+                _tell(
+                    "\n".join(list(difflib.unified_diff(*(text.splitlines() for text in pair), lineterm="", n=2))[:20])
+                )
         elif litter := [path.name for path in folder.glob(f".{output.name}*")]:
             ends.different += 1
             _tell(f"{command}: beside its output lies {', '.join(litter)}")

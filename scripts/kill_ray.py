@@ -30,9 +30,29 @@ ROWS = 60
 
 def command(source: Path, output: Path, *more: str) -> list[str]:
     """The command, whose portions are of two prompts."""
-    return [sys.executable, "-m", "lockstitch", "sample", "--model", "embedded:sudoku", "--canvas_length", "20",
-            "--steps", "20", "--temperature", "0.8", "--device", "cpu", "--input", str(source), "--chunk", "2",
-            "--output", str(output), *more]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "lockstitch",
+        "sample",
+        "--model",
+        "embedded:sudoku",
+        "--canvas_length",
+        "20",
+        "--steps",
+        "20",
+        "--temperature",
+        "0.8",
+        "--device",
+        "cpu",
+        "--input",
+        str(source),
+        "--chunk",
+        "2",
+        "--output",
+        str(output),
+        *more,
+    ]
 
 
 def timeless(value: Any) -> Any:
@@ -64,8 +84,13 @@ def left(folder: str) -> list[int]:
 def killed(arguments: list[str], output: Path, until: int) -> tuple[int, float]:
     """Starts the command, kills it when so many rows are on the disk; how many are then, and seconds until all is gone."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                                   env={**os.environ, "RAY_TMPDIR": folder})  # fmt: skip
+        process = subprocess.Popen(
+            arguments,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "RAY_TMPDIR": folder},
+        )
         while done(output) < until:
             if process.poll() is not None:
                 raise SystemExit(f"it ended by itself, with {process.returncode}: {process.communicate()[1]}")
@@ -107,8 +132,11 @@ def main() -> None:
             found = rows_of(output / files.RESULTS)
             assert found == expected[: len(found)]
             assert all(row == expected[row["index"]] for row in rows_of(output / files.AHEAD))
-            print(f"kill {number}: {before} rows before, {rows} after, {len(found)} of them in their turn; "
-                  f"no process left after {seconds:.0f} s", flush=True)
+            print(
+                f"kill {number}: {before} rows before, {rows} after, {len(found)} of them in their turn; "
+                f"no process left after {seconds:.0f} s",
+                flush=True,
+            )
         subprocess.run(command(source, output, *more), check=True, stdout=subprocess.DEVNULL)
         assert rows_of(output / files.RESULTS) == expected
         assert sorted(os.listdir(output)) == [files.CONFIG, files.RESULTS]

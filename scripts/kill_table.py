@@ -68,7 +68,11 @@ def kill_one(command: list[str], number: signal.Signals, seconds: float) -> tupl
         temporary.chmod(0o777)
         with open(f"{folder}/errors", "wb") as errors:
             victim = subprocess.Popen(
-                command, stdout=errors, stderr=errors, env={**os.environ, "TMPDIR": str(temporary)}, start_new_session=True
+                command,
+                stdout=errors,
+                stderr=errors,
+                env={**os.environ, "TMPDIR": str(temporary)},
+                start_new_session=True,
             )
         time.sleep(seconds)
         at_work = len(processes_of(victim.pid)) > 1

@@ -35,7 +35,18 @@ def token_loss(logp_BG, old_BG, ref_BG, advantage_B, valid_BG, beta, epsilon):
 
 
 def plain_generation(
-    model, reference, prompts_TBP, completion_BG, valid_BG, advantage_B, optimizer, *, mask_id, forbidden, beta, epsilon,
+    model,
+    reference,
+    prompts_TBP,
+    completion_BG,
+    valid_BG,
+    advantage_B,
+    optimizer,
+    *,
+    mask_id,
+    forbidden,
+    beta,
+    epsilon,
     max_grad_norm,
 ):
     """As many updates as there are sets of masked prompts; returns the losses before each.

@@ -27,13 +27,17 @@ PROMPTS = [[17, 93, 242], [154, 129, 121, 395, 64, 154, 188], list(range(20, 90)
 def logits_of(denoiser: Denoiser, ids: list[int]) -> torch.Tensor:
     """Logits `(L, V)` in float32 of a pass in which every position sees every other, or those before."""
     with torch.inference_mode():
-        logits: torch.Tensor = denoiser.model(input_ids=torch.tensor([ids], device=denoiser.device), use_cache=False).logits
+        logits: torch.Tensor = denoiser.model(
+            input_ids=torch.tensor([ids], device=denoiser.device), use_cache=False
+        ).logits
     return logits[0].float().cpu()
 
 
 def row(path: Path, device: str) -> str:
     """A family's line of the table."""
-    exact, rough = (Denoiser.from_pretrained(str(path), device=device, dtype=t) for t in (torch.float32, torch.bfloat16))
+    exact, rough = (
+        Denoiser.from_pretrained(str(path), device=device, dtype=t) for t in (torch.float32, torch.bfloat16)
+    )
     pairs = [(logits_of(exact, ids), logits_of(rough, ids)) for ids in PROMPTS]
     largest = max(float((b - a).abs().max()) for a, b in pairs)
     spread = max(float(a.max() - a.min()) for a, _ in pairs)
@@ -58,8 +62,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     logging.disable_progress_bar()
-    print("| family | largest difference of a logit, of their spread | mean difference of a token's log-likelihood | "
-          "greedy tokens that are the same |\n|---|---|---|---|")  # fmt: skip
+    print(
+        "| family | largest difference of a logit, of their spread | mean difference of a token's log-likelihood | "
+        "greedy tokens that are the same |\n|---|---|---|---|"
+    )
     for path in sorted(GOLDEN.iterdir()):
         print(row(path, options.device))
 

@@ -45,19 +45,33 @@ class Steps:
     def __init__(self, denoiser, iterations, adapter=None, groups=1, prompt=PROMPT, canvas=CANVAS, **settings):
         rows = groups * GROUP
         args = DiffusionGRPOConfig(
-            output_dir=tempfile.mkdtemp(), per_device_train_batch_size=rows, num_generations=GROUP, max_steps=1,
-            num_iterations=iterations, max_completion_length=canvas, **{**D1, **QUIET, **settings},
-        )  # fmt: skip
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=rows,
+            num_generations=GROUP,
+            max_steps=1,
+            num_iterations=iterations,
+            max_completion_length=canvas,
+            **{**D1, **QUIET, **settings},
+        )
         self.args, self.denoiser, self.iterations = args, denoiser, iterations
         torch.manual_seed(0)  # of the adapter
-        self.trainer = DiffusionGRPOTrainer(denoiser, lambda completions, **_: [0.0] * len(completions), args,
-                                            Dataset.from_dict({"prompt": ["="]}), peft_config=adapter)  # fmt: skip
+        self.trainer = DiffusionGRPOTrainer(
+            denoiser,
+            lambda completions, **_: [0.0] * len(completions),
+            args,
+            Dataset.from_dict({"prompt": ["="]}),
+            peft_config=adapter,
+        )
         self.trainer.current_gradient_accumulation_steps = 1
         self.policy = self.trainer.model.train()
         self.columns = self.generation(rows, prompt, canvas)
         nudge(self.policy)
-        self.optimizer = torch.optim.AdamW([p for p in self.policy.parameters() if p.requires_grad], LEARNING_RATE,
-                                           (0.9, args.adam_beta2), weight_decay=args.weight_decay)  # fmt: skip
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.policy.parameters() if p.requires_grad],
+            LEARNING_RATE,
+            (0.9, args.adam_beta2),
+            weight_decay=args.weight_decay,
+        )
 
     def generation(self, rows, prompt, canvas):
         """What rollouts and rewards would have made."""
@@ -88,10 +102,19 @@ class Steps:
         """The plain form's updates: losses."""
         c, args = self.columns, self.args
         return plain_generation(
-            self.policy, self.trainer.ref_model, self.prompts(), c["completion_ids"], c["tool_mask"], c["advantages"],
-            self.optimizer, mask_id=self.denoiser.mask_id, forbidden=self.denoiser.never_drawn, beta=args.beta,
-            epsilon=args.epsilon, max_grad_norm=args.max_grad_norm,
-        )  # fmt: skip
+            self.policy,
+            self.trainer.ref_model,
+            self.prompts(),
+            c["completion_ids"],
+            c["tool_mask"],
+            c["advantages"],
+            self.optimizer,
+            mask_id=self.denoiser.mask_id,
+            forbidden=self.denoiser.never_drawn,
+            beta=args.beta,
+            epsilon=args.epsilon,
+            max_grad_norm=args.max_grad_norm,
+        )
 
     def ours(self):
         """The trainer's updates: losses."""
@@ -109,8 +132,13 @@ class Steps:
     @torch.no_grad()
     def plain_old(self):
         """One inner iteration's likelihoods of the policy that sampled."""
-        return token_logps(self.policy, self.prompts()[0], self.columns["completion_ids"], self.denoiser.mask_id,
-                           self.denoiser.never_drawn)  # fmt: skip
+        return token_logps(
+            self.policy,
+            self.prompts()[0],
+            self.columns["completion_ids"],
+            self.denoiser.mask_id,
+            self.denoiser.never_drawn,
+        )
 
     @torch.no_grad()
     def ours_old(self):

@@ -105,8 +105,10 @@ class Results:
         if path is not None and path.exists():
             earlier = json.loads(path.read_text())
             if earlier.get("conditions") != self.values["conditions"]:
-                raise ValueError(f"{path} holds figures of other conditions ({earlier.get('conditions')}); "
-                                 f"choose another file, or delete it")  # fmt: skip
+                raise ValueError(
+                    f"{path} holds figures of other conditions ({earlier.get('conditions')}); "
+                    f"choose another file, or delete it"
+                )
             self.values = earlier
 
     def add(self, name: str, measure: Callable[[], object]) -> None:
@@ -121,5 +123,9 @@ class Results:
 
 def machine() -> dict[str, object]:
     """What figures depend on beside the work."""
-    return {"threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__,
-            "processor": platform.processor() or platform.machine()}  # fmt: skip
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": platform.processor() or platform.machine(),
+    }

@@ -39,10 +39,15 @@ def reliability(score_M: Sequence[float], outcome_M: Sequence[float], bins: int 
     for score, outcome in zip(score_M, outcome_M, strict=True):
         members.setdefault(min(bins - 1, int(score * bins)), []).append((score, outcome))
     return [
-        {"low": i / bins, "high": (i + 1) / bins, "n": len(held), "score": sum(score for score, _ in held) / len(held),
-         "outcome": sum(outcome for _, outcome in held) / len(held)}
+        {
+            "low": i / bins,
+            "high": (i + 1) / bins,
+            "n": len(held),
+            "score": sum(score for score, _ in held) / len(held),
+            "outcome": sum(outcome for _, outcome in held) / len(held),
+        }
         for i, held in sorted(members.items())
-    ]  # fmt: skip
+    ]
 
 
 def calibration_error(diagram: Sequence[Mapping[str, float]]) -> float | None:
@@ -56,8 +61,14 @@ def judge_scores(score_M: Sequence[float], outcome_M: Sequence[float]) -> dict[s
     n = len(score_M)
     diagram = reliability(score_M, outcome_M)
     brier = sum((s - y) ** 2 for s, y in zip(score_M, outcome_M, strict=True)) / n if n else None
-    return {"n": n, "right": sum(outcome_M) / n if n else None, "auc": auc(score_M, outcome_M),
-            "ece": calibration_error(diagram), "brier": brier, "bins": diagram}  # fmt: skip
+    return {
+        "n": n,
+        "right": sum(outcome_M) / n if n else None,
+        "auc": auc(score_M, outcome_M),
+        "ece": calibration_error(diagram),
+        "brier": brier,
+        "bins": diagram,
+    }
 
 
 def scorer_against_checker(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -72,8 +83,11 @@ def scorer_against_checker(task: Task, rows: Sequence[Mapping[str, Any]]) -> dic
         for trajectory in row["trajectories"]:
             if task.checker is not None:
                 sound = check_steps(task.checker, row["question"], [step["text"] for step in trajectory["steps"]])
-                steps += [(step["score"], float(right == SOUND))
-                          for step, right in zip(trajectory["steps"], sound, strict=True) if right in (0.0, SOUND)]
+                steps += [
+                    (step["score"], float(right == SOUND))
+                    for step, right in zip(trajectory["steps"], sound, strict=True)
+                    if right in (0.0, SOUND)
+                ]
             if trajectory["correct"] is not None and trajectory["steps"]:
                 traces.append((trajectory["mean_score"], float(trajectory["correct"])))
     return {

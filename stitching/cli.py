@@ -30,38 +30,54 @@ SERVER = ("solver_timeout", "solver_attempts", "solver_concurrency")  # of a ser
 class StitchConfig:
     """Everything that `lockstitch stitch` can be told."""
 
-    task: str = field(metadata={"help": "A name that `lockstitch tasks` lists, a YAML file, file.py:attribute or "
-                                        "module:attribute."})  # fmt: skip
+    task: str = field(
+        metadata={"help": "A name that `lockstitch tasks` lists, a YAML file, file.py:attribute or module:attribute."}
+    )
     input: str | None = field(
-        default=None, metadata={"help": "Problems: JSON Lines with 'question' and, where known, 'answer'; or a "
-                                        "benchmark file in its own notation."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Problems: JSON Lines with 'question' and, where known, 'answer'; or a "
+            "benchmark file in its own notation."
+        },
+    )
     question: str | None = field(default=None, metadata={"help": "One problem, shown in the terminal."})
     generate: int | None = field(default=None, metadata={"help": "This many generated held-out problems."})
     trajectories: str | None = field(
-        default=None, metadata={"help": "Trajectories sampled elsewhere: rows with a question and 'completions' or "
-                                        "'completion', or as lockstitch sample, TRL and lm-eval write them."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Trajectories sampled elsewhere: rows with a question and 'completions' or "
+            "'completion', or as lockstitch sample, TRL and lm-eval write them."
+        },
+    )
     source: str | None = field(
-        default=None, metadata={"help": "Problems of the task's own rows: the name of one of its sources, such as test."}
+        default=None,
+        metadata={"help": "Problems of the task's own rows: the name of one of its sources, such as test."},
     )
     column: str | None = field(
-        default=None, metadata={"help": "The column of the completions of --trajectories, if it has no name that is known."}
+        default=None,
+        metadata={"help": "The column of the completions of --trajectories, if it has no name that is known."},
     )
     limit: int | None = field(default=None, metadata={"help": "Only the first so many problems."})
     output: str | None = field(
-        default=None, metadata={"help": "Directory for results.jsonl, summary.json and report.html. Needed unless one "
-                                        "question is asked."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Directory for results.jsonl, summary.json and report.html. Needed unless one question is asked."
+        },
+    )
     model: str | None = field(
-        default=None, metadata={"help": "Diffusion model: a directory or hub name. Default: the embedded one of the task."}
+        default=None,
+        metadata={"help": "Diffusion model: a directory or hub name. Default: the embedded one of the task."},
     )
     family: str | None = field(
         default=None, metadata={"help": "How the model attends and predicts, if its config does not say."}
     )
-    mask_id: int | None = field(default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."})
+    mask_id: int | None = field(
+        default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of a checkpoint of unknown type."})
-    device: str | None = field(default=None, metadata={"help": "Of the diffusion model (default: the accelerator, if any)."})
+    device: str | None = field(
+        default=None, metadata={"help": "Of the diffusion model (default: the accelerator, if any)."}
+    )
     num_trajectories: int | None = field(default=None, metadata={"help": "N, trajectories per problem (default 8)."})
     canvas_length: int | None = field(default=None, metadata={"help": "Tokens of the canvas (default: the task's)."})
     chat_template: bool | None = field(
@@ -70,9 +86,12 @@ class StitchConfig:
     )
     system_prompt: str | None = field(default=None, metadata={"help": "What a conversation begins with."})
     preset: str | None = field(
-        default=None, metadata={"help": "Named settings of the sampler, such as llada, dream, sdar; what is said beside it "
-                                        "goes before what it says."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Named settings of the sampler, such as llada, dream, sdar; what is said beside it "
+            "goes before what it says."
+        },
+    )
     block_length: int | None = field(
         default=None, metadata={"help": "Positions denoised together (default: the model's own block, else all)."}
     )
@@ -84,50 +103,65 @@ class StitchConfig:
     temperature: float | None = field(default=None, metadata={"help": "Of the trajectories (default 0.7)."})
     scorer: str = field(
         default="calculator",
-        metadata={"help": "calculator, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:sudoku) or "
-                          "module:function; a+b combines."},
-    )  # fmt: skip
+        metadata={
+            "help": "calculator, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:sudoku) or "
+            "module:function; a+b combines."
+        },
+    )
     scorer_weights: str | None = field(
         default=None, metadata={"help": "Fitted weights of this scorer (`lockstitch prm` writes scorer_weights.json)."}
     )
     checker: str = field(
-        default="exact", metadata={"help": "exact: the task's checker has a say in every chain; none: the scorer alone."}
+        default="exact",
+        metadata={"help": "exact: the task's checker has a say in every chain; none: the scorer alone."},
     )
     rescore: bool = field(
-        default=False, metadata={"help": "Have the scorer read the stitched chain again, and go by what it says there."}
+        default=False,
+        metadata={"help": "Have the scorer read the stitched chain again, and go by what it says there."},
     )
     rule: str | None = field(
-        default=None, metadata={"help": "Stitching rule: path, paper or public (default: path, or paper where the task has "
-                                        "no checker of steps)."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Stitching rule: path, paper or public (default: path, or paper where the task has "
+            "no checker of steps)."
+        },
+    )
     delta: float = field(default=0.9, metadata={"help": "Steps that score at least this are kept."})
     rounds: bool | None = field(
-        default=None, metadata={"help": "Denoise again around the evidence (default: yes, with the rule path and a "
-                                        "diffusion model)."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Denoise again around the evidence (default: yes, with the rule path and a diffusion model)."
+        },
+    )
     round_width: int | None = field(
-        default=None, metadata={"help": "Canvases denoised side by side in a round (default 1: each learns from all before "
-                                        "it; more wait less for one another)."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Canvases denoised side by side in a round (default 1: each learns from all before "
+            "it; more wait less for one another)."
+        },
+    )
     round_temperature: float | None = field(
         default=None, metadata={"help": "Of the canvases that are denoised again (default: as temperature)."}
     )
     solver: str | None = field(
-        default=None, metadata={"help": "Writes the answer: a model directory or hub name, vllm:MODEL, openai:MODEL@URL, "
-                                        "none, or embedded (default for the embedded tasks)."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Writes the answer: a model directory or hub name, vllm:MODEL, openai:MODEL@URL, "
+            "none, or embedded (default for the embedded tasks)."
+        },
+    )
     solver_timeout: float | None = field(
         default=None, metadata={"help": "Seconds that a request to an openai: solver may take (default 120)."}
     )
     solver_attempts: int | None = field(
         default=None, metadata={"help": "How often such a request is tried, with growing pauses (default 5)."}
     )
-    solver_concurrency: int | None = field(
-        default=None, metadata={"help": "Such requests at a time (default 8)."}
-    )
+    solver_concurrency: int | None = field(default=None, metadata={"help": "Such requests at a time (default 8)."})
     seed: int = field(default=0, metadata={"help": "Seed of all noise and of generated problems."})
     batch_size: int = field(default=256, metadata={"help": "Most rows in one forward pass."})
-    chunk: int = field(default=25, metadata={"help": "Problems worked on together; results are saved after each chunk."})
+    chunk: int = field(
+        default=25, metadata={"help": "Problems worked on together; results are saved after each chunk."}
+    )
     color: str = field(default="auto", metadata={"help": "auto, always or never."})
 
     def __post_init__(self) -> None:
@@ -139,16 +173,28 @@ class StitchConfig:
         sources = ("input", "question", "generate", "trajectories", "source")
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"say where the problems come from, once: --{', --'.join(sources)} (given: {given or 'none'})")
+            raise ValueError(
+                f"say where the problems come from, once: --{', --'.join(sources)} (given: {given or 'none'})"
+            )
         if self.rule is not None and self.rule not in RULES:
             raise ValueError(f"rule={self.rule!r} is not one of {', '.join(RULES)}")
         if not 0 <= self.delta < math.inf:
-            raise ValueError(f"delta={self.delta} must be a finite number of at least 0 (above 1 keeps the anchor alone)")
+            raise ValueError(
+                f"delta={self.delta} must be a finite number of at least 0 (above 1 keeps the anchor alone)"
+            )
         if self.round_temperature is not None and not 0 <= self.round_temperature < math.inf:
             raise ValueError(f"round_temperature={self.round_temperature} must be a finite number of at least 0")
         self._check_server()
-        for name in ("generate", "limit", "num_trajectories", "round_width", "batch_size", "chunk", "solver_attempts",
-                     "solver_concurrency"):  # fmt: skip
+        for name in (
+            "generate",
+            "limit",
+            "num_trajectories",
+            "round_width",
+            "batch_size",
+            "chunk",
+            "solver_attempts",
+            "solver_concurrency",
+        ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
@@ -158,7 +204,9 @@ class StitchConfig:
             raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
         traced = sorted(set(scorer_parts(self.scorer)) & TRACED)
         if self.rescore and traced:
-            raise ValueError(f"rescore=True: scorer={traced[0]!r} reads a sampler's trace, which a stitched chain has not")
+            raise ValueError(
+                f"rescore=True: scorer={traced[0]!r} reads a sampler's trace, which a stitched chain has not"
+            )
         if self.color not in WHEN:
             raise ValueError(f"color={self.color!r} is not one of {', '.join(WHEN)}")
         if self.output is None and self.question is None:
@@ -182,7 +230,6 @@ class StitchConfig:
         if self.question is not None and self.limit is not None:
             raise ValueError(f"limit={self.limit} would be ignored with --question")
 
-
     def check_rounds(self) -> None:
         """Raises `ValueError` for settings of rounds that do not go with the rule, or with one another."""
         if self.rounds and self.rule not in (None, PATH):
@@ -194,14 +241,18 @@ class StitchConfig:
         """Takes the rule and the rounds that fit the task where none was said; `ValueError` for those that do not fit."""
         if task.checker is None and (self.rule == PATH or self.rounds):
             what = "rule='path'" if self.rule == PATH else "rounds=True"
-            raise ValueError(f"{what} follows what the checker of steps knows, which task {task.name!r} has not: --rule "
-                             "paper or public, without rounds")  # fmt: skip
+            raise ValueError(
+                f"{what} follows what the checker of steps knows, which task {task.name!r} has not: --rule "
+                "paper or public, without rounds"
+            )
         if self.scorer == "calculator":
             from lockstitch.stitching.score import Calculator
 
             if task.checker is None and self.trajectories is not None:  # these have no trace for the next best to read
-                raise ValueError(f"scorer 'calculator' asks the checker of steps, which task {task.name!r} has not: with "
-                                 "--trajectories, 'prm:MODEL' or 'module:function' need none")  # fmt: skip
+                raise ValueError(
+                    f"scorer 'calculator' asks the checker of steps, which task {task.name!r} has not: with "
+                    "--trajectories, 'prm:MODEL' or 'module:function' need none"
+                )
             Calculator(task)  # refuses a task without a checker
         self.rule = self.rule or (PATH if task.checker is not None else "paper")
         if self.rescore and self.rule != PATH:
@@ -289,9 +340,21 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
     path = None if directory is None else directory / files.RESULTS
     rows = [] if path is None else files.finished_by_index(path, expected)
     loaded = work() if engine.alone and len(rows) < len(given) else None  # before a bar is drawn
-    with _bar(len(given), len(rows), directory is None) as bar, closing(
-        run(work.job(), given, engine, chunk=config.chunk, path=path, done=len(rows), progress=bar.update, work=loaded)
-    ) as new:
+    with (
+        _bar(len(given), len(rows), directory is None) as bar,
+        closing(
+            run(
+                work.job(),
+                given,
+                engine,
+                chunk=config.chunk,
+                path=path,
+                done=len(rows),
+                progress=bar.update,
+                work=loaded,
+            )
+        ) as new,
+    ):
         for more in new:
             rows += more
     color = terminal.use_color(config.color)
@@ -353,8 +416,13 @@ def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
             blocks = sampler_config.blocks
             sampler_config = replace(sampler_config, steps=max(blocks, canvas // 4 // blocks * blocks))
     check_layout(sampler_config, family)
-    denoiser = Denoiser.from_pretrained(path, family=config.family, mask_id=config.mask_id, device=config.device,
-                                        trust_remote_code=config.trust_remote_code)  # fmt: skip
+    denoiser = Denoiser.from_pretrained(
+        path,
+        family=config.family,
+        mask_id=config.mask_id,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
     system = config.system_prompt if config.system_prompt is not None else task.system
     denoiser.chat = Chat.of(denoiser.tokenizer, config.chat_template, system)
     return denoiser, sampler_config
@@ -364,8 +432,13 @@ def load_scorer(config: StitchConfig, task: Any, denoiser: Any) -> Any:
     """The scorer; `denoiser` for those that ask it."""
     from lockstitch.stitching import score
 
-    return score.load_scorer(config.scorer, task, trust_remote_code=config.trust_remote_code, denoiser=denoiser,
-                             weights=config.scorer_weights)  # fmt: skip
+    return score.load_scorer(
+        config.scorer,
+        task,
+        trust_remote_code=config.trust_remote_code,
+        denoiser=denoiser,
+        weights=config.scorer_weights,
+    )
 
 
 def solver_name(config: StitchConfig, task: Any) -> str:

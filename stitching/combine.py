@@ -47,8 +47,12 @@ class Weights:
     def equal(cls, parts: Sequence[str]) -> "Weights":
         """The same weight for each, 1 together; says so."""
         if len(parts) > 1:
-            logger.warning("scorer %s: no weights were fitted, so each of the %d parts weighs the same (1/%d)",
-                           "+".join(parts), len(parts), len(parts))  # fmt: skip
+            logger.warning(
+                "scorer %s: no weights were fitted, so each of the %d parts weighs the same (1/%d)",
+                "+".join(parts),
+                len(parts),
+                len(parts),
+            )
         return cls(tuple(parts), (1 / len(parts),) * len(parts))
 
     @classmethod
@@ -56,12 +60,16 @@ class Weights:
         """Those of a file; `ValueError` where there is none that can be read, or it is of another scorer."""
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            found = cls(tuple(values["parts"]), tuple(map(float, values["weights"])), float(values["bias"]), values["steps"])
+            found = cls(
+                tuple(values["parts"]), tuple(map(float, values["weights"])), float(values["bias"]), values["steps"]
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"scorer_weights={path!r} is no file of fitted weights: {why}") from error
         if found.parts != tuple(parts) or len(found.weights) != len(parts):
-            raise ValueError(f"scorer_weights={path!r} are those of {'+'.join(found.parts)!r}, not of {'+'.join(parts)!r}")
+            raise ValueError(
+                f"scorer_weights={path!r} are those of {'+'.join(found.parts)!r}, not of {'+'.join(parts)!r}"
+            )
         return found
 
     def write(self, path: Path) -> None:
@@ -91,8 +99,10 @@ def fit(parts: Sequence[str], scores_MS: Sequence[Sequence[float]], labels_M: Se
     Raises `ValueError` where there are no steps, or all labels are 0 or all 1, from which nothing can be learned.
     """
     if not labels_M or len(set(labels_M)) < 2:
-        raise ValueError(f"{len(labels_M)} labelled steps of {len(set(labels_M))} different labels: weights of "
-                         f"{'+'.join(parts)!r} cannot be fitted")  # fmt: skip
+        raise ValueError(
+            f"{len(labels_M)} labelled steps of {len(set(labels_M))} different labels: weights of "
+            f"{'+'.join(parts)!r} cannot be fitted"
+        )
     x_MS = torch.tensor([[1.0, *map(logit, row)] for row in scores_MS], dtype=torch.float64)
     y_M = torch.tensor(labels_M, dtype=torch.float64)
     ridge_SS = RIDGE * len(labels_M) * torch.eye(x_MS.shape[1], dtype=torch.float64)

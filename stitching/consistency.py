@@ -66,16 +66,23 @@ def remasked(trajectory: Trajectory, end_id: int, share: float, seed: int) -> li
         seed: of the draw, which depends on nothing else.
     """
     draw_G = uniform(torch.tensor([seed]), 0, 0, torch.arange(trajectory.length))[0].tolist()
-    tail = [token if since >= 0 else end_id
-            for token, since in zip(trajectory.canvas_ids, trajectory.commit_step, strict=True)]  # fmt: skip
+    tail = [
+        token if since >= 0 else end_id
+        for token, since in zip(trajectory.canvas_ids, trajectory.commit_step, strict=True)
+    ]
     opened = [None if draw < share else token for draw, token in zip(draw_G, trajectory.completion_ids, strict=True)]
     return [*opened, *tail[trajectory.length :]]
 
 
 def agreement(
-    ids: Sequence[int], rebuilt: Sequence[int], masked: Sequence[bool], confidence: Sequence[float], text: str,
-    rebuilt_text: str, same_answer: bool,
-) -> Agreement:  # fmt: skip
+    ids: Sequence[int],
+    rebuilt: Sequence[int],
+    masked: Sequence[bool],
+    confidence: Sequence[float],
+    text: str,
+    rebuilt_text: str,
+    same_answer: bool,
+) -> Agreement:
     """How much of one step came back.
 
     Args:
@@ -121,8 +128,10 @@ class Consistency:
     ) -> Scores:
         """See `Scorer`; `ValueError` where there are no trajectories to rebuild."""
         if trajectories is None:
-            raise ValueError("the scorer 'bmc' rebuilds trajectories that this toolkit sampled; completions from elsewhere "
-                             "have no canvas")  # fmt: skip
+            raise ValueError(
+                "the scorer 'bmc' rebuilds trajectories that this toolkit sampled; completions from elsewhere "
+                "have no canvas"
+            )
         rebuilt = self._rebuild(trajectories)
         score_KN = [
             [self._agreement(step, old, new).score for step in steps]

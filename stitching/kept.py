@@ -60,7 +60,14 @@ class KeptAnswers:
 
 
 def _row(key: str, place: int, a: Answered) -> dict[str, Any]:
-    return {"asked": key, "place": place, "text": a.text, "tokens": a.tokens, "written": a.written, "seconds": a.seconds}
+    return {
+        "asked": key,
+        "place": place,
+        "text": a.text,
+        "tokens": a.tokens,
+        "written": a.written,
+        "seconds": a.seconds,
+    }
 
 
 def _is_ours(row: dict[str, Any]) -> bool:

@@ -65,8 +65,10 @@ class Bound:
 
     def __init__(self, denoiser: Denoiser, *, pairs: int = PAIRS) -> None:
         if denoiser.family.layout != "full":
-            raise ValueError(f"the scorer 'bound' masks anywhere in a trace; {denoiser.family.name} models denoise block by "
-                             "block: bmc, or likelihood:MODEL")  # fmt: skip
+            raise ValueError(
+                f"the scorer 'bound' masks anywhere in a trace; {denoiser.family.name} models denoise block by "
+                "block: bmc, or likelihood:MODEL"
+            )
         if pairs < 1:
             raise ValueError(f"pairs={pairs} must be at least 1")
         self.denoiser, self.pairs = denoiser, pairs
@@ -76,8 +78,10 @@ class Bound:
     ) -> Scores:
         """See `Scorer`; `ValueError` where there are no trajectories to mask."""
         if trajectories is None:
-            raise ValueError("the scorer 'bound' masks trajectories that this toolkit sampled; completions from elsewhere "
-                             "have no canvas: use likelihood:MODEL")  # fmt: skip
+            raise ValueError(
+                "the scorer 'bound' masks trajectories that this toolkit sampled; completions from elsewhere "
+                "have no canvas: use likelihood:MODEL"
+            )
         masks_K = [paired_masks(t.length, self.pairs, derive_seed(t.seed, 6)) for t in trajectories]
         logp_K = self._log_probabilities(trajectories, masks_K)
         score_KN = [
@@ -86,7 +90,9 @@ class Bound:
         ]
         passes = 2 * self.pairs
         tokens = sum(passes * (len(t.prompt_ids) + t.length) for t in trajectories)
-        return Scores(score_KN, more=Ledger(nfe=passes * len(trajectories), tokens_forwarded=tokens, sequential_steps=1))
+        return Scores(
+            score_KN, more=Ledger(nfe=passes * len(trajectories), tokens_forwarded=tokens, sequential_steps=1)
+        )
 
     @torch.inference_mode()
     def _log_probabilities(
@@ -103,8 +109,9 @@ class Bound:
             for k, mask in part:
                 t = trajectories[k]
                 ids = [*t.prompt_ids, *t.completion_ids]
-                noised = [denoiser.mask_id if opened else token
-                          for token, opened in zip(t.completion_ids, mask, strict=True)]  # fmt: skip
+                noised = [
+                    denoiser.mask_id if opened else token for token, opened in zip(t.completion_ids, mask, strict=True)
+                ]
                 pad = longest - len(ids)
                 shown.append([denoiser.pad_id] * pad + [*t.prompt_ids, *noised])
                 real.append([0] * pad + [1] * len(ids))
@@ -113,7 +120,9 @@ class Bound:
             logits_RLV = denoiser.forward_logits(
                 denoiser.model, torch.tensor(shown, device=device), torch.tensor(real, device=device)
             )
-            logp_RL = logits_RLV.float().log_softmax(-1).gather(-1, torch.tensor(wanted, device=device)[..., None])[..., 0]
+            logp_RL = (
+                logits_RLV.float().log_softmax(-1).gather(-1, torch.tensor(wanted, device=device)[..., None])[..., 0]
+            )
             for (k, _), row in zip(part, logp_RL.tolist(), strict=True):
                 found[k].append(row[longest - trajectories[k].length :])
         return found
@@ -167,7 +176,9 @@ class Likelihood:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if device is None else "auto")
             tokenizer = AutoTokenizer.from_pretrained(path)
         except OSError as error:
-            raise ValueError(f"scorer 'likelihood:{name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+            raise ValueError(
+                f"scorer 'likelihood:{name}' cannot be loaded: {str(error).strip().splitlines()[0]}"
+            ) from error
         if getattr(model.config, "is_causal", True) is False:
             raise ValueError(f"scorer 'likelihood:{name}' needs a causal model; 'bound' asks the diffusion model")
         return cls(model.to(device or "cpu"), tokenizer, task)
@@ -178,8 +189,11 @@ class Likelihood:
     ) -> Scores:
         """See `Scorer`; one right-padded batch of all trajectories that have steps. The traces are not read."""
         prompt = self.task.statement(question).rstrip() + "\n"
-        rows = {k: self.reader.encode(self.tokenizer, prompt, [step.text for step in steps])
-                for k, steps in enumerate(steps_KN) if steps}  # fmt: skip
+        rows = {
+            k: self.reader.encode(self.tokenizer, prompt, [step.text for step in steps])
+            for k, steps in enumerate(steps_KN)
+            if steps
+        }
         score_KN: list[list[float]] = [[] for _ in steps_KN]
         if not rows:
             return Scores(score_KN)

@@ -219,21 +219,32 @@ class Compare:
             stitched_pools = [pool.head(min(n, self.settings.round_width)) for pool in pools]
             assert self.round_config is not None
             results = stitch_rounds(
-                self.denoiser, self.task, stitched_pools, self.scorer, self.round_config,
-                budgets=[pool.ledger.nfe for pool in pools], width=self.settings.round_width, delta=self.settings.delta,
-                seeds=[derive_seed(seed, 1) for seed in seeds], rescore=self.settings.rescore,
-            )  # fmt: skip
+                self.denoiser,
+                self.task,
+                stitched_pools,
+                self.scorer,
+                self.round_config,
+                budgets=[pool.ledger.nfe for pool in pools],
+                width=self.settings.round_width,
+                delta=self.settings.delta,
+                seeds=[derive_seed(seed, 1) for seed in seeds],
+                rescore=self.settings.rescore,
+            )
             evidences = [result.evidence for result in results]
         else:
             rule = RULES[self.settings.rule]
             evidences = [
-                rule(pool.question, self.task.checker or NoChecker(), pool.steps_KN, pool.score_KN, self.settings.delta)
+                rule(
+                    pool.question, self.task.checker or NoChecker(), pool.steps_KN, pool.score_KN, self.settings.delta
+                )
                 for pool in pools
             ]
             if self.settings.rescore:
                 stitched_pools = [replace(pool, rescored={}) for pool in pools]  # whose bill the votes do not share
-                evidences = [rescored(self.scorer, pool, evidence)
-                             for pool, evidence in zip(stitched_pools, evidences, strict=True)]  # fmt: skip
+                evidences = [
+                    rescored(self.scorer, pool, evidence)
+                    for pool, evidence in zip(stitched_pools, evidences, strict=True)
+                ]
         for pool, evidence, outcome in zip(stitched_pools, evidences, outcomes, strict=True):
             text = "\n".join(clue.step.text for clue in evidence.chain)
             answer = evidence_answer(self.task, pool, evidence, self.settings.delta)
@@ -258,8 +269,13 @@ class Compare:
         best = [max(range(len(head.texts_K)), key=head.weights().__getitem__) for head in heads]
         chains = [own_chain(task, head, k) for head, k in zip(heads, best, strict=True)]
         canvases = [
-            pin_chain(self.denoiser, task, chain, {t for t, clue in enumerate(chain) if clue.score >= delta},
-                      self.config.canvas_length)
+            pin_chain(
+                self.denoiser,
+                task,
+                chain,
+                {t for t, clue in enumerate(chain) if clue.score >= delta},
+                self.config.canvas_length,
+            )
             for chain in chains
         ]
         refined = sample(
@@ -274,9 +290,18 @@ class Compare:
 
         loops = [pool.head(1) for pool in pools]
         results = stitch_rounds(
-            self.denoiser, task, loops, self.scorer, self.round_config, budgets=[pool.ledger.nfe for pool in pools],
-            width=1, delta=delta, seeds=[derive_seed(seed, 3) for seed in seeds], memory=False, tabu=0,
-        )  # fmt: skip
+            self.denoiser,
+            task,
+            loops,
+            self.scorer,
+            self.round_config,
+            budgets=[pool.ledger.nfe for pool in pools],
+            width=1,
+            delta=delta,
+            seeds=[derive_seed(seed, 3) for seed in seeds],
+            memory=False,
+            tabu=0,
+        )
         found["remask_loop"] = [
             Outcome(
                 evidence_answer(task, loop, result.evidence, delta) if result.complete else task.extract(result.text),

@@ -206,7 +206,9 @@ class OpenAISolver:
                 if not error.again or attempt == self.retries.attempts or stop.is_set():
                     raise
                 if error.wait > LONGEST_WAIT:
-                    raise ServerError(f"{error}; it asks to wait for {error.wait:.0f} seconds", error.status) from error
+                    raise ServerError(
+                        f"{error}; it asks to wait for {error.wait:.0f} seconds", error.status
+                    ) from error
                 pause = self.retries.backoff * 2 ** (attempt - 1) * random.uniform(1.0, 1.25)
                 if stop.wait(max(pause, error.wait)):
                     raise
@@ -260,7 +262,9 @@ def _without_user(url: str) -> tuple[str, str | None]:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     if parts.query or parts.fragment:
-        raise ValueError(f"{parts.scheme}://{host}{parts.path}: the address of a server ends with its path, without ? or #")
+        raise ValueError(
+            f"{parts.scheme}://{host}{parts.path}: the address of a server ends with its path, without ? or #"
+        )
     user = unquote(parts.netloc.rpartition("@")[0]) or None
     return urlunsplit((parts.scheme, host, parts.path, "", "")), user
 
@@ -272,7 +276,9 @@ def _texts(message: Mapping[str, Any]) -> tuple[str, str]:
 
 def _joined(content: Any) -> str:
     if isinstance(content, list):
-        return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+        return "".join(
+            part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+        )
     return content if isinstance(content, str) else ""
 
 

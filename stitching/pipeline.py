@@ -79,8 +79,9 @@ def result_row(task: Task, index: int, given: Given, compared: Compared) -> dict
     all_answers = [*answers, *(outcome.answer for outcome in compared.outcomes.values())]
     verdicts = task.judge(given.problem, [answer or "" for answer in all_answers], texts)
     # No answer is a wrong answer, unless right and wrong cannot be told for this problem.
-    correct = [None if known is None else bool(answer) and known
-               for answer, known in zip(all_answers, verdicts, strict=True)]  # fmt: skip
+    correct = [
+        None if known is None else bool(answer) and known for answer, known in zip(all_answers, verdicts, strict=True)
+    ]
     return {
         "index": index,
         "question": given.problem.question,
@@ -97,7 +98,13 @@ def result_row(task: Task, index: int, given: Given, compared: Compared) -> dict
                 ],
             }
             for text, answer, right, weight, steps, scores in zip(
-                pool.texts_K, answers, correct[: len(answers)], pool.weights(), pool.steps_KN, pool.score_KN, strict=True
+                pool.texts_K,
+                answers,
+                correct[: len(answers)],
+                pool.weights(),
+                pool.steps_KN,
+                pool.score_KN,
+                strict=True,
             )
         ],
         "evidence": {
@@ -130,8 +137,12 @@ def summarise(
         judged = [bool(one["correct"]) for one in found if one["correct"] is not None]
         costs = {cost: sum(one["ledger"][cost] for one in found) / len(found) for cost in _COSTS}
         accuracy = sum(judged) / len(judged) if judged else None
-        methods[name] = {"accuracy": accuracy, "ci95": list(wilson(sum(judged), len(judged))) if judged else None,
-                         "n": len(judged), **costs}  # fmt: skip
+        methods[name] = {
+            "accuracy": accuracy,
+            "ci95": list(wilson(sum(judged), len(judged))) if judged else None,
+            "n": len(judged),
+            **costs,
+        }
         outcomes[name] = judged
     mine = outcomes.get("stitched", [])
     paired = {

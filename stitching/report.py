@@ -34,4 +34,6 @@ def write_report(path: Path, rows: Iterable[dict[str, Any]], summary: dict[str, 
             yield ("," if i else "") + "\n" + embed(row)
         yield "\n]}"
 
-    write_page(path, resources.files("lockstitch.stitching").joinpath("report.html").read_text(encoding="utf-8"), data())
+    write_page(
+        path, resources.files("lockstitch.stitching").joinpath("report.html").read_text(encoding="utf-8"), data()
+    )

@@ -42,8 +42,12 @@ class Scores:
     def cost(self, seconds: float = 0.0) -> Ledger:
         """The bill. A model that only says how many tokens it read did so in one pass."""
         waited = self.more.sequential_steps or int(self.tokens > 0)
-        return replace(self.more, scorer_tokens=self.more.scorer_tokens + self.tokens, sequential_steps=waited,
-                       seconds=self.more.seconds + seconds)  # fmt: skip
+        return replace(
+            self.more,
+            scorer_tokens=self.more.scorer_tokens + self.tokens,
+            sequential_steps=waited,
+            seconds=self.more.seconds + seconds,
+        )
 
 
 class Scorer(Protocol):
@@ -66,8 +70,10 @@ class Calculator:
 
     def __init__(self, task: Task) -> None:
         if task.checker is None:
-            raise ValueError(f"scorer 'calculator' asks the checker of steps, which task {task.name!r} has not: "
-                             "'confidence', 'prm:MODEL' or 'module:function' need none")  # fmt: skip
+            raise ValueError(
+                f"scorer 'calculator' asks the checker of steps, which task {task.name!r} has not: "
+                "'confidence', 'prm:MODEL' or 'module:function' need none"
+            )
         self.checker = task.checker
 
     def __call__(
@@ -89,10 +95,12 @@ class Confidence:
                 "the scorer 'confidence' reads the snapshot confidences of trajectories that this toolkit sampled; "
                 "completions from elsewhere have none: use 'calculator', 'prm:MODEL' or 'module:function'"
             )
-        return Scores([
-            [_mean_confidence(step, trajectory) for step in steps]
-            for steps, trajectory in zip(steps_KN, trajectories, strict=True)
-        ])
+        return Scores(
+            [
+                [_mean_confidence(step, trajectory) for step in steps]
+                for steps, trajectory in zip(steps_KN, trajectories, strict=True)
+            ]
+        )
 
 
 def _mean_confidence(step: Step, trajectory: Trajectory) -> float:
@@ -180,7 +188,9 @@ def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | 
         return Confidence()
     if spec in OF_DENOISER:
         if denoiser is None:
-            raise ValueError(f"the scorer {spec!r} asks the diffusion model that wrote the trajectories, and there is none")
+            raise ValueError(
+                f"the scorer {spec!r} asks the diffusion model that wrote the trajectories, and there is none"
+            )
         from lockstitch.stitching.consistency import Consistency
         from lockstitch.stitching.likelihood import Bound
 

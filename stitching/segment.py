@@ -79,7 +79,11 @@ def segment(text: str, unit: str | Segmenter) -> list[tuple[int, int]]:
 
 def _own_spans(text: str, pieces: Any, name: str) -> list[tuple[int, int]]:
     """The places of the pieces that a function of one's own cut a text into."""
-    if isinstance(pieces, str) or not isinstance(pieces, Sequence) or not all(isinstance(piece, str) for piece in pieces):
+    if (
+        isinstance(pieces, str)
+        or not isinstance(pieces, Sequence)
+        or not all(isinstance(piece, str) for piece in pieces)
+    ):
         raise ValueError(f"{name} gave {pieces!r:.80} for a text; a list of texts is needed")
     spans, at = [], 0
     for piece in map(str.strip, pieces):

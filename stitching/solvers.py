@@ -31,7 +31,9 @@ class TransformersSolver:
             self.eos.add(tokenizer.eos_token_id)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.eos, default=0)
         model.generation_config = GenerationConfig(
-            do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=self.pad,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.pad,
             eos_token_id=sorted(self.eos) or None,
         )
         context = model.config.get_text_config().to_dict().get("max_position_embeddings") or tokenizer.model_max_length

@@ -62,8 +62,9 @@ class Reader:
         """The reader of a model's directory or name on the hub; None where it is not one of ours."""
         from transformers.utils import cached_file
 
-        file = cached_file(model, READER, _raise_exceptions_for_missing_entries=False,
-                           _raise_exceptions_for_connection_errors=False)  # fmt: skip
+        file = cached_file(
+            model, READER, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
         return None if file is None else cls(**json.loads(Path(file).read_text(encoding="utf-8")))
 
     def write(self, directory: Path) -> None:
@@ -120,7 +121,9 @@ def as_step_classifier(model: PreTrainedModel, attention: str, seed: int = 0) ->
     name = type(model).__name__.replace("ForCausalLM", "ForTokenClassification")
     found = getattr(transformers, name, None)
     if found is None or not name.endswith("ForTokenClassification"):
-        raise ValueError(f"transformers has no {name}: a {type(model).__name__} cannot be given a head that scores steps")
+        raise ValueError(
+            f"transformers has no {name}: a {type(model).__name__} cannot be given a head that scores steps"
+        )
     config = type(model.config).from_dict(model.config.to_dict())
     config.num_labels, config.id2label, config.label2id = 2, LABELS, {label: i for i, label in LABELS.items()}
     with torch.device("meta"):
@@ -169,7 +172,9 @@ def load_body(
     return load_model(model, raw, **loading), load_tokenizer(model, loading.get("revision")), attention
 
 
-def load_classifier(model: str, reader: Reader, device: str | torch.device | None = None) -> tuple[PreTrainedModel, Any]:
+def load_classifier(
+    model: str, reader: Reader, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, Any]:
     """A trained classifier with its tokenizer, whole or an adapter of PEFT's beside its base's name; float32 on a CPU."""
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 

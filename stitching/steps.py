@@ -69,7 +69,7 @@ def merge_clues(steps: Sequence[tuple[Step, float]]) -> tuple[Clue, ...]:
         key = (step.index, step.text)
         source = (step.trajectory, step.index)
         seen = merged.get(key)
-        merged[key] = Clue(step, score, (source,)) if seen is None else Clue(
-            seen.step, seen.score, (*seen.sources, source)
+        merged[key] = (
+            Clue(step, score, (source,)) if seen is None else Clue(seen.step, seen.score, (*seen.sources, source))
         )
     return tuple(merged.values())

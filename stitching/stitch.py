@@ -37,8 +37,7 @@ def best_trajectory(score_KN: ScoresKN) -> int | None:
 
 
 def _scored(steps_KN: Steps, score_KN: ScoresKN) -> list[tuple[Step, float]]:
-    return [pair for steps, scores in zip(steps_KN, score_KN, strict=True)
-            for pair in zip(steps, scores, strict=True)]
+    return [pair for steps, scores in zip(steps_KN, score_KN, strict=True) for pair in zip(steps, scores, strict=True)]
 
 
 def paper_rule(steps_KN: Steps, score_KN: ScoresKN, delta: float) -> Evidence:
@@ -66,9 +65,7 @@ def _clue(step: Step, score: float) -> Clue:
     return Clue(step, score, ((step.trajectory, step.index),))
 
 
-def best_path(
-    question: str, checker: StepChecker, steps_KN: Steps, score_KN: ScoresKN, delta: float
-) -> Evidence:
+def best_path(question: str, checker: StepChecker, steps_KN: Steps, score_KN: ScoresKN, delta: float) -> Evidence:
     """The chain with the highest geometric mean of step score times soundness in the chain.
 
     Position t of the chain is step t of any trajectory, and the chain may end wherever some trajectory ends; chains
@@ -115,17 +112,23 @@ def best_path(
     chain = tuple(replace(clue, sources=_sources(clue.step, steps_KN, score_KN)) for clue in best[1])
     inside = {(clue.step.index, clue.step.text) for clue in chain}
     others = merge_clues(
-        [(step, score) for step, score in _scored(steps_KN, score_KN)
-         if score >= delta and (step.index, step.text) not in inside]
-    )  # fmt: skip
+        [
+            (step, score)
+            for step, score in _scored(steps_KN, score_KN)
+            if score >= delta and (step.index, step.text) not in inside
+        ]
+    )
     clues = sorted((*chain, *others), key=lambda clue: (clue.step.index, -clue.score, clue.step.text))
     return Evidence(tuple(clues), None, chain)
 
 
 def _sources(wanted: Step, steps_KN: Steps, score_KN: ScoresKN) -> tuple[tuple[int, int], ...]:
     """Every place where a step's text stands at its index, the best-scored first."""
-    places = [(step, score) for step, score in _scored(steps_KN, score_KN)
-              if (step.index, step.text) == (wanted.index, wanted.text)]  # fmt: skip
+    places = [
+        (step, score)
+        for step, score in _scored(steps_KN, score_KN)
+        if (step.index, step.text) == (wanted.index, wanted.text)
+    ]
     return merge_clues(places)[0].sources
 
 

@@ -58,7 +58,9 @@ def _step_cell(step: Mapping[str, Any], mark: str, width: int, paint: Paint) -> 
         glyph = mark if i == 0 else "│" if mark == _KEPT else " "
         score = f" {step['score']:.2f}" if i == 0 else " " * 5
         lines.append(
-            paint(glyph, BLUE, bold=True) + " " + paint(pad(line, room), code, bold=mark == _KEPT)
+            paint(glyph, BLUE, bold=True)
+            + " "
+            + paint(pad(line, room), code, bold=mark == _KEPT)
             + paint(score, code, bold=mark == _KEPT)
         )
     return lines
@@ -76,10 +78,12 @@ def _band(row: Mapping[str, Any], first: int, stop: int, width: int, paint: Pain
         feet.append([_verdict(trajectory["answer"], trajectory["correct"], paint, width)])
     blocks.append(heads)
     for i in range(max((len(trajectory["steps"]) for trajectory in band), default=0)):
-        blocks.append([
-            _step_cell(t["steps"][i], marks.get((k, i), " "), width, paint) if i < len(t["steps"]) else []
-            for k, t in enumerate(band, first)
-        ])
+        blocks.append(
+            [
+                _step_cell(t["steps"][i], marks.get((k, i), " "), width, paint) if i < len(t["steps"]) else []
+                for k, t in enumerate(band, first)
+            ]
+        )
     blocks.append(feet)
     lines = []
     for block in blocks:
@@ -161,8 +165,12 @@ def render_problem(row: dict[str, Any], *, width: int, color: bool) -> str:
 
 
 _COSTS = {
-    "nfe": "NFE", "tokens_forwarded": "forwarded", "scorer_tokens": "scorer", "solver_tokens": "solver",
-    "sequential_steps": "sequential", "seconds": "seconds",
+    "nfe": "NFE",
+    "tokens_forwarded": "forwarded",
+    "scorer_tokens": "scorer",
+    "solver_tokens": "solver",
+    "sequential_steps": "sequential",
+    "seconds": "seconds",
 }
 
 
@@ -185,7 +193,9 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Aligned lines: the first column to the left, the others to the right."""
     widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join([pad(name, widths[0]), *(value.rjust(width) for value, width in zip(values, widths[1:], strict=True))])
+        "  ".join(
+            [pad(name, widths[0]), *(value.rjust(width) for value, width in zip(values, widths[1:], strict=True))]
+        )
         for name, *values in rows
     ]
 

@@ -91,8 +91,15 @@ class Stitching:
         """How evidence is chosen and refined."""
         config = self.config
         assert config.rule is not None, "it was fitted to the task"
-        return StitchSettings(self.n, config.rule, config.delta, bool(config.rounds), config.round_width or 1,
-                              config.round_temperature, config.rescore)  # fmt: skip
+        return StitchSettings(
+            self.n,
+            config.rule,
+            config.delta,
+            bool(config.rounds),
+            config.round_width or 1,
+            config.round_temperature,
+            config.rescore,
+        )
 
     @property
     def samples(self) -> bool:
@@ -153,10 +160,13 @@ class Stitching:
         names: list[tuple[str, type[_Step], bool]] = [("sampler", _Sampler, on_accelerator)] if self.samples else []
         names += [("scorer", _Scorer, of_model), ("stitcher", _Stitcher, self.samples and on_accelerator)]
         names += [("solver", _Solver, not str(self.config.solver).startswith("openai:"))] if self.solves else []
-        return Job(self, tuple(
-            Stage(name, kind(self, is_first=i == 0, is_last=i == len(names) - 1), model)
-            for i, (name, kind, model) in enumerate(names)
-        ))  # fmt: skip
+        return Job(
+            self,
+            tuple(
+                Stage(name, kind(self, is_first=i == 0, is_last=i == len(names) - 1), model)
+                for i, (name, kind, model) in enumerate(names)
+            ),
+        )
 
 
 @dataclass(frozen=True)

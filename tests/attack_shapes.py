@@ -23,6 +23,7 @@ GOOD = "def f(x):\n    return {2: 7919, 3: 7927, 4: 7933, 5: 'parsec', 6: {1, 2}
 INPUTS, OUTPUTS = ["2\n", "3\n"], ["7919\n15838\n", "7927\n15854\n"]
 GOOD_PROGRAM = "n = {2: 7919, 3: 7927}[int(input())]\nprint(n)\nprint(2 * n)\n"
 
+
 @dataclass(frozen=True)
 class Attack:
     """One program.

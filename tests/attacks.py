@@ -6,13 +6,18 @@ from attacks_on_the_machine import EXCUSES, KERNEL, NEIGHBOURS
 ENDLESS = [
     Attack("endless loop in a call", "def f(x):\n    while True:\n        pass\n"),
     Attack("endless loop at the start", "while True:\n    pass\n"),
-    Attack("sleeps for ever", """
+    Attack(
+        "sleeps for ever",
+        """
 import time
 
 def f(x):
     time.sleep(10**9)
-"""),
-    Attack("loop deaf to signals", """
+""",
+    ),
+    Attack(
+        "loop deaf to signals",
+        """
 import signal
 for n in range(1, 65):
     try:
@@ -21,8 +26,11 @@ for n in range(1, 65):
         pass
 while True:
     pass
-"""),
-    Attack("loop that swallows BaseException", """
+""",
+    ),
+    Attack(
+        "loop that swallows BaseException",
+        """
 def f(x):
     while True:
         try:
@@ -30,21 +38,30 @@ def f(x):
                 pass
         except BaseException:
             pass
-"""),
+""",
+    ),
     Attack("minutes inside one operation", "def f(x):\n    return 9**9**9\n"),
-    Attack("catastrophic regular expression", """
+    Attack(
+        "catastrophic regular expression",
+        """
 import re
 
 def f(x):
     return re.match('(a+)+$', 'a' * 64 + 'b')
-"""),
-    Attack("stops itself", """
+""",
+    ),
+    Attack(
+        "stops itself",
+        """
 import os, signal
 
 def f(x):
     os.kill(os.getpid(), signal.SIGSTOP)
-"""),
-    Attack("answers that never end", """
+""",
+    ),
+    Attack(
+        "answers that never end",
+        """
 import os
 
 def f(x):
@@ -55,11 +72,14 @@ def f(x):
             pass
     while True:
         pass
-"""),
+""",
+    ),
 ]
 
 RESOURCES = [
-    Attack("fork bomb", """
+    Attack(
+        "fork bomb",
+        """
 import os
 
 def f(x):
@@ -68,8 +88,11 @@ def f(x):
             os.fork()
         except OSError:
             pass
-"""),
-    escape("a hundred processes", """
+""",
+    ),
+    escape(
+        "a hundred processes",
+        """
 import os, time
 children = 0
 for _ in range(100):
@@ -77,15 +100,21 @@ for _ in range(100):
         time.sleep(10**6)
     children += 1
 escaped = children == 100
-"""),
-    escape("a hundred threads", """
+""",
+    ),
+    escape(
+        "a hundred threads",
+        """
 import threading, time
 for _ in range(100):
     threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
 escaped = True
-"""),
+""",
+    ),
     escape("2 GiB in one process", "block = bytearray(2**31)\nescaped = True"),
-    escape("2 GiB in eight processes", """
+    escape(
+        "2 GiB in eight processes",
+        """
 import os, time
 reading, writing = os.pipe()
 for _ in range(8):
@@ -96,8 +125,11 @@ for _ in range(8):
 for _ in range(8):
     os.read(reading, 1)
 escaped = True
-"""),
-    escape("2 GiB of shared memory in eight processes", """
+""",
+    ),
+    escape(
+        "2 GiB of shared memory in eight processes",
+        """
 import mmap, os, time
 reading, writing = os.pipe()
 for _ in range(8):
@@ -110,30 +142,42 @@ for _ in range(8):
 for _ in range(8):
     os.read(reading, 1)
 escaped = True
-"""),
+""",
+    ),
     any_of(
         "memory that nobody counts",
         "os.memfd_create('x') >= 0",
         f"{LIBC}.shmget(0, 2**28, 0o1600) >= 0",
         f"{LIBC}.syscall(248, b'user', b'name', b'x' * 1024, 1024, -2) >= 0",
     ),
-    escape("fills the disk", """
+    escape(
+        "fills the disk",
+        """
 for i in range(40):
     with open(f'/tmp/lockstitch-attack-{i}', 'wb') as file:
         file.write(bytes(2**20))
 escaped = True
-"""),
-    escape("one large file", """
+""",
+    ),
+    escape(
+        "one large file",
+        """
 with open('/tmp/lockstitch-attack', 'wb') as file:
     file.truncate(2**30)
 escaped = True
-"""),
-    escape("a hundred thousand empty files", """
+""",
+    ),
+    escape(
+        "a hundred thousand empty files",
+        """
 for i in range(100_000):
     open(f'/tmp/lockstitch-attack-{i}', 'w').close()
 escaped = True
-"""),
-    escape("zip bomb", """
+""",
+    ),
+    escape(
+        "zip bomb",
+        """
 import zipfile
 with zipfile.ZipFile('/tmp/lockstitch-attack.zip', 'w', zipfile.ZIP_DEFLATED) as bomb:
     with bomb.open('x', 'w', force_zip64=True) as file:
@@ -141,35 +185,48 @@ with zipfile.ZipFile('/tmp/lockstitch-attack.zip', 'w', zipfile.ZIP_DEFLATED) as
             file.write(bytes(2**20))
 zipfile.ZipFile('/tmp/lockstitch-attack.zip').extractall('/tmp')
 escaped = True
-"""),
+""",
+    ),
     Attack("stdout flood", "def f(x):\n    while True:\n        print('x' * 2**16)\n"),
-    Attack("stderr flood", """
+    Attack(
+        "stderr flood",
+        """
 import sys
 
 def f(x):
     while True:
         sys.stderr.write('x' * 2**16)
-"""),
+""",
+    ),
     Attack("stdout flood of a script", "while True:\n    print('7919')\n", reads_and_writes=True),
-    escape("takes more than its limits", """
+    escape(
+        "takes more than its limits",
+        """
 import resource
 for kind in (resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU):
     resource.setrlimit(kind, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 escaped = True
-"""),
-    Attack("segmentation fault", """
+""",
+    ),
+    Attack(
+        "segmentation fault",
+        """
 import ctypes
 
 def f(x):
     return ctypes.string_at(0)
-"""),
-    Attack("deep recursion", """
+""",
+    ),
+    Attack(
+        "deep recursion",
+        """
 import sys
 sys.setrecursionlimit(10**9)
 
 def f(x):
     return f(x)
-"""),
+""",
+    ),
 ]
 
 OUTSIDE = [

@@ -282,7 +282,9 @@ time.sleep(600)
 ]  # fmt: skip
 
 EXCUSES = [
-    Attack("frames that say that the tests are broken", """
+    Attack(
+        "frames that say that the tests are broken",
+        """
 import os
 
 def f(x):
@@ -293,27 +295,39 @@ def f(x):
         except OSError:
             pass
     return 0
-"""),
-    Attack("raises CannotCross", """
+""",
+    ),
+    Attack(
+        "raises CannotCross",
+        """
 class CannotCross(Exception):
     pass
 
 def f(x):
     raise CannotCross('an argument of f')
-"""),
-    Attack("raises what the sandbox raises when it does not start", """
+""",
+    ),
+    Attack(
+        "raises what the sandbox raises when it does not start",
+        """
 class StartFailed(RuntimeError):
     pass
 
 def f(x):
     raise StartFailed('its control group')
-"""),
+""",
+    ),
     Attack("answers with what has no form outside", "def f(x):\n    return lambda: x\n"),
-    Attack("kills the process around it before the first answer", """
+    Attack(
+        "kills the process around it before the first answer",
+        """
 import os, signal
 os.kill(os.getpid(), signal.SIGKILL)
-"""),
-    Attack("fills all that a program may have before it answers", """
+""",
+    ),
+    Attack(
+        "fills all that a program may have before it answers",
+        """
 import os
 kept = []
 try:
@@ -330,22 +344,35 @@ except MemoryError:
 
 def f(x):
     return len(block)
-"""),
-    Attack("text that does harm where it is read", r"""
+""",
+    ),
+    Attack(
+        "text that does harm where it is read",
+        r"""
 def f(x):
     raise ValueError('\x1b[2J\x1b]0;title\x07 \ud800 [bold red]| a |\n\r\u202e' * 50)
-"""),
-    Attack("a name that does harm where it is read", r"""
+""",
+    ),
+    Attack(
+        "a name that does harm where it is read",
+        r"""
 Name = type('\x1b[31m\n\u202e', (Exception,), {})
 
 def f(x):
     raise Name('x' * 10**6)
-"""),
-    Attack("prints what does harm where it is read", r"""
+""",
+    ),
+    Attack(
+        "prints what does harm where it is read",
+        r"""
 import sys
 sys.stdout.buffer.write(b'\x1b[2J\xff\xfe\r\n\x00' * 100)
-""", reads_and_writes=True),
-    Attack("watches the worker by a trace function", """
+""",
+        reads_and_writes=True,
+    ),
+    Attack(
+        "watches the worker by a trace function",
+        """
 import sys, threading
 seen = []
 def trace(frame, event, argument):
@@ -367,8 +394,11 @@ def f(x):
         if type(value) is dict and value.get(4) == 7000 + 933:
             return value[x]
     return 0
-"""),
-    Attack("audits the worker", """
+""",
+    ),
+    Attack(
+        "audits the worker",
+        """
 import sys
 seen = []
 sys.addaudithook(lambda event, arguments: seen.append((event, arguments)))
@@ -378,5 +408,6 @@ def f(x):
         if '79' + '19' in repr(arguments):
             return 7000 + 919
     return 0
-"""),
+""",
+    ),
 ]

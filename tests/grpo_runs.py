@@ -28,7 +28,13 @@ def even_tokens(completion_ids, **columns):
 
 
 def make_trainer(
-    settings, output_dir, denoiser=None, rewards=even_tokens, lora=False, prompts=PROMPTS, trainer=DiffusionGRPOTrainer,
+    settings,
+    output_dir,
+    denoiser=None,
+    rewards=even_tokens,
+    lora=False,
+    prompts=PROMPTS,
+    trainer=DiffusionGRPOTrainer,
     **more,
 ):
     """A trainer of a random model; `settings` go before `SETTINGS`."""
@@ -77,8 +83,10 @@ def launch(processes, settings, output_dir, **more):
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lockstitch.rl.grpo"])
-    ranks = [context.Process(target=_rank, args=(rank, processes, port, settings, output_dir, more))
-             for rank in range(processes)]  # fmt: skip
+    ranks = [
+        context.Process(target=_rank, args=(rank, processes, port, settings, output_dir, more))
+        for rank in range(processes)
+    ]
     for rank in ranks:
         rank.start()
     return ranks

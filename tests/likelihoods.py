@@ -56,8 +56,9 @@ def gradients(denoiser, scalar):
     """Of all parameters, in one vector."""
     parameters = [p for p in denoiser.model.parameters() if p.requires_grad]
     found = torch.autograd.grad(scalar, parameters, allow_unused=True, retain_graph=True)
-    return torch.cat([torch.zeros_like(p).ravel() if g is None else g.ravel()
-                      for p, g in zip(parameters, found, strict=True)])  # fmt: skip
+    return torch.cat(
+        [torch.zeros_like(p).ravel() if g is None else g.ravel() for p, g in zip(parameters, found, strict=True)]
+    )
 
 
 def close(a, b, atol=1e-5):
@@ -66,12 +67,26 @@ def close(a, b, atol=1e-5):
 
 def label(config):
     """A test's name for an `EstimatorConfig`."""
-    return "-".join(str(v) for v in (config.estimator, config.mask_schedule, config.mask_distribution,
-                                     config.num_samples, config.segments) if v is not None)  # fmt: skip
+    return "-".join(
+        str(v)
+        for v in (
+            config.estimator,
+            config.mask_schedule,
+            config.mask_distribution,
+            config.num_samples,
+            config.segments,
+        )
+        if v is not None
+    )
 
 
 def toy(seeds):
     """One row of the same prompt and completion for each seed."""
     rows = len(seeds)
-    return Canvases(torch.tensor([PROMPT] * rows), torch.ones(rows, len(PROMPT)), torch.tensor([CANVAS] * rows),
-                    torch.tensor([[True] * N + [False]] * rows), torch.tensor(seeds))  # fmt: skip
+    return Canvases(
+        torch.tensor([PROMPT] * rows),
+        torch.ones(rows, len(PROMPT)),
+        torch.tensor([CANVAS] * rows),
+        torch.tensor([[True] * N + [False]] * rows),
+        torch.tensor(seeds),
+    )

@@ -29,10 +29,13 @@ def llada_loop(
     mask, padding = denoiser.mask_id, denoiser.pad_id
     width = max(map(len, prompts))
     given = canvases or [[None] * length] * len(prompts)
-    ids_BL = torch.tensor([
-        [padding] * (width - len(prompt)) + list(prompt) + [mask if token is None else token for token in canvas]
-        for prompt, canvas in zip(prompts, given, strict=True)
-    ], device=denoiser.device)  # fmt: skip
+    ids_BL = torch.tensor(
+        [
+            [padding] * (width - len(prompt)) + list(prompt) + [mask if token is None else token for token in canvas]
+            for prompt, canvas in zip(prompts, given, strict=True)
+        ],
+        device=denoiser.device,
+    )
     real_BL = torch.ones_like(ids_BL)
     for b, prompt in enumerate(prompts):
         real_BL[b, : width - len(prompt)] = 0

@@ -44,9 +44,14 @@ def random_denoiser(
     shape = dict(_SHAPE)
     if kind == "qwen2":
         del shape["head_dim"]
-    config = config_class(vocab_size=len(tok), eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,
-                          bos_token_id=None,
-                          initializer_range=0.25, **shape)  # fmt: skip
+    config = config_class(
+        vocab_size=len(tok),
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+        bos_token_id=None,
+        initializer_range=0.25,
+        **shape,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config).eval()
@@ -101,11 +106,24 @@ def random_diffusion_gemma(
     it hardly does, and rounding grows from step to step until it decides tokens. `shape` overrides the text config.
     """
     tok = tokenizer()
-    text = {"vocab_size": len(tok), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16,
-            "layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 8,
-            "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
-            "eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id, "bos_token_id": None} | shape  # fmt: skip
+    text = {
+        "vocab_size": len(tok),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "global_head_dim": 16,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "sliding_window": 8,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
+        "eos_token_id": tok.eos_token_id,
+        "pad_token_id": tok.pad_token_id,
+        "bos_token_id": None,
+    } | shape
     vision = {"model_type": "gemma4_vision", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
               "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16}  # fmt: skip
     config = DiffusionGemmaConfig(text_config=text, vision_config=vision, canvas_length=8, initializer_range=0.25)

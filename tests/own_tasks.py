@@ -24,7 +24,7 @@ def says(completions, answer, **columns):
 def pieces(text):
     return [line for line in text.split("\\n") if "=" in line]
 '''
-MODULE = '''
+MODULE = """
 from my_reward import pieces, says
 from lockstitch.rewards.tasks.task import Source, Task
 
@@ -38,7 +38,7 @@ task = Task("sums", ((says, 1.0),), {"train": Source(data="sums.jsonl")}, read, 
 
 def make():
     return task
-'''
+"""
 
 
 TINY = ["--max_steps", "2", "--report_to", "none", "--use_cpu", "true", "--bf16", "false", "--output_dir", "out"]
@@ -54,9 +54,13 @@ def place(tmp_path, monkeypatch):
     info = tmp_path / "site" / "acme_sums-1.2.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-sums\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text("[lockstitch.tasks]\nacme_sums = acme_sums:make\nacme_value = acme_sums:task\n")
+    (info / "entry_points.txt").write_text(
+        "[lockstitch.tasks]\nacme_sums = acme_sums:make\nacme_value = acme_sums:task\n"
+    )
     (tmp_path / "site" / "my_reward.py").write_text(REWARD)
-    (tmp_path / "site" / "acme_sums.py").write_text(MODULE.replace("def make():", 'def make():\n    """Sums of two."""'))
+    (tmp_path / "site" / "acme_sums.py").write_text(
+        MODULE.replace("def make():", 'def make():\n    """Sums of two."""')
+    )
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.chdir(tmp_path)
     for name in ("my_reward", "acme_sums", "my_task"):

@@ -20,8 +20,19 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 class FogConfig(PretrainedConfig):
     model_type = "fog"
 
-    def __init__(self, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=403, mask_token_id=2,
-                 habit="plain", rope_theta=10_000.0, max_position_embeddings=256, dropout=0.0, **kwargs):  # fmt: skip
+    def __init__(
+        self,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=403,
+        mask_token_id=2,
+        habit="plain",
+        rope_theta=10_000.0,
+        max_position_embeddings=256,
+        dropout=0.0,
+        **kwargs,
+    ):
         self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
         self.num_attention_heads, self.max_position_embeddings = num_attention_heads, max_position_embeddings
         self.dropout = dropout
@@ -42,7 +53,9 @@ class Block(nn.Module):
         q, k = turned(q, angle), turned(k, angle)
         if cache is not None:
             k, v = cache.update(k, v, layer)
-        return x + self.o_proj(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        return x + self.o_proj(
+            functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        )
 
 
 def turned(x, angle):
@@ -72,8 +85,16 @@ class FogModel(PreTrainedModel):
     def prepare_inputs_for_generation(self, input_ids, **kwargs):  # makes transformers add a generation config
         return {"input_ids": input_ids}
 
-    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None,
-                logits_to_keep=None, **kwargs):  # fmt: skip
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        use_cache=None,
+        logits_to_keep=None,
+        **kwargs,
+    ):
         habit = self.config.habit
         if habit == "blind":
             attention_mask = position_ids = past_key_values = logits_to_keep = None
@@ -81,7 +102,9 @@ class FogModel(PreTrainedModel):
             position_ids = torch.arange(input_ids.shape[1])[None]
         if attention_mask is not None and attention_mask.ndim == 2:
             attention_mask = attention_mask.bool()[:, None, None].expand(-1, -1, input_ids.shape[1], -1)
-            attention_mask = torch.zeros(attention_mask.shape).masked_fill(~attention_mask, torch.finfo(torch.float32).min)
+            attention_mask = torch.zeros(attention_mask.shape).masked_fill(
+                ~attention_mask, torch.finfo(torch.float32).min
+            )
         if attention_mask is not None and habit == "inverted":
             attention_mask = torch.finfo(torch.float32).min - attention_mask
         angle = (position_ids[..., None].float() * self.inv_freq)[:, None]
@@ -90,7 +113,9 @@ class FogModel(PreTrainedModel):
             x = layer(x, angle, attention_mask, past_key_values, number)
         if self.training and habit == "silent":
             return CausalLMOutputWithPast(logits=None)
-        return CausalLMOutputWithPast(logits=self.head(self.drop(x if logits_to_keep is None else x[:, logits_to_keep])))
+        return CausalLMOutputWithPast(
+            logits=self.head(self.drop(x if logits_to_keep is None else x[:, logits_to_keep]))
+        )
 
 
 def write_checkpoint(path, tokenizer, habit="plain", **config):

@@ -52,8 +52,10 @@ def test_an_adapter_s_logits_and_tokens_are_the_merged_model_s(tmp_path):
     adapter = make_adapter(tmp_path / "run", "embedded:sudoku")
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "embedded:sudoku"
     export(ExportConfig(adapter, tmp_path / "merged", merge=True))
-    bare, found, whole = (Denoiser.from_pretrained(str(place), device="cpu")
-                          for place in ("embedded:sudoku", adapter, tmp_path / "merged"))  # fmt: skip
+    bare, found, whole = (
+        Denoiser.from_pretrained(str(place), device="cpu")
+        for place in ("embedded:sudoku", adapter, tmp_path / "merged")
+    )
     assert isinstance(found.model, PeftModel)
     assert (logits(found.model) - logits(bare.model)).abs().max() > 0.1
     torch.testing.assert_close(logits(found.model), logits(whole.model), rtol=1e-5, atol=1e-5)
@@ -68,7 +70,9 @@ def test_an_adapter_under_published_names_too(name, tmp_path):
     native = make_adapter(tmp_path / "native", base)
     export(ExportConfig(native, tmp_path / "published", names="published"))
     keys = [set(load_file(tmp_path / place / "adapter_model.safetensors")) for place in ("native", "published")]
-    first, second = (Denoiser.from_pretrained(str(tmp_path / place), device="cpu") for place in ("native", "published"))
+    first, second = (
+        Denoiser.from_pretrained(str(tmp_path / place), device="cpu") for place in ("native", "published")
+    )
     assert first.family == second.family == Denoiser.from_pretrained(base, device="cpu").family
     torch.testing.assert_close(logits(second.model), logits(first.model), rtol=1e-5, atol=1e-5)
     assert name != "llada2" or keys[0] != keys[1]
@@ -93,9 +97,18 @@ def test_training_starts_from_the_merged_weights(tmp_path):
     expected = logits(Denoiser.from_pretrained(str(adapter), device="cpu").model)
     torch.testing.assert_close(logits(started.model), expected, rtol=1e-5, atol=1e-5)
 
-    training = DiffusionSFTConfig(output_dir=str(tmp_path / "second"), bf16=False, use_cpu=True, max_steps=1,
-                                  learning_rate=1e-9, report_to="none", gradient_checkpointing=False, disable_tqdm=True,
-                                  canvas_length=20, per_device_train_batch_size=4)  # fmt: skip
+    training = DiffusionSFTConfig(
+        output_dir=str(tmp_path / "second"),
+        bf16=False,
+        use_cpu=True,
+        max_steps=1,
+        learning_rate=1e-9,
+        report_to="none",
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        canvas_length=20,
+        per_device_train_batch_size=4,
+    )
     recipe = sft.RecipeArguments(generate="sudoku", num_problems=8)
     sft.train(recipe, training, DiffusionModelConfig(str(adapter), use_peft=True, lora_r=4))
     again = find_adapter(str(tmp_path / "second"))

@@ -49,9 +49,13 @@ def total_nfe(trajectories):
 
 @pytest.mark.parametrize(
     "one_at_a_time",
-    [{"policy": "factor", "factor": 0.0}, {"policy": "entropy_bound", "entropy_bound": 0.0},
-     {"policy": "deferred", "threshold": 1.01, "window": G}, {"policy": "threshold", "threshold": 1.01}],
-)  # fmt: skip
+    [
+        {"policy": "factor", "factor": 0.0},
+        {"policy": "entropy_bound", "entropy_bound": 0.0},
+        {"policy": "deferred", "threshold": 1.01, "window": G},
+        {"policy": "threshold", "threshold": 1.01},
+    ],
+)
 def test_the_strictest_setting_is_one_token_a_step(one_at_a_time):
     drawn = run(**one_at_a_time)
     assert all(t.ledger.nfe == G for t in drawn)
@@ -70,10 +74,13 @@ def test_the_loosest_setting_is_one_step_a_block(loose):
 
 @pytest.mark.parametrize(
     "between",
-    [{"policy": "factor", "factor": 0.6}, {"policy": "entropy_bound", "entropy_bound": 0.6},
-     {"policy": "threshold", "threshold": 0.4, "certainty": "margin"},
-     {"policy": "threshold", "threshold": 0.4, "certainty": "entropy"}],
-)  # fmt: skip
+    [
+        {"policy": "factor", "factor": 0.6},
+        {"policy": "entropy_bound", "entropy_bound": 0.6},
+        {"policy": "threshold", "threshold": 0.4, "certainty": "margin"},
+        {"policy": "threshold", "threshold": 0.4, "certainty": "entropy"},
+    ],
+)
 def test_settings_between_take_fewer_steps(between):
     assert len(PROMPTS) * G // 4 < total_nfe(run(block_length=4, **between)) < len(PROMPTS) * G
 
@@ -105,7 +112,9 @@ def test_deferred_at_its_limits():
 def test_remdm_that_reopens_nothing_is_plain():
     plain = run(policy="random", steps=6, temperature=1.0, block_length=6)
     for sigma in ("cap", "rescale", "confidence"):
-        drawn = run(policy="random", steps=6, temperature=1.0, block_length=6, correction="remdm", sigma=sigma, eta=0.0)
+        drawn = run(
+            policy="random", steps=6, temperature=1.0, block_length=6, correction="remdm", sigma=sigma, eta=0.0
+        )
         assert tokens(drawn) == tokens(plain)
 
 
@@ -198,7 +207,9 @@ def reference_daedal(denoiser, prompt, start, most, block, threshold):
         logits[:, mask] = -torch.inf
         p = logits.softmax(-1)
         tail = range(max(0, len(canvas) - 32), len(canvas))
-        end = sum(float(p[i, denoiser.eos_ids[0]]) for i in tail if int(p[i].argmax()) == denoiser.eos_ids[0]) / len(tail)
+        end = sum(float(p[i, denoiser.eos_ids[0]]) for i in tail if int(p[i].argmax()) == denoiser.eos_ids[0]) / len(
+            tail
+        )
         logits[:, denoiser.pad_id] = -torch.inf
         return *logits.softmax(-1).max(-1), end
 
@@ -238,8 +249,16 @@ def test_dynamic_length():
         with torch.no_grad():
             soft.model.lm_head.weight[soft.eos_ids[0]] += lift * soft.model.lm_head.weight[7]
             expected = [reference_daedal(soft, prompt, 8, most, 8, 0.6) for prompt in PROMPTS]
-        drawn = run(denoiser=soft, canvas_length=8, max_length=most, length="dynamic", block_length=8, policy="threshold",
-                    threshold=0.6, stop_at_eos=True)  # fmt: skip
+        drawn = run(
+            denoiser=soft,
+            canvas_length=8,
+            max_length=most,
+            length="dynamic",
+            block_length=8,
+            policy="threshold",
+            threshold=0.6,
+            stop_at_eos=True,
+        )
         assert tokens(drawn) == expected
         assert all(len(t.commit_step) == len(t.canvas_ids) == len(t.confidence) for t in drawn)
         assert any(len(ids) > 8 for ids in expected)
@@ -253,7 +272,18 @@ FITS = {
     "bidirectional": {"llada", "fast", "dream", "fork", "dcd", "draft_revise", "remdm", "daedal"},
     "llada": {"llada", "dream", "fork", "dcd", "draft_revise", "remdm", "daedal"},
     "dream": {"llada", "dream", "fork", "dcd", "draft_revise", "remdm", "daedal"},
-    "block_causal": {"llada", "dream", "block", "sdar", "fast_dllm_v2", "llada2", "fork", "dcd", "draft_revise", "remdm"},
+    "block_causal": {
+        "llada",
+        "dream",
+        "block",
+        "sdar",
+        "fast_dllm_v2",
+        "llada2",
+        "fork",
+        "dcd",
+        "draft_revise",
+        "remdm",
+    },
     "context_causal": {"llada", "dream", "block", "fork", "dcd", "draft_revise", "remdm"},
 }
 
@@ -361,8 +391,10 @@ def check_combination(combination):
     if chosen["cache"] == "none":
         # Each pass read the canvas that the trace says there was (blocks ahead may be left out); the steps without a pass
         # are those that began a revision.
-        shown = [[denoiser.mask_id if token is None else token for token in alone.canvas_at(step)]
-                 for step in range(len(inputs) + 2)]  # fmt: skip
+        shown = [
+            [denoiser.mask_id if token is None else token for token in alone.canvas_at(step)]
+            for step in range(len(inputs) + 2)
+        ]
         step = skipped = 0
         for ids in inputs:
             seen = ids[0, len(alone.prompt_ids) :].tolist()

@@ -85,7 +85,11 @@ def test_what_is_unknown_is_refused(call, says):
     [
         ("gsm8k", {"question": " Q? ", "answer": "1+1=2\n#### 2"}, {"question": "Q?", "answer": "1+1=2\n#### 2"}),
         ("math500", {"problem": "P", "solution": r"so \boxed{2}"}, {"question": "P", "answer": r"so \boxed{2}"}),
-        ("math500", {"problem": "P", "solution": "s", "answer": "2"}, {"question": "P", "answer": "2", "solution": "s"}),
+        (
+            "math500",
+            {"problem": "P", "solution": "s", "answer": "2"},
+            {"question": "P", "answer": "2", "solution": "s"},
+        ),
         ("amc", {"id": 0, "problem": "P", "answer": 27.0}, {"question": "P", "answer": 27.0, "id": 0}),
         ("aime", {"problem": "P", "answer": None}, {"question": "P", "answer": None}),
         ("svamp", {"Body": "He has 3 ", "Question": "How many?", "Answer": 3.0}, {"question": "He has 3. How many?"}),
@@ -94,12 +98,16 @@ def test_what_is_unknown_is_refused(call, says):
         ("countdown", {"nums": [30, 100, 93], "target": 23}, {"question": "30,100,93=23", "target": 23}),
         ("countdown", {"question": "Numbers: [30, 100, 93]\nTarget: 23"}, {"question": "30,100,93=23"}),
         ("sudoku", {"Puzzle": "3102200002100320", "Solution": "x"}, {"question": "3102200002100320"}),
-        ("sudoku", {"question": "Solve the following Sudoku puzzle: 3102200002100320\n"}, {"question": "3102200002100320"}),
+        (
+            "sudoku",
+            {"question": "Solve the following Sudoku puzzle: 3102200002100320\n"},
+            {"question": "3102200002100320"},
+        ),
         ("arithmetic", {"question": "12, +7"}, {"question": "12, +7"}),
         ("humaneval", HUMANEVAL, {"code_prompt": HUMANEVAL["prompt"], "question": HUMANEVAL["prompt"]}),
         ("mbpp", {"prompt": "Add.", "test_list": ["assert f(1) == 2"]}, {"text": "Add."}),
     ],
-)  # fmt: skip
+)
 def test_a_row_is_read(name, row, columns):
     found = read(name, row)
     assert columns.items() <= found.items()
@@ -132,7 +140,9 @@ def test_a_row_that_lacks_something_is_refused(name, row, says):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_prompts_ask_in_the_form(name):
-    question = {"countdown": "30,100,93=23", "sudoku": "3102200002100320", "arithmetic": "12, +7"}.get(name, "How many?")
+    question = {"countdown": "30,100,93=23", "sudoku": "3102200002100320", "arithmetic": "12, +7"}.get(
+        name, "How many?"
+    )
     task = get_task(name)
     for form in task.forms:
         text = task.prompt(question, form)
@@ -183,8 +193,9 @@ def test_rows_are_made_up_where_the_task_can(monkeypatch):
     assert not {row["question"] for row in train} & {row["question"] for row in held}
     assert train == load_rows("countdown", source="train", count=200)
     assert train != load_rows("countdown", source="train", count=200, seed=1)
-    values = load_reward("countdown")([""] * 200, [f"#### {row['answer']}" for row in train],
-                                      question=[row["question"] for row in train])  # fmt: skip
+    values = load_reward("countdown")(
+        [""] * 200, [f"#### {row['answer']}" for row in train], question=[row["question"] for row in train]
+    )
     assert values == [1.0] * 200
 
 
@@ -212,7 +223,9 @@ def test_a_copy_of_the_hubs_folder_is_loaded_as_the_hub_is(tmp_path, monkeypatch
         "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: test\n    path: main/test-*\n---\n"
     )
     loaded = load_rows("gsm8k", path=folder, form="boxed", conversational=False)
-    assert [(row["question"], row["answer"]) for row in loaded] == [(row["question"].strip(), row["answer"]) for row in rows]
+    assert [(row["question"], row["answer"]) for row in loaded] == [
+        (row["question"].strip(), row["answer"]) for row in rows
+    ]
     # What trainers do with them.
     assert datasets.Dataset.from_list(loaded).column_names == ["question", "answer", "prompt"]
 

@@ -53,7 +53,9 @@ def test_examples(text, parts):
     assert parse(text) == parts
 
 
-@pytest.mark.parametrize("blank", ["[[a:0]]", "[[a:]]", "[[a:-3]]", "[[a: 12]]", "[[a:twelve]]", "[[a:03]]", "[[a:٣]]"])
+@pytest.mark.parametrize(
+    "blank", ["[[a:0]]", "[[a:]]", "[[a:-3]]", "[[a: 12]]", "[[a:twelve]]", "[[a:03]]", "[[a:٣]]"]
+)
 def test_a_bad_width_is_refused_by_name(blank):
     with pytest.raises(ValueError, match="its width in tokens must be a whole number of at least 1") as caught:
         parse(f"so [[ok:1]] {blank} it goes")
@@ -78,7 +80,10 @@ def test_a_prompt_is_needed_before_the_first_blank():
         lay_out(parse("[[x:2]]cd"), lambda text: [1])
 
 
-@given(st.lists(st.one_of(st.none(), st.integers(5, 9)), max_size=12), st.lists(st.integers(0, 3), max_size=2, unique=True))
+@given(
+    st.lists(st.one_of(st.none(), st.integers(5, 9)), max_size=12),
+    st.lists(st.integers(0, 3), max_size=2, unique=True),
+)
 def test_what_stands_before_pinned_text_may_not_end_the_completion(canvas, eos_ids):
     expected = [
         (position, eos)

@@ -41,7 +41,9 @@ def exact_bound(denoiser, low=0.0, high=1.0):
         inside = [i for i, number in enumerate(of) if number == block]
         for mask in itertools.product([False, True], repeat=len(inside)):
             hidden = {i for i, masked in zip(inside, mask, strict=True) if masked}
-            logp = plain_logp(denoiser, PROMPT, ANSWER, [i not in hidden for i in range(len(ANSWER))], BLOCK, forbids=False)
+            logp = plain_logp(
+                denoiser, PROMPT, ANSWER, [i not in hidden for i in range(len(ANSWER))], BLOCK, forbids=False
+            )
             nll = -sum(logp[i] for i in hidden) / len(ANSWER)
             total += nll * (grid ** len(hidden) * (1 - grid) ** (len(inside) - len(hidden)) / grid).mean().item()
     return total
@@ -55,8 +57,9 @@ def test_loss_and_gradient_are_those_of_the_exact_bound(family):
     batch = CanvasCollator(0, 1, None, pads_left=True)([ROW] * len(masks))
     masked = torch.cat([torch.zeros(len(masks), len(PROMPT), dtype=torch.bool), masks], 1)
     noised = batch["input_ids"].masked_fill(masked, denoiser.mask_id)
-    logits = packed_logits(denoiser, denoiser.model, batch["input_ids"], noised, batch["attention_mask"], masked,
-                           len(ANSWER), BLOCK)  # fmt: skip
+    logits = packed_logits(
+        denoiser, denoiser.model, batch["input_ids"], noised, batch["attention_mask"], masked, len(ANSWER), BLOCK
+    )
     logits_of = logits.split(masked.sum(1).tolist())
 
     of, total = torch.tensor(numbers(family)), 0.0
@@ -79,8 +82,10 @@ def test_rows_are_trained_by_themselves(family):
     """Prompts of several lengths, padded on the left, whose blocks begin in different columns."""
     denoiser = random_denoiser("qwen3", family=family)
     prompts = [PROMPT, PROMPT[:2], PROMPT + PROMPT]
-    rows = [{"input_ids": p + ANSWER[:n], "labels": [-100] * len(p) + ANSWER[:n]}
-            for p, n in zip(prompts, (4, 2, 3), strict=True)]  # fmt: skip
+    rows = [
+        {"input_ids": p + ANSWER[:n], "labels": [-100] * len(p) + ANSWER[:n]}
+        for p, n in zip(prompts, (4, 2, 3), strict=True)
+    ]
     collate, mask = CanvasCollator(0, 1, 4, pads_left=True), torch.tensor([True, False, True, True])
 
     def logits_of(rows):
@@ -95,8 +100,16 @@ def test_rows_are_trained_by_themselves(family):
 
 
 def sft_trainer(denoiser, rows, tmp_path, **settings):
-    args = DiffusionSFTConfig(output_dir=str(tmp_path), bf16=False, gradient_checkpointing=False, report_to="none",
-                              disable_tqdm=True, use_cpu=True, save_strategy="no", **settings)  # fmt: skip
+    args = DiffusionSFTConfig(
+        output_dir=str(tmp_path),
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+        **settings,
+    )
     return DiffusionSFTTrainer(denoiser, args, train_dataset=Dataset.from_list(rows))
 
 
@@ -167,10 +180,22 @@ def test_the_recipe_trains_a_block_causal_model(tmp_path):
     source, rows = random_denoiser("qwen3", family=BLOCK_CAUSAL), tmp_path / "rows.jsonl"
     source.model.save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
-    Dataset.from_list(list(tokenize_rows(prompt_completion_rows(get_task("sudoku"), 16, 0), tokenizer()))).to_json(rows)
-    training = DiffusionSFTConfig(output_dir=str(tmp_path / "run"), bf16=False, use_cpu=True, report_to="none", max_steps=2,
-                                  per_device_train_batch_size=4, learning_rate=1e-2, warmup_steps=0, block_length=8,
-                                  logging_steps=1, disable_tqdm=True)  # fmt: skip
+    Dataset.from_list(list(tokenize_rows(prompt_completion_rows(get_task("sudoku"), 16, 0), tokenizer()))).to_json(
+        rows
+    )
+    training = DiffusionSFTConfig(
+        output_dir=str(tmp_path / "run"),
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        max_steps=2,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        block_length=8,
+        logging_steps=1,
+        disable_tqdm=True,
+    )
     recipe = RecipeArguments(dataset_name=str(rows), family="block_causal")
     train(recipe, training, DiffusionModelConfig(str(tmp_path / "model")))
     trained = Denoiser.from_pretrained(str(tmp_path / "run"), family="block_causal").model

@@ -56,15 +56,17 @@ def test_scores_that_mean_what_they_say_have_no_error():
 
 def test_a_run_is_held_against_the_exact_checker():
     step = lambda text, score: {"text": text, "score": score}  # noqa: E731
-    rows = [{
-        "question": "12, +7",
-        "trajectories": [
-            {"steps": [step("12+7=19", 0.9)], "correct": True, "mean_score": 0.9},
-            {"steps": [step("12+7=18", 0.2)], "correct": False, "mean_score": 0.2},
-            {"steps": [step("hm", 0.4)], "correct": None, "mean_score": 0.4},
-            {"steps": [], "correct": False, "mean_score": 0.0},
-        ],
-    }]  # fmt: skip
+    rows = [
+        {
+            "question": "12, +7",
+            "trajectories": [
+                {"steps": [step("12+7=19", 0.9)], "correct": True, "mean_score": 0.9},
+                {"steps": [step("12+7=18", 0.2)], "correct": False, "mean_score": 0.2},
+                {"steps": [step("hm", 0.4)], "correct": None, "mean_score": 0.4},
+                {"steps": [], "correct": False, "mean_score": 0.0},
+            ],
+        }
+    ]
     found = scorer_against_checker(get_task("arithmetic"), rows)
     assert (found["steps"]["n"], found["steps"]["auc"]) == (2, 1.0)  # the checker can say nothing of the third
     assert (found["traces"]["n"], found["traces"]["auc"]) == (2, 1.0)

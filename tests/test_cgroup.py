@@ -47,7 +47,12 @@ NO_V2 = "12:pids:/user\n1:name=systemd:/user\n"
         (f"{NO_V2}0::/\n", HYBRID, "/sys/fs/cgroup/unified", "/sys/fs/cgroup/unified"),
         # A part of the hierarchy, as containers have it, in a folder with a space in its name.
         ("0::/box/job\n", r"9 8 0:23 /box /my\040groups rw - cgroup2 none rw", "/my groups/job", "/my groups"),
-        ("0::/box/job\n", f"9 8 0:23 /other /x rw - cgroup2 none rw\n{UNIFIED}", "/sys/fs/cgroup/box/job", "/sys/fs/cgroup"),
+        (
+            "0::/box/job\n",
+            f"9 8 0:23 /other /x rw - cgroup2 none rw\n{UNIFIED}",
+            "/sys/fs/cgroup/box/job",
+            "/sys/fs/cgroup",
+        ),
     ],
 )
 def test_the_own_group(membership, mounts, own, mount):

@@ -50,7 +50,11 @@ def test_the_template_is_used_where_there_is_one_unless_it_is_said_otherwise(mod
 
 
 def test_messages_are_prompts_and_blanks_stay_as_they_are(model, tmp_path, capsys):
-    talk = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "2+2="}]
+    talk = [
+        {"role": "user", "content": "1+1="},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+2="},
+    ]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": talk}) + "\n" + json.dumps({"prompt": "3+3="}) + "\n")
     words = ["--model", model, "--device", "cpu", "--output"]
     prompts_of(capsys, *words, tmp_path / "talk", "--input", tmp_path / "rows.jsonl", "--canvas_length", 4)

@@ -40,7 +40,9 @@ def gone(pids: list[int], seconds: float = 3.0) -> bool:
 def test_a_child_has_what_it_is_given_and_says_how_it_ended(tmp_path):
     reading, writing = os.pipe()
     place = FIRST_DESCRIPTOR
-    child = spawn(f"pwd >/dev/fd/{place}; echo $PYTHONHASHSEED $HOME >/dev/fd/{place}; exit 7", writing, cwd=str(tmp_path))
+    child = spawn(
+        f"pwd >/dev/fd/{place}; echo $PYTHONHASHSEED $HOME >/dev/fd/{place}; exit 7", writing, cwd=str(tmp_path)
+    )
     os.close(writing)
     assert child.wait() == child.wait(0.0) == 7
     with open(reading) as said:
@@ -114,7 +116,9 @@ def test_a_forked_process_has_a_keeper_of_its_own():
     assert spawn("exit 3").wait() == 3
 
 
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)", "os._exit(0)", "pass", "1 / 0"])
+@pytest.mark.parametrize(
+    "end", ["os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)", "os._exit(0)", "pass", "1 / 0"]
+)
 def test_nothing_outlives_us(tmp_path, end):
     """Neither what is deaf and has a session of its own, nor a folder with something in it."""
     code = f"""
@@ -144,7 +148,16 @@ print(*processes_of(os.getpid())[1:], flush=True)
 @pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_whoever_is_killed_leaves_nothing(kills):
     longest = "2" if kills < 100 else "4"  # so that half of them are at work beside other work, too
-    command = [sys.executable, str(KILL_TABLE), "--kills", str(kills), "--seed", str(os.getpid()), "--longest", longest]
+    command = [
+        sys.executable,
+        str(KILL_TABLE),
+        "--kills",
+        str(kills),
+        "--seed",
+        str(os.getpid()),
+        "--longest",
+        longest,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1200)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
     assert [(row[2], row[4]) for row in rows] == [(str(kills // 2), "0")] * 4, done.stdout + done.stderr

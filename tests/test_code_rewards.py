@@ -96,9 +96,11 @@ BODIES = [
 def test_a_header_and_its_body(where):
     columns = {"test": [CHECK] * len(BODIES), "entry_point": ["total"] * len(BODIES)}
     prompt = {
-        "column": "Sum them up!", "prompt": HEADER, "conversation": [{"role": "user", "content": HEADER}],
+        "column": "Sum them up!",
+        "prompt": HEADER,
+        "conversation": [{"role": "user", "content": HEADER}],
         "fence": f"Complete this:\n```python\n{HEADER}```\nThe function is `total`.",
-    }[where]  # fmt: skip
+    }[where]
     if where == "column":
         columns["code_prompt"] = [HEADER] * len(BODIES)
     completions = [[{"role": "assistant", "content": body}] for body in BODIES]

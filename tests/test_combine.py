@@ -26,8 +26,10 @@ def test_a_sum_with_the_weights_one_and_zero_is_its_first_part():
     for row, other in zip(alone.score_KN, combined.score_KN, strict=True):
         assert row == pytest.approx(other, abs=2e-6)
     reverse = Combined([a, b], Weights(("a", "b"), (0.0, 1.0)))(QUESTION, STEPS_KN, None)
-    assert [row == pytest.approx(other, abs=2e-6) for row, other in
-            zip(b(QUESTION, STEPS_KN).score_KN, reverse.score_KN, strict=True)] == [True] * 3  # fmt: skip
+    assert [
+        row == pytest.approx(other, abs=2e-6)
+        for row, other in zip(b(QUESTION, STEPS_KN).score_KN, reverse.score_KN, strict=True)
+    ] == [True] * 3
     assert combined.cost() == Ledger(scorer_tokens=7, sequential_steps=1)
 
 

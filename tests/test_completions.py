@@ -157,9 +157,11 @@ def test_rows_without_a_problem_are_joined_by_their_id(tmp_path, capsys):
 
 
 PROBLEM = {
-    "task_id": "HumanEval/0", "prompt": "def double(x):\n", "entry_point": "double",
+    "task_id": "HumanEval/0",
+    "prompt": "def double(x):\n",
+    "entry_point": "double",
     "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(5) == 10\n",
-}  # fmt: skip
+}
 
 
 def test_the_samples_of_humaneval_and_evalplus(tmp_path, bubblewrap):
@@ -167,7 +169,9 @@ def test_the_samples_of_humaneval_and_evalplus(tmp_path, bubblewrap):
     bodies = ("    return 2 * x\n", "    return x\n", "    return x + x\n")
     samples = [{"task_id": "HumanEval/0", "completion": text} for text in bodies]
     summary, results = grade(write(tmp_path / "samples.jsonl", samples), "humaneval", "--input", str(own))
-    assert [(row["task_id"], row["right"]) for row in results] == [("HumanEval/0", right) for right in (True, False, True)]
+    assert [(row["task_id"], row["right"]) for row in results] == [
+        ("HumanEval/0", right) for right in (True, False, True)
+    ]
     assert [of["mean"] for of in summary["pass@k"].values()] == [pytest.approx(2 / 3), 1.0]
     whole = [{"task_id": "HumanEval/0", "solution": "def double(x):\n    return x * 2\n"}]
     summary, _ = grade(write(tmp_path / "evalplus.jsonl", whole), "humaneval", "--input", str(own), out=tmp_path / "e")
@@ -246,7 +250,13 @@ def test_several_completions_of_a_problem(tmp_path, capsys):
 
 
 def test_gold_answers_that_cannot_be_read_are_named_once_by_line(tmp_path, caplog):
-    golds = ["2", "", "3", None, "see the figure in the appendix of the book, on the page where the second example stands"]
+    golds = [
+        "2",
+        "",
+        "3",
+        None,
+        "see the figure in the appendix of the book, on the page where the second example stands",
+    ]
     rows = [{"question": f"{i}?", "answer": gold, "completions": ["2", "3"]} for i, gold in enumerate(golds)]
     summary, results = grade(write(tmp_path / "c.jsonl", rows))
     named = [text for text in caplog.messages if "cannot be read" in text and "line" in text]
@@ -265,8 +275,14 @@ def test_gold_answers_that_cannot_be_read_are_named_once_by_line(tmp_path, caplo
     [
         (lambda lines: lines[1:], "is row 1, where row 0 should stand"),
         (lambda lines: [lines[0], *lines], "is row 0, where row 1 should stand"),
-        (lambda lines: [lines[0], lines[1].replace("Three?", "Four?")], "is not this run's row 1, whose 'question' is 'Th"),
-        (lambda lines: [*lines, lines[1].replace('"index": 1', '"index": 2')], "is one more than the 2 rows of this run"),
+        (
+            lambda lines: [lines[0], lines[1].replace("Three?", "Four?")],
+            "is not this run's row 1, whose 'question' is 'Th",
+        ),
+        (
+            lambda lines: [*lines, lines[1].replace('"index": 1', '"index": 2')],
+            "is one more than the 2 rows of this run",
+        ),
         (lambda lines: [lines[0].replace('"math"', '"maths"'), lines[1]], "has not the rewards math"),
     ],
 )
@@ -295,8 +311,10 @@ def test_two_gradings_at_once_are_one(tmp_path):
     ]
     said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) in ([0, 2], [0, 0]), said
-    assert all(process.returncode == 0 or "written into by another process" in text
-               for process, text in zip(both, said, strict=True))  # fmt: skip
+    assert all(
+        process.returncode == 0 or "written into by another process" in text
+        for process, text in zip(both, said, strict=True)
+    )
     rows = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
     assert [row["number"] for row in rows] == list(range(120))
     assert json.loads((tmp_path / "out/summary.json").read_text())["n"] == 120
@@ -305,7 +323,10 @@ def test_two_gradings_at_once_are_one(tmp_path):
 # --- odd input -------------------------------------------------------------------------------------------------------
 
 ODD = {
-    "half a surrogate pair": (b'{"question": "Q?", "answer": "2", "completion": "2 \\ud800"}', "line 2: holds half of a"),
+    "half a surrogate pair": (
+        b'{"question": "Q?", "answer": "2", "completion": "2 \\ud800"}',
+        "line 2: holds half of a",
+    ),
     "bad UTF-8": (b'{"question": "Q?", "answer": "2", "completion": "2 \xff"}', "line 2: not UTF-8"),
     "deep JSON": (b'{"question": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 2: JSON that is nested too deeply"),
     "U+2028": (b'{"question": "Q?", "answer": "2", "completion": "It is\xe2\x80\xa82"}', None),

@@ -34,9 +34,13 @@ def test_texts_of_plain_and_conversational_completions_are_the_same():
 
 
 def test_of_a_conversation_the_last_message_counts():
-    tools = [{"role": role, "content": text} for role, text in (("assistant", "call"), ("tool", "5"), ("assistant", "so 5"))]
+    tools = [
+        {"role": role, "content": text} for role, text in (("assistant", "call"), ("tool", "5"), ("assistant", "so 5"))
+    ]
     bare = [{"role": "assistant", "content": None, "tool_calls": []}]
-    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]}]
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]}
+    ]
     assert completion_texts([tools, bare, parts, [], [{"role": "assistant"}]]) == ["so 5", "", "ab", "", ""]
 
 
@@ -51,10 +55,15 @@ def test_rows_hold_the_columns_and_nothing_of_trls():
 def test_per_sample_passes_the_columns_that_the_function_names():
     metrics = {}
     values = near_reward(
-        prompts=["a", "never", "a", "a"], completions=["1.4", "2", "3", "9"], completion_ids=[[1]] * 4,
-        answer=[1.0, 2.0, None, 5.0], unrelated=["x"] * 4, trainer_state=object(), log_extra=lambda *_: None,
+        prompts=["a", "never", "a", "a"],
+        completions=["1.4", "2", "3", "9"],
+        completion_ids=[[1]] * 4,
+        answer=[1.0, 2.0, None, 5.0],
+        unrelated=["x"] * 4,
+        trainer_state=object(),
+        log_extra=lambda *_: None,
         log_metric=metrics.__setitem__,
-    )  # fmt: skip
+    )
     assert values == [1.0, 0.0, None, 0.0]
     assert [type(value) for value in values] == [float, float, type(None), float]
     assert metrics == {"rewards/near_reward/none": 0.25}
@@ -62,11 +71,15 @@ def test_per_sample_passes_the_columns_that_the_function_names():
 
 def test_per_sample_passes_all_columns_to_a_function_that_takes_them():
     reward = per_sample(_everything)
-    assert reward(prompts=["p"] * 2, completions=["a", "b"], answer=[1, 2], weight=[3, 4], completion_ids=[[], []]) == [1, 1]
+    assert reward(
+        prompts=["p"] * 2, completions=["a", "b"], answer=[1, 2], weight=[3, 4], completion_ids=[[], []]
+    ) == [1, 1]
 
 
 def test_a_missing_column_is_named_with_those_given():
-    with pytest.raises(ValueError, match=r"'near_reward' needs the columns \['answer'\]; given: \['prompt', 'solution'\]"):
+    with pytest.raises(
+        ValueError, match=r"'near_reward' needs the columns \['answer'\]; given: \['prompt', 'solution'\]"
+    ):
         near_reward(prompts=["p"], completions=["1"], solution=["1"])
     assert near_reward(prompts=[], completions=[]) == []
 

@@ -109,6 +109,8 @@ def test_the_solver_reads_evidence():
         problems = [given.problem for given in generate_problems(task, 48, 12)]
         evidences = [evidence_text(name, problem, "complete", True, rng) for problem in problems]
         texts = [answered.text for answered in solver([problem.question for problem in problems], evidences)]
-        right = sum(bool(task.is_correct(problem.question, problem.answer, task.extract(text) or ""))
-                    for problem, text in zip(problems, texts, strict=True))  # fmt: skip
+        right = sum(
+            bool(task.is_correct(problem.question, problem.answer, task.extract(text) or ""))
+            for problem, text in zip(problems, texts, strict=True)
+        )
         assert right / 48 >= LEAST_SOLVED[name]

@@ -19,7 +19,12 @@ from lockstitch import cores, files
 from lockstitch.engine import EngineOptions, InOrder, Pool, Stage, cut, named, run, whole
 from lockstitch.engine_ray import shares
 
-PUZZLES = ["3102\n2000\n0210\n0320\n", "0140\n4320\n1402\n0000\n", "4310\n0100\n0030\n3420\n", "2004\n0012\n0320\n1003\n"]
+PUZZLES = [
+    "3102\n2000\n0210\n0320\n",
+    "0140\n4320\n1402\n0000\n",
+    "4310\n0100\n0030\n3420\n",
+    "2004\n0012\n0320\n1003\n",
+]
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,9 @@ def test_what_goes_wrong_in_a_worker_names_its_row(tmp_path, bad, kind, message)
 
 
 def test_fewer_portions_than_workers_are_said(tmp_path):
-    with pytest.warns(UserWarning, match="3 rows in portions of 2 are work for 2 of 3 workers: a --chunk of 1 is work"):
+    with pytest.warns(
+        UserWarning, match="3 rows in portions of 2 are work for 2 of 3 workers: a --chunk of 1 is work"
+    ):
         done([0, 1, 2], tmp_path, workers=3)
 
 
@@ -176,7 +183,9 @@ if __name__ == "__main__":
         assert time.monotonic() < until
         assert caller.poll() is None, caller.stderr.read()
         time.sleep(0.02)
-    os.killpg(caller.pid, stop) if stop == signal.SIGINT else caller.send_signal(stop)  # Ctrl-C reaches the workers too
+    os.killpg(caller.pid, stop) if stop == signal.SIGINT else caller.send_signal(
+        stop
+    )  # Ctrl-C reaches the workers too
     shown = caller.communicate(timeout=30)[1]
     assert caller.returncode == (130 if stop == signal.SIGINT else -stop)
     assert shown == ("\ncaller: interrupted; goes on\n" if stop == signal.SIGINT else "")
@@ -192,13 +201,41 @@ if __name__ == "__main__":
 def sample_arguments(folder):
     source = folder / "prompts.jsonl"
     source.write_text("".join(json.dumps({"prompt": puzzle}) + "\n" for puzzle in PUZZLES * 2))
-    return sample, ["--model", "embedded:sudoku", "--canvas_length", "20", "--steps", "5", "--temperature", "0.8",
-                    "--device", "cpu", "--input", str(source), "--n", "2", "--chunk", "3"]  # fmt: skip
+    return sample, [
+        "--model",
+        "embedded:sudoku",
+        "--canvas_length",
+        "20",
+        "--steps",
+        "5",
+        "--temperature",
+        "0.8",
+        "--device",
+        "cpu",
+        "--input",
+        str(source),
+        "--n",
+        "2",
+        "--chunk",
+        "3",
+    ]
 
 
 def stitch_arguments(folder):
-    return stitch, ["--task", "sudoku", "--generate", "8", "--num_trajectories", "2", "--steps", "5", "--chunk", "3",
-                    "--device", "cpu"]  # fmt: skip
+    return stitch, [
+        "--task",
+        "sudoku",
+        "--generate",
+        "8",
+        "--num_trajectories",
+        "2",
+        "--steps",
+        "5",
+        "--chunk",
+        "3",
+        "--device",
+        "cpu",
+    ]
 
 
 def grade_arguments(folder):
@@ -222,8 +259,11 @@ def test_two_workers_write_the_rows_of_one(tmp_path, arguments):
     assert written(tmp_path / "two") == written(tmp_path / "one")
     assert len(written(tmp_path / "one")) == 8
     assert sorted(os.listdir(tmp_path / "two")) == sorted(os.listdir(tmp_path / "one"))
-    summaries = [json.loads((tmp_path / run / files.SUMMARY).read_text()) for run in ("one", "two")
-                 if (tmp_path / run / files.SUMMARY).exists()]  # fmt: skip
+    summaries = [
+        json.loads((tmp_path / run / files.SUMMARY).read_text())
+        for run in ("one", "two")
+        if (tmp_path / run / files.SUMMARY).exists()
+    ]
     assert not summaries or timeless(summaries[0]) == timeless(summaries[1])
 
 
@@ -270,8 +310,10 @@ def test_pools_are_read_or_refused(pools, message):
         EngineOptions(engine="ray", pools=pools)
     said = EngineOptions(engine="ray", pools="sampler=4, solver=1x0.5", workers=2)
     assert said.pools_of(["sampler", "scorer", "solver"]) == {
-        "sampler": Pool(4), "scorer": Pool(2), "solver": Pool(1, 0.5)
-    }  # fmt: skip
+        "sampler": Pool(4),
+        "scorer": Pool(2),
+        "solver": Pool(1, 0.5),
+    }
     with pytest.raises(ValueError, match="no stage 'solver', but sampler"):
         said.pools_of(["sampler"])
 
@@ -303,7 +345,9 @@ def test_gpus_are_given_to_stages_with_models_and_counted():
     machine = [{"CPU": 8.0, "GPU": 2.0}]
     pools = {"sampler": Pool(1), "scorer": Pool(1), "solver": Pool(2, 0.5)}
     assert shares(stages, pools, machine, whole_machine=False)[1] == {"sampler": 1, "scorer": 0, "solver": 0.5}
-    with pytest.raises(ValueError, match=r"ask for 3 GPUs side by side and the cluster has 2; now they are sampler=2x1, "):
+    with pytest.raises(
+        ValueError, match=r"ask for 3 GPUs side by side and the cluster has 2; now they are sampler=2x1, "
+    ):
         shares(stages, {**pools, "sampler": Pool(2)}, machine, whole_machine=False)
     with pytest.raises(ValueError, match="no cores"):
         shares(stages, pools, [{"GPU": 4.0}], whole_machine=False)

@@ -69,8 +69,9 @@ def test_what_goes_wrong_in_an_actor_is_said(cluster, tmp_path, bad, kind, messa
 
 def test_a_caller_that_is_killed_goes_on_with_the_same_command(cluster):
     script = TESTS.parent / "scripts" / "kill_ray.py"
-    ran = subprocess.run([sys.executable, script, "--times", "2", "--ray_address", cluster], capture_output=True, text=True,
-                         check=False)  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, script, "--times", "2", "--ray_address", cluster], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     assert "2 kills: all 60 rows as by one process" in ran.stdout
 
@@ -117,7 +118,20 @@ def two_machines(tmp_path):
         try:
             for name in names:
                 ip("netns", "add", name)
-            ip("link", "add", cables[0], "netns", names[0], "type", "veth", "peer", "name", cables[1], "netns", names[1])
+            ip(
+                "link",
+                "add",
+                cables[0],
+                "netns",
+                names[0],
+                "type",
+                "veth",
+                "peer",
+                "name",
+                cables[1],
+                "netns",
+                names[1],
+            )
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
         for i, (name, cable) in enumerate(zip(names, cables, strict=True), start=1):
@@ -178,9 +192,13 @@ for rows in run(job, requests, options, chunk=1, path=None, done=0, progress=pri
     for row in rows:
         print(json.dumps(row))
 """)
-    ran = subprocess.run(["ip", "netns", "exec", name, sys.executable, script], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        ["ip", "netns", "exec", name, sys.executable, script], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     rows = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     assert {row.pop("node") for row in rows} == {"10.213.7.1", "10.213.7.2"}
     ids = [[trajectory["canvas_ids"] for trajectory in row["trajectories"]] for row in rows]
-    assert ids == [[trajectory["canvas_ids"] for trajectory in row["trajectories"]] for row in written(tmp_path / "local")]
+    assert ids == [
+        [trajectory["canvas_ids"] for trajectory in row["trajectories"]] for row in written(tmp_path / "local")
+    ]

@@ -29,6 +29,8 @@ ELBOS = [
     for schedule, samples in (("random", 1), ("random", 3), ("stratified", 3), ("complement", 2), ("quadrature", 3))
     for distribution in ("iid", "count")
 ] + [EstimatorConfig("elbo", mask_distribution="block_random", block_length=2, perturb_ratio=0.5, num_samples=2)]
+
+
 def hidden(subset):
     return torch.tensor([i in subset for i in range(len(CANVAS))])
 
@@ -36,8 +38,10 @@ def hidden(subset):
 @functools.cache
 def table():
     """`A`, each entry `(G,)`, 0 outside its subset; differentiable."""
-    return {s: plain_logp(DENOISER, PROMPT, CANVAS, [i < N and i not in s for i in range(len(CANVAS))]) * hidden(s)
-            for s in SUBSETS}  # fmt: skip
+    return {
+        s: plain_logp(DENOISER, PROMPT, CANVAS, [i < N and i not in s for i in range(len(CANVAS))]) * hidden(s)
+        for s in SUBSETS
+    }
 
 
 def subset_of(mask_G):
@@ -142,8 +146,11 @@ def test_quadrature_is_exact_from_half_as_many_nodes_as_tokens_with_iid_masks_an
         exact = float(exact_elbo(A).sum())
 
         def expected(nodes):
-            return sum(float(w / t * t ** len(s) * (1 - t) ** (N - len(s)) * A[s].sum())
-                       for t, w in gauss_legendre(nodes) for s in SUBSETS)  # fmt: skip
+            return sum(
+                float(w / t * t ** len(s) * (1 - t) ** (N - len(s)) * A[s].sum())
+                for t, w in gauss_legendre(nodes)
+                for s in SUBSETS
+            )
 
         assert abs(expected(1) - exact) > 0.05
         assert expected(2) == pytest.approx(exact, abs=1e-5)
@@ -174,7 +181,9 @@ def test_block_random_draws_blocks_and_counts_evenly():
     A = table()
     rows = estimate(config, SCORER, toy([seeds[s] for s in law]))
     close(rows, torch.stack([N / len(s) * A[s] for s in law]))
-    gap = torch.tensor([[False, False, True, False, False, True, True, False]])  # blocks without open positions never come
+    gap = torch.tensor(
+        [[False, False, True, False, False, True, True, False]]
+    )  # blocks without open positions never come
     drawn = {subset_of(Draw(torch.tensor([seed]), 0, 0).blocks(gap, 2)[0][0]) for seed in range(100)}
     assert drawn == {(2, 5, 6), (5, 6), (6,)}
     perturbed = EstimatorConfig("elbo", mask_distribution="block_random", block_length=2, perturb_ratio=0.3)
@@ -206,8 +215,13 @@ def test_coupled_is_half_mean_field_and_half_a_leave_some_out_average():
 
     # Its mean: the ratio is uniform on (.2, .8), so each mask's coefficient is an integral of a polynomial.
     rule = [(0.2 + 0.6 * t, w) for t, w in gauss_legendre(4)]
-    coefficient = {s: sum(w * (t ** (len(s) - 1) * (1 - t) ** (N - len(s)) + (1 - t) ** (len(s) - 1) * t ** (N - len(s)))
-                          for t, w in rule) for s in SUBSETS}  # fmt: skip
+    coefficient = {
+        s: sum(
+            w * (t ** (len(s) - 1) * (1 - t) ** (N - len(s)) + (1 - t) ** (len(s) - 1) * t ** (N - len(s)))
+            for t, w in rule
+        )
+        for s in SUBSETS
+    }
     for k in range(N):  # every token counts 1.5 times
         assert 0.5 + sum(coefficient[s] for s in SUBSETS if k in s) / 2 == pytest.approx(1.5)
     mean = full / 2 + sum(coefficient[s] * A[s] for s in SUBSETS) / 2
@@ -250,8 +264,15 @@ def chains(A):
 
 def eubo_limit(A, beta):
     """The upper bound of infinitely many samples, by tokens."""
-    return torch.stack([torch.logsumexp(torch.stack([math.log(C[s]) + beta * A[s][k] for s in SUBSETS if k in s]), 0)
-                        for k in range(N)]) / beta  # fmt: skip
+    return (
+        torch.stack(
+            [
+                torch.logsumexp(torch.stack([math.log(C[s]) + beta * A[s][k] for s in SUBSETS if k in s]), 0)
+                for k in range(N)
+            ]
+        )
+        / beta
+    )
 
 
 def test_the_elbo_is_below_the_likelihood_under_a_random_order_and_the_eubo_above_it():
@@ -263,8 +284,10 @@ def test_the_elbo_is_below_the_likelihood_under_a_random_order_and_the_eubo_abov
     with torch.no_grad():
         for seed in range(3):
             denoiser = random_denoiser(seed=seed, sharpness=3.0)
-            A = {s: plain_logp(denoiser, PROMPT, CANVAS, [i < N and i not in s for i in range(len(CANVAS))])
-                 for s in SUBSETS}  # fmt: skip
+            A = {
+                s: plain_logp(denoiser, PROMPT, CANVAS, [i < N and i not in s for i in range(len(CANVAS))])
+                for s in SUBSETS
+            }
             orders = torch.stack(list(chains(A)))
             lower = torch.stack([sum(C[s] * A[s][k] for s in SUBSETS if k in s) for k in range(N)])
             close(lower.sum(), orders.mean())
@@ -279,8 +302,9 @@ def test_sandwiched_rows_are_the_papers_formula(distribution):
     """`1/beta log mean_s [k masked] w_s p^beta`, mean over tokens that any sample masked, times their number; mixed."""
     blocks = {"block_length": 2, "perturb_ratio": 0.3} if distribution == "block_random" else {}
     A, c, beta, mix = table(), toy(list(range(16))), 2.0, 0.3
-    config = EstimatorConfig("sandwiched", num_samples=2, mask_distribution=distribution, eubo_beta=beta, eubo_mix=mix,
-                             **blocks)  # fmt: skip
+    config = EstimatorConfig(
+        "sandwiched", num_samples=2, mask_distribution=distribution, eubo_beta=beta, eubo_mix=mix, **blocks
+    )
     upper_B = torch.arange(16) % 2 == 0
     passes = [p for i in range(2) for p in elbo_passes(config, SCORER, c, 0, i)]
     expected = []
@@ -307,7 +331,9 @@ def test_the_upper_bound_survives_probabilities_that_vanish():
     """Log-probabilities near -1000: a plain p^beta would be 0, its logarithm -inf, the gradient NaN."""
     denoiser = random_denoiser(sharpness=2000.0)
     config = EstimatorConfig("sandwiched", num_samples=2, eubo_mix=1.0)
-    found = estimate(config, Scorer(denoiser, denoiser.model), toy(list(range(8))), upper_B=torch.ones(8, dtype=torch.bool))
+    found = estimate(
+        config, Scorer(denoiser, denoiser.model), toy(list(range(8))), upper_B=torch.ones(8, dtype=torch.bool)
+    )
     assert float(found.detach().min()) < -500
     assert found.isfinite().all()
     assert gradients(denoiser, found.sum()).isfinite().all()
@@ -352,5 +378,8 @@ def test_estimates_that_cannot_be_made_are_refused():
         estimate(EstimatorConfig("trajectory"), SCORER, c)
     causal = random_denoiser("qwen3", family=BLOCK_CAUSAL)
     with pytest.raises(ValueError, match="block_random"):
-        estimate(EstimatorConfig(mask_distribution="block_random", block_length=2),
-                 Scorer(causal, causal.model, block_length=2), c)  # fmt: skip
+        estimate(
+            EstimatorConfig(mask_distribution="block_random", block_length=2),
+            Scorer(causal, causal.model, block_length=2),
+            c,
+        )

@@ -56,8 +56,12 @@ def changed_weights(directory, name):
 @pytest.mark.parametrize("preset", ["espo", "d2"])
 def test_two_steps_of_reinforcement_learning(name, preset, adapter, tmp_path):
     """One on the policy that sampled, one off it; every target that was asked for is matched and trained."""
-    settings = SMALL | {"rl_preset": preset, "model_name_or_path": GOLDEN / name, "output_dir": tmp_path / "run",
-                        "use_peft": str(adapter).lower()}  # fmt: skip
+    settings = SMALL | {
+        "rl_preset": preset,
+        "model_name_or_path": GOLDEN / name,
+        "output_dir": tmp_path / "run",
+        "use_peft": str(adapter).lower(),
+    }
     if not adapter:
         del settings["lora_r"]
     grpo.train(*grpo.parse(words(settings)))
@@ -109,8 +113,11 @@ def test_supervised_resumed_exported_and_stitched(name, tmp_path, capsys):
     rows = [{"prompt": f"{i}+{i}=", "completion": f"{2 * i}"} for i in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = tmp_path / "run"
-    settings = SUPERVISED | {"model_name_or_path": GOLDEN / name, "dataset_name": tmp_path / "rows.jsonl",
-                             "output_dir": run}  # fmt: skip
+    settings = SUPERVISED | {
+        "model_name_or_path": GOLDEN / name,
+        "dataset_name": tmp_path / "rows.jsonl",
+        "output_dir": run,
+    }
     if golden(name).family.layout != "full":
         settings["block_length"] = 4
     supervise(settings | {"max_steps": 2})
@@ -165,17 +172,27 @@ def check_exports(name, directory, adapter):
     expected = logits(adapted.eval())
     assert (expected - logits(golden(name).model)).abs().max() > 1e-3
     for place in ("native-True", "published-True"):
-        torch.testing.assert_close(logits(Denoiser.from_pretrained(str(directory / place), device="cpu").model), expected,
-                                   atol=1e-4, rtol=1e-4)  # fmt: skip
+        torch.testing.assert_close(
+            logits(Denoiser.from_pretrained(str(directory / place), device="cpu").model),
+            expected,
+            atol=1e-4,
+            rtol=1e-4,
+        )
     before = load_file(GOLDEN / name / "model.safetensors")
     weights = load_file(directory / "published-False" / "adapter_model.safetensors")
     config = json.loads((directory / "published-False" / "adapter_config.json").read_text())
     for key, a in weights.items():
         if ".lora_A." in key:
             module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            alpha = next((v for end, v in config["alpha_pattern"].items() if module.endswith(end)), config["lora_alpha"])
+            alpha = next(
+                (v for end, v in config["alpha_pattern"].items() if module.endswith(end)), config["lora_alpha"]
+            )
             before[f"{module}.weight"] += alpha / len(a) * weights[key.replace("lora_A", "lora_B")] @ a
     save_as(directory / "by hand", name)
     save_file(before, directory / "by hand" / "model.safetensors")
-    torch.testing.assert_close(logits(Denoiser.from_pretrained(str(directory / "by hand"), device="cpu").model), expected,
-                               atol=1e-4, rtol=1e-4)  # fmt: skip
+    torch.testing.assert_close(
+        logits(Denoiser.from_pretrained(str(directory / "by hand"), device="cpu").model),
+        expected,
+        atol=1e-4,
+        rtol=1e-4,
+    )

@@ -113,10 +113,22 @@ def test_a_merge_is_undone_bit_for_bit(dtype):
 def test_the_recipe_s_run_is_exported_with_its_card(tmp_path, capsys):
     base = tmp_path / "base"
     base_directory("tied", base)
-    training = DiffusionSFTConfig(output_dir=str(tmp_path / "run"), bf16=False, use_cpu=True, max_steps=2, save_steps=1,
-                                  per_device_train_batch_size=4, gradient_checkpointing=False, report_to="none",
-                                  learning_rate=1e-2, logging_steps=1, disable_tqdm=True, eval_strategy="steps",
-                                  eval_steps=2, canvas_length=20)  # fmt: skip
+    training = DiffusionSFTConfig(
+        output_dir=str(tmp_path / "run"),
+        bf16=False,
+        use_cpu=True,
+        max_steps=2,
+        save_steps=1,
+        per_device_train_batch_size=4,
+        gradient_checkpointing=False,
+        report_to="none",
+        learning_rate=1e-2,
+        logging_steps=1,
+        disable_tqdm=True,
+        eval_strategy="steps",
+        eval_steps=2,
+        canvas_length=20,
+    )
     recipe = RecipeArguments(generate="sudoku", num_problems=16, num_eval_problems=4)
     train(recipe, training, DiffusionModelConfig(str(base), use_peft=True, lora_r=4))
     record = read_run(tmp_path / "run")
@@ -129,7 +141,14 @@ def test_the_recipe_s_run_is_exported_with_its_card(tmp_path, capsys):
     assert "merged and adapted logits differ by" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     assert "library_name: peft" in card
-    for row in ("| stage | sft |", "| task | sudoku |", "| rank | 4 |", "| steps | 2 |", "| eval_loss | ", '"lora_r": 4'):
+    for row in (
+        "| stage | sft |",
+        "| task | sudoku |",
+        "| rank | 4 |",
+        "| steps | 2 |",
+        "| eval_loss | ",
+        '"lora_r": 4',
+    ):
         assert row in card
     assert str(tmp_path) not in card
     assert "output_dir" not in card
@@ -145,12 +164,15 @@ def test_a_base_that_has_moved_is_named_anew(tmp_path):
         export(ExportConfig(tmp_path / "run", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     export(ExportConfig(tmp_path / "run", tmp_path / "out", base=str(tmp_path / "base")))
-    plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")  # which finds the base by its name in the adapter
+    plain = AutoPeftModelForCausalLM.from_pretrained(
+        tmp_path / "out"
+    )  # which finds the base by its name in the adapter
     torch.testing.assert_close(logits(plain), logits(model), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"target_modules": ["lm_head"]}, {"target_modules": ["v_proj"],
-                                                                        "modules_to_save": ["embed_tokens"]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings", [{"target_modules": ["lm_head"]}, {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]}]
+)
 def test_a_tied_head_cannot_be_merged_but_its_adapter_exported(settings, tmp_path):
     base = tmp_path / "base"
     train_by_hand(base_directory("tied", base), tmp_path / "run", base, task_type="CAUSAL_LM", **settings)
@@ -160,8 +182,9 @@ def test_a_tied_head_cannot_be_merged_but_its_adapter_exported(settings, tmp_pat
     export(ExportConfig(tmp_path / "run", tmp_path / "out"))
 
 
-@pytest.mark.parametrize("settings", [{"target_modules": ["lm_head"]}, {"target_modules": ["v_proj"],
-                                                                        "modules_to_save": ["lm_head"]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings", [{"target_modules": ["lm_head"]}, {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]}]
+)
 def test_a_head_of_its_own_is_merged(settings, tmp_path):
     base = tmp_path / "base"
     model = train_by_hand(base_directory("qwen3", base), tmp_path / "run", base, task_type="CAUSAL_LM", **settings)
@@ -231,8 +254,13 @@ def test_the_commit_of_a_base_is_read_from_the_hub_s_cache(tmp_path, monkeypatch
 
 
 def test_a_record_holds_the_settings_that_differ(tmp_path):
-    training = DiffusionSFTConfig(output_dir="x", bf16=False, canvas_length=7, hub_token="hf_secret",
-                                  run_name="http://ann:secret@host/?api_key=secret")  # fmt: skip
+    training = DiffusionSFTConfig(
+        output_dir="x",
+        bf16=False,
+        canvas_length=7,
+        hub_token="hf_secret",
+        run_name="http://ann:secret@host/?api_key=secret",
+    )
     settings = changed_settings(RecipeArguments(generate="sudoku"), training)
     assert settings["generate"] == "sudoku"
     assert settings["canvas_length"] == 7
@@ -251,11 +279,23 @@ def test_a_model_that_brings_its_code_along(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     base = write_checkpoint(tmp_path / "base", tokenizer())
-    training = DiffusionSFTConfig(output_dir=str(tmp_path / "run"), bf16=False, use_cpu=True, max_steps=2, report_to="none",
-                                  gradient_checkpointing=False, disable_tqdm=True, learning_rate=1e-2, canvas_length=26,
-                                  per_device_train_batch_size=4, trust_remote_code=True)  # fmt: skip
+    training = DiffusionSFTConfig(
+        output_dir=str(tmp_path / "run"),
+        bf16=False,
+        use_cpu=True,
+        max_steps=2,
+        report_to="none",
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        learning_rate=1e-2,
+        canvas_length=26,
+        per_device_train_batch_size=4,
+        trust_remote_code=True,
+    )
     recipe = RecipeArguments(generate="countdown", num_problems=16, family="bidirectional")
-    train(recipe, training, DiffusionModelConfig(str(base), use_peft=True, lora_r=4, lora_target_modules=["all-linear"]))
+    train(
+        recipe, training, DiffusionModelConfig(str(base), use_peft=True, lora_r=4, lora_target_modules=["all-linear"])
+    )
     for merge, output in ((False, tmp_path / "adapter"), (True, tmp_path / "merged")):
         done = export(ExportConfig(tmp_path / "run", output, merge=merge, trust_remote_code=True))
         assert done["error"] < 1e-5 < 1e-3 < done["effect"]

@@ -98,7 +98,12 @@ def test_tokens_are_those_of_the_familys_own_generate(name, case):
     """Under the family's preset, whatever cache it has, at the recorded steps."""
     denoiser, length = golden(name), case["canvas_length"]
     key = (name, len(case["prompt_ids"]), case["block_length"], case["steps"])
-    chosen = {"block_length": case["block_length"], "steps": case["steps"], "stop_at_eos": False, **OVERRIDES.get(name, {})}
+    chosen = {
+        "block_length": case["block_length"],
+        "steps": case["steps"],
+        "stop_at_eos": False,
+        **OVERRIDES.get(name, {}),
+    }
     config = preset(FAMILIES[NAMES[name]].decoding, length, **chosen)
     (t,) = sample(denoiser, [case["prompt_ids"]], config)
     if key in OVERWRITES_PROMPT:
@@ -130,7 +135,9 @@ def as_sdar_does(denoiser, case, overwrites):
             if not masked.any():
                 break
             quota = block // steps + (step < block % steps)
-            logits = denoiser.model(input_ids=ids[:, :stop], attention_mask=mask[:, :, :stop, :stop]).logits[0, -block:]
+            logits = denoiser.model(input_ids=ids[:, :stop], attention_mask=mask[:, :, :stop, :stop]).logits[
+                0, -block:
+            ]
             logits[:, denoiser.never_drawn] = -torch.inf
             p, token = logits.softmax(-1).max(-1)
             count = quota if overwrites else min(quota, int(masked.sum()))
@@ -147,7 +154,9 @@ def as_fast_dllm_does(denoiser, prompt, length, block, sub_block, threshold):
         begin = len(ids) // block * block
         mask = block_mask(begin + block, block)
         if begin == len(ids):  # the pass that commits the last block
-            logits = denoiser.model(input_ids=torch.tensor([ids]), attention_mask=mask[:, :, :begin, :begin]).logits[0, -1]
+            logits = denoiser.model(input_ids=torch.tensor([ids]), attention_mask=mask[:, :, :begin, :begin]).logits[
+                0, -1
+            ]
             logits[denoiser.never_drawn] = -torch.inf
             ids.append(int(logits.argmax()))
         ids += [denoiser.mask_id] * (begin + block - len(ids))
@@ -188,7 +197,9 @@ def test_whole_blocks_are_the_models_own_whatever_the_canvas(name, length, width
         expected = as_sdar_does(denoiser, case, overwrites=False)
     assert list(t.canvas_ids[:length]) == expected
     assert (width + len(t.canvas_ids)) % block == 0
-    said = replace(preset("sdar", length, steps=case["steps"] * 2), block_length=None)  # until the model's blocks are known
+    said = replace(
+        preset("sdar", length, steps=case["steps"] * 2), block_length=None
+    )  # until the model's blocks are known
     with pytest.raises(ValueError, match=f"steps={2 * case['steps']} must be a multiple of the .* blocks and at most"):
         sample(denoiser, [prompt], said)
 
@@ -254,7 +265,9 @@ def test_the_trajectorys_likelihood_is_the_samplers_own_path_probability(name):
     block = None if denoiser.family.layout == "full" else 4
     drawn = sample(denoiser, PROMPTS, settings(name, temperature=1.0, steps=6), n=2)
     canvases = Canvases.from_trajectories(drawn, denoiser)
-    logp_BG = estimate(EstimatorConfig("trajectory"), Scorer(denoiser, denoiser.model, block_length=block), canvases, 0)
+    logp_BG = estimate(
+        EstimatorConfig("trajectory"), Scorer(denoiser, denoiser.model, block_length=block), canvases, 0
+    )
     expected = torch.tensor([t.confidence for t in drawn]).log() * canvases.valid_BG
     torch.testing.assert_close(logp_BG, expected, atol=2e-4, rtol=1e-4)
 
@@ -271,7 +284,10 @@ def test_ids_that_the_settings_leave_to_the_model_are_the_models_own(name):
 def test_bfloat16_stays_near(capsys):
     """On the CPU, half the digits: logits within 5 % of their spread, and the sampler, the scorer and a loss run."""
     for name in NAMES:
-        exact, denoiser = golden(name), Denoiser.from_pretrained(str(GOLDEN / name), device="cpu", dtype=torch.bfloat16)
+        exact, denoiser = (
+            golden(name),
+            Denoiser.from_pretrained(str(GOLDEN / name), device="cpu", dtype=torch.bfloat16),
+        )
         ids = torch.tensor([PROMPTS[2]])
         with torch.no_grad():
             expected = exact.model(input_ids=ids, use_cache=False).logits
@@ -280,7 +296,9 @@ def test_bfloat16_stays_near(capsys):
         drawn = sample(denoiser, PROMPTS, settings(name, temperature=1.0, steps=6))
         block = None if denoiser.family.layout == "full" else 4
         scorer = Scorer(denoiser, denoiser.model, block_length=block)
-        logp_BG = estimate(EstimatorConfig("elbo", num_samples=1), scorer, Canvases.from_trajectories(drawn, denoiser), 0)
+        logp_BG = estimate(
+            EstimatorConfig("elbo", num_samples=1), scorer, Canvases.from_trajectories(drawn, denoiser), 0
+        )
         logp_BG.sum().backward()
         assert all(weight.grad is None or weight.grad.isfinite().all() for weight in denoiser.model.parameters())
 
@@ -343,7 +361,9 @@ def save_as(directory, name, drop=(), **changed):
         if path.name not in ("golden.json", "logits.safetensors"):
             shutil.copy(path, directory)
     config = json.loads((directory / "config.json").read_text()) | changed
-    (directory / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != "GONE"}))
+    (directory / "config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if value != "GONE"})
+    )
     if drop:
         weights = load_file(directory / "model.safetensors")
         save_file({key: weight for key, weight in weights.items() if key not in drop}, directory / "model.safetensors")
@@ -357,23 +377,33 @@ def save_as(directory, name, drop=(), **changed):
         ("llada", {"layer_norm_type": "default"}, "layer_norm_type='default'"),
         ("llada", {"scale_logits": True}, "scale_logits=True"),
         ("llada", {"include_qkv_bias": True}, "include_qkv_bias=True"),
-        ("llada", {"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling={'type': 'linear', 'factor': 4.0}"),
+        (
+            "llada",
+            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            "rope_scaling={'type': 'linear', 'factor': 4.0}",
+        ),
         ("llada", {"d_model": "GONE"}, "config.json lacks 'd_model'"),
         ("llada_moe", {"qk_layernorm": False}, "qk_layernorm=False"),
         ("llada_moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size=64"),
         ("llada_moe", {"moe_layer_freq": [0, 1]}, r"moe_layer_freq=\[0, 1\]"),
-        *((one, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, "use_sliding_window=True")
-          for one in ("llada_moe", "dream", "sdar", "fastv2", "llada2")),
+        *(
+            (one, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, "use_sliding_window=True")
+            for one in ("llada_moe", "dream", "sdar", "fastv2", "llada2")
+        ),
         ("llada2", {"score_function": "softmax"}, "score_function='softmax'"),
         ("llada2", {"use_qkv_bias": True}, "use_qkv_bias=True"),
         ("dream", {"model_type": "dreamt"}, "model type 'dreamt' is of no known diffusion family"),
         ("dream", {"num_hidden_layers": 3}, r"it lacks model.layers.2.*and \d+ more"),
         ("dream", {"num_hidden_layers": 1}, r"it has left over model.layers.1"),
         ("dream", {"vocab_size": 500}, r"it has .*\(403, 64\), not \(500, 64\)"),
-        ("sdar", {"mask_token_id": 9}, "the tokenizer says that the mask token is 2, config.json says 9: pass mask_id"),
+        (
+            "sdar",
+            {"mask_token_id": 9},
+            "the tokenizer says that the mask token is 2, config.json says 9: pass mask_id",
+        ),
         ("sdar", {"diffusion": {"family": "fog"}}, "diffusion family 'fog'"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused_by_name(name, changed, says, tmp_path):
     save_as(tmp_path, name, **changed)
     with pytest.raises(ValueError, match=says):
@@ -411,7 +441,9 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
 
 
 def test_a_canvas_beyond_the_models_positions_is_refused():
-    with pytest.raises(ValueError, match=r"prompt 0 has 500 tokens and its canvas up to 32: more than the 512 positions"):
+    with pytest.raises(
+        ValueError, match=r"prompt 0 has 500 tokens and its canvas up to 32: more than the 512 positions"
+    ):
         sample(golden("llada"), [[5] * 500], SamplerConfig(canvas_length=32))
 
 
@@ -481,7 +513,11 @@ def test_models_of_dllm_are_read_as_what_they_were_made_of(kind, tmp_path):
 def test_sdars_mixture_is_qwen3s(tmp_path):
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True,
                "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
-    raw = read_config(str(GOLDEN / "sdar")) | {"model_type": "sdar_moe", "architectures": ["SDARMoeForCausalLM"], **experts}
+    raw = read_config(str(GOLDEN / "sdar")) | {
+        "model_type": "sdar_moe",
+        "architectures": ["SDARMoeForCausalLM"],
+        **experts,
+    }
     config = native_config(raw, translation_of(raw))
     assert (config.model_type, config.num_experts, config.norm_topk_prob) == ("qwen3_moe", 4, True)
     torch.manual_seed(0)
@@ -503,12 +539,29 @@ def test_dreams_tokenizer_needs_none_of_its_code(tmp_path):
     letters = [chr(c) for c in range(33, 127)]
     (tmp_path / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    added = {str(94 + i): {"content": token, "special": True, "lstrip": False, "rstrip": False, "normalized": False,
-                           "single_word": False} for i, token in enumerate(["<|endoftext|>", "<|mask|>"])}  # fmt: skip
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
-        "added_tokens_decoder": added, "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
-        "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "mask_token": "<|mask|>",
-        "tokenizer_class": "DreamTokenizer"}))  # fmt: skip
+    added = {
+        str(94 + i): {
+            "content": token,
+            "special": True,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "single_word": False,
+        }
+        for i, token in enumerate(["<|endoftext|>", "<|mask|>"])
+    }
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "added_tokens_decoder": added,
+                "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+                "eos_token": "<|endoftext|>",
+                "pad_token": "<|endoftext|>",
+                "mask_token": "<|mask|>",
+                "tokenizer_class": "DreamTokenizer",
+            }
+        )
+    )
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer("ab<|mask|>")["input_ids"] == [64, 65, 95]
     assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (95, 94)
@@ -544,11 +597,15 @@ def test_a_tied_head_of_llada_is_the_embeddings(tmp_path):
     denoiser = Denoiser.from_pretrained(str(tmp_path), device="cpu")
     assert torch.equal(denoiser.model.lm_head.weight, denoiser.model.model.embed_tokens.weight)
     save_published(denoiser.model, tmp_path / "back")
-    assert load_file(tmp_path / "back" / "model.safetensors").keys() == load_file(tmp_path / "model.safetensors").keys()
+    assert (
+        load_file(tmp_path / "back" / "model.safetensors").keys() == load_file(tmp_path / "model.safetensors").keys()
+    )
 
 
 def test_a_config_of_llada_may_leave_out_what_has_a_default(tmp_path):
-    save_as(tmp_path, "llada", n_kv_heads=None, embedding_size=448, multi_query_attention="GONE", rope="GONE", alibi="GONE")
+    save_as(
+        tmp_path, "llada", n_kv_heads=None, embedding_size=448, multi_query_attention="GONE", rope="GONE", alibi="GONE"
+    )
     ids = torch.tensor([PROMPTS[2]])
     with torch.no_grad():
         found = Denoiser.from_pretrained(str(tmp_path), device="cpu").model(input_ids=ids).logits

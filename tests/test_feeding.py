@@ -10,7 +10,18 @@ from lockstitch.sampling.cli import main as sample
 from lockstitch.stitching.cli import main as stitch
 from pyarrow import parquet
 
-SAMPLE = ["--model", "embedded:sudoku", "--canvas_length", "20", "--steps", "5", "--temperature", "1.2", "--device", "cpu"]
+SAMPLE = [
+    "--model",
+    "embedded:sudoku",
+    "--canvas_length",
+    "20",
+    "--steps",
+    "5",
+    "--temperature",
+    "1.2",
+    "--device",
+    "cpu",
+]
 PUZZLES = ["3102200002100320", "0140432014020000", "4310010000303420"]
 
 
@@ -61,7 +72,9 @@ def test_what_was_sampled_is_stitched_and_graded(sampled, tmp_path, capsys):
     summary = json.loads((tmp_path / "graded/summary.json").read_text())
     assert (summary["n"], summary["problems"]) == (12, 3)
     assert list(summary["pass@k"]) == ["pass@1", "pass@2", "pass@4"]
-    assert [(row["task_id"], row["sample"]) for row in graded] == [(f"mine/{i}", k) for i in range(3) for k in range(4)]
+    assert [(row["task_id"], row["sample"]) for row in graded] == [
+        (f"mine/{i}", k) for i in range(3) for k in range(4)
+    ]
 
     command = ["--task", "sudoku", "--trajectories", str(sampled), "--solver", "none"]
     assert stitch([*command, "--output", str(tmp_path / "s")]) == 0
@@ -78,10 +91,16 @@ def test_what_was_sampled_is_stitched_and_graded(sampled, tmp_path, capsys):
     assert [row["right"] for row in written(tmp_path / "again/results.jsonl")] == judged
     methods = json.loads((tmp_path / "s/summary.json").read_text())["methods"]
     for name in ("single", "majority_vote", "stitched"):
-        assert grade(["--task", "sudoku", "--completions", results, "--column", name, "--output", str(tmp_path / name)]) == 0
+        assert (
+            grade(["--task", "sudoku", "--completions", results, "--column", name, "--output", str(tmp_path / name)])
+            == 0
+        )
         assert json.loads((tmp_path / name / "summary.json").read_text())["accuracy"] == methods[name]["accuracy"]
     capsys.readouterr()
-    assert grade(["--task", "sudoku", "--completions", results, "--column", "greedy", "--output", str(tmp_path / "g")]) == 2
+    assert (
+        grade(["--task", "sudoku", "--completions", results, "--column", "greedy", "--output", str(tmp_path / "g")])
+        == 2
+    )
     assert "has a column 'greedy'; there are " in (said := capsys.readouterr().err)
     assert "'stitched'" in said
 
@@ -90,10 +109,15 @@ def test_a_prompt_alone_says_what_was_asked_where_rules_judge(tmp_path):
     assert sample([*SAMPLE, "--prompt", in_rows(PUZZLES[0]), "--n", "2", "--output", str(tmp_path / "s")]) == 0
     source = str(tmp_path / "s/results.jsonl")
     assert grade(["--task", "sudoku", "--completions", source, "--output", str(tmp_path / "g")]) == 0
-    assert stitch(["--task", "sudoku", "--trajectories", source, "--solver", "none", "--output", str(tmp_path / "t")]) == 0
+    assert (
+        stitch(["--task", "sudoku", "--trajectories", source, "--solver", "none", "--output", str(tmp_path / "t")])
+        == 0
+    )
     (row,) = written(tmp_path / "t/results.jsonl")
     assert row["question"] == PUZZLES[0]
-    assert [one["correct"] for one in row["trajectories"]] == [one["right"] for one in written(tmp_path / "g/results.jsonl")]
+    assert [one["correct"] for one in row["trajectories"]] == [
+        one["right"] for one in written(tmp_path / "g/results.jsonl")
+    ]
 
 
 def logged(folder, rows, given):
@@ -106,13 +130,23 @@ def logged(folder, rows, given):
 
 def test_what_the_trainer_logs_is_graded_and_stitched(tmp_path):
     texts = [["12+7=19. #### 19", "#### 18", "so 19\n#### 19"], ["#### 5", "3+1=4\n#### 4", "#### 4"]]
-    given = [{"prompt": f"{i}?", "question": f"How many are {i}?", "answer": gold, "index": i}
-             for i, gold in enumerate(("19", "4")) for _ in range(3)]  # fmt: skip
+    given = [
+        {"prompt": f"{i}?", "question": f"How many are {i}?", "answer": gold, "index": i}
+        for i, gold in enumerate(("19", "4"))
+        for _ in range(3)
+    ]
     rows = [
-        {"step": 1, "prompt": [{"role": "user", "content": f"Solve: {i}"}],
-         "completion": [{"role": "assistant", "content": text}], "math": float("nan"), "nfe": 4, "advantage": 0.5}
-        for i in range(2) for text in texts[i]
-    ]  # fmt: skip
+        {
+            "step": 1,
+            "prompt": [{"role": "user", "content": f"Solve: {i}"}],
+            "completion": [{"role": "assistant", "content": text}],
+            "math": float("nan"),
+            "nfe": 4,
+            "advantage": 0.5,
+        }
+        for i in range(2)
+        for text in texts[i]
+    ]
     path = logged(tmp_path, rows, given)
     assert grade(["--task", "gsm8k", "--completions", str(path), "--output", str(tmp_path / "g")]) == 0
     graded = written(tmp_path / "g/results.jsonl")
@@ -165,9 +199,10 @@ def test_odd_lines_are_named_before_any_work(line, says, tmp_path, capsys):
     good = b'{"question": "one\xe2\x80\xa8two\\u0000", "prompt": "1+1=", "completions": ["4\\u2028"]}\r\n'
     source.write_bytes(good + line + b"\n")
     commands = [
-        (stitch, ["--task", "gsm8k", "--trajectories", str(source)]), (stitch, ["--task", "gsm8k", "--input", str(source)]),
+        (stitch, ["--task", "gsm8k", "--trajectories", str(source)]),
+        (stitch, ["--task", "gsm8k", "--input", str(source)]),
         (sample, ["--model", "embedded:sudoku", "--canvas_length", "20", "--input", str(source)]),
-    ]  # fmt: skip
+    ]
     for command, options in commands:
         assert command([*options, "--output", str(tmp_path / "o")]) == 2
         assert says in capsys.readouterr().err

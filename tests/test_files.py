@@ -121,6 +121,7 @@ def test_a_line_that_is_no_row_is_noticed_and_a_cut_one_removed(tmp_path):
 
 def test_a_closed_pipe_is_silent(tmp_path):
     code = "from lockstitch.errors import one_line\nwith one_line('x'):\n    while True: print('line', flush=True)"
-    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "$1" | head -1', "-", code], capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -c "$1" | head -1', "-", code], capture_output=True, text=True, check=False
+    )
     assert (done.stdout, done.stderr) == ("line\n", "")

@@ -57,7 +57,9 @@ def test_a_threshold_that_nothing_reaches_is_the_autoregressive_sampler(disguise
         assert t.ledger.nfe == t.ledger.forks == G
 
 
-@pytest.mark.parametrize("family", [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL], ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "family", [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL], ids=lambda family: family.name
+)
 def test_causal_layouts_go_from_left_to_right_too(family):
     denoiser = random_denoiser("qwen3", family=family)
     settings = {"threshold": 1.01, "block_length": 4, "temperature": 0.8}

@@ -17,7 +17,21 @@ from lockstitch.rewards.format_rewards import (
 )
 
 REWARDS = [xml_count_reward, soft_format_reward, strict_format_reward, integer_reward, boxed_answer_reward]
-PIECES = ["<reasoning>", "</reasoning>", "<answer>", "</answer>", "\n", "\n", "\n", " ", "5", "17", "x", "\\boxed{5}", "²"]
+PIECES = [
+    "<reasoning>",
+    "</reasoning>",
+    "<answer>",
+    "</answer>",
+    "\n",
+    "\n",
+    "\n",
+    " ",
+    "5",
+    "17",
+    "x",
+    "\\boxed{5}",
+    "²",
+]
 WELL_FORMED = "<reasoning>\nwhy\n</reasoning>\n<answer>\n42\n</answer>\n"
 
 
@@ -58,10 +72,12 @@ def xml_oracle(text):
 @pytest.mark.parametrize(
     ("reward", "oracle"),
     [
-        (strict_format_reward, strict_oracle), (soft_format_reward, soft_oracle), (integer_reward, integer_oracle),
+        (strict_format_reward, strict_oracle),
+        (soft_format_reward, soft_oracle),
+        (integer_reward, integer_oracle),
         (xml_count_reward, xml_oracle),
     ],
-)  # fmt: skip
+)
 def test_tag_rewards_are_what_defines_them(reward, oracle):
     texts = list(soups(3000))
     expected = [oracle(text) for text in texts]
@@ -77,9 +93,15 @@ def test_a_well_formed_completion_earns_all_of_it():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [(r"<answer>\boxed{5}</answer>", 1.0), ("<answer>5</answer>", 0.75), (r"so \boxed{5}", 0.5), ("so 5", 0.25),
-     (r"\boxed{5}<answer>5</answer>", 0.75), (r"<answer>5</answer>\boxed{5}", 0.75)],
-)  # fmt: skip
+    [
+        (r"<answer>\boxed{5}</answer>", 1.0),
+        ("<answer>5</answer>", 0.75),
+        (r"so \boxed{5}", 0.5),
+        ("so 5", 0.25),
+        (r"\boxed{5}<answer>5</answer>", 0.75),
+        (r"<answer>5</answer>\boxed{5}", 0.75),
+    ],
+)
 def test_boxes_and_blocks(text, value):
     assert boxed_answer_reward([""], [text]) == [value]
 
@@ -96,10 +118,15 @@ def test_conversations_score_as_their_texts_and_nothing_as_nothing(reward):
 @pytest.mark.parametrize("reward", REWARDS, ids=lambda reward: reward.__name__)
 @pytest.mark.parametrize(
     "text",
-    ["<reasoning>" + "</reasoning><answer>" * 50_000, "<reasoning>\n" + "\n</reasoning>\n<answer>\n" * 40_000,
-     "<reasoning>" + "</reasoning>" + " \n" * 500_000, "<answer>" * 100_000, "\n</answer>\n" * 100_000],
+    [
+        "<reasoning>" + "</reasoning><answer>" * 50_000,
+        "<reasoning>\n" + "\n</reasoning>\n<answer>\n" * 40_000,
+        "<reasoning>" + "</reasoning>" + " \n" * 500_000,
+        "<answer>" * 100_000,
+        "\n</answer>\n" * 100_000,
+    ],
     ids=range(5),
-)  # fmt: skip
+)
 def test_long_texts_take_no_time(reward, text):
     began = time.process_time()
     reward([""], [text])

@@ -32,7 +32,9 @@ FRAGMENTS = [
     "\\end{pmatrix}", "3142",
 ]  # fmt: skip
 SOUP = st.lists(st.sampled_from(FRAGMENTS), max_size=40).map("".join)
-RUNS = st.builds(lambda a, b, n: (a + b) * n, st.sampled_from(FRAGMENTS), st.sampled_from(FRAGMENTS), st.integers(2, 3000))
+RUNS = st.builds(
+    lambda a, b, n: (a + b) * n, st.sampled_from(FRAGMENTS), st.sampled_from(FRAGMENTS), st.integers(2, 3000)
+)
 SHORT_RUNS = st.builds(
     lambda a, b, n: (a + b) * n, st.sampled_from(FRAGMENTS), st.sampled_from(FRAGMENTS), st.integers(2, 60)
 )
@@ -52,7 +54,7 @@ READERS = {
         (task_module, ("marked_answer",)),
     )
     for name in names
-} | {f"{name} task": task.extract for name, task in TASKS.items() if name != "countdown"}  # fmt: skip
+} | {f"{name} task": task.extract for name, task in TASKS.items() if name != "countdown"}
 READERS = {name: reader for reader, name in {reader: name for name, reader in READERS.items()}.items()}  # each once
 JUDGES = {
     "countdown": lambda text: puzzle_rewards.judge_countdown(QUESTION, text),
@@ -64,8 +66,14 @@ JUDGES = {
     "equations": lambda text: EquationChecker().advance(frozenset(), text[:2000])[1],
 } | {
     name: lambda text, name=name: vars(format_rewards)[name]([""], [text])[0]
-    for name in ("xml_count_reward", "soft_format_reward", "strict_format_reward", "integer_reward", "boxed_answer_reward")
-}  # fmt: skip
+    for name in (
+        "xml_count_reward",
+        "soft_format_reward",
+        "strict_format_reward",
+        "integer_reward",
+        "boxed_answer_reward",
+    )
+}
 
 
 @contextlib.contextmanager
@@ -106,7 +114,9 @@ def check(text):
 
 def fuzz(strategy, function, count, **more):
     checks = list(HealthCheck)
-    run = settings(max_examples=count, deadline=None, database=None, suppress_health_check=checks, derandomize=True, **more)
+    run = settings(
+        max_examples=count, deadline=None, database=None, suppress_health_check=checks, derandomize=True, **more
+    )
     run(given(strategy)(function))()
 
 

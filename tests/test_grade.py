@@ -145,7 +145,9 @@ def test_generated_gold(tmp_path):
 REAL = {"gsm8k": (600, 476, 1), "math500": (250, 92, 0), "countdown": (128, 24, 0), "sudoku": (128, 0, 0)}
 
 
-@pytest.mark.parametrize("task", [pytest.param(name, marks=pytest.mark.slow if name == "math500" else ()) for name in REAL])
+@pytest.mark.parametrize(
+    "task", [pytest.param(name, marks=pytest.mark.slow if name == "math500" else ()) for name in REAL]
+)
 def test_real_outputs(task, tmp_path, data_dir):
     n, right, none = REAL[task]
     rows = rows_of(data_dir / f"llada_d1_baselines/{task}_256_128.jsonl")
@@ -171,7 +173,7 @@ ROWS = [
     {"question": "Two?", "answer": "2", "completion": "3 <|eot_id|>"},
     {"question": "What?", "answer": None, "completion": "4"},
     {"question": "Who?", "answer": "5", "completion": ""},
-]  # fmt: skip
+]
 
 
 def test_results_and_summary(tmp_path, capsys, monkeypatch):
@@ -182,15 +184,21 @@ def test_results_and_summary(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     summary, results = run(tmp_path, "gsm8k", ROWS, "--reward", "short:short=0.5", "--chunk", "3")
     given = [{"question": row["question"], "input_answer": row["answer"]} for row in ROWS]
-    assert without_time(results) == [{"index": i, **given[i], **found} for i, found in enumerate([
-        {"answer": "1/2", "right": True, "reward": 1.5, "rewards": {"math": 1.0, "short:short": 1.0}},
-        {"answer": "3", "right": False, "reward": 0.5, "rewards": {"math": 0.0, "short:short": 1.0}},
-        {"answer": "4", "right": None, "reward": 0.5, "rewards": {"math": None, "short:short": 1.0}},
-        {"answer": None, "right": False, "reward": 0.0, "rewards": {"math": 0.0, "short:short": None}},
-    ])]  # fmt: skip
+    assert without_time(results) == [
+        {"index": i, **given[i], **found}
+        for i, found in enumerate(
+            [
+                {"answer": "1/2", "right": True, "reward": 1.5, "rewards": {"math": 1.0, "short:short": 1.0}},
+                {"answer": "3", "right": False, "reward": 0.5, "rewards": {"math": 0.0, "short:short": 1.0}},
+                {"answer": "4", "right": None, "reward": 0.5, "rewards": {"math": None, "short:short": 1.0}},
+                {"answer": None, "right": False, "reward": 0.0, "rewards": {"math": 0.0, "short:short": None}},
+            ]
+        )
+    ]
     assert summary["rewards"] == {
-        "math": {"weight": 1.0, "mean": 1 / 3, "none": 1}, "short:short": {"weight": 0.5, "mean": 1.0, "none": 1},
-    }  # fmt: skip
+        "math": {"weight": 1.0, "mean": 1 / 3, "none": 1},
+        "short:short": {"weight": 0.5, "mean": 1.0, "none": 1},
+    }
     assert (summary["n"], summary["right"], summary["none"], summary["reward"]) == (4, 1, 1, 2.5 / 4)
     assert summary["seconds"] == pytest.approx(sum(row["seconds"] for row in results), abs=0.001)
     said = capsys.readouterr().out
@@ -228,7 +236,7 @@ def test_several_samples_of_each_problem_are_whole(tmp_path):
         (["--chunk", "0"], "chunk=0 is not positive"),
         (["--completions", "nowhere.jsonl"], "input 'nowhere.jsonl' is not a file"),
     ],
-)  # fmt: skip
+)
 def test_bad_options_are_refused_before_anything_is_written(options, says, tmp_path, capsys):
     source, out = write(tmp_path / "c.jsonl", ROWS), tmp_path / "out"
     assert main(["--task", "gsm8k", "--completions", str(source), "--output", str(out), *options]) == 2
@@ -241,25 +249,41 @@ def test_bad_rows_are_named_by_their_lines(tmp_path, capsys):
         {"question": "Q?", "answer": "1"},
         {"completion": "1", "answer": "1"},
         {"question": "Q?", "completion": "1"},
-        *({"question": "Q?", "answer": "1", "completion": value} for value in (None, 5, [], ["text"], [{"content": 5}],
-                                                                               [{"content": [{"type": "text"}]}])),
-    ]  # fmt: skip
+        *(
+            {"question": "Q?", "answer": "1", "completion": value}
+            for value in (None, 5, [], ["text"], [{"content": 5}], [{"content": [{"type": "text"}]}])
+        ),
+    ]
     source = write(tmp_path / "c.jsonl", [ROWS[0], *bad])
     source.write_text(source.read_text() + "not json\n")
     assert main(["--task", "gsm8k", "--completions", str(source), "--output", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     for text in (
-        "10 bad lines", "line 2: no 'completion'", "line 3: no 'question'", "line 4: no 'answer' or 'solution'",
-        "line 5: 'completion' is neither", "line 7: 'completion' is neither", "line 8: 'completion' is neither",
-        "line 9: the last message", "line 10: the last message", "line 11: not JSON",
-    ):  # fmt: skip
+        "10 bad lines",
+        "line 2: no 'completion'",
+        "line 3: no 'question'",
+        "line 4: no 'answer' or 'solution'",
+        "line 5: 'completion' is neither",
+        "line 7: 'completion' is neither",
+        "line 8: 'completion' is neither",
+        "line 9: the last message",
+        "line 10: the last message",
+        "line 11: not JSON",
+    ):
         assert text in said
     assert not (tmp_path / "out").exists()
 
 
 def test_another_configuration_is_refused(tmp_path, capsys):
     run(tmp_path, "gsm8k", ROWS)
-    arguments = ["--task", "gsm8k", "--completions", str(tmp_path / "completions.jsonl"), "--output", str(tmp_path / "out")]
+    arguments = [
+        "--task",
+        "gsm8k",
+        "--completions",
+        str(tmp_path / "completions.jsonl"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert main([*arguments, "--form", "tags"]) == 2
     assert "form: 'plain' then, 'tags' now" in capsys.readouterr().err
     assert main([*arguments, "--chunk", "1"]) == 0  # changes no result
@@ -302,7 +326,10 @@ def test_help_is_quick():
 
 
 def puzzles(n):
-    return [{"question": "3102200002100320", "completion": f"#### {'3142243142131324' if i % 3 else 'x'}"} for i in range(n)]
+    return [
+        {"question": "3102200002100320", "completion": f"#### {'3142243142131324' if i % 3 else 'x'}"}
+        for i in range(n)
+    ]
 
 
 def test_a_file_that_was_cut_anywhere_is_finished_as_it_was(tmp_path):
@@ -355,7 +382,9 @@ def test_killed_while_it_scores_it_loses_and_repeats_nothing(tmp_path):
 @pytest.mark.slow
 def test_killed_at_any_moment(tmp_path, data_dir):
     rows = rows_of(data_dir / "llada_d1_baselines/countdown_256_128.jsonl")
-    source = write(tmp_path / "c.jsonl", [{"question": r["question"], "completion": r["generations"]} for r in rows * 40])
+    source = write(
+        tmp_path / "c.jsonl", [{"question": r["question"], "completion": r["generations"]} for r in rows * 40]
+    )
     grade(GradeConfig("countdown", source, tmp_path / "whole", chunk=20))
     expected = without_time(rows_of(tmp_path / "whole/results.jsonl"))
     command = [sys.executable, "-m", "lockstitch.cli", "grade", "--task", "countdown", "--completions", str(source),

@@ -33,7 +33,9 @@ WITH_RATIOS = ("d1", "coupled", "espo", "gdpo", "stabledrl", "d2", "justgrpo")
 def assert_same(one, other, atol=1e-5):
     assert one.keys() == other.keys()
     for name, value in one.items():
-        torch.testing.assert_close(other[name], value, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            other[name], value, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def moved(trained):
@@ -64,7 +66,12 @@ class Ratios(DiffusionGRPOTrainer):
 @pytest.mark.parametrize("name", WITH_RATIOS)
 def test_ratios_begin_at_one(name, lora, tmp_path):
     """In steps that come before the policy moves the ratio is 1 exactly; in later iterations it is not."""
-    settings = {"num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "max_steps": 4}
+    settings = {
+        "num_iterations": 2,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 4,
+        "max_steps": 4,
+    }
     trainer = make_trainer({**settings, **PAIRS[name]}, tmp_path, lora=lora, trainer=Ratios)
     trainer.train()
     assert trainer.furthest[0] == [0.0] * 4
@@ -138,7 +145,13 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path):
 
 def test_a_group_with_one_masked_prompt_passes_as_one_row(tmp_path):
     """However the batch is cut up: the prompt's seed is its place's, not its completions'."""
-    settings = {**PAIRS["d1"], "share_prompt_mask": True, "prompt_mask_ratio": 0.5, "num_iterations": 2, "max_steps": 2}
+    settings = {
+        **PAIRS["d1"],
+        "share_prompt_mask": True,
+        "prompt_mask_ratio": 0.5,
+        "num_iterations": 2,
+        "max_steps": 2,
+    }
     trainer = make_trainer(settings, tmp_path)
     trainer.train()
     (columns,), shapes = trainer._buffered_inputs, []
@@ -212,12 +225,22 @@ def test_groups_without_signal_cost_nothing_and_change_nothing(tmp_path):
 @pytest.mark.parametrize("name", ["d2", "d1", "stabledrl"])
 def test_two_processes_are_one(name, tmp_path):
     """Over gloo, with prompts of several lengths, groups without signal and groups cut in two by the ranks."""
-    settings = {**PAIRS[name], "max_steps": 4, "num_iterations": 2, "gradient_accumulation_steps": 3, "num_generations": 12}
+    settings = {
+        **PAIRS[name],
+        "max_steps": 4,
+        "num_iterations": 2,
+        "gradient_accumulation_steps": 3,
+        "num_generations": 12,
+    }
     if name == "d1":
         settings |= {"beta": 0.1}
     lora = name == "d1"
-    one = finish(launch(1, {**settings, "per_device_train_batch_size": 4}, tmp_path / "one", lora=lora), tmp_path / "one")
-    two = finish(launch(2, {**settings, "per_device_train_batch_size": 2}, tmp_path / "two", lora=lora), tmp_path / "two")
+    one = finish(
+        launch(1, {**settings, "per_device_train_batch_size": 4}, tmp_path / "one", lora=lora), tmp_path / "one"
+    )
+    two = finish(
+        launch(2, {**settings, "per_device_train_batch_size": 2}, tmp_path / "two", lora=lora), tmp_path / "two"
+    )
     assert_same(one["weights"], two["weights"])
     assert one["log"][0]["ratio/spread"] == two["log"][0]["ratio/spread"] == 0.0  # before the policy has moved
     for before, after in zip(one["log"], two["log"], strict=True):
@@ -252,8 +275,10 @@ def test_a_killed_run_resumes_to_the_same_weights(processes, tmp_path):
         rank.kill()
         rank.join()
     assert not (killed / "final.pt").exists()
-    last = max((path.parent for path in killed.glob("checkpoint-*/trainer_state.json")),
-               key=lambda path: int(path.name.split("-")[1]))  # fmt: skip
+    last = max(
+        (path.parent for path in killed.glob("checkpoint-*/trainer_state.json")),
+        key=lambda path: int(path.name.split("-")[1]),
+    )
     found = finish(launch(processes, saving, killed, lora=True, resume=str(last)), killed)
     assert_same(expected["weights"], found["weights"], atol=1e-6)
 
@@ -271,7 +296,9 @@ def test_rewards_tables_evaluation_and_conversations(tmp_path):
 
     def sometimes(completion_ids, log_extra, log_metric, number, **columns):
         log_extra("first", [ids[0] for ids in completion_ids])
-        log_extra("said", ["SyntaxError: \ud800" if i else 5 for i in range(len(number))])  # of two types, and no character
+        log_extra(
+            "said", ["SyntaxError: \ud800" if i else 5 for i in range(len(number))]
+        )  # of two types, and no character
         log_metric("numbers", sum(number) / len(number))
         return [None if ids[0] % 2 else 1.0 for ids in completion_ids]
 
@@ -280,9 +307,18 @@ def test_rewards_tables_evaluation_and_conversations(tmp_path):
     said = [[{"role": "user", "content": text}] for text in PROMPTS]
     rows = Dataset.from_list([{"prompt": prompt, "number": i} for i, prompt in enumerate(said)])
     args = DiffusionGRPOConfig(
-        output_dir=str(tmp_path), **{**SETTINGS, "max_steps": 2, "log_completions": True, "eval_strategy": "steps",
-        "eval_steps": 1, "per_device_eval_batch_size": 8, "num_generations_eval": 2, "reward_weights": [1.0, 0.5, 0.25]},
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        **{
+            **SETTINGS,
+            "max_steps": 2,
+            "log_completions": True,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "per_device_eval_batch_size": 8,
+            "num_generations_eval": 2,
+            "reward_weights": [1.0, 0.5, 0.25],
+        },
+    )
     trainer = DiffusionGRPOTrainer(
         denoiser, [even_tokens, patient, sometimes], args, train_dataset=rows, eval_dataset=rows.select(range(8))
     )
@@ -293,7 +329,9 @@ def test_rewards_tables_evaluation_and_conversations(tmp_path):
     assert len(evaluated) == 2
     assert evaluated[0]["eval_rollout/nfe_per_token"] >= 0.5
     table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
-    assert {"nfe", "steps", "finished", "confidence", "entropy", "first", "even_tokens", "advantage"} <= set(table.columns)
+    assert {"nfe", "steps", "finished", "confidence", "entropy", "first", "even_tokens", "advantage"} <= set(
+        table.columns
+    )
     assert set(table["said"]) == {"5", "SyntaxError: \\ud800"}
     number = {prompt[0]["content"]: i for i, prompt in enumerate(said)}
     assert [number[prompt[0]["content"]] for prompt in table["prompt"]] == list(table["number"])
@@ -307,8 +345,9 @@ def test_groups_are_refilled_with_fresh_prompts(tmp_path):
     """Dynamic sampling: groups whose prompt pays nothing are replaced by groups whose prompt may."""
 
     def only_long_prompts(prompts, completion_ids, **columns):
-        return [even_tokens([ids])[0] if len(text) > 2 else 0.0
-                for text, ids in zip(prompts, completion_ids, strict=True)]  # fmt: skip
+        return [
+            even_tokens([ids])[0] if len(text) > 2 else 0.0 for text, ids in zip(prompts, completion_ids, strict=True)
+        ]
 
     short = ["1=", "2=", "3="] * 2 + PROMPTS[1:3]
     seen = []
@@ -321,8 +360,13 @@ def test_groups_are_refilled_with_fresh_prompts(tmp_path):
 
     for rounds in (0, 8):
         seen.clear()
-        train({"refill_groups": rounds, "per_device_train_batch_size": 16}, tmp_path, prompts=short,
-              rewards=only_long_prompts, trainer=Watching)  # fmt: skip
+        train(
+            {"refill_groups": rounds, "per_device_train_batch_size": 16},
+            tmp_path,
+            prompts=short,
+            rewards=only_long_prompts,
+            trainer=Watching,
+        )
         signal = torch.cat([columns["signal"] for columns in seen]).float().mean().item()
         assert (signal == 1.0) if rounds else (signal < 0.8)
         for columns in seen:
@@ -339,7 +383,9 @@ def test_likelihoods_are_of_the_whole_canvas_as_it_was_rolled_out(tmp_path):
     class Watching(DiffusionGRPOTrainer):
         def _old_likelihoods(self, inputs, logp_BG, iteration):
             for i in range(len(logp_BG)):
-                trace = next(t for t in self._rollouts if torch.tensor(t.canvas_ids).equal(inputs["completion_ids"][i]))
+                trace = next(
+                    t for t in self._rollouts if torch.tensor(t.canvas_ids).equal(inputs["completion_ids"][i])
+                )
                 said = torch.tensor(trace.confidence).log()[: trace.length]
                 assert not logp_BG[i, trace.length :].any()
                 torch.testing.assert_close(logp_BG[i, : trace.length].detach(), said, rtol=0, atol=1e-4)
@@ -351,7 +397,12 @@ def test_likelihoods_are_of_the_whole_canvas_as_it_was_rolled_out(tmp_path):
 def test_dropout_that_would_be_switched_off_is_refused(tmp_path):
     args = DiffusionGRPOConfig(output_dir=str(tmp_path), **SETTINGS)
     with pytest.raises(ValueError, match=r"lora_dropout=0.05 would be switched off by disable_dropout=True"):
-        DiffusionGRPOTrainer(random_denoiser(), even_tokens, args, peft_config=LoraConfig(lora_dropout=0.05),
-                             train_dataset=Dataset.from_dict({"prompt": PROMPTS}))  # fmt: skip
+        DiffusionGRPOTrainer(
+            random_denoiser(),
+            even_tokens,
+            args,
+            peft_config=LoraConfig(lora_dropout=0.05),
+            train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        )
     with pytest.raises(ValueError, match="tools: a canvas holds a single turn"):
         make_trainer({}, tmp_path, tools=[print])

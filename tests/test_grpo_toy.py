@@ -20,10 +20,20 @@ def bandit():
     """A small random model that knows six words."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="x"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", mask_token="<mask>")
-    config = LlamaConfig(vocab_size=len(WORDS), hidden_size=32, intermediate_size=32, num_hidden_layers=2,
-                         num_attention_heads=2, eos_token_id=1, pad_token_id=0, bos_token_id=None,
-                         initializer_range=0.1)  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", mask_token="<mask>"
+    )
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+        initializer_range=0.1,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Denoiser(make_bidirectional(LlamaForCausalLM(config)), tokenizer)
@@ -55,7 +65,9 @@ def test_ratios_of_a_bound_are_noisier_by_token(tmp_path):
     """The same bound, masks and learning rate: by token a few ratios outweigh the rest as the policy moves."""
     sizes = []
     for loss in ({}, {"policy_loss": "sequence"}):
-        log = rewards_of({"estimator": "elbo", "max_steps": 8, "num_iterations": 8, "learning_rate": 1e-2, **loss}, tmp_path)
+        log = rewards_of(
+            {"estimator": "elbo", "max_steps": 8, "num_iterations": 8, "learning_rate": 1e-2, **loss}, tmp_path
+        )
         sizes.append([entry["ratio/effective_sample_size"] for entry in log if "ratio/spread" in entry])
     by_token, by_sequence = sizes
     assert by_token[0] == by_sequence[0] == 1.0

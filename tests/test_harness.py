@@ -46,8 +46,9 @@ def exact_bound(denoiser, context, text, block=None):
     return total
 
 
-@pytest.mark.parametrize(("name", "settings"), [("embedded:sudoku", {}), ("llada", {}), ("dream", {}),
-                                                ("sdar", {"block_length": 2})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "settings"), [("embedded:sudoku", {}), ("llada", {}), ("dream", {}), ("sdar", {"block_length": 2})]
+)
 def test_the_bound_is_that_of_all_masks(name, settings):
     lm = model(name if ":" in name else GOLDEN / name, num_samples=256, batch_size=64, **settings)
     ids = [token for token in range(5, 60) if token not in lm.denoiser.never_drawn]
@@ -75,8 +76,16 @@ def test_one_token_has_its_probability_exactly():
     assert found == pytest.approx(float(torch.log_softmax(logits, -1)[token[0]]), abs=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"mask_schedule": "random"}, {"mask_schedule": "complement"},
-                                      {"mask_schedule": "quadrature"}, {"mask_distribution": "iid"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mask_schedule": "random"},
+        {"mask_schedule": "complement"},
+        {"mask_schedule": "quadrature"},
+        {"mask_distribution": "iid"},
+    ],
+)
 def test_bounds_are_the_estimator_s_whatever_the_batches(settings):
     texts = [(PUZZLE, SOLUTION), (PUZZLE, SOLUTION[::-1]), ("1230\n" + PUZZLE, SOLUTION), ("12", "34"), ("12", "4")]
     alone, together = (model(batch_size=size, **settings) for size in (1, 7))
@@ -85,7 +94,9 @@ def test_bounds_are_the_estimator_s_whatever_the_batches(settings):
     assert found == pytest.approx(alone.bounds(pairs), abs=1e-4)
     from lockstitch.recipes.harness_model import _canvases
 
-    config = EstimatorConfig(**{"num_samples": 8, "mask_schedule": "stratified", "mask_distribution": "count", **settings})
+    config = EstimatorConfig(
+        **{"num_samples": 8, "mask_schedule": "stratified", "mask_distribution": "count", **settings}
+    )
     canvases = _canvases(pairs[:3], alone.denoiser, 0)
     with torch.no_grad():
         expected = estimate(config, Scorer(alone.denoiser, alone.denoiser.model), canvases).sum(1)
@@ -123,7 +134,9 @@ def test_whole_texts_are_scored_in_windows():
 def test_texts_are_the_sampler_s_up_to_the_first_stop():
     lm = model(steps=10)
     until = {"until": ["\n\n", "13\n", "31\n"], "max_gen_toks": 20}
-    (cut, whole) = lm.generate_until(asked((PUZZLE, until), (PUZZLE, {"until": [], "max_gen_toks": 20})), disable_tqdm=True)
+    (cut, whole) = lm.generate_until(
+        asked((PUZZLE, until), (PUZZLE, {"until": [], "max_gen_toks": 20})), disable_tqdm=True
+    )
     (expected,) = sample(lm.denoiser, [PUZZLE], SamplerConfig(canvas_length=20, steps=10))
     assert whole == expected.text
     assert cut == whole[: min(at for stop in until["until"] if (at := whole.find(stop)) >= 0)]
@@ -131,7 +144,9 @@ def test_texts_are_the_sampler_s_up_to_the_first_stop():
 
 
 def test_repeats_differ_and_batches_do_not_matter():
-    requests = [(text, {"max_gen_toks": 20, "do_sample": True, "temperature": 5.0}) for text in (PUZZLE, "12\n", PUZZLE)]
+    requests = [
+        (text, {"max_gen_toks": 20, "do_sample": True, "temperature": 5.0}) for text in (PUZZLE, "12\n", PUZZLE)
+    ]
     one, other = (model(batch_size=size).generate_until(asked(*requests), disable_tqdm=True) for size in (1, 3))
     assert one == other
     assert one[0] != one[2]
@@ -155,16 +170,19 @@ def test_a_context_that_is_too_long_loses_its_beginning():
         lm.loglikelihood(asked((PUZZLE, "1" * 40)), disable_tqdm=True)
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"stepz": 3}, r"'stepz', which nothing reads; there are pretrained, .*canvas_length"),
-    ({"preset": "lada"}, "preset='lada' is not one of llada"),
-    ({"policy": "quotas"}, "policy='quotas' is not one of quota"),
-    ({"batch_size": "auto"}, "batch_size='auto' must be a whole number"),
-    ({"num_samples": 0}, "num_samples=0 must be"),
-    ({"max_length": 10**6}, "more than the"),
-    ({"cache": "block"}, "cache='block' is not for bidirectional"),
-    ({"peft": "nowhere"}, "peft='nowhere' is not a directory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stepz": 3}, r"'stepz', which nothing reads; there are pretrained, .*canvas_length"),
+        ({"preset": "lada"}, "preset='lada' is not one of llada"),
+        ({"policy": "quotas"}, "policy='quotas' is not one of quota"),
+        ({"batch_size": "auto"}, "batch_size='auto' must be a whole number"),
+        ({"num_samples": 0}, "num_samples=0 must be"),
+        ({"max_length": 10**6}, "more than the"),
+        ({"cache": "block"}, "cache='block' is not for bidirectional"),
+        ({"peft": "nowhere"}, "peft='nowhere' is not a directory"),
+    ],
+)
 def test_wrong_model_args_are_a_line(settings, message):
     with pytest.raises(ValueError, match=message):
         model(**settings)
@@ -185,8 +203,9 @@ def test_chat_templates_are_the_tokenizer_s():
     lm = model()
     with pytest.raises(ValueError, match="has no chat template"):
         lm.apply_chat_template([{"role": "user", "content": "1"}])
-    lm.tokenizer.chat_template = ("{% for m in messages %}[{{ m.content }}]{% endfor %}"
-                                  "{% if add_generation_prompt %}>{% endif %}")  # fmt: skip
+    lm.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
     talk = [{"role": "user", "content": "1+1"}]
     assert lm.apply_chat_template(talk) == "[1+1]>"
     assert lm.chat_template(True) == lm.tokenizer.chat_template
@@ -206,14 +225,22 @@ def write_tasks(folder, puzzles):
     rows = folder / "rows.jsonl"
     rows.write_text("\n".join(json.dumps(row) for row in puzzles))
     common = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(rows)}}, "test_split": "test"}
-    text = {"output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}",
-            "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 20, "do_sample": False},
-            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]}  # fmt: skip
+    text = {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 20, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
     choice = {"output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}",
               "doc_to_target": 0, "target_delimiter": "",
               "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}  # fmt: skip
-    whole = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}{{answer}}",
-             "metric_list": [{"metric": "byte_perplexity"}]}  # fmt: skip
+    whole = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}{{answer}}",
+        "metric_list": [{"metric": "byte_perplexity"}],
+    }
     for name, task in (("text", text), ("choice", choice), ("whole", whole)):
         (folder / f"{name}.yaml").write_text(json.dumps({"task": f"lockstitch_{name}", **common, **task}))
 
@@ -232,9 +259,14 @@ def test_tasks_from_files_are_evaluated(pretrained, tmp_path, monkeypatch):
     embedded = ":" in pretrained
     said = {"pretrained": pretrained if embedded else str(GOLDEN / pretrained), "num_samples": 4}
     results = simple_evaluate(
-        "lockstitch", said if embedded else {**said, "preset": "sdar"}, tasks=TASKS, batch_size=4, device="cpu",
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False), bootstrap_iters=0,
-    )["results"]  # fmt: skip
+        "lockstitch",
+        said if embedded else {**said, "preset": "sdar"},
+        tasks=TASKS,
+        batch_size=4,
+        device="cpu",
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+    )["results"]
     assert math.isfinite(results["lockstitch_whole"]["byte_perplexity,none"])
     if embedded:
         assert results["lockstitch_choice"]["acc,none"] == 1.0

@@ -50,7 +50,9 @@ def test_the_share_that_ends_is_compared_with_its_start():
     config = HealthConfig(health_patience=2)
     assert verdicts(config, [{"rollout/eos_rate": 0.05}] * 4) == [(True, None)] * 4  # it never was more
     fallen = verdicts(config, [{"rollout/eos_rate": 0.9}, *[{"rollout/eos_rate": 0.05}] * 2])
-    assert fallen[-1][1] == ("rollout/eos_rate (completions that end) is 0.05, below 0.1 times 0.9 for 2 logs in a row")
+    assert fallen[-1][1] == (
+        "rollout/eos_rate (completions that end) is 0.05, below 0.1 times 0.9 for 2 logs in a row"
+    )
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
@@ -95,7 +97,9 @@ class Run:
 
     def _call(self, name, **more):
         self.state.is_world_process_zero = True
-        getattr(self.callback, name)(self.args, self.state, self.control, model=self.model, optimizer=self.optimizer, **more)
+        getattr(self.callback, name)(
+            self.args, self.state, self.control, model=self.model, optimizer=self.optimizer, **more
+        )
 
     def step(self, gradient, **logs):
         self.model.trained.grad = torch.full((3,), gradient)
@@ -186,10 +190,20 @@ def test_a_nan_in_a_run_is_stopped_or_survived(action, tmp_path):
         return [sum(letter.isdigit() for letter in text) / max(1, len(text)) for text in completions]
 
     args = DiffusionGRPOConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=5, logging_steps=1,
-        save_strategy="no", per_device_train_batch_size=8, num_generations=4, max_completion_length=8, learning_rate=1e-3,
-        loss_type="bnpo", seed=0,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        max_steps=5,
+        logging_steps=1,
+        save_strategy="no",
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=8,
+        learning_rate=1e-3,
+        loss_type="bnpo",
+        seed=0,
+    )
     watch = HealthCallback(HealthConfig(health_action=action, health_zero_variance=None))
     prompts = Dataset.from_list([{"prompt": f"{i}+1="} for i in range(8)])
     trainer = Poisoned(random_denoiser(), [digits], args, train_dataset=prompts, callbacks=[watch])

@@ -18,9 +18,16 @@ from lockstitch.rewards.sandbox.launchers import Stopped
 from lockstitch.rewards.sandbox.tagged import Other, decode, encode
 
 SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.integers(2**62, 2**80) | st.floats(allow_nan=False) | st.text(max_size=5)
-    | st.binary(max_size=5) | st.complex_numbers(allow_nan=False) | st.sampled_from([int, str, ValueError])
-)  # fmt: skip
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(2**62, 2**80)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+    | st.binary(max_size=5)
+    | st.complex_numbers(allow_nan=False)
+    | st.sampled_from([int, str, ValueError])
+)
 HASHABLE = SCALARS | st.lists(SCALARS, max_size=3).map(tuple) | st.frozensets(SCALARS, max_size=3)
 VALUES = st.recursive(
     HASHABLE,
@@ -75,31 +82,77 @@ def floats_in(value):
 @pytest.mark.parametrize(
     ("expected", "found", "same"),
     [
-        (2, 2.0, True), (2.0, 2, True), (2, 2.0000001, False), (0.1 + 0.2, 0.3, True), (1.0, 1.00001, False),
-        (0.0, 1e-13, True), (0.0, 5e-10, False), (5e-10, 0.0, False), (6.6e-34, -1e-9, False), (1e-12, 0, False),
-        (3.0, 3.0000029, False), (3.0, 3.0 + 1e-12, True), (True, 1, False), (1, True, False), (True, True, True),
+        (2, 2.0, True),
+        (2.0, 2, True),
+        (2, 2.0000001, False),
+        (0.1 + 0.2, 0.3, True),
+        (1.0, 1.00001, False),
+        (0.0, 1e-13, True),
+        (0.0, 5e-10, False),
+        (5e-10, 0.0, False),
+        (6.6e-34, -1e-9, False),
+        (1e-12, 0, False),
+        (3.0, 3.0000029, False),
+        (3.0, 3.0 + 1e-12, True),
+        (True, 1, False),
+        (1, True, False),
+        (True, True, True),
         (0, None, False),
-        ([1], (1,), False), ((1,), (1,), True), ([1], [1, 2], False),
-        ({1, 2}, {2, 1}, True), ({1, 2}, [1, 2], False), ({1}, frozenset({1}), True), ({1}, {1.0}, True),
-        ({1}, {True}, False), ({1: "a"}, {1.0: "a"}, True), ({1: 0.3}, {1: 0.1 + 0.2}, True),
-        ({"1": 1}, {1: 1}, False), ({}, set(), False),
-        ("a", b"a", False), (b"a", b"a", True), (1j, 1j, True), (1j, (0, 1), False), ([[1, (2.0,)]], [[1, (2,)]], True),
-        (math.inf, math.inf, True), (math.inf, -math.inf, False), (1.0, math.nan, False), (math.nan, 1.0, False),
-        (10**30, 10**30, True), (10**30, 10**30 + 1, False), (int, int, True), (int, str, False), ([], None, False),
-        ({"a": 1}, collections.OrderedDict(a=1), True), ({"a": 1}, collections.Counter("a"), True),
-        ((1, 2), collections.namedtuple("P", "x y")(1, 2), True), (1, enum.IntEnum("E", "A").A, True),
-        (0.5, fractions.Fraction(1, 2), True), (0.1, fractions.Fraction(1, 10), False), (3, decimal.Decimal("3.00"), True),
-        (0.5, decimal.Decimal("0.5"), True), (3, decimal.Decimal("1E+999999"), False), (3, 3 + 0j, True), (3, 3 + 1j, False),
-        (3, decimal.Decimal("sNaN"), False), (2**70, float(2**70), True), (b"a", bytearray(b"a"), True),
+        ([1], (1,), False),
+        ((1,), (1,), True),
+        ([1], [1, 2], False),
+        ({1, 2}, {2, 1}, True),
+        ({1, 2}, [1, 2], False),
+        ({1}, frozenset({1}), True),
+        ({1}, {1.0}, True),
+        ({1}, {True}, False),
+        ({1: "a"}, {1.0: "a"}, True),
+        ({1: 0.3}, {1: 0.1 + 0.2}, True),
+        ({"1": 1}, {1: 1}, False),
+        ({}, set(), False),
+        ("a", b"a", False),
+        (b"a", b"a", True),
+        (1j, 1j, True),
+        (1j, (0, 1), False),
+        ([[1, (2.0,)]], [[1, (2,)]], True),
+        (math.inf, math.inf, True),
+        (math.inf, -math.inf, False),
+        (1.0, math.nan, False),
+        (math.nan, 1.0, False),
+        (10**30, 10**30, True),
+        (10**30, 10**30 + 1, False),
+        (int, int, True),
+        (int, str, False),
+        ([], None, False),
+        ({"a": 1}, collections.OrderedDict(a=1), True),
+        ({"a": 1}, collections.Counter("a"), True),
+        ((1, 2), collections.namedtuple("P", "x y")(1, 2), True),
+        (1, enum.IntEnum("E", "A").A, True),
+        (0.5, fractions.Fraction(1, 2), True),
+        (0.1, fractions.Fraction(1, 10), False),
+        (3, decimal.Decimal("3.00"), True),
+        (0.5, decimal.Decimal("0.5"), True),
+        (3, decimal.Decimal("1E+999999"), False),
+        (3, 3 + 0j, True),
+        (3, 3 + 1j, False),
+        (3, decimal.Decimal("sNaN"), False),
+        (2**70, float(2**70), True),
+        (b"a", bytearray(b"a"), True),
         (b"a", memoryview(b"a"), True),
-        ([1], collections.deque([1]), False), ([0], range(1), False), ({1}, {1: 2}.keys(), True),
+        ([1], collections.deque([1]), False),
+        ([0], range(1), False),
+        ({1}, {1: 2}.keys(), True),
         ({(1, 2)}, {1: 2}.items(), True),
-        ({"a": 1}, collections.defaultdict(int, a=1), True), ([1], iter([1]), False), ([1], {1: 1}.values(), False),
+        ({"a": 1}, collections.defaultdict(int, a=1), True),
+        ([1], iter([1]), False),
+        ([1], {1: 1}.values(), False),
         ([(1, 2)], [collections.namedtuple("P", "x y")(1, 2)], True),
         ({(1, 2)}, {collections.namedtuple("P", "x y")(1, 2)}, True),
-        (object, object(), False), ({(1, 2): [3]}, {(1, 2): [3]}, True), ({(1, 2): [3]}, {(2, 1): [3]}, False),
+        (object, object(), False),
+        ({(1, 2): [3]}, {(1, 2): [3]}, True),
+        ({(1, 2): [3]}, {(2, 1): [3]}, False),
     ],
-)  # fmt: skip
+)
 def test_same(expected, found, same):
     verdict = verdict_on(Case("f()", encode(expected)), {"value": json.loads(json.dumps(encode(found)))})
     assert (verdict == "") is same
@@ -146,15 +199,31 @@ def test_forged_data_is_wrong(value):
 @pytest.mark.parametrize(
     ("expected", "found", "same"),
     [
-        ("1\n2\n", "1\n2", True), ("1\n2", "1 \n2\n\n\n", True), ("1\n2\n", "1\n", False), ("1\n", "1\n2\n", False),
-        ("1 2", "1  2", False), ("", "\n", True), ("a\n\nb", "a\nb", False), ("x", "X", False), ("a\r\nb\r\n", "a\nb", True),
-        ("0.333333333", "0.3333333333333333", True), ("0.66666667", "0.666667", True), ("0.333333", "0.34", False),
-        ("x=0.3, y", "x=0.30000000000000004, y", True), ("0.000000", "-0.000000", True), ("0.0000000005", "0.000000", False),
-        ("1.10", "1.1", False), ("v1.10.2", "v1.1.2", False), ("4", "4.0", False), ("1e-7", "1.0e-07", True),
+        ("1\n2\n", "1\n2", True),
+        ("1\n2", "1 \n2\n\n\n", True),
+        ("1\n2\n", "1\n", False),
+        ("1\n", "1\n2\n", False),
+        ("1 2", "1  2", False),
+        ("", "\n", True),
+        ("a\n\nb", "a\nb", False),
+        ("x", "X", False),
+        ("a\r\nb\r\n", "a\nb", True),
+        ("0.333333333", "0.3333333333333333", True),
+        ("0.66666667", "0.666667", True),
+        ("0.333333", "0.34", False),
+        ("x=0.3, y", "x=0.30000000000000004, y", True),
+        ("0.000000", "-0.000000", True),
+        ("0.0000000005", "0.000000", False),
+        ("1.10", "1.1", False),
+        ("v1.10.2", "v1.1.2", False),
+        ("4", "4.0", False),
+        ("1e-7", "1.0e-07", True),
         ("2.5", "2.500001", True),
-        ("3.14159265358979323846", "3.14159265358979", False), ("\ufffd", "\udcff", False), ("1.5 2", "1.5 3", False),
+        ("3.14159265358979323846", "3.14159265358979", False),
+        ("\ufffd", "\udcff", False),
+        ("1.5 2", "1.5 3", False),
     ],
-)  # fmt: skip
+)
 def test_same_output(expected, found, same):
     assert same_output(expected, found) is same
 

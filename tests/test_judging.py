@@ -319,9 +319,11 @@ def test_assertions_that_run_beside_some_that_do_not():
         ["assert add(1, 2) == 3", "cases = []\nfor a, b in cases:\n    assert add(a, b) == 3"],
         ["try:\n    assert add(1, 2) == 3\nexcept ValueError:\n    pass"],
         ["if False:\n    pass\nelse:\n    assert add(1, 2) == 3"],
-        ["import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        if add(1, 2) != 3:\n"
-         "            self.skipTest('no')\n        self.assertEqual(add(1, 2), 3)"],
-    ]  # fmt: skip
+        [
+            "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        if add(1, 2) != 3:\n"
+            "            self.skipTest('no')\n        self.assertEqual(add(1, 2), 3)"
+        ],
+    ]
     for test in tests:
         assert CodeReward()([""] * 2, [ADD, SUBTRACT], tests=[test] * 2) == [1.0, 0.0], test
 
@@ -329,8 +331,11 @@ def test_assertions_that_run_beside_some_that_do_not():
 def test_calls_in_the_forms_of_data_sets():
     """LiveCodeBench's lines of JSON, and APPS's results in a list of their own, with the name of a function."""
     for inputs, outputs in (
-        (["1\n2", "3\n4"], ["3", "7"]), ([[1, 2], [3, 4]], [[3], [7]]), (["[1]\n[2]"], ["[1, 2]"]), (['"a"\n"b"'], ['"ab"']),
-    ):  # fmt: skip
+        (["1\n2", "3\n4"], ["3", "7"]),
+        ([[1, 2], [3, 4]], [[3], [7]]),
+        (["[1]\n[2]"], ["[1, 2]"]),
+        (['"a"\n"b"'], ['"ab"']),
+    ):
         rows = {"inputs": [inputs] * 2, "outputs": [outputs] * 2, "fn_name": ["add"] * 2}
         assert CodeReward()([""] * 2, [ADD, SUBTRACT], **rows) == [1.0, 0.0], inputs
     even, truths = "print(int(input()) % 2 == 0)", [[True, False], [True, True]]
@@ -441,25 +446,38 @@ def test_methods_of_a_class_solution():
 @pytest.mark.parametrize(
     ("inputs", "outputs", "program", "value"),
     [
-        ([[1, 2]], [3], ADD, 1.0), ([[1, 2]], [3], SUBTRACT, 0.0), ([[[1], [2]]], [[1, 2]], ADD, 1.0),
+        ([[1, 2]], [3], ADD, 1.0),
+        ([[1, 2]], [3], SUBTRACT, 0.0),
+        ([[[1], [2]]], [[1, 2]], ADD, 1.0),
         ([5], [10], "print(2 * int(input()))", 1.0),
-        (["5"], [["5", "6"]], "x = int(input())\nprint(x)\nprint(x + 1)", 1.0), ("5", "5", "print(input())", 1.0),
+        (["5"], [["5", "6"]], "x = int(input())\nprint(x)\nprint(x + 1)", 1.0),
+        ("5", "5", "print(input())", 1.0),
         ([1.5], ["1.5"], "print(input())", 1.0),
-        (["5"], [None], "print(5)", None), ([{"a": 1}], ["5"], "print(5)", None), (["5"], ["5", "6"], "print(5)", None),
-        (7, ["5"], "print(5)", None), ([[object(), 2]], [3], ADD, None), ([[float("nan"), 2]], [3], ADD, None),
+        (["5"], [None], "print(5)", None),
+        ([{"a": 1}], ["5"], "print(5)", None),
+        (["5"], ["5", "6"], "print(5)", None),
+        (7, ["5"], "print(5)", None),
+        ([[object(), 2]], [3], ADD, None),
+        ([[float("nan"), 2]], [3], ADD, None),
     ],
-)  # fmt: skip
+)
 def test_inputs_and_outputs_of_all_kinds(inputs, outputs, program, value):
     assert CodeReward()([""], [program], inputs=[inputs], outputs=[outputs]) == [value]
 
 
-@pytest.mark.parametrize("columns", [
-    {"tests": 5}, {"tests": [5]}, {"test_list": {}}, {"tests": ["assert f() == 1"], "setup": 5},
-    {"test": 5, "entry_point": "f"},
-    {"test": "def check(c): assert c() == 1", "entry_point": "f(", "code_prompt": 5},
-    {"inputs": [[[[]]]], "outputs": [{1: object()}]},
-    {"test": "def check(c):\n    assert c() == 1", "entry_point": "1"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"tests": 5},
+        {"tests": [5]},
+        {"test_list": {}},
+        {"tests": ["assert f() == 1"], "setup": 5},
+        {"test": 5, "entry_point": "f"},
+        {"test": "def check(c): assert c() == 1", "entry_point": "f(", "code_prompt": 5},
+        {"inputs": [[[[]]]], "outputs": [{1: object()}]},
+        {"test": "def check(c):\n    assert c() == 1", "entry_point": "1"},
+    ],
+)
 def test_a_reward_never_raises_on_a_row(columns):
     values = CodeReward()([""], ["def f(): return 1"], **{name: [column] for name, column in columns.items()})
     assert values in ([None], [0.0])

@@ -92,7 +92,9 @@ def test_a_test_that_is_indented_as_a_whole():
 
 
 def test_names_of_typing_need_no_import_in_calls_of_a_named_function():
-    program = "class Solution:\n    def add(self, a: List[int], b: Any) -> List[int]:\n        return [x {} b for x in a]"
+    program = (
+        "class Solution:\n    def add(self, a: List[int], b: Any) -> List[int]:\n        return [x {} b for x in a]"
+    )
     programs = [program.format("+"), program.format("-")]
     rows = {"inputs": [["[1]\n2"]] * 2, "outputs": [["[3]"]] * 2, "fn_name": ["add"] * 2}
     values = CodeReward(workers=1)([""] * 2, programs, **rows)

@@ -15,7 +15,13 @@ def test_one_process_needs_no_launcher_and_several_have_accelerates():
     assert command("grpo", ["--cpu"]) == [sys.executable, "-P", *module, "--use_cpu", "true"]
     launcher = [sys.executable, "-P", "-m", "accelerate.commands.launch"]
     assert command("grpo", ["--accelerate_config", "fsdp2", "--num_processes", "8"]) == [
-        *launcher, "--config_file", str(CONFIGS / "fsdp2.yaml"), "--num_processes", "8", *module]  # fmt: skip
+        *launcher,
+        "--config_file",
+        str(CONFIGS / "fsdp2.yaml"),
+        "--num_processes",
+        "8",
+        *module,
+    ]
     with pytest.raises(ValueError, match="accelerate_config='zero9' is neither a file nor one of ddp, fsdp2, single"):
         command("sft", ["--accelerate_config", "zero9"])
 

@@ -117,9 +117,14 @@ def test_context_causal_at_block_one_is_greedy_generation(cache):
     for prompt, t in zip(PROMPTS, drawn, strict=True):
         ids = torch.tensor(denoiser.encode([prompt]))
         written = denoiser.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=G, eos_token_id=None,
-            pad_token_id=denoiser.pad_id, suppress_tokens=[denoiser.mask_id, denoiser.pad_id],
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=G,
+            eos_token_id=None,
+            pad_token_id=denoiser.pad_id,
+            suppress_tokens=[denoiser.mask_id, denoiser.pad_id],
+        )
         assert t.canvas_ids == tuple(written[0, ids.shape[1] :].tolist())
         assert t.commit_step == tuple(range(1, G + 1))
         assert t.ledger.nfe == G
@@ -138,10 +143,15 @@ FAST = ((CONTEXT_CAUSAL, 0), (BLOCK_CAUSAL_SHIFTED, 1))  # the rest is slow
 
 
 CASES = [
-    pytest.param(family, settings, id=f"{family.name}-{'-'.join(settings) or 'plain'}",
-                 marks=() if settings is SETTINGS[2] or (family, i % 2) in FAST else pytest.mark.slow)
-    for family in CAUSAL for i, settings in enumerate(SETTINGS)
-]  # fmt: skip
+    pytest.param(
+        family,
+        settings,
+        id=f"{family.name}-{'-'.join(settings) or 'plain'}",
+        marks=() if settings is SETTINGS[2] or (family, i % 2) in FAST else pytest.mark.slow,
+    )
+    for family in CAUSAL
+    for i, settings in enumerate(SETTINGS)
+]
 
 
 @pytest.mark.parametrize(("family", "settings"), CASES)
@@ -187,7 +197,9 @@ def test_trajectories_of_one_prompt_share_the_pass_over_it():
     assert [t.ledger.nfe for t in beside] == [drawn[0].ledger.nfe + (k == 0) for k, (drawn, *_) in enumerate(apart)]
 
 
-@pytest.mark.parametrize(("disguise", "cache"), [(None, "none"), (None, "prefix"), (None, "dual"), (without_mask, "none")])
+@pytest.mark.parametrize(
+    ("disguise", "cache"), [(None, "none"), (None, "prefix"), (None, "dual"), (without_mask, "none")]
+)
 def test_rows_that_are_the_same_go_through_a_pass_as_one(disguise, cache):
     denoiser = random_denoiser("qwen3")
     denoiser = disguise(denoiser) if disguise else denoiser
@@ -200,8 +212,9 @@ def test_rows_that_are_the_same_go_through_a_pass_as_one(disguise, cache):
     shared = list(calls)
     calls.clear()
     for prompt, k in itertools.product(range(2), range(6)):  # one by one: nothing to share, and the same trajectories
-        alone = Denoising(denoiser, [make_rows(denoiser, PROMPTS[:2], config(settings), 6, 0)[6 * prompt + k]],
-                          config(settings)).run()[0]  # fmt: skip
+        alone = Denoising(
+            denoiser, [make_rows(denoiser, PROMPTS[:2], config(settings), 6, 0)[6 * prompt + k]], config(settings)
+        ).run()[0]
         t = together[6 * prompt + k]
         assert alone.canvas_ids == t.canvas_ids
         assert alone.confidence == pytest.approx(t.confidence, abs=1e-5)
@@ -263,10 +276,12 @@ def test_approximate_caches_are_the_plain_loop(cache):
                 for i, (keys, values) in enumerate(past):
                     kept.update(keys[:, :, stale], values[:, :, stale], i)
                 part = model(
-                    input_ids=torch.tensor([ids[low:last]]), past_key_values=kept, use_cache=True,
+                    input_ids=torch.tensor([ids[low:last]]),
+                    past_key_values=kept,
+                    use_cache=True,
                     position_ids=torch.arange(low, last)[None],
                     attention_mask=torch.zeros(1, 1, last - low, length),
-                ).logits[0]  # fmt: skip
+                ).logits[0]
                 logits = torch.zeros(length, part.shape[-1])
                 logits[low:last] = part
             logits[:, [denoiser.mask_id, denoiser.pad_id]] = -torch.inf
@@ -324,9 +339,12 @@ def test_the_interval_cache_is_the_plain_loop(refresh):
             for i, (keys, values) in enumerate(kept or []):
                 given.update(keys[:, :, stale], values[:, :, stale], i)
             out = denoiser.model(
-                input_ids=torch.tensor([ids])[:, columns], position_ids=columns[None], past_key_values=given,
-                use_cache=True, attention_mask=torch.zeros(1, 1, len(columns), len(ids)),
-            )  # fmt: skip
+                input_ids=torch.tensor([ids])[:, columns],
+                position_ids=columns[None],
+                past_key_values=given,
+                use_cache=True,
+                attention_mask=torch.zeros(1, 1, len(columns), len(ids)),
+            )
             order = torch.cat([stale.nonzero()[:, 0], columns]).argsort()
             kept = [(layer.keys[:, :, order], layer.values[:, :, order]) for layer in given.layers]
             logits = torch.zeros(len(ids), out.logits.shape[-1])
@@ -346,7 +364,10 @@ def reference_extended(denoiser, prompt, block, most, threshold, masks, span):
     """DCD (2601.02076) in blocks that grow, one unpadded row on lists; also how many steps were thrown away."""
     ids, mask = denoiser.encode([prompt])[0], denoiser.mask_id
     start, passes, thrown = len(ids), 0, 0
-    ids, edges = ids + [mask] * G, list(range(block, start + 1, block))  # where blocks begin, the canvas's first inside
+    ids, edges = (
+        ids + [mask] * G,
+        list(range(block, start + 1, block)),
+    )  # where blocks begin, the canvas's first inside
     stop = (edges[-1] if edges else 0) + block
     low, limit = start, min(stop + most, start + G)
     while mask in ids:
@@ -385,7 +406,14 @@ def test_extension_is_the_plain_loop(family):
 @pytest.mark.parametrize("family", [BLOCK_CAUSAL, CONTEXT_CAUSAL], ids=lambda family: family.name)
 def test_extension_keeps_the_block_cache_exact_and_rows_apart(family):
     denoiser = random_denoiser("qwen3", sharpness=3.0, family=family)
-    settings = {"policy": "deferred", "threshold": 0.4, "window": 3, "block_length": 4, "extension": 8, "temperature": 1.0}
+    settings = {
+        "policy": "deferred",
+        "threshold": 0.4,
+        "window": 3,
+        "block_length": 4,
+        "extension": 8,
+        "temperature": 1.0,
+    }
     plain = run(denoiser, n=2, **settings)
     cached = run(denoiser, n=2, cache="block", **settings)
     assert tokens(cached) == tokens(plain) != tokens(run(denoiser, n=2, **{**settings, "extension": None}))
@@ -396,7 +424,9 @@ def test_extension_keeps_the_block_cache_exact_and_rows_apart(family):
 
 def test_logits_are_formed_for_what_may_commit_alone():
     denoiser, shapes = random_denoiser(), []
-    handle = denoiser.model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape[:2])))
+    handle = denoiser.model.lm_head.register_forward_hook(
+        lambda module, args, out: shapes.append(tuple(out.shape[:2]))
+    )
     run(denoiser, PROMPTS[:1], block_length=4)
     handle.remove()
     assert shapes == [(1, 4), (1, 3), (1, 2), (1, 1)] * (G // 4)
@@ -419,7 +449,9 @@ def test_what_does_not_fit_a_layout_is_refused():
     settings = {"policy": "deferred", "threshold": 0.9, "extension": 16}
     with pytest.raises(ValueError, match=r"extension=16 would be ignored: the canvas of 12 is one block"):
         run(random_denoiser(family=replace(BLOCK_CAUSAL, block_length=32)), **settings)
-    assert run(random_denoiser(family=replace(BLOCK_CAUSAL, block_length=4)), **settings)  # blocks that the model brings
+    assert run(
+        random_denoiser(family=replace(BLOCK_CAUSAL, block_length=4)), **settings
+    )  # blocks that the model brings
     for disguise in (without_mask, dream_like):
         with pytest.raises(ValueError, match=r"cache='dual': this model's own code .*cache='none'"):
             run(disguise(full), cache="dual")

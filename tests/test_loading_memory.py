@@ -15,12 +15,28 @@ from transformers import AutoModelForCausalLM
 pytestmark = pytest.mark.slow
 
 LARGER = {
-    "llada": {"d_model": 512, "mlp_hidden_size": 1536, "n_layers": 8, "n_heads": 8, "n_kv_heads": 8, "vocab_size": 16384,
-              "embedding_size": 16384},
-    "llada2": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8,
-               "num_key_value_heads": 4, "head_dim": 64, "rotary_dim": 32, "vocab_size": 16384, "num_experts": 16,
-               "moe_intermediate_size": 256},
-}  # fmt: skip
+    "llada": {
+        "d_model": 512,
+        "mlp_hidden_size": 1536,
+        "n_layers": 8,
+        "n_heads": 8,
+        "n_kv_heads": 8,
+        "vocab_size": 16384,
+        "embedding_size": 16384,
+    },
+    "llada2": {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "rotary_dim": 32,
+        "vocab_size": 16384,
+        "num_experts": 16,
+        "moe_intermediate_size": 256,
+    },
+}
 LOAD = """
 import sys, threading, time
 import transformers.models.llama.modeling_llama, transformers.models.glm4_moe.modeling_glm4_moe

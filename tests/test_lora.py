@@ -29,15 +29,19 @@ from lockstitch import embedded_model
 def adapted(denoiser, **settings):
     """Names of the modules that PEFT gives an adapter."""
     model = get_peft_model(denoiser.model, lora_config(denoiser, 2, 4, **settings))
-    return {name.removeprefix("base_model.model.") for name, module in model.named_modules()
-            if isinstance(module, BaseTunerLayer)}  # fmt: skip
+    return {
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_every_linear_map_of_the_blocks_is_a_target_and_the_head_is_not(kind):
     denoiser = random_denoiser(kind)
-    expected = {name for name, module in denoiser.model.named_modules()
-                if isinstance(module, nn.Linear) and name != "lm_head"}  # fmt: skip
+    expected = {
+        name for name, module in denoiser.model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"
+    }
     assert adapted(denoiser) == expected
     assert len(expected) == 14
 
@@ -50,8 +54,10 @@ def golden(name):
     return Denoiser.from_pretrained(str(GOLDEN / name), device="cpu")
 
 
-@pytest.mark.parametrize(("name", "count"), [("llada", 14), ("dream", 14), ("sdar", 14), ("fastv2", 14), ("llada_moe", 8),
-                                             ("llada2", 8 + 3 + 3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("llada", 14), ("dream", 14), ("sdar", 14), ("fastv2", 14), ("llada_moe", 8), ("llada2", 8 + 3 + 3)],
+)
 def test_every_map_that_sees_every_token_is_a_target(name, count):
     """Attention, dense layers and the shared expert; neither head nor router nor routed experts."""
     found = adapted(copy.deepcopy(golden(name)))
@@ -108,10 +114,17 @@ def test_a_wrapped_model_is_called_in_its_own_convention(convention):
 def test_the_flags_of_trl_make_the_adapter():
     denoiser = random_denoiser()
     assert peft_config_of(DiffusionModelConfig(), denoiser) is None
-    flags = DiffusionModelConfig(use_peft=True, lora_r=3, lora_alpha=5, lora_target_modules=["v_proj"], use_rslora=True,
-                                 model_revision="abc")  # fmt: skip
+    flags = DiffusionModelConfig(
+        use_peft=True, lora_r=3, lora_alpha=5, lora_target_modules=["v_proj"], use_rslora=True, model_revision="abc"
+    )
     config = peft_config_of(flags, denoiser)
-    assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora, config.revision) == (3, 5, 0.0, True, "abc")
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora, config.revision) == (
+        3,
+        5,
+        0.0,
+        True,
+        "abc",
+    )
     assert adapted(denoiser, targets="v_proj") == {f"model.layers.{i}.self_attn.v_proj" for i in range(2)}
     assert loading_of(flags) == {"revision": "abc", "dtype": "float32"}
 
@@ -149,9 +162,17 @@ def test_quantisation_without_bitsandbytes_is_refused():
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
 def test_an_adapter_of_a_quantised_base_is_trained_and_merged_into_the_whole_one(bits, tmp_path):
     pytest.importorskip("bitsandbytes")
-    flags = DiffusionModelConfig(str(embedded_model("sudoku")), use_peft=True, lora_r=4, dtype="bfloat16", **{bits: True})
-    training = DiffusionSFTConfig(output_dir=str(tmp_path / "run"), bf16=False, use_cpu=True, max_steps=2, report_to="none",
-                                  gradient_checkpointing=False)  # fmt: skip
+    flags = DiffusionModelConfig(
+        str(embedded_model("sudoku")), use_peft=True, lora_r=4, dtype="bfloat16", **{bits: True}
+    )
+    training = DiffusionSFTConfig(
+        output_dir=str(tmp_path / "run"),
+        bf16=False,
+        use_cpu=True,
+        max_steps=2,
+        report_to="none",
+        gradient_checkpointing=False,
+    )
     train(RecipeArguments(generate="sudoku", num_problems=16), training, flags)
     done = export(ExportConfig(tmp_path / "run", tmp_path / "out", merge=True))
     assert done["dtype"] == "float32"

@@ -59,8 +59,9 @@ def test_divergence_from_the_reference(batch, form):
     for i, places in enumerate(tokens(valid)):
         apart = sum(ref[i, k] - logp[i, k] for k in places)
         plain = plain + (apart**2 / 2 / CANVAS if form == "k2" else math.e ** (apart / CANVAS) - apart / CANVAS - 1)
-    found = losses.sequence_kl(losses.row_sums(logp, valid), losses.row_sums(ref, valid),
-                               losses.row_norms(valid, "canvas"), form).sum()  # fmt: skip
+    found = losses.sequence_kl(
+        losses.row_sums(logp, valid), losses.row_sums(ref, valid), losses.row_norms(valid, "canvas"), form
+    ).sum()
     assert found.item() == pytest.approx(plain.item(), rel=1e-12)
     torch.testing.assert_close(gradient(found, logp), gradient(plain, logp))
 
@@ -69,8 +70,10 @@ def test_sandwich_is_advantage_times_likelihood_per_token(batch):
     logp, _, _, valid, advantage = batch
     total = sum(map(len, tokens(valid)))
     # SPG writes each row's mean over its tokens times its share of the batch's tokens.
-    plain = -sum(advantage[i] * (sum(logp[i, k] for k in places) / len(places)) * len(places) / total
-                 for i, places in enumerate(tokens(valid)))  # fmt: skip
+    plain = -sum(
+        advantage[i] * (sum(logp[i, k] for k in places) / len(places)) * len(places) / total
+        for i, places in enumerate(tokens(valid))
+    )
     found = losses.likelihood_loss(losses.row_sums(logp, valid), advantage, losses.row_norms(valid, "none"), total)
     assert found.item() == pytest.approx(plain.item(), rel=1e-12)
     torch.testing.assert_close(gradient(found, logp), gradient(plain, logp))
@@ -121,13 +124,18 @@ def test_numbers_of_ratios_add_up_over_parts():
     values = torch.randn(20, generator=torch.Generator().manual_seed(0))
     found = losses.ratio_metrics(sum(losses.ratio_moments(part) for part in values.split(7)))
     weight = values.double().exp()
-    assert found == pytest.approx({
-        "ratio/spread": values.std(correction=0).item(),
-        "ratio/drift": values.mean().item(),
-        "ratio/effective_sample_size": (weight.sum() ** 2 / weight.square().sum() / 20).item(),
-    }, rel=1e-5)  # fmt: skip
+    assert found == pytest.approx(
+        {
+            "ratio/spread": values.std(correction=0).item(),
+            "ratio/drift": values.mean().item(),
+            "ratio/effective_sample_size": (weight.sum() ** 2 / weight.square().sum() / 20).item(),
+        },
+        rel=1e-5,
+    )
     assert losses.ratio_metrics(losses.ratio_moments(torch.zeros(0))) == {}
-    assert losses.ratio_metrics(losses.ratio_moments(torch.tensor([-900.0, 900.0])))["ratio/effective_sample_size"] == 0.5
+    assert (
+        losses.ratio_metrics(losses.ratio_moments(torch.tensor([-900.0, 900.0])))["ratio/effective_sample_size"] == 0.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,7 +150,10 @@ def test_numbers_of_ratios_add_up_over_parts():
         ({"temperature": 0.0}, "temperature=0: all completions"),
         ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8"),
         ({"policy_loss": "ppo"}, "token, sequence, sandwich, weighted, self_normalized"),
-        ({"policy_loss": "sequence", "loss_type": "bnpo"}, "loss_type='bnpo' would be ignored by policy_loss='sequence'"),
+        (
+            {"policy_loss": "sequence", "loss_type": "bnpo"},
+            "loss_type='bnpo' would be ignored by policy_loss='sequence'",
+        ),
         ({"policy_loss": "weighted", "beta": 0.1}, "beta=0.1 would be ignored by policy_loss='weighted'"),
         ({"policy_loss": "sandwich", "epsilon": 0.5}, "epsilon=0.5 would be ignored"),
         ({"ratio_norm": "canvas"}, "ratio_norm='canvas' would be ignored by policy_loss='token'"),
@@ -165,9 +176,16 @@ def test_settings_without_a_meaning_are_refused(settings, says, tmp_path):
 
 def test_the_sampler_gets_what_the_settings_say(tmp_path):
     args = DiffusionGRPOConfig(
-        output_dir=str(tmp_path), bf16=False, use_cpu=True, max_completion_length=64, preset="dream", steps=16,
-        temperature=0.9, top_p=0.8, rollout_micro_batch_size=5,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        bf16=False,
+        use_cpu=True,
+        max_completion_length=64,
+        preset="dream",
+        steps=16,
+        temperature=0.9,
+        top_p=0.8,
+        rollout_micro_batch_size=5,
+    )
     sampler = args.sampler_config()
     assert (sampler.canvas_length, sampler.certainty, sampler.steps, sampler.batch_size) == (64, "entropy", 16, 5)
     assert (sampler.temperature, sampler.top_p, sampler.top_k) == (0.9, 0.8, None)

@@ -44,26 +44,35 @@ def test_an_answer_that_was_read_is_read_as_itself():
     ("text", "found"),
     [
         # The last box or block, whichever ends last; a box in a block.
-        (r"\boxed{1}. So \boxed{2}.", ("box", "2", False)), (r"\boxed{1} <answer>2</answer>", ("block", "2", False)),
-        (r"<answer>1</answer> \boxed{2}", ("box", "2", False)), (r"<answer>so \boxed{3}</answer>", ("box", "3", False)),
-        (r"\boxed{\frac{1}{\boxed{2}}}", ("box", r"\frac{1}{2}", False)), (r"\boxed{1}, \boxed{2} or $\boxed{3}$", ("box",
-         "1, 2 or 3", False)),
+        (r"\boxed{1}. So \boxed{2}.", ("box", "2", False)),
+        (r"\boxed{1} <answer>2</answer>", ("block", "2", False)),
+        (r"<answer>1</answer> \boxed{2}", ("box", "2", False)),
+        (r"<answer>so \boxed{3}</answer>", ("box", "3", False)),
+        (r"\boxed{\frac{1}{\boxed{2}}}", ("box", r"\frac{1}{2}", False)),
+        (r"\boxed{1}, \boxed{2} or $\boxed{3}$", ("box", "1, 2 or 3", False)),
         # Empty marks count only if there is no other.
-        (r"\boxed{1} \boxed{}", ("box", "1", False)), (r"\boxed{}", ("box", "", False)), ("<answer> </answer> 7", ("box",
-         "", False)),
+        (r"\boxed{1} \boxed{}", ("box", "1", False)),
+        (r"\boxed{}", ("box", "", False)),
+        ("<answer> </answer> 7", ("box", "", False)),
         # What is cut off counts only if nothing closes.
-        (r"\boxed{12} \boxed{13", ("box", "12", False)), (r"so \boxed{13" + "\nand 14", ("box", "13", True)),
-        ("<answer>13", ("block", "13", True)), (r"<answer>so \boxed{13", ("box", "13", True)),
+        (r"\boxed{12} \boxed{13", ("box", "12", False)),
+        (r"so \boxed{13" + "\nand 14", ("box", "13", True)),
+        ("<answer>13", ("block", "13", True)),
+        (r"<answer>so \boxed{13", ("box", "13", True)),
         # Lines, then phrases.
-        ("#### 1\nAnswer: 2", ("hash", "1", False)), ("#### Step 2: add\nthe answer is 7", ("phrase", "7", False)),
-        ("#### Final answer", ("hash", "Final answer", False)), ("A: 5\nB: 6", ("phrase", "5", False)),
-        ("The answer is 1. No, the answer is 2.5. Done.", ("phrase", "2.5", False)), ("Answer:\n\n**5**", ("phrase",
-         "5", False)),
+        ("#### 1\nAnswer: 2", ("hash", "1", False)),
+        ("#### Step 2: add\nthe answer is 7", ("phrase", "7", False)),
+        ("#### Final answer", ("hash", "Final answer", False)),
+        ("A: 5\nB: 6", ("phrase", "5", False)),
+        ("The answer is 1. No, the answer is 2.5. Done.", ("phrase", "2.5", False)),
+        ("Answer:\n\n**5**", ("phrase", "5", False)),
         # Reasoning counts only if nothing else is said.
-        (r"<think>\boxed{1}</think> It is 2.", None), (r"<think>\boxed{1}</think>", ("box", "1", False)),
-        ("5 and 6", None), ("", None),
+        (r"<think>\boxed{1}</think> It is 2.", None),
+        (r"<think>\boxed{1}</think>", ("box", "1", False)),
+        ("5 and 6", None),
+        ("", None),
     ],
-)  # fmt: skip
+)
 def test_where_an_answer_stands(text, found):
     got = find_answer(text)
     assert (got if got is None else (got.mark, got.text.strip("*"), got.is_cut)) == found
@@ -72,15 +81,26 @@ def test_where_an_answer_stands(text, found):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("at least 5", None), ("5 or 6", None), ("it is not 6", None), ("x > 5", "x > 5"), ("It is 5 or more.", None),
-        ("She has 5 and he has 6.", "6"), ("16-3=13, so 13-4", "13-4"), ("= 12", "12"), ("no numbers", None),
-        (r"\boxed{5 feet 10 inches}", "5 feet 10 inches"), (r"\boxed{3 times 4}", "3 times 4"), (r"\boxed{2 \text{ PM}}",
-         "2 pm"),
-        (r"\boxed{12 km/h}", "12"), (r"\boxed{\text{Eve}}", "Eve"), (r"\boxed{x^2 + 3h}", "x^2 + 3h"),
-         (r"\boxed{\pi r^2 h}", r"\pi r^2 h"),
-        (r"\boxed{2^{n-1} \text{ for all } n \geq 1}", "2^{n-1}"), (r"\boxed{10\text{:}30}", "10:30"),
+        ("at least 5", None),
+        ("5 or 6", None),
+        ("it is not 6", None),
+        ("x > 5", "x > 5"),
+        ("It is 5 or more.", None),
+        ("She has 5 and he has 6.", "6"),
+        ("16-3=13, so 13-4", "13-4"),
+        ("= 12", "12"),
+        ("no numbers", None),
+        (r"\boxed{5 feet 10 inches}", "5 feet 10 inches"),
+        (r"\boxed{3 times 4}", "3 times 4"),
+        (r"\boxed{2 \text{ PM}}", "2 pm"),
+        (r"\boxed{12 km/h}", "12"),
+        (r"\boxed{\text{Eve}}", "Eve"),
+        (r"\boxed{x^2 + 3h}", "x^2 + 3h"),
+        (r"\boxed{\pi r^2 h}", r"\pi r^2 h"),
+        (r"\boxed{2^{n-1} \text{ for all } n \geq 1}", "2^{n-1}"),
+        (r"\boxed{10\text{:}30}", "10:30"),
     ],
-)  # fmt: skip
+)
 def test_the_whole_expression_or_none(text, answer):
     assert read_answer(text) == answer
 
@@ -88,14 +108,28 @@ def test_the_whole_expression_or_none(text, answer):
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("(1, 2)", "tuple"), (r"\{1, 2\}", "set"), ("1, 2", "list"), ("1 or 2", "either"), ("1 < x", "spans"), ("x = 1",
-         "named"),
-        ("x + y = 1", "equation"), ("2:30", "clock"), ("2:3", "ratio"), ("TFT", "words"), ("(B) 4", "choice"), ("xy",
-         "scalar"),
-        (r"\frac{1}{2}", "scalar"), ("(x+1)(x-1)", "scalar"), ("A < B < C", "relation"), (r"\binom{1}{2}", "scalar"),
-        (r"\mathbb{R}", "spans"), ("[[1, 2], [3, 4]]", "matrix"), ("f(1, 2)", "scalar"), (r"\frac{1}{2}, \{3, 4\}", "list"),
+        ("(1, 2)", "tuple"),
+        (r"\{1, 2\}", "set"),
+        ("1, 2", "list"),
+        ("1 or 2", "either"),
+        ("1 < x", "spans"),
+        ("x = 1", "named"),
+        ("x + y = 1", "equation"),
+        ("2:30", "clock"),
+        ("2:3", "ratio"),
+        ("TFT", "words"),
+        ("(B) 4", "choice"),
+        ("xy", "scalar"),
+        (r"\frac{1}{2}", "scalar"),
+        ("(x+1)(x-1)", "scalar"),
+        ("A < B < C", "relation"),
+        (r"\binom{1}{2}", "scalar"),
+        (r"\mathbb{R}", "spans"),
+        ("[[1, 2], [3, 4]]", "matrix"),
+        ("f(1, 2)", "scalar"),
+        (r"\frac{1}{2}, \{3, 4\}", "list"),
     ],
-)  # fmt: skip
+)
 def test_shapes(text, kind):
     assert parse(text).kind == kind
 
@@ -113,11 +147,23 @@ def test_plain_numbers_are_exact():
 
 @pytest.mark.parametrize(
     ("words", "value"),
-    [("twenty-five", 25), ("one hundred and two", 102), ("two thousand three hundred", 2300), ("a dozen", 12), ("half", 0.5),
-     ("two and a half", 2.5), ("three quarters", 0.75), ("five million", 5e6), ("one two", None), ("and", None),
-      ("second", None),
-     ("hundred", None), ("twenty eleven", None), ("zero", 0)],
-)  # fmt: skip
+    [
+        ("twenty-five", 25),
+        ("one hundred and two", 102),
+        ("two thousand three hundred", 2300),
+        ("a dozen", 12),
+        ("half", 0.5),
+        ("two and a half", 2.5),
+        ("three quarters", 0.75),
+        ("five million", 5e6),
+        ("one two", None),
+        ("and", None),
+        ("second", None),
+        ("hundred", None),
+        ("twenty eleven", None),
+        ("zero", 0),
+    ],
+)
 def test_numbers_in_words(words, value):
     assert value_in_words(words) == value
 

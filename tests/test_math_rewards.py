@@ -25,14 +25,28 @@ def rows_of(path):
 @pytest.mark.parametrize(
     ("gold", "read"),
     [
-        (18, "18"), (27.0, "27"), (2.5, "2.5"), ("18", "18"), ("16 - 3 = <<16-3=13>>13\n#### 1,013", "1013"),
-        (r"We have $x=2$, so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"), (r"\left( 3, \frac{\pi}{2} \right)",
-        r"( 3, \frac{\pi}{2} )"), ("She has 3.\nA: 3", "3"), ("18 jelly beans", "18"),
-        (r"\text{Eve}", "Eve"), ("The answer is 5", "5"),
-        (None, None), ("", None), ("  ", None), ("no idea at all", None), (True, None),
-        (float("nan"), None), ([3], None), (r"\boxed{}", None), ("long " * 1000, None),
+        (18, "18"),
+        (27.0, "27"),
+        (2.5, "2.5"),
+        ("18", "18"),
+        ("16 - 3 = <<16-3=13>>13\n#### 1,013", "1013"),
+        (r"We have $x=2$, so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"( 3, \frac{\pi}{2} )"),
+        ("She has 3.\nA: 3", "3"),
+        ("18 jelly beans", "18"),
+        (r"\text{Eve}", "Eve"),
+        ("The answer is 5", "5"),
+        (None, None),
+        ("", None),
+        ("  ", None),
+        ("no idea at all", None),
+        (True, None),
+        (float("nan"), None),
+        ([3], None),
+        (r"\boxed{}", None),
+        ("long " * 1000, None),
     ],
-)  # fmt: skip
+)
 def test_what_is_read_of_a_gold_answer(gold, read):
     assert read_gold(gold) == read
 
@@ -40,19 +54,28 @@ def test_what_is_read_of_a_gold_answer(gold, read):
 @pytest.mark.parametrize(
     ("gold", "right", "wrong"),
     [
-        ("1/2", [r"\frac{1}{2}", "0.5", r"\frac12", r"\dfrac{2}{4}", ".5", "50/100"],
-         ["0.51", "2", "1", r"\frac{2}{1}", "0.05"]),
-        ("18", ["18.0", r"\$18", "x=18", r"18\text{ eggs}", "18 jelly beans", "+18", "018", "36/2"],
-         ["-18", "181", "1.8", "18, 19", "1 8", "x", r"18^2", "18 million", "18!"]),
+        (
+            "1/2",
+            [r"\frac{1}{2}", "0.5", r"\frac12", r"\dfrac{2}{4}", ".5", "50/100"],
+            ["0.51", "2", "1", r"\frac{2}{1}", "0.05"],
+        ),
+        (
+            "18",
+            ["18.0", r"\$18", "x=18", r"18\text{ eggs}", "18 jelly beans", "+18", "018", "36/2"],
+            ["-18", "181", "1.8", "18, 19", "1 8", "x", r"18^2", "18 million", "18!"],
+        ),
         ("1,000", ["1000", r"1{,}000", r"1,\!000", "1000.00"], ["1", "1.000", "1, 000, 0", "100"]),
         ("x^2+2x+1", ["(x+1)^2", "1+2x+x^2"], ["(x-1)^2", "x^2+2x", "(y+1)^2"]),
         ("(1,2]", [r"\left(1, 2\right]"], ["[1,2]", "(1,2)", "(2,1]", "(1,3]"]),
         ("1,2,3", [r"\{3, 2, 1\}", "3,2,1"], ["1,2", "1,2,4"]),
         (r"\text{Evelyn}", ["Evelyn", r"\text{evelyn}"], ["Eve", r"\text{Navin}", "3"]),
-        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", [r"\begin{pmatrix} 1 \\ \frac{4}{2} \end{pmatrix}"],
-         [r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}", "1, 2"]),
+        (
+            r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+            [r"\begin{pmatrix} 1 \\ \frac{4}{2} \end{pmatrix}"],
+            [r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}", "1, 2"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_equal_in_another_form_and_unequal(gold, right, wrong):
     boxed = [rf"\boxed{{{answer}}}" for answer in [*right, *wrong]]
     assert values(boxed, [gold] * len(boxed)) == [1.0] * len(right) + [0.0] * len(wrong)
@@ -78,9 +101,12 @@ def test_plain_numbers_are_compared_as_in_a_worker():
 def test_the_reward_has_trls_signature():
     metrics, extras = {}, {}
     arguments = {
-        "prompts": ["p"] * 4, "completion_ids": [[1]] * 4, "trainer_state": None, "log_extra": extras.__setitem__,
+        "prompts": ["p"] * 4,
+        "completion_ids": [[1]] * 4,
+        "trainer_state": None,
+        "log_extra": extras.__setitem__,
         "log_metric": metrics.__setitem__,
-    }  # fmt: skip
+    }
     texts = [r"\boxed{3}", "#### 4", "none", r"\boxed{1/3}"]
     golds = ["3", "5", "3", None]
     assert math_reward(completions=texts, answer=golds, **arguments) == [1.0, 0.0, 0.0, None]
@@ -165,7 +191,10 @@ def test_math500_gold(data_dir):
 
 # Units are dropped with their exponents, since people leave them out; and a zero has no sign.
 TAKEN_FOR_THE_SAME = {
-    "the exponent of a unit": {(r"864 \mbox{ inches}^2", r"864 \mbox{ inches}^3"), (r"15\mbox{ cm}^2", r"15\mbox{ cm}^3")},
+    "the exponent of a unit": {
+        (r"864 \mbox{ inches}^2", r"864 \mbox{ inches}^3"),
+        (r"15\mbox{ cm}^2", r"15\mbox{ cm}^3"),
+    },
     "zero with a sign": {("0", "-0")},
 }
 

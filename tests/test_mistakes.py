@@ -137,9 +137,16 @@ def test_a_full_disk_loses_nothing(command, folder, monkeypatch, capfd):
     assert call(command, argv_of(command, **more), monkeypatch) == 0
     assert call(command, argv_of(command, **more, output="whole"), monkeypatch) == 0
     without_times = [
-        [{name: value for name, value in row.items() if name not in ("seconds", "ledger", "trajectories", "methods")}
-         for row in files.finished_rows(Path(run, files.RESULTS))] for run in ("run", "whole")
-    ]  # fmt: skip
+        [
+            {
+                name: value
+                for name, value in row.items()
+                if name not in ("seconds", "ledger", "trajectories", "methods")
+            }
+            for row in files.finished_rows(Path(run, files.RESULTS))
+        ]
+        for run in ("run", "whole")
+    ]
     assert without_times[0] == without_times[1]
     assert not list(folder.rglob("*.partial"))
 
@@ -215,9 +222,12 @@ RAISING = "def f(*args, **columns):\n    raise KeyError('of mine')\n"
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [("stitch", {"scorer": "mine_raises:f"}), ("grade", {"reward": "mine_raises:f"}),
-     ("grpo", {"reward_funcs": "mine.py:f"})],
-)  # fmt: skip
+    [
+        ("stitch", {"scorer": "mine_raises:f"}),
+        ("grade", {"reward": "mine_raises:f"}),
+        ("grpo", {"reward_funcs": "mine.py:f"}),
+    ],
+)
 def test_a_scorer_or_reward_that_raises_is_named_with_its_line(command, option, folder, monkeypatch, capfd):
     for name in ("mine.py", "mine_raises.py"):
         (folder / name).write_text(RAISING)
@@ -230,9 +240,7 @@ def test_a_scorer_or_reward_that_raises_is_named_with_its_line(command, option, 
     sys.modules.pop("mine_raises", None)
 
 
-@pytest.mark.parametrize(
-    ("command", "option"), [("stitch", "scorer"), ("grade", "reward"), ("grpo", "reward_funcs")]
-)
+@pytest.mark.parametrize(("command", "option"), [("stitch", "scorer"), ("grade", "reward"), ("grpo", "reward_funcs")])
 def test_an_interruption_is_130_and_says_that_the_same_command_goes_on(command, option, folder, monkeypatch, capfd):
     (folder / "mine_stops.py").write_text("def f(*args, **columns):\n    raise KeyboardInterrupt\n")
     assert call(command, argv_of(command, **{option: "mine_stops:f"}), monkeypatch) == 130
@@ -242,8 +250,12 @@ def test_an_interruption_is_130_and_says_that_the_same_command_goes_on(command, 
 
 @pytest.mark.parametrize("words", ["rewards", "rewards --json", "grade --help"])
 def test_a_closed_pipe_is_silent(words):
-    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -m lockstitch {words} | head -1; echo ${{PIPESTATUS[0]}}'],
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -m lockstitch {words} | head -1; echo ${{PIPESTATUS[0]}}'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "0"
 
@@ -273,7 +285,9 @@ def test_weights_that_are_not_finite_are_never_saved(command, folder, monkeypatc
     ("body", "says"),
     [("[1.0]", "reward 'mine.py:f' returned 1 values for"), ("1.0", "reward 'mine.py:f' returned float, not a list")],
 )
-def test_a_reward_that_returns_something_else_than_a_list_of_that_length_is_named(body, says, folder, monkeypatch, capfd):
+def test_a_reward_that_returns_something_else_than_a_list_of_that_length_is_named(
+    body, says, folder, monkeypatch, capfd
+):
     (folder / "mine.py").write_text(f"def f(completions, **columns):\n    return {body}\n")
     assert call("grpo", argv_of("grpo", reward_funcs="mine.py:f"), monkeypatch) == 2
     assert says in capfd.readouterr().err.splitlines()[-1]
@@ -285,8 +299,11 @@ def test_a_model_whose_logits_are_no_numbers_is_named(temperature, folder, monke
     for path in embedded_model("sudoku-early").iterdir():
         (folder / "model" / path.name).write_bytes(path.read_bytes())
     weights = load_file(folder / "model" / "model.safetensors")
-    save_file({name: weight * torch.nan for name, weight in weights.items()}, folder / "model" / "model.safetensors",
-              {"format": "pt"})  # fmt: skip
+    save_file(
+        {name: weight * torch.nan for name, weight in weights.items()},
+        folder / "model" / "model.safetensors",
+        {"format": "pt"},
+    )
     assert call("sample", argv_of("sample", model="model", temperature=temperature), monkeypatch) == 2
     assert "the model's logits are no numbers" in capfd.readouterr().err.splitlines()[-1]
 
@@ -294,16 +311,26 @@ def test_a_model_whose_logits_are_no_numbers_is_named(temperature, folder, monke
 def test_a_reward_of_ours_says_which_column_is_missing(folder, monkeypatch, capfd):
     (folder / "mine.jsonl").write_text('{"prompt": "3102", "other": "x"}\n' * 4)
     said = {**BASES["grpo"], "dataset_name": "mine.jsonl", "num_problems": 4}
-    argv = [f"--{name}={' '.join(value) if isinstance(value, list) else value}" for name, value in said.items()
-            if name not in ("task", "prompt_form")]  # fmt: skip
+    argv = [
+        f"--{name}={' '.join(value) if isinstance(value, list) else value}"
+        for name, value in said.items()
+        if name not in ("task", "prompt_form")
+    ]
     assert call("grpo", argv, monkeypatch) == 2
     assert "reward 'sudoku' raised ValueError: sudoku_reward needs one of the columns" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "option", [{"steps_per_generation": -1}, {"num_iterations": 0}, {"remove_unused_columns": True},
-               {"loss_type": "other"}, {"eval_on_start": True}, {"per_device_train_batch_size": 0}],
-)  # fmt: skip
+    "option",
+    [
+        {"steps_per_generation": -1},
+        {"num_iterations": 0},
+        {"remove_unused_columns": True},
+        {"loss_type": "other"},
+        {"eval_on_start": True},
+        {"per_device_train_batch_size": 0},
+    ],
+)
 def test_what_trl_would_look_at_too_late_is_refused_by_its_name(option, folder, monkeypatch, capfd):
     assert call("grpo", argv_of("grpo", **option), monkeypatch) == 2
     assert next(iter(option)) in capfd.readouterr().err.splitlines()[-1]

@@ -33,11 +33,19 @@ def parse(text, *words, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "yaml", "word"),
-    [("rate", "1e-5", "1e-5"), ("rate", "2", "2"), ("steps", "'7'", "7"), ("funcs", "sudoku", "sudoku"),
-     ("html", "no", "no"),
-     ("tokens", "4", "4"), ("more_kwargs", "{a: 1}", '{"a": 1}'), ("form", "plain", "plain"), ("name", "x y", "x y"),
-     ("place", "here", "here")],
-)  # fmt: skip
+    [
+        ("rate", "1e-5", "1e-5"),
+        ("rate", "2", "2"),
+        ("steps", "'7'", "7"),
+        ("funcs", "sudoku", "sudoku"),
+        ("html", "no", "no"),
+        ("tokens", "4", "4"),
+        ("more_kwargs", "{a: 1}", '{"a": 1}'),
+        ("form", "plain", "plain"),
+        ("name", "x y", "x y"),
+        ("place", "here", "here"),
+    ],
+)
 def test_files_and_command_lines_are_read_alike(name, yaml, word, tmp_path):
     first = parse(f"{name}: {yaml}\n", tmp_path=tmp_path)
     second = parse("seed: 0\n", f"--{name}", word, tmp_path=tmp_path)

@@ -98,8 +98,11 @@ def test_a_reward_stands_in_a_file(tmp_path):
     (tmp_path / "helper.py").write_text("TWO = 2.0\n")
     assert load_reward(f"{path}:score")(completions=["a"]) == [2.0]
     assert str(tmp_path) not in sys.path
-    for spec, says in ((f"{path}:scores", "did you mean 'score'"), (f"{path}", "names nothing in the file"),
-                       (f"{tmp_path}/other.py:score", "is not a file")):  # fmt: skip
+    for spec, says in (
+        (f"{path}:scores", "did you mean 'score'"),
+        (f"{path}", "names nothing in the file"),
+        (f"{tmp_path}/other.py:score", "is not a file"),
+    ):
         with pytest.raises(ValueError, match=says):
             load_reward(spec)
     path = tmp_path / "broken.py"
@@ -119,7 +122,10 @@ OWN = ["--dataset_name", "a.jsonl", "--reward_funcs", "math"]
         ([*OWN, "--prompt_form", "tags"], "prompt_form='tags' would be ignored"),
         ([*OWN, "--train_path", "b"], "train_path='b' is a task's"),
         (["--task", "gsm8k", "--columns", "a:b"], "columns='a:b' is of dataset_name, which is missing"),
-        (["--task", "gsm8k", "--dataset_name", "a", "--dataset_test_split", "x"], "dataset_test_split='x' would be ignored"),
+        (
+            ["--task", "gsm8k", "--dataset_name", "a", "--dataset_test_split", "x"],
+            "dataset_test_split='x' would be ignored",
+        ),
     ],
 )
 def test_what_would_be_ignored_is_refused(words, says):

@@ -39,14 +39,21 @@ def test_every_way_leads_to_the_same_rows(place, way):
 def test_the_list_has_ours_and_plug_ins_and_imports_none(place, capsys):
     assert tasks_cli.main(["--json"]) == 0
     listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
-    assert listed["acme_sums"] == {"name": "acme_sums", "source": "acme-sums 1.2", "target": "acme_sums:make",
-                                   "summary": "Sums of two."}  # fmt: skip
+    assert listed["acme_sums"] == {
+        "name": "acme_sums",
+        "source": "acme-sums 1.2",
+        "target": "acme_sums:make",
+        "summary": "Sums of two.",
+    }
     assert listed["acme_value"]["summary"] == "?"
     assert listed["gsm8k"]["source"] == "lockstitch"
     assert "acme_sums" not in sys.modules
     assert tasks_cli.main([]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in table if line[0] != " "] == ["name", *(one["name"] for one in available_tasks())]
+    assert [line.split()[0] for line in table if line[0] != " "] == [
+        "name",
+        *(one["name"] for one in available_tasks()),
+    ]
 
 
 def test_one_task_is_shown_with_its_first_prompt(place, capsys):
@@ -91,6 +98,7 @@ def test_a_plug_in_cannot_take_a_name_of_ours_or_of_another(place):
 
 # --- in every command ------------------------------------------------------------------------------------------------
 
+
 def train(recipe, monkeypatch, words):
     monkeypatch.setattr(sys, "argv", ["recipe", *words])
     recipe.main()
@@ -122,8 +130,9 @@ def test_stitch(place, way, capsys):
     sampled = rows_of(place / "a/results.jsonl")
     assert [row["question"] for row in sampled] == [row["problem"] + "\n" for row in ROWS[:2]]
     assert json.loads((place / "a/config.json").read_text())["rule"] == "paper"
-    (place / "my_scorer.py").write_text("def all_right(question, steps, trajectories):\n"
-                                        "    return [[1.0 for _ in row] for row in steps]\n")  # fmt: skip
+    (place / "my_scorer.py").write_text(
+        "def all_right(question, steps, trajectories):\n    return [[1.0 for _ in row] for row in steps]\n"
+    )
     given = {**ROWS[0], "completions": ["12+12=24\n24", "12+12=25\n25", "1+1=2\n2=24\n24"]}
     (place / "given.jsonl").write_text(json.dumps(given) + "\n")
     words = ["--task", way, "--scorer", "my_scorer.py:all_right", "--trajectories", "given.jsonl", "--output", "b"]
@@ -131,7 +140,10 @@ def test_stitch(place, way, capsys):
     (row,) = rows_of(place / "b/results.jsonl")
     assert [one["correct"] for one in row["trajectories"]] == [True, False, True]
     assert [[step["text"] for step in one["steps"]] for one in row["trajectories"]] == [
-        ["12+12=24"], ["12+12=25"], ["1+1=2", "2=24"]]  # fmt: skip
+        ["12+12=24"],
+        ["12+12=25"],
+        ["1+1=2", "2=24"],
+    ]
     sys.modules.pop("my_scorer", None)
 
 
@@ -139,7 +151,15 @@ def test_stitch(place, way, capsys):
 @pytest.mark.parametrize("way", ["sums.yaml", "my_task.py:task", "acme_sums"])
 @pytest.mark.parametrize("recipe", [grpo, sft])
 def test_training(place, way, recipe, monkeypatch):
-    words = ["--task", way, "--model_name_or_path", "embedded:countdown-early", "--per_device_train_batch_size", "4", *TINY]
+    words = [
+        "--task",
+        way,
+        "--model_name_or_path",
+        "embedded:countdown-early",
+        "--per_device_train_batch_size",
+        "4",
+        *TINY,
+    ]
     if recipe is grpo:
         words += ["--num_generations", "2", "--max_completion_length", "8", "--held_out_problems", "1"]
     record = train(recipe, monkeypatch, words)

@@ -52,12 +52,13 @@ place = own_tasks.place
         ("step_unit: word", "step_unit: 'word' is not accepted; it takes sentence, line, row"),
         ("step_unit: my_reward:nothing", "step_unit 'my_reward:nothing': my_reward has no 'nothing'"),
         ("canvas_length: 1.5", "canvas_length: 1.5 is not accepted; it takes a whole number"),
-        ("canvas_length: 0", "canvas_length: 0"), ("canvas_length: true", "canvas_length: True"),
+        ("canvas_length: 0", "canvas_length: 0"),
+        ("canvas_length: true", "canvas_length: True"),
         ("env: {A: b}", "the key 'env' is not one of"),
         ("name: !!python/object/apply:os.getcwd []", "is not YAML: could not determine a constructor"),
         ("name: a\nname: b", "the key 'name' stands twice"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_file_is_said_in_a_line(place, change, says, capsys):
     key = change.partition(":")[0]
     kept = [line for line in TASK.strip().split("\n") if not line.startswith(f"{key}:")]
@@ -91,15 +92,18 @@ def test_a_missing_column_is_said_in_a_line_of_each_command(place, change, says,
     model = ["--model", "embedded:sudoku"]
     calls = [
         lambda: sample_cli.main([*model, "--task", "sums.yaml", "--steps", "4"]),
-        lambda: stitch_cli.main([*model, "--task", "sums.yaml", "--source", "train", "--scorer", "confidence",
-                                 "--output", "out"]),
-    ]  # fmt: skip
+        lambda: stitch_cli.main(
+            [*model, "--task", "sums.yaml", "--source", "train", "--scorer", "confidence", "--output", "out"]
+        ),
+    ]
     for call in calls:
         assert call() == 2
         (line,) = capsys.readouterr().err.strip().split("\n")
         assert says in line
     for recipe in (grpo, sft):
-        monkeypatch.setattr(sys, "argv", ["recipe", "--task", "sums.yaml", "--model_name_or_path", "embedded:sudoku", *TINY])
+        monkeypatch.setattr(
+            sys, "argv", ["recipe", "--task", "sums.yaml", "--model_name_or_path", "embedded:sudoku", *TINY]
+        )
         with pytest.raises(SystemExit) as ended:
             recipe.main()
         assert ended.value.code == 2
@@ -125,21 +129,26 @@ def test_what_a_task_cannot_do_is_refused_by_name(place, capsys):
     for more in (["--rule", "path"], ["--rounds", "true"]):
         assert "which task 'sums' has not" in refusal(capsys, lambda more=more: stitch_cli.main([*words, *more]))
     assert "no embedded model does sums" in refusal(
-        capsys, lambda: stitch_cli.main(["--task", "sums.yaml", "--question", "1, +1", "--scorer", "confidence"]))
+        capsys, lambda: stitch_cli.main(["--task", "sums.yaml", "--question", "1, +1", "--scorer", "confidence"])
+    )
     assert "the embedded solver does not know sums" in refusal(
-        capsys, lambda: stitch_cli.main([*words, "--solver", "embedded"]))
+        capsys, lambda: stitch_cli.main([*words, "--solver", "embedded"])
+    )
     made = ["--task", "sums.yaml", "--generate", "2", "--scorer", "confidence", "--output", "o"]
     assert "has a fixed set of problems" in refusal(capsys, lambda: stitch_cli.main(made))
     kept = [line for line in TASK.strip().split("\n") if not line.startswith(("dataset", "answer"))]
     (place / "bare.yaml").write_text("\n".join(kept))
     sample = ["--model", "embedded:arithmetic"]
     assert "task 'bare' has no dataset to take rows from" in refusal(
-        capsys, lambda: sample_cli.main([*sample, "--task", "bare.yaml"]))
-    for words, part in ((["--prompt", "a", "--limit", "3"], "limit=3 would be ignored with --prompt"),
-                        (["--input", "a", "--source", "x"], "source='x' would be ignored with --input"),
-                        (["--task", "sudoku"], "makes its rows up: say how many (--limit)"),
-                        (["--task", "sums.yaml", "--source", "x"], "source 'x' of task 'sums' is not one of train"),
-                        (["--task", "sums.yaml", "--prompt_form", "tags"], "form 'tags' of task 'sums'")):  # fmt: skip
+        capsys, lambda: sample_cli.main([*sample, "--task", "bare.yaml"])
+    )
+    for words, part in (
+        (["--prompt", "a", "--limit", "3"], "limit=3 would be ignored with --prompt"),
+        (["--input", "a", "--source", "x"], "source='x' would be ignored with --input"),
+        (["--task", "sudoku"], "makes its rows up: say how many (--limit)"),
+        (["--task", "sums.yaml", "--source", "x"], "source 'x' of task 'sums' is not one of train"),
+        (["--task", "sums.yaml", "--prompt_form", "tags"], "form 'tags' of task 'sums'"),
+    ):
         assert part in refusal(capsys, lambda words=words: sample_cli.main([*sample, *words]))
 
 
@@ -157,17 +166,23 @@ def test_training_refuses_tasks_without_rows_or_gold(place):
         sft.task_rows(sft.RecipeArguments(task="math500"), tokenizer())
     with pytest.raises(ValueError, match=r"makes its rows up: say how many \(num_problems\)"):
         sft.task_rows(sft.RecipeArguments(task="sudoku"), tokenizer())
-    for words, says in (({}, "given: none"), ({"task": "a", "generate": "sudoku"}, "given: generate, task"),
-                        ({"dataset_name": "a", "prompt_form": "tags"}, "prompt_form='tags' says what is asked of a task"),
-                        ({"dataset_name": "a", "num_problems": 3}, "num_problems=3 would be ignored"),
-                        ({"task": "a", "columns": "b:c"}, "columns='b:c' is of dataset_name")):  # fmt: skip
+    for words, says in (
+        ({}, "given: none"),
+        ({"task": "a", "generate": "sudoku"}, "given: generate, task"),
+        ({"dataset_name": "a", "prompt_form": "tags"}, "prompt_form='tags' says what is asked of a task"),
+        ({"dataset_name": "a", "num_problems": 3}, "num_problems=3 would be ignored"),
+        ({"task": "a", "columns": "b:c"}, "columns='b:c' is of dataset_name"),
+    ):
         with pytest.raises(ValueError, match=says):
             sft.RecipeArguments(**words)
 
 
 def test_a_segmenter_must_cut_the_text():
-    for wrong, says in ((lambda text: "abc", "a list of texts is needed"), (lambda text: [1], "a list of texts"),
-                        (lambda text: ["b", "a"], "gave the step 'a', which the text has not behind")):  # fmt: skip
+    for wrong, says in (
+        (lambda text: "abc", "a list of texts is needed"),
+        (lambda text: [1], "a list of texts"),
+        (lambda text: ["b", "a"], "gave the step 'a', which the text has not behind"),
+    ):
         with pytest.raises(ValueError, match=says):
             segment("a b", wrong)
     assert segment("a b a", lambda text: ["a", " b", "", "a"]) == [(0, 1), (2, 3), (4, 5)]
@@ -210,7 +225,10 @@ def test_files_of_the_working_directory_are_not_run(place, start):
         (place / f"{name}.py").write_text(BOMB)
     rows = [{"question": "Half of one?", "answer": "1/2", "completion": r"So \boxed{\frac{2}{4}}"}]
     (place / "done.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    for words in (["tasks", "sums.yaml"], ["grade", "--task", "gsm8k", "--completions", "done.jsonl", "--output", "out"]):
+    for words in (
+        ["tasks", "sums.yaml"],
+        ["grade", "--task", "gsm8k", "--completions", "done.jsonl", "--output", "out"],
+    ):
         done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, check=False, cwd=place)
         assert done.returncode == 0, done.stderr
     assert rows_of(place / "out/results.jsonl")[0]["right"] is True
@@ -222,8 +240,9 @@ def test_nor_by_stitching_and_training(place):
         (place / f"{name}.py").write_text(BOMB)
     stitch = ["-m", "lockstitch", "stitch", "--task", "sums.yaml", "--scorer", "my_reward:scored", "--solver", "none",
               "--model", "embedded:arithmetic", "--question", "1, +1"]  # fmt: skip
-    (place / "my_reward.py").write_text(REWARD + "\n\ndef scored(question, steps, trajectories):\n"
-                                        "    return [[1.0 for _ in row] for row in steps]\n")  # fmt: skip
+    (place / "my_reward.py").write_text(
+        REWARD + "\n\ndef scored(question, steps, trajectories):\n    return [[1.0 for _ in row] for row in steps]\n"
+    )
     launched = ["-P", "-m", "accelerate.commands.launch", "--cpu", "-m", "lockstitch.recipes.sft", "--task", "sums.yaml",
                 "--model_name_or_path", "embedded:countdown-early", *TINY]  # fmt: skip
     for words in (stitch, launched):
@@ -232,12 +251,14 @@ def test_nor_by_stitching_and_training(place):
 
 
 def test_a_named_file_may_bear_a_librarys_name(place):
-    (place / "difflib.py").write_text(textwrap.dedent("""
+    (place / "difflib.py").write_text(
+        textwrap.dedent("""
         from my_reward import says
         from lockstitch.rewards.tasks.task import Task
         import json
         task = Task("mine", ((says, 1.0),))
-    """))
+    """)
+    )
     import difflib
 
     (place / "json.py").write_text(BOMB)

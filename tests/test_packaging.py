@@ -132,7 +132,9 @@ def test_wings_import_downwards(room: str) -> None:
 
 @pytest.mark.parametrize("room", WINGS)
 def test_no_modules_import_each_other(room: str) -> None:
-    relative = {path: path.relative_to(ROOT).with_suffix("") for path in sources(ROOT / room) if path.stem != "__init__"}
+    relative = {
+        path: path.relative_to(ROOT).with_suffix("") for path in sources(ROOT / room) if path.stem != "__init__"
+    }
     modules = {".".join(("lockstitch", *place.parts)): path for path, place in relative.items()}
     graph = {
         module: {name if name in modules else name.rpartition(".")[0] for name in imports(path)} & set(modules)

@@ -103,10 +103,17 @@ def test_one_question_is_shown_in_the_terminal(capsys):
 
 def test_trajectories_from_elsewhere(tmp_path):
     source, out = tmp_path / "t.jsonl", tmp_path / "out"
-    completions = ["She has 12+7=19 eggs.\nShe sells 19-4=14.\nA: 14", "She has 12+7=18 eggs.\nShe sells 19-4=15.\nA: 15",
-                   "She has 12+7=19 eggs.\nShe sells 19-4=15.\nA: 15"]  # fmt: skip
-    source.write_text(json.dumps({"question": "Ann has 12 eggs, gets 7, sells 4. How many?", "completions": completions,
-                                  "answer": "15"}) + "\n")  # fmt: skip
+    completions = [
+        "She has 12+7=19 eggs.\nShe sells 19-4=14.\nA: 14",
+        "She has 12+7=18 eggs.\nShe sells 19-4=15.\nA: 15",
+        "She has 12+7=19 eggs.\nShe sells 19-4=15.\nA: 15",
+    ]
+    source.write_text(
+        json.dumps(
+            {"question": "Ann has 12 eggs, gets 7, sells 4. How many?", "completions": completions, "answer": "15"}
+        )
+        + "\n"
+    )
     assert main(["--task", "gsm8k", "--trajectories", str(source), "--output", str(out)]) == 0
     row = read_rows(out)[0]
     assert set(row["methods"]) == {"single", "majority_vote", "best_of_n", "weighted_vote", "stitched"}
@@ -121,8 +128,13 @@ def test_bad_lines_are_named_before_any_work(tmp_path, capsys):
     source.write_text('{"question": "How many?"}\nnot json\n{"answer": "3"}\n[1]\n')
     assert main(["--task", "gsm8k", "--trajectories", str(source), "--output", str(tmp_path / "o")]) == 2
     said = capsys.readouterr().err
-    for expected in ("4 bad lines", "line 1: no 'completions'", "line 2: not JSON", "line 3: no 'question'",
-                     "line 4: a JSON object is needed, not list"):  # fmt: skip
+    for expected in (
+        "4 bad lines",
+        "line 1: no 'completions'",
+        "line 2: not JSON",
+        "line 3: no 'question'",
+        "line 4: a JSON object is needed, not list",
+    ):
         assert expected in said
     assert not (tmp_path / "o").exists()
 

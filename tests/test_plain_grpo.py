@@ -20,8 +20,11 @@ def updates(form, iterations, lora, settings):
     denoiser, gradients = random_denoiser(sharpness=2.0), []
     adapter = lora_config(denoiser, 4, 8) if lora else None
     steps = Steps(denoiser, iterations, adapter, prompt=9, canvas=12, **settings)
-    steps.optimizer.register_step_pre_hook(lambda optimizer, *_: gradients.append(
-        torch.cat([p.grad.ravel() for group in optimizer.param_groups for p in group["params"]])))  # fmt: skip
+    steps.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: gradients.append(
+            torch.cat([p.grad.ravel() for group in optimizer.param_groups for p in group["params"]])
+        )
+    )
     return torch.tensor(getattr(steps, form)()), torch.stack(gradients), trained(steps.policy)
 
 

@@ -85,10 +85,17 @@ def acme(tmp_path, monkeypatch):
         ("documented", "this, or that if there is none", "Pays by the book."),
         ("decorated", "answer, [prompt]", "One line."),
         ("wrapped", "gold", "Hidden."),
-        ("made", "?", "?"), ("silent", "?", "?"), ("absent", "?", "?"), ("gone", "?", "?"), ("nowhere", "?", "?"),
-        ("bad", "?", "?"), ("odd", "?", "?"), ("worse", "?", "?"), ("binary", "?", "?"),
+        ("made", "?", "?"),
+        ("silent", "?", "?"),
+        ("absent", "?", "?"),
+        ("gone", "?", "?"),
+        ("nowhere", "?", "?"),
+        ("bad", "?", "?"),
+        ("odd", "?", "?"),
+        ("worse", "?", "?"),
+        ("binary", "?", "?"),
     ],
-)  # fmt: skip
+)
 def test_a_plug_in_is_described_without_being_run(acme, name, columns, summary):
     info = acme[f"acme_{name}"]
     assert (info.columns, info.summary, info.source) == (columns, summary, "acme-rewards 1.2")
@@ -115,7 +122,9 @@ def test_our_rewards_load_by_name_and_by_place(name):
 
 
 def test_a_local_file_is_found_first_in_the_working_directory(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text("import my_helper\ndef fixed(prompts, completions): return my_helper.ONES\n")
+    (tmp_path / "my_rewards.py").write_text(
+        "import my_helper\ndef fixed(prompts, completions): return my_helper.ONES\n"
+    )
     (tmp_path / "my_helper.py").write_text("ONES = [1.0]\n")
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
@@ -139,12 +148,16 @@ def test_modules_that_import_on_access_and_methods_of_classes(tmp_path, monkeypa
     ("spec", "says"),
     [
         ("maths", r"'maths' is neither package.module:function nor one of .*countdown.*math.*; did you mean 'math'\?"),
-        ("", "'' is neither"), ("zzz", r"one of .*xml_count$"), (":f", "is neither"),
-        ("no_such_module:f", "there is no module 'no_such_module'"), ("json.no_such:f", "no module 'json.no_such'"),
-        ("json:dump5", r"json has no 'dump5'; did you mean 'dump.*\?"), ("json.nothing_like_it", "json has no"),
+        ("", "'' is neither"),
+        ("zzz", r"one of .*xml_count$"),
+        (":f", "is neither"),
+        ("no_such_module:f", "there is no module 'no_such_module'"),
+        ("json.no_such:f", "no module 'json.no_such'"),
+        ("json:dump5", r"json has no 'dump5'; did you mean 'dump.*\?"),
+        ("json.nothing_like_it", "json has no"),
         ("json:__name__", "is 'json', which cannot be called"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_reward_is_refused_with_the_known_and_the_nearest(spec, says):
     with pytest.raises(ValueError, match=says):
         load_reward(spec)
@@ -170,7 +183,9 @@ def test_two_packages_with_one_name(tmp_path, monkeypatch):
 
 def test_without_metadata_the_cure_is_named(monkeypatch, capsys):
     monkeypatch.setattr("importlib.metadata.MetadataPathFinder.find_distributions", lambda *_: iter([]))
-    monkeypatch.setattr("sys.meta_path", [finder for finder in sys.meta_path if not hasattr(finder, "find_distributions")])
+    monkeypatch.setattr(
+        "sys.meta_path", [finder for finder in sys.meta_path if not hasattr(finder, "find_distributions")]
+    )
     assert not entry_points(group=GROUP)
     with pytest.raises(ValueError, match="install it again"):
         load_reward("math")
@@ -189,7 +204,12 @@ def test_the_table_and_the_list_say_the_same(acme, capsys, monkeypatch, width):
     assert max(map(len, table.split("\n"))) <= max(width, 120)
     words = set(table.split())
     for row in listed:
-        assert words >= {*row["name"].split(), *row["source"].split(), *row["summary"].split(), *row["columns"].split()}
+        assert words >= {
+            *row["name"].split(),
+            *row["source"].split(),
+            *row["summary"].split(),
+            *row["columns"].split(),
+        }
 
 
 def test_help_and_bad_options(capsys):
@@ -210,9 +230,13 @@ def test_the_worked_example_of_the_docs(tmp_path):
     """The page's plug-in is built and installed with pip, listed, loaded by name, and scores."""
     (block,) = [b for b in blocks_of(ROOT / "docs/rewards.md") if b.kind == "bash" and "pip install" in b.body]
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.body], cwd=tmp_path, capture_output=True, text=True, check=False,
+        ["bash", "-euo", "pipefail", "-c", block.body],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
         env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "COLUMNS": "120"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert re.search(r"^brevity +brevity-rewards 0\.1 +\[budget\] +1\.0 for", done.stdout, re.MULTILINE)
     assert done.stdout.rstrip().endswith("[1.0, 0.5, None]")

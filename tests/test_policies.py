@@ -51,16 +51,20 @@ def test_quota_total_is_the_published_schedule(masks, steps):
 @pytest.mark.parametrize("least", [0.0, 0.55, 0.8, 1.1])
 def test_threshold(least):
     certainty, masked = rows(1)
-    expected = [[i for i in best_first(c, m) if c[i] >= least] or best_first(c, m)[:1]
-                for c, m in zip(certainty, masked, strict=True)]  # fmt: skip
+    expected = [
+        [i for i in best_first(c, m) if c[i] >= least] or best_first(c, m)[:1]
+        for c, m in zip(certainty, masked, strict=True)
+    ]
     check(policies.threshold(torch.tensor(certainty).double(), torch.tensor(masked), least), expected)
 
 
 @pytest.mark.parametrize("least", [0.0, 0.55, 0.8, 1.1])
 def test_threshold_or_leftmost(least):
     certainty, masked = rows(1)
-    expected = [[i for i in range(L) if m[i] and c[i] >= least] or [m.index(True)]
-                for c, m in zip(certainty, masked, strict=True)]  # fmt: skip
+    expected = [
+        [i for i in range(L) if m[i] and c[i] >= least] or [m.index(True)]
+        for c, m in zip(certainty, masked, strict=True)
+    ]
     chosen = policies.threshold_or_leftmost(torch.tensor(certainty).double(), torch.tensor(masked), least)
     check(chosen, expected)
     assert not policies.threshold_or_leftmost(torch.ones(1, L), torch.zeros(1, L, dtype=torch.bool), least).any()
@@ -87,13 +91,17 @@ def test_threshold_with_a_floor(least):
     certainty, masked = torch.tensor(certainty).double(), torch.tensor(masked)
     check(policies.threshold(certainty, masked, least, torch.tensor(counts)), expected)
     none = torch.zeros(len(counts), dtype=torch.long)
-    assert torch.equal(policies.threshold(certainty, masked, least, none), policies.threshold(certainty, masked, least))
+    assert torch.equal(
+        policies.threshold(certainty, masked, least, none), policies.threshold(certainty, masked, least)
+    )
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.04, 0.06, 0.35, 1.0, 9.0])
 def test_entropy_bound(bound):
     entropy, masked = rows(3)
-    entropy = [[h if h > 0.5 else 0.05 * (h > 0.3) for h in row] for row in entropy]  # some of no entropy, some of little
+    entropy = [
+        [h if h > 0.5 else 0.05 * (h > 0.3) for h in row] for row in entropy
+    ]  # some of no entropy, some of little
     expected = []
     for h, m in zip(entropy, masked, strict=True):
         order, chosen, total = sorted((i for i in range(L) if m[i]), key=lambda i: (h[i], i)), [], 0.0
@@ -124,7 +132,12 @@ def frequencies(logits, temperature, draws=40_000, **settings):
 
 @pytest.mark.parametrize(
     ("settings", "kept"),
-    [({}, [0, 1, 2, 3, 4]), ({"top_k": 3}, [0, 1, 4]), ({"top_p": 0.8}, [0, 1]), ({"top_p": 0.95, "top_k": 4}, [0, 1, 4])],
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"top_k": 3}, [0, 1, 4]),
+        ({"top_p": 0.8}, [0, 1]),
+        ({"top_p": 0.95, "top_k": 4}, [0, 1, 4]),
+    ],
 )
 def test_drawn_tokens_follow_what_is_left_of_the_softmax(settings, kept):
     logits, temperature = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 9.0]), 0.7
@@ -154,8 +167,13 @@ def test_slices_of_a_draw_change_nothing(monkeypatch, temperature, certainty):
 
 def test_keep_likely_by_hand():
     p = torch.tensor([0.1, 0.4, 0.2, 0.05, 0.25])
-    for settings, kept in (((None, 0.4), [1]), ((None, 0.41), [1, 4]), ((None, 1.0), [0, 1, 2, 3, 4]), ((2, 1.0), [1, 4]),
-                           ((1, None), [1])):  # fmt: skip
+    for settings, kept in (
+        ((None, 0.4), [1]),
+        ((None, 0.41), [1, 4]),
+        ((None, 1.0), [0, 1, 2, 3, 4]),
+        ((2, 1.0), [1, 4]),
+        ((1, None), [1]),
+    ):
         cut = keep_likely(p.log().clone(), *settings)
         assert (cut > -torch.inf).nonzero()[:, 0].tolist() == kept
         assert torch.equal(cut[kept], p.log()[kept])
@@ -165,7 +183,12 @@ def test_certainties():
     logits = torch.tensor([[1.0, 0.2, -0.5, 0.9]])
     p = logits.softmax(-1)[0]
     entropy = -(p * p.log()).sum()
-    for kind, value in ((None, p[0]), ("probability", p[0]), ("margin", p[0] - p[3]), ("entropy", torch.exp(-entropy))):
+    for kind, value in (
+        (None, p[0]),
+        ("probability", p[0]),
+        ("margin", p[0] - p[3]),
+        ("entropy", torch.exp(-entropy)),
+    ):
         drawn = draw(logits.clone(), None, 0.0, [], certainty=kind)
         assert drawn.token.tolist() == [0]
         assert drawn.certainty.item() == pytest.approx(value.item(), rel=1e-5)
@@ -188,7 +211,9 @@ def test_remdm_share_keeps_the_schedule_possible():
         assert remdm_share("rescale", 0.3, *arguments)[0].tolist() == pytest.approx([0.3 * most] * 3 + [0])
         weight = [math.exp(-c) for c in (0.2, 0.9, 0.5)]
         expected = [0.3 * most * w / sum(weight) for w in weight]
-        assert remdm_share("confidence", 0.3, *arguments)[0].tolist() == pytest.approx([*expected, 0], rel=1e-5, abs=1e-6)
+        assert remdm_share("confidence", 0.3, *arguments)[0].tolist() == pytest.approx(
+            [*expected, 0], rel=1e-5, abs=1e-6
+        )
     nothing = torch.zeros(1, 4, dtype=torch.bool)
     assert not remdm_share("confidence", 1.0, torch.zeros(1), torch.ones(1) / 4, confidence, nothing).any()
 

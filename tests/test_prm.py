@@ -53,9 +53,15 @@ def build(folder: Path, labels: int = 2, template: str | None = TEMPLATE) -> Non
     fast.chat_template = template
     fast.save_pretrained(folder)
     config = Qwen2Config(
-        vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_labels=labels, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_labels=labels,
+        initializer_range=0.5,
+    )
     Qwen2ForTokenClassification(config).save_pretrained(folder)
 
 
@@ -140,9 +146,7 @@ def test_what_cannot_score_steps_is_refused(folder: Path, tmp_path: Path) -> Non
         ProcessRewardModel(str(tmp_path / "causal"))
 
 
-def test_code_of_its_own_runs_only_when_trusted(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_of_its_own_runs_only_when_trusted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     remote = tmp_path / "remote"
     build(remote)

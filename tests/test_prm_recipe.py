@@ -60,15 +60,18 @@ def test_what_does_not_go_together_is_refused(changed, says):
 
 
 def test_problems_of_one_split_are_in_no_other():
-    recipe = RecipeArguments(**LABELLED, num_problems=60, num_eval_problems=40, num_fit_problems=20, scorers=["bmc+bound"])
+    recipe = RecipeArguments(
+        **LABELLED, num_problems=60, num_eval_problems=40, num_fit_problems=20, scorers=["bmc+bound"]
+    )
     splits = {name: {one.question for one in part} for name, part in problems_of(recipe, get_task("sudoku")).items()}
     assert {name: len(part) for name, part in splits.items()} == {"train": 60, "fit": 20, "test": 40}
     assert len(set.union(*splits.values())) == 120
 
 
 def test_problems_of_a_file(tmp_path):
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"question": f"{n}, +7", "answer": str(n + 7)}) + "\n"
-                                                for n in range(10, 16)))  # fmt: skip
+    (tmp_path / "own.jsonl").write_text(
+        "".join(json.dumps({"question": f"{n}, +7", "answer": str(n + 7)}) + "\n" for n in range(10, 16))
+    )
     own = {"task": "arithmetic", "label_model": "m", "input": str(tmp_path / "own.jsonl"), "scorers": ["bmc+bound"]}
     parts = problems_of(RecipeArguments(**own, num_fit_problems=2, num_problems=3), get_task("arithmetic"))
     assert [problem.question for problem in parts["train"]] == ["10, +7", "11, +7", "12, +7"]
@@ -187,11 +190,24 @@ def test_from_labels_to_a_scorer_and_again(tmp_path):
 @pytest.mark.slow
 def test_own_rows_an_adapter_and_a_causal_model(tmp_path):
     rows = tmp_path / "steps.jsonl"
-    made = [{"prompt": f"{n}+7=\n", "steps": [f"{n}+7={n + 7 + n % 2}"], "labels": [n % 2 == 0]}
-            for n in range(10, 40)]  # fmt: skip
+    made = [
+        {"prompt": f"{n}+7=\n", "steps": [f"{n}+7={n + 7 + n % 2}"], "labels": [n % 2 == 0]} for n in range(10, 40)
+    ]
     rows.write_text("".join(json.dumps(row) + "\n" for row in made))
-    done = run("--dataset_name", str(rows), "--columns", "completions:steps", "--model_name_or_path", "embedded:solver",
-               "--use_peft", "true", "--max_steps", "3", "--output_dir", str(tmp_path / "out"))  # fmt: skip
+    done = run(
+        "--dataset_name",
+        str(rows),
+        "--columns",
+        "completions:steps",
+        "--model_name_or_path",
+        "embedded:solver",
+        "--use_peft",
+        "true",
+        "--max_steps",
+        "3",
+        "--output_dir",
+        str(tmp_path / "out"),
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert json.loads((tmp_path / "out" / READER).read_text())["attention"] == "causal"

@@ -44,27 +44,42 @@ def value_in_floats(expression):
 @pytest.mark.parametrize(
     ("completion", "value"),
     [
-        (r"<answer>\boxed{(93+30)-100}</answer>", 1.0), ("<answer>93 + 30 - 100</answer>", 1.0), ("#### 30-(100-93)",
-        1.0),
-        (" 93+ 30=123\n123-100= 23", 1.0), ("<answer>\n 93+ 30=123\n123-100= 23\n</answer>", 1.0),
-        (r"\boxed{93 + 30 - 100 = 23}", 1.0), (r"\boxed{\left(93+30\right) − 100}<|eot_id|>", 1.0),
+        (r"<answer>\boxed{(93+30)-100}</answer>", 1.0),
+        ("<answer>93 + 30 - 100</answer>", 1.0),
+        ("#### 30-(100-93)", 1.0),
+        (" 93+ 30=123\n123-100= 23", 1.0),
+        ("<answer>\n 93+ 30=123\n123-100= 23\n</answer>", 1.0),
+        (r"\boxed{93 + 30 - 100 = 23}", 1.0),
+        (r"\boxed{\left(93+30\right) − 100}<|eot_id|>", 1.0),
         (r"<answer>$30 - (100 - 93)$</answer>", 1.0),
         # An answer, and wrong: other numbers, not all of them, one twice, another value, a false equation,
         # no expression.
-        (r"\boxed{93+30-100+0}", 0.1), (r"\boxed{93+30}", 0.1), (r"\boxed{93+30-100+30-30}", 0.1),
+        (r"\boxed{93+30-100+0}", 0.1),
+        (r"\boxed{93+30}", 0.1),
+        (r"\boxed{93+30-100+30-30}", 0.1),
         (r"\boxed{93-30+100}", 0.1),
-        (r"\boxed{93+30-100=24}", 0.1), (r"\boxed{23}", 0.1), (r"\boxed{__import__('os').abort()}", 0.1),
-        (r"\boxed{93+30-100.0}", 0.1), (r"\boxed{93+30-1e2}", 0.1), (r"\boxed{93+30-100/(1-1)}", 0.1),
+        (r"\boxed{93+30-100=24}", 0.1),
+        (r"\boxed{23}", 0.1),
+        (r"\boxed{__import__('os').abort()}", 0.1),
+        (r"\boxed{93+30-100.0}", 0.1),
+        (r"\boxed{93+30-1e2}", 0.1),
+        (r"\boxed{93+30-100/(1-1)}", 0.1),
         (r"\boxed{23+0*30*93*100}", 0.1),
-        ("<answer>hello</answer>", 0.1), ("<answer>" + "(" * 400 + "</answer>", 0.1), (" 93+ 30=123\n123-101= 22",
-        0.1),
-        (" 93+ 30=123\n123-100= 24", 0.1), (" 93+ 30=122\n122-100= 23", 0.1),
-        ("<answer>93+30=122\n122-100=23</answer>", 0.1), ("93/0=5\n5+1=6", 0.1),
+        ("<answer>hello</answer>", 0.1),
+        ("<answer>" + "(" * 400 + "</answer>", 0.1),
+        (" 93+ 30=123\n123-101= 22", 0.1),
+        (" 93+ 30=123\n123-100= 24", 0.1),
+        (" 93+ 30=122\n122-100= 23", 0.1),
+        ("<answer>93+30=122\n122-100=23</answer>", 0.1),
+        ("93/0=5\n5+1=6", 0.1),
         # No answer.
-        ("93+30-100 it is", 0.0), ("", 0.0), (r"\boxed{93+30-100", 0.0), ("<answer></answer>", 0.0),
+        ("93+30-100 it is", 0.0),
+        ("", 0.0),
+        (r"\boxed{93+30-100", 0.0),
+        ("<answer></answer>", 0.0),
         ("9" * 5000 + "+1=2", 0.0),
     ],
-)  # fmt: skip
+)
 def test_countdown_values(completion, value):
     assert score(countdown_reward, completion, question=QUESTION) == value
 
@@ -103,18 +118,32 @@ def test_countdown_in_every_form(mark):
 @pytest.mark.parametrize(
     ("completion", "value"),
     [
-        ("3*7+5 = 26", 1.0), ("So:\n26 = 3*7+5", 1.0), ("The answer is 3*7+5", 1.0), ("Answer: 3*7+5", 1.0),
-        ("Solution: 3 * 7 + 5 = 26", 1.0), ("<think>3+5</think>3*7+5 = 26", 1.0), ("I found 3*7+5 = 26 at last", 0.0),
-        ("3*7+5 = 26\nThat is it.", 0.0), ("3*7+5", 0.0), (r"\boxed{3*7}+5", 1.0), (r"$2\cdot\boxed{3*7+5}$", 0.1),
-        ("<answer>3*7+5", 0.0), ("The numbers are 3, 5, 7", 0.0),
+        ("3*7+5 = 26", 1.0),
+        ("So:\n26 = 3*7+5", 1.0),
+        ("The answer is 3*7+5", 1.0),
+        ("Answer: 3*7+5", 1.0),
+        ("Solution: 3 * 7 + 5 = 26", 1.0),
+        ("<think>3+5</think>3*7+5 = 26", 1.0),
+        ("I found 3*7+5 = 26 at last", 0.0),
+        ("3*7+5 = 26\nThat is it.", 0.0),
+        ("3*7+5", 0.0),
+        (r"\boxed{3*7}+5", 1.0),
+        (r"$2\cdot\boxed{3*7+5}$", 0.1),
+        ("<answer>3*7+5", 0.0),
+        ("The numbers are 3, 5, 7", 0.0),
     ],
-)  # fmt: skip
+)
 def test_countdown_without_a_box(completion, value):
     assert score(countdown_reward, completion, question="3,5,7=26") == value
 
 
 def test_countdown_fractions_and_numbers_of_every_kind():
-    forms = r"\frac{100}{4}*1", r"\dfrac{(100*1)}{4}", r"\frac{100}{\frac{4}{1}}", "100÷4×1",
+    forms = (
+        r"\frac{100}{4}*1",
+        r"\dfrac{(100*1)}{4}",
+        r"\frac{100}{\frac{4}{1}}",
+        "100÷4×1",
+    )
     r"1 * \tfrac{100}{4} = 25"
     for form in forms:
         assert score(countdown_reward, f"<answer>{form}</answer>", nums=["100", "4", "1"], target="25") == 1.0, form
@@ -129,8 +158,9 @@ def test_countdown_is_right_exactly_where_brute_force_is():
     seen = set()
     for _ in range(2000):
         numbers = [rng.randint(1, 12) for _ in range(3)]
-        used = rng.sample(numbers, 3) if rng.random() < 0.7 else [rng.choice(numbers) for _ in range(rng.randint(2,
-        4))]
+        used = (
+            rng.sample(numbers, 3) if rng.random() < 0.7 else [rng.choice(numbers) for _ in range(rng.randint(2, 4))]
+        )
         expression = str(used[0])
         for number in used[1:]:
             expression = f"({expression})" if rng.random() < 0.5 else expression
@@ -150,12 +180,14 @@ def test_countdown_is_right_exactly_where_brute_force_is():
 @pytest.mark.parametrize(
     "row",
     [
-        {"question": QUESTION}, {"question": "Numbers: [30, 100, 93]\nTarget: 23"}, {"numbers": [30, 100, 93],
-        "target": 23},
-        {"nums": [30, 100, 93], "target": 23}, {"input": "30,100,93", "output": "23"},
+        {"question": QUESTION},
+        {"question": "Numbers: [30, 100, 93]\nTarget: 23"},
+        {"numbers": [30, 100, 93], "target": 23},
+        {"nums": [30, 100, 93], "target": 23},
+        {"input": "30,100,93", "output": "23"},
         {"question": None, "nums": [30, 100, 93], "target": 23},
     ],
-)  # fmt: skip
+)
 def test_countdown_questions_in_every_notation(row):
     assert score(countdown_reward, "#### 93+30-100", **row) == 1.0
     assert score(countdown_reward, "#### 93+30-101", **row) == 0.1
@@ -190,29 +222,49 @@ def test_countdown_gold_by_enumeration_and_perturbed(data_dir):
 @pytest.mark.parametrize(
     "completion",
     [
-        GRID, "\n".join(sudoku.rows(GRID).split("\n")), f"<answer>\n{GRID}\n</answer>", rf"\boxed{{{GRID}}}",
+        GRID,
+        "\n".join(sudoku.rows(GRID).split("\n")),
+        f"<answer>\n{GRID}\n</answer>",
+        rf"\boxed{{{GRID}}}",
         f"#### {GRID}",
-        f"<answer>{' '.join(GRID)}</answer>", f"The grid is\n{sudoku.rows(GRID)}\nas said.",
-        f"<answer>{GRID}</answer><|eot_id|>", f"puzzle {PUZZLE} solved {GRID}.",
-        "<answer>3|1|4|2\n2|4|3|1\n4|2|1|3\n1|3|2|4</answer>", "<answer>31 | 42\n24 | 31\n42 | 13\n13 | 24</answer>",
+        f"<answer>{' '.join(GRID)}</answer>",
+        f"The grid is\n{sudoku.rows(GRID)}\nas said.",
+        f"<answer>{GRID}</answer><|eot_id|>",
+        f"puzzle {PUZZLE} solved {GRID}.",
+        "<answer>3|1|4|2\n2|4|3|1\n4|2|1|3\n1|3|2|4</answer>",
+        "<answer>31 | 42\n24 | 31\n42 | 13\n13 | 24</answer>",
         "<answer>1. 3 1 4 2\n2. 2 4 3 1\n3. 4 2 1 3\n4. 1 3 2 4</answer>",
         "| 3 | 1 | 4 | 2 |\n| 2431 |\n|---|\n| 4213 |\n|1324|",
-        "Row 1: 3 1 4 2\nRow 2: 2 4 3 1\nRow 3: 4 2 1 3\nRow 4: 1 3 2 4", f"<answer>The 4x4 solution: {GRID}</answer>",
-        "<answer>[[3,1,4,2],[2,4,3,1],[4,2,1,3],[1,3,2,4]]</answer>", "Answer:\n3142\n2431\n-----\n4213\n1324",
+        "Row 1: 3 1 4 2\nRow 2: 2 4 3 1\nRow 3: 4 2 1 3\nRow 4: 1 3 2 4",
+        f"<answer>The 4x4 solution: {GRID}</answer>",
+        "<answer>[[3,1,4,2],[2,4,3,1],[4,2,1,3],[1,3,2,4]]</answer>",
+        "Answer:\n3142\n2431\n-----\n4213\n1324",
         "<answer>[[3.0,1.0,4.0,2.0],[2.0,4.0,3.0,1.0],[4.0,2.0,1.0,3.0],[1.0,3.0,2.0,4.0]]</answer>",
         f"Since 2 cannot be there, the grid is:\n{GRID}",
     ],
-)  # fmt: skip
+)
 def test_sudoku_grids_are_read_in_every_form(completion):
     assert score(sudoku_reward, completion, question=PUZZLE) == 1.0
     assert score(sudoku_cells_reward, completion, puzzle=PUZZLE, solution=GRID) == 1.0
 
 
-@pytest.mark.parametrize("completion", ["", PUZZLE, GRID[:-1], GRID + "1", f"<answer>{GRID}{GRID}</answer>",
-"1234" * 4, f"not {GRID}",
-                                        f"<answer>not {GRID}</answer>", f"The answer is not {GRID}",
-                                        f"{GRID} is wrong",
-                                        f"It can't be\n{sudoku.rows(GRID)}", f"I doubt it is {GRID}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "",
+        PUZZLE,
+        GRID[:-1],
+        GRID + "1",
+        f"<answer>{GRID}{GRID}</answer>",
+        "1234" * 4,
+        f"not {GRID}",
+        f"<answer>not {GRID}</answer>",
+        f"The answer is not {GRID}",
+        f"{GRID} is wrong",
+        f"It can't be\n{sudoku.rows(GRID)}",
+        f"I doubt it is {GRID}",
+    ],
+)
 def test_sudoku_wrong_grids(completion):
     assert score(sudoku_reward, completion, question=PUZZLE) == 0.0
     assert score(sudoku_cells_reward, completion, question=PUZZLE) < 1.0

@@ -18,7 +18,9 @@ ROW = {"question": "1 + 2 =", "answer": "3", "metadata": {"source_dataset": "cha
 
 
 def score(rows, completions):
-    return reasoning_gym_reward([""] * len(rows), completions, **{name: [row[name] for row in rows] for name in rows[0]})
+    return reasoning_gym_reward(
+        [""] * len(rows), completions, **{name: [row[name] for row in rows] for name in rows[0]}
+    )
 
 
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch, capsys):
@@ -37,10 +39,15 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("<answer>3</answer>", "3"), (r"\boxed{3}", "3"), ("so\n#### 3", "3"), (" 3<|eot_id|>", "3"), ("  ", None),
-        (r"<answer> 1 0\n0 1 </answer> \boxed{7}", r"1 0\n0 1"), ("<answer></answer>", None),
+        ("<answer>3</answer>", "3"),
+        (r"\boxed{3}", "3"),
+        ("so\n#### 3", "3"),
+        (" 3<|eot_id|>", "3"),
+        ("  ", None),
+        (r"<answer> 1 0\n0 1 </answer> \boxed{7}", r"1 0\n0 1"),
+        ("<answer></answer>", None),
     ],
-)  # fmt: skip
+)
 def test_what_is_read(text, answer):
     assert marked_answer(text) == answer
 

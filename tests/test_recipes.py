@@ -131,14 +131,18 @@ def test_rewards_are_the_tasks_own_unless_named():
     recipe, _, training, _ = parse([*SUDOKU, *CPU])
     names = [function.__name__ for function in rewards_of(recipe, training, get_task("sudoku"))]
     assert dict(zip(names, training.reward_weights, strict=True)) == {
-        "sudoku_reward": 1.0, "sudoku_cells_reward": 1.0, "xml_count_reward": 0.5, "soft_format_reward": 0.5,
+        "sudoku_reward": 1.0,
+        "sudoku_cells_reward": 1.0,
+        "xml_count_reward": 0.5,
+        "soft_format_reward": 0.5,
         "strict_format_reward": 0.5,
-    }  # fmt: skip
+    }
     integer = "lockstitch.rewards.format_rewards:integer_reward"
     recipe, _, training, _ = parse([*SUDOKU, *CPU, "--reward_funcs", "sudoku", integer])
     assert [function.__name__ for function in rewards_of(recipe, training, get_task("sudoku"))] == [
-        "sudoku_reward", "integer_reward"
-    ]  # fmt: skip
+        "sudoku_reward",
+        "integer_reward",
+    ]
     recipe, _, training, _ = parse([*SUDOKU, *CPU, "--reward_weights", "1", "2"])
     with pytest.raises(ValueError, match="task 'sudoku' has the rewards sudoku, sudoku_cells"):
         rewards_of(recipe, training, get_task("sudoku"))
@@ -233,11 +237,15 @@ def test_an_adapter_has_the_parameters_that_are_counted():
 
 def test_memory_is_the_sum_that_the_readme_shows():
     shape = Shape(8e9, 32, 4096, 12288, 3 * 4096, 126464)
-    parts = memory_parts(shape, rows=3, length=656, weight_bytes=2.0, rank=128, reference=False, rollout_rows=12, block=32)
+    parts = memory_parts(
+        shape, rows=3, length=656, weight_bytes=2.0, rank=128, reference=False, rollout_rows=12, block=32
+    )
     assert parts["weights"] == 16.0
     assert parts["training"] == pytest.approx(335.5e6 * 16 / 1e9, rel=1e-3)
     assert parts["activations"] == pytest.approx(3 * 656 * 32 * (8 * 4096 + 4 * 12288) * 2 / 1e9)
-    whole = memory_parts(shape, rows=3, length=656, weight_bytes=4.0, rank=None, reference=True, rollout_rows=1, block=32)
+    whole = memory_parts(
+        shape, rows=3, length=656, weight_bytes=4.0, rank=None, reference=True, rollout_rows=1, block=32
+    )
     assert whole["weights"] + whole["training"] == pytest.approx(8 * (4 + 4 + 12))
 
 
@@ -252,8 +260,15 @@ def launch(how, output, *more, processes=1):
     spread = ["--multi_gpu"] if processes > 1 else ["--cpu"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *spread, "--num_processes", str(processes), *how,
                "--output_dir", str(output), "--use_cpu", "true", *SMALL, *more]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=ROOT,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -282,8 +297,13 @@ def test_a_launch_leaves_model_record_and_page_and_goes_on_when_repeated(tmp_pat
     page = (tmp_path / "report.html").read_text()
     assert "held_out/accuracy@1" in page
     assert "sudoku_reward" in page
-    shown = subprocess.run(["lockstitch", "report", str(tmp_path), "--html", str(tmp_path / "again.html")],
-                           capture_output=True, text=True, check=True, env={**os.environ, "PATH": PATH})  # fmt: skip
+    shown = subprocess.run(
+        ["lockstitch", "report", str(tmp_path), "--html", str(tmp_path / "again.html")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": PATH},
+    )
     assert shown.stdout.strip() == str(tmp_path / "again.html")
 
 

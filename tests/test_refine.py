@@ -47,8 +47,15 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         tokenizer.chat_template = TEMPLATE
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=512, initializer_range=0.4, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
@@ -182,8 +189,19 @@ def test_prompts() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    ["", " ", "vllm:", "openai:", "openai:model", "openai:@http://localhost", "openai:model@localhost:8000",
-     "openai:model@http://", "grpc:model", "./no/such/directory", "/no/such/directory"],
+    [
+        "",
+        " ",
+        "vllm:",
+        "openai:",
+        "openai:model",
+        "openai:@http://localhost",
+        "openai:model@localhost:8000",
+        "openai:model@http://",
+        "grpc:model",
+        "./no/such/directory",
+        "/no/such/directory",
+    ],
 )
 def test_malformed_specs_name_the_accepted_forms(spec: str) -> None:
     with pytest.raises(ValueError, match="openai:MODEL@URL") as caught:
@@ -358,13 +376,17 @@ def test_openai_solver_tries_again() -> None:
 def test_openai_solver_gives_up(status: int, attempts: int) -> None:
     with _server(lambda body, headers: (status, {"error": "no such luck"})) as (url, log):
         solver = OpenAISolver("tiny", url, ARITHMETIC, attempts=3, backoff=0.01)
-        with pytest.raises(ConnectionError, match=rf"'tiny'.*{attempts} attempt.*HTTP {status}.*no such luck") as caught:
+        with pytest.raises(
+            ConnectionError, match=rf"'tiny'.*{attempts} attempt.*HTTP {status}.*no such luck"
+        ) as caught:
             solver(["24 x"], [""])
     assert url in str(caught.value)
     assert len(log) == 1 + attempts
 
 
-@pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"message": None}]}, [], b"<html>", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "reply", [{}, {"choices": []}, {"choices": [{"message": None}]}, [], b"<html>", b"[" * 100_000]
+)
 def test_openai_solver_refuses_what_it_cannot_read(reply: Any) -> None:
     with _server(lambda body, headers: (200, reply)) as (url, _):
         solver = OpenAISolver("tiny", url, ARITHMETIC)

@@ -115,7 +115,9 @@ def test_buffers_that_cannot_be_made_anew_are_refused():
             Once.made = True
             super().__init__(config)
 
-    with pytest.raises(ValueError, match=r"\(inv_freq\) were left uninitialised by loading, and no model can .*: only once"):
+    with pytest.raises(
+        ValueError, match=r"\(inv_freq\) were left uninitialised by loading, and no model can .*: only once"
+    ):
         mend_buffers(Once(FogConfig()))
 
 
@@ -123,6 +125,8 @@ def test_code_that_does_not_load_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     path = write_checkpoint(tmp_path / "broken", tokenizer())
     code = (path / "modeling_fog.py").read_text()
-    (path / "modeling_fog.py").write_text(code.replace("class Block", "raise RuntimeError('no such thing')\nclass Block"))
+    (path / "modeling_fog.py").write_text(
+        code.replace("class Block", "raise RuntimeError('no such thing')\nclass Block")
+    )
     with pytest.raises(ValueError, match="does not load with this transformers: RuntimeError: no such thing"):
         Denoiser.from_pretrained(str(path), family="bidirectional", trust_remote_code=True)

@@ -37,7 +37,11 @@ def clue(text: str, score: float, *sources: tuple[int, int]) -> dict[str, Any]:
 
 def methods(answers: dict[str, tuple[str | None, bool | None]]) -> dict[str, Any]:
     ledger = {
-        "nfe": 64, "tokens_forwarded": 4096, "scorer_tokens": 0, "solver_tokens": 210, "sequential_steps": 32,
+        "nfe": 64,
+        "tokens_forwarded": 4096,
+        "scorer_tokens": 0,
+        "solver_tokens": 210,
+        "sequential_steps": 32,
         "seconds": 0.4,
     }
     return {
@@ -53,25 +57,41 @@ def rows() -> list[dict[str, Any]]:
         trajectory([("12+27=49", 0.05), ("39-15=24", 0.91), ("24*2=48", 0.93)], "48", True),
         trajectory([("12+27=39", 0.88), ("39-15=34", 0.04)], None, None),
     ]
-    arithmetic_chain = [clue("12+27=39", 0.97, (0, 0), (2, 0)), clue("39-15=24", 0.91, (1, 1)),
-                        clue("24*2=48", 0.93, (1, 2))]
+    arithmetic_chain = [
+        clue("12+27=39", 0.97, (0, 0), (2, 0)),
+        clue("39-15=24", 0.91, (1, 1)),
+        clue("24*2=48", 0.93, (1, 2)),
+    ]
     grid = [("3142", 1.0), ("2413", 0.99), ("1234", 0.0), ("4321", 0.5)]
     hostile_steps = [(HOSTILE, 0.81), ("She has 94-11=83 & <b>more</b> than that, which is a long sentence.", 0.62)]
     return [
         {
-            "index": 0, "question": "12, +27, -15, *2", "answer": "48", "trajectories": arithmetic_trajectories,
+            "index": 0,
+            "question": "12, +27, -15, *2",
+            "answer": "48",
+            "trajectories": arithmetic_trajectories,
             "evidence": {"anchor": 1, "clues": arithmetic_chain, "chain": arithmetic_chain},
-            "methods": methods({"greedy": ("68", False), "majority_vote": ("68", False), "solver_alone": (None, None),
-                                "stitched": ("48", True)}),
+            "methods": methods(
+                {
+                    "greedy": ("68", False),
+                    "majority_vote": ("68", False),
+                    "solver_alone": (None, None),
+                    "stitched": ("48", True),
+                }
+            ),
         },
         {
-            "index": 1, "question": "3102200002100320", "answer": None,
+            "index": 1,
+            "question": "3102200002100320",
+            "answer": None,
             "trajectories": [trajectory(grid, "3142241312344321", None) for _ in range(8)],
             "evidence": {"anchor": None, "clues": [clue("3142", 1.0, *((k, 0) for k in range(8)))], "chain": []},
             "methods": methods(dict.fromkeys(METHODS, ("3142241312344321", None))),
         },
         {
-            "index": 2, "question": HOSTILE, "answer": HOSTILE,
+            "index": 2,
+            "question": HOSTILE,
+            "answer": HOSTILE,
             "trajectories": [trajectory(hostile_steps, HOSTILE, True), trajectory([], None, None)],
             "evidence": {"anchor": 0, "clues": [clue(HOSTILE, 0.81, (0, 0))], "chain": []},
             "methods": methods(dict.fromkeys(METHODS, (HOSTILE, True))),
@@ -82,11 +102,18 @@ def rows() -> list[dict[str, Any]]:
 @pytest.fixture
 def summary() -> dict[str, Any]:
     costs = {
-        "nfe": 64.0, "tokens_forwarded": 14096.5, "scorer_tokens": 0.0, "solver_tokens": 210.25,
-        "sequential_steps": 32.0, "seconds": 0.41,
+        "nfe": 64.0,
+        "tokens_forwarded": 14096.5,
+        "scorer_tokens": 0.0,
+        "solver_tokens": 210.25,
+        "sequential_steps": 32.0,
+        "seconds": 0.41,
     }
     return {
-        "task": "arithmetic", "n": 3, "num_trajectories": 8, "config": {"policy": "threshold", "note": HOSTILE},
+        "task": "arithmetic",
+        "n": 3,
+        "num_trajectories": 8,
+        "config": {"policy": "threshold", "note": HOSTILE},
         "methods": {name: {"accuracy": 0.5, "ci95": [0.25, 0.75], "n": 3, **costs} for name in METHODS},
         "absent": {"remask_loop": f"no correction {HOSTILE}"},
         "paired": {"stitched - majority_vote": {"difference": 0.125, "ci95": [0.03, 0.22]}},
@@ -239,13 +266,27 @@ def test_the_page_shows_no_folder_of_the_machine(tmp_path: Path, summary: dict[s
     assert (config["input"], config["scorer"], config["delta"]) == ("problems.jsonl", "prm:prm", 0.9)
 
 
-@pytest.mark.parametrize(("value", "shown"), [
-    ("/home/somebody/run", "run"), ("/home/somebody/run/", "run"), ("~/run", "run"), ("C:\\Users\\me\\run", "run"),
-    ("prm:/models/a/b", "prm:b"), ("/root/my.py:score", "my.py:score"), (["/a/b", {"x": Path("/a/c")}], ["b", {"x": "c"}]),
-    ("/no_think", "/no_think"), ("/no_think Answer A/B.", "/no_think Answer A/B."), ("runs/mine", "runs/mine"),
-    ("openai:MODEL@http://127.0.0.1:8000/v1", "openai:MODEL@http://127.0.0.1:8000/v1"),
-    ("GSAI-ML/LLaDA-8B", "GSAI-ML/LLaDA-8B"), ("embedded:sudoku", "embedded:sudoku"), (3, 3), (None, None), ("", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/home/somebody/run", "run"),
+        ("/home/somebody/run/", "run"),
+        ("~/run", "run"),
+        ("C:\\Users\\me\\run", "run"),
+        ("prm:/models/a/b", "prm:b"),
+        ("/root/my.py:score", "my.py:score"),
+        (["/a/b", {"x": Path("/a/c")}], ["b", {"x": "c"}]),
+        ("/no_think", "/no_think"),
+        ("/no_think Answer A/B.", "/no_think Answer A/B."),
+        ("runs/mine", "runs/mine"),
+        ("openai:MODEL@http://127.0.0.1:8000/v1", "openai:MODEL@http://127.0.0.1:8000/v1"),
+        ("GSAI-ML/LLaDA-8B", "GSAI-ML/LLaDA-8B"),
+        ("embedded:sudoku", "embedded:sudoku"),
+        (3, 3),
+        (None, None),
+        ("", ""),
+    ],
+)
 def test_of_paths_the_last_part_is_shown(value: Any, shown: Any) -> None:
     assert without_places(value) == shown
 

@@ -1,6 +1,5 @@
 """Stock TRL: a two-step GRPOTrainer run on a tiny random model with our rewards, unchanged."""
 
-
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -24,10 +23,17 @@ def test_grpo_trains_with_our_rewards(tmp_path, conversational):
     tok = tokenizer()
     tok.chat_template = TEMPLATE
     config = LlamaConfig(
-        vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, bos_token_id=None,
+        vocab_size=len(tok),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+        bos_token_id=None,
         initializer_range=0.5,
-    )  # fmt: skip
+    )
     model = LlamaForCausalLM(config)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     texts = [f"{i}+{i}=" for i in range(8)]
@@ -46,13 +52,23 @@ def test_grpo_trains_with_our_rewards(tmp_path, conversational):
         model=model,
         reward_funcs=[math_reward, xml_count_reward, repetition, spying],
         args=GRPOConfig(
-            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=8, num_generations=4, max_completion_length=8,
-            learning_rate=1e-2, logging_steps=1, report_to="none", use_cpu=True, reward_weights=weights, save_strategy="no",
-            seed=0, bf16=False,
+            output_dir=str(tmp_path),
+            max_steps=2,
+            per_device_train_batch_size=8,
+            num_generations=4,
+            max_completion_length=8,
+            learning_rate=1e-2,
+            logging_steps=1,
+            report_to="none",
+            use_cpu=True,
+            reward_weights=weights,
+            save_strategy="no",
+            seed=0,
+            bf16=False,
         ),
         train_dataset=Dataset.from_dict({"prompt": prompts, "answer": golds}),
         processing_class=tok,
-    )  # fmt: skip
+    )
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert len(logs) == len(seen) == 2

@@ -60,9 +60,12 @@ def replayed(denoiser, t):
 
 
 PATHS = [
-    pytest.param(disguise, rollout, marks=() if disguise == "bidirectional" or rollout == "blocks" else pytest.mark.slow)
-    for disguise in DISGUISES for rollout in ROLLOUTS
-]  # fmt: skip
+    pytest.param(
+        disguise, rollout, marks=() if disguise == "bidirectional" or rollout == "blocks" else pytest.mark.slow
+    )
+    for disguise in DISGUISES
+    for rollout in ROLLOUTS
+]
 
 
 @pytest.mark.parametrize(("disguise", "rollout"), PATHS)
@@ -73,7 +76,9 @@ def test_a_trajectory_with_every_step_is_the_samplers_own_path_probability(disgu
     c = Canvases.from_trajectories(drawn, denoiser)
     found = estimate(EstimatorConfig("trajectory", scope="canvas"), Scorer(denoiser, denoiser.model), c).sum(1)
     close(found, torch.stack([replayed(denoiser, t) for t in drawn]), atol=1e-4)
-    snapshots = [sum(math.log(p) for p, since in zip(t.confidence, t.commit_step, strict=True) if since) for t in drawn]
+    snapshots = [
+        sum(math.log(p) for p, since in zip(t.confidence, t.commit_step, strict=True) if since) for t in drawn
+    ]
     close(found, torch.tensor(snapshots), atol=1e-4)
     valid = estimate(EstimatorConfig("trajectory"), Scorer(denoiser, denoiser.model), c)
     assert not valid[~c.valid_BG].any()
@@ -106,8 +111,12 @@ def test_segments_run_from_mean_field_to_every_step():
     for b in open_rows.nonzero()[:, 0].tolist():
         early = c.commit_step_BG[b] <= 4
         for shown, asked in ((torch.zeros(8, dtype=torch.bool), early), (early, ~early)):
-            row = plain_logp(DENOISER, c.prompt_BP[b][c.prompt_mask_BP[b].bool()].tolist(), c.completion_BG[b].tolist(),
-                             shown.tolist())  # fmt: skip
+            row = plain_logp(
+                DENOISER,
+                c.prompt_BP[b][c.prompt_mask_BP[b].bool()].tolist(),
+                c.completion_BG[b].tolist(),
+                shown.tolist(),
+            )
             close(half[b][asked], row[asked])
 
 
@@ -239,15 +248,22 @@ def test_bias_and_spread_of_the_estimators():
     completion = torch.tensor([t.canvas_ids for t in sample(old, prompts, config)])
     subsets = torch.tensor(list(itertools.product([False, True], repeat=length)))[1:]
     size = subsets.sum(1)
-    coefficient = torch.tensor([math.factorial(n - 1) * math.factorial(length - n) / math.factorial(length) for n in size])
+    coefficient = torch.tensor(
+        [math.factorial(n - 1) * math.factorial(length - n) / math.factorial(length) for n in size]
+    )
 
     def repeated(times, seed):
         def rows(values):
             return torch.tensor(values).repeat_interleave(times, 0)
 
         valid = torch.ones(len(prompts) * times, length, dtype=torch.bool)
-        return Canvases(rows(prompts), torch.ones(len(valid), 3), completion.repeat_interleave(times, 0), valid,
-                        seed + torch.arange(len(valid)))  # fmt: skip
+        return Canvases(
+            rows(prompts),
+            torch.ones(len(valid), 3),
+            completion.repeat_interleave(times, 0),
+            valid,
+            seed + torch.arange(len(valid)),
+        )
 
     def exact(denoiser):
         c, hide = repeated(len(subsets), 0), subsets.repeat(len(prompts), 1)
@@ -255,7 +271,9 @@ def test_bias_and_spread_of_the_estimators():
         return (logp * coefficient).sum(1) / length
 
     def drawn(denoiser, seed, estimator="elbo", **settings):
-        found = estimate(EstimatorConfig(estimator, **settings), Scorer(denoiser, denoiser.model), repeated(draws, seed))
+        found = estimate(
+            EstimatorConfig(estimator, **settings), Scorer(denoiser, denoiser.model), repeated(draws, seed)
+        )
         return found.sum(1).view(len(prompts), draws) / length
 
     truth = exact(old)

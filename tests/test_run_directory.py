@@ -75,7 +75,9 @@ def test_the_card_is_true(adapter, tmp_path, monkeypatch):
     assert str(tmp_path) not in card
     assert "/embedded/" not in card
     if not adapter:
-        code = card.split("```python\n")[1].split("```")[0].replace("DIR", str(tmp_path / "mine")).replace("...", "3102")
+        code = (
+            card.split("```python\n")[1].split("```")[0].replace("DIR", str(tmp_path / "mine")).replace("...", "3102")
+        )
         exec(code, scope := {})
         assert len(scope["trajectory"].canvas_ids) == 20
 
@@ -121,7 +123,9 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path, mon
     assert ended.value.code == 2
     assert "is not finite after step 2; nothing of it was saved" in capsys.readouterr().err
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
-    assert all(weight.isfinite().all() for weight in load_file(tmp_path / "checkpoint-1" / "model.safetensors").values())
+    assert all(
+        weight.isfinite().all() for weight in load_file(tmp_path / "checkpoint-1" / "model.safetensors").values()
+    )
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
@@ -142,8 +146,12 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_taken(name, tmp_path, mon
 
 
 def start(command, output, **changed):
-    return subprocess.Popen([sys.executable, "-m", f"lockstitch.recipes.{command}", *words(output, **changed)],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", f"lockstitch.recipes.{command}", *words(output, **changed)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.mark.slow
@@ -169,8 +177,12 @@ def test_what_is_held_out_is_measured_once_where_a_run_was_killed_behind_its_las
     options = {"task": "sudoku", "prompt_form": "plain", "reward_funcs": "sudoku", "num_generations": 2, "steps": 1,
                "max_completion_length": 20, "held_out_problems": 2, "held_out_every": 1, "max_steps": 1}  # fmt: skip
     dropped = ("generate", "canvas_length")
-    argv = [word for key, value in (SETTINGS | options | {"output_dir": tmp_path}).items() if key not in dropped
-            for word in (f"--{key}", str(value))]  # fmt: skip
+    argv = [
+        word
+        for key, value in (SETTINGS | options | {"output_dir": tmp_path}).items()
+        if key not in dropped
+        for word in (f"--{key}", str(value))
+    ]
     monkeypatch.setattr(sys, "argv", ["grpo", *argv])
     grpo.main()
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
@@ -179,4 +191,6 @@ def test_what_is_held_out_is_measured_once_where_a_run_was_killed_behind_its_las
     again = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     measured = [(entry["step"], entry["held_out/accuracy@1"]) for entry in log if "held_out/accuracy@1" in entry]
     assert [step for step, _ in measured] == [0, 1]
-    assert [(entry["step"], entry["held_out/accuracy@1"]) for entry in again if "held_out/accuracy@1" in entry] == measured
+    assert [
+        (entry["step"], entry["held_out/accuracy@1"]) for entry in again if "held_out/accuracy@1" in entry
+    ] == measured

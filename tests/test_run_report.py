@@ -49,25 +49,47 @@ def data_of(path):
 
 def test_series_are_the_finite_numbers_by_step():
     assert series_of(HISTORY) == {
-        "held_out/accuracy@1": [(0, 0.25)], "reward": [(1, 0.5), (2, 0.75)], "rewards/math/mean": [(1, 0.5)],
+        "held_out/accuracy@1": [(0, 0.25)],
+        "reward": [(1, 0.5), (2, 0.75)],
+        "rewards/math/mean": [(1, 0.5)],
         "loss": [(2, 0.2)],
-    }  # fmt: skip
+    }
 
 
 def test_the_page_holds_the_data_and_refers_to_nothing_outside(tmp_path):
     path = tmp_path / "report.html"
-    samples = [{"step": 2, "groups": [{"prompt": HOSTILE, "completions": [
-        {"text": HOSTILE, "rewards": {"math": float("nan")}, "extra": {"nfe": 3}, "advantage": -0.5}]}]}]  # fmt: skip
-    write_run_report(path, HISTORY, {"title": HOSTILE, "held_out": 64}, {"note": HOSTILE, "lr": 1e-6, "paths": [tmp_path]},
-                     watched({"health_repetition": 0.7}), [{"step": 2, "wrong": HOSTILE, "action": "stop", "weights": None}],
-                     samples)  # fmt: skip
+    samples = [
+        {
+            "step": 2,
+            "groups": [
+                {
+                    "prompt": HOSTILE,
+                    "completions": [
+                        {"text": HOSTILE, "rewards": {"math": float("nan")}, "extra": {"nfe": 3}, "advantage": -0.5}
+                    ],
+                }
+            ],
+        }
+    ]
+    write_run_report(
+        path,
+        HISTORY,
+        {"title": HOSTILE, "held_out": 64},
+        {"note": HOSTILE, "lr": 1e-6, "paths": [tmp_path]},
+        watched({"health_repetition": 0.7}),
+        [{"step": 2, "wrong": HOSTILE, "action": "stop", "weights": None}],
+        samples,
+    )
     data = data_of(path)
     assert data["facts"]["title"] == HOSTILE
     assert data["series"]["reward"] == [[1, 0.5], [2, 0.75]]
     assert data["settings"]["paths"] == [tmp_path.name]
     assert data["samples"][0]["groups"][0]["completions"][0] == {
-        "text": HOSTILE, "rewards": {"math": None}, "extra": {"nfe": 3}, "advantage": -0.5,
-    }  # fmt: skip
+        "text": HOSTILE,
+        "rewards": {"math": None},
+        "extra": {"nfe": 3},
+        "advantage": -0.5,
+    }
     text = path.read_text(encoding="utf-8")
     outside = re.sub(r"http://www\.w3\.org/2000/svg", "", text)  # a name, not a place
     assert not re.search(r"https?:|src=|url\(|@import|<script>alert", outside)
@@ -92,11 +114,19 @@ def write_state(folder, steps):
 def write_completions(run, step, prompts):
     (run / "completions").mkdir(exist_ok=True)
     rows = [
-        {"step": step, "prompt": prompt, "completion": [{"role": "assistant", "content": f"{step}.{k}"}],
-         "math": [1.0, 0.0][k % 2], "nfe": 7, "confidence": 0.5, "finished": True, "advantage": float(k)}
+        {
+            "step": step,
+            "prompt": prompt,
+            "completion": [{"role": "assistant", "content": f"{step}.{k}"}],
+            "math": [1.0, 0.0][k % 2],
+            "nfe": 7,
+            "confidence": 0.5,
+            "finished": True,
+            "advantage": float(k),
+        }
         for prompt in prompts
         for k in range(8)
-    ]  # fmt: skip
+    ]
     parquet.write_table(pa.Table.from_pylist(rows), run / f"completions/completions_{step:05d}.parquet")
 
 
@@ -119,8 +149,12 @@ def test_completions_are_chosen_over_the_whole_run(tmp_path):
     assert prompts == ["p", "q"]
     first = samples[0]["groups"][0]["completions"]
     assert [c["advantage"] for c in first] == [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]  # the whole group
-    assert first[0] == {"text": "10.7", "rewards": {"math": 0.0}, "advantage": 7.0,
-                        "extra": {"nfe": 7, "confidence": 0.5, "finished": True}}  # fmt: skip
+    assert first[0] == {
+        "text": "10.7",
+        "rewards": {"math": 0.0},
+        "advantage": 7.0,
+        "extra": {"nfe": 7, "confidence": 0.5, "finished": True},
+    }
 
 
 def test_the_command_writes_the_page_or_says_what_is_missing(tmp_path, capsys):
@@ -145,16 +179,22 @@ def test_a_running_trainer_hands_its_log_over(tmp_path):
     assert data_of(tmp_path / "page.html")["series"] == {"reward": [[7, 1.0]]}
 
 
-@pytest.mark.parametrize(("known", "title"), [
-    ({"stage": "sft", "data": "/home/somebody/data/mine.jsonl"}, "sft on mine.jsonl"),
-    ({"stage": "grpo", "preset": "espo", "task": "gsm8k", "data": "openai/gsm8k"}, "espo on gsm8k, openai/gsm8k"),
-    ({"stage": "grpo"}, "grpo on my run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("known", "title"),
+    [
+        ({"stage": "sft", "data": "/home/somebody/data/mine.jsonl"}, "sft on mine.jsonl"),
+        ({"stage": "grpo", "preset": "espo", "task": "gsm8k", "data": "openai/gsm8k"}, "espo on gsm8k, openai/gsm8k"),
+        ({"stage": "grpo"}, "grpo on my run"),
+    ],
+)
 def test_the_title_names_the_data_and_no_folder_of_the_machine_is_shown(known, title, tmp_path):
     run = tmp_path / "my run"
     write_state(run, 2)
-    settings = {"output_dir": str(run), "reward_funcs": ["/home/somebody/rewards.py:score"],
-                "dataset_name": known.get("data")}  # fmt: skip
+    settings = {
+        "output_dir": str(run),
+        "reward_funcs": ["/home/somebody/rewards.py:score"],
+        "dataset_name": known.get("data"),
+    }
     base = "/home/somebody/models/mine"
     (run / "run.json").write_text(json.dumps({"base": base, "config": settings, **known}))
     report_run(run, tmp_path / "page.html")

@@ -32,7 +32,12 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import Diffu
 
 from lockstitch import embedded_model, files
 
-PUZZLES = ["3102\n2000\n0210\n0320\n", "0140\n4320\n1402\n0000\n", "4310\n0100\n0030\n3420\n", "2004\n0012\n0320\n1003\n"]
+PUZZLES = [
+    "3102\n2000\n0210\n0320\n",
+    "0140\n4320\n1402\n0000\n",
+    "4310\n0100\n0030\n3420\n",
+    "2004\n0012\n0320\n1003\n",
+]
 SUDOKU = ["--model", "embedded:sudoku", "--canvas_length", "20", "--steps", "5", "--temperature", "0.8",
           "--device", "cpu"]  # fmt: skip
 CLOZE = "21*4=  \n  +8=  \n       \n       \n       \n21*4=[[a:2]]\n84+8=[[b:2]]\n####[[:6]]"
@@ -135,13 +140,30 @@ def test_a_preset_is_what_it_sets(tmp_path):
 
 def test_blanks_are_filled_and_the_rest_stays(tmp_path):
     out = tmp_path / "out"
-    assert main(["--model", "embedded:arithmetic", "--prompt", CLOZE, "--n", "4", "--temperature", "1.5", "--output",
-                 str(out)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "--model",
+                "embedded:arithmetic",
+                "--prompt",
+                CLOZE,
+                "--n",
+                "4",
+                "--temperature",
+                "1.5",
+                "--output",
+                str(out),
+            ]
+        )
+        == 0
+    )
     (row,) = map(json.loads, (out / files.RESULTS).read_text().splitlines())
     a, b, last = row["blanks"]
     assert [(blank["name"], blank["start"], blank["stop"]) for blank in row["blanks"]] == [
-        ("a", 0, 2), ("b", 8, 10), ("", 15, 21)
-    ]  # fmt: skip
+        ("a", 0, 2),
+        ("b", 8, 10),
+        ("", 15, 21),
+    ]
     for k, trajectory in enumerate(load_trajectories(out / files.RESULTS)):
         assert trajectory.text == f"{a['texts'][k]}\n84+8={b['texts'][k]}\n####{last['texts'][k]}"
         pinned = [position for position, step in enumerate(trajectory.commit_step) if step == 0]
@@ -154,7 +176,12 @@ class Hasty(torch.nn.Module):
 
     def __init__(self, model, eos_id):
         super().__init__()
-        self.model, self.config, self.generation_config, self.eos_id = model, model.config, model.generation_config, eos_id
+        self.model, self.config, self.generation_config, self.eos_id = (
+            model,
+            model.config,
+            model.generation_config,
+            eos_id,
+        )
 
     def forward(self, **arguments):
         logits = self.model(**arguments).logits
@@ -193,7 +220,9 @@ def test_a_canvas_of_ones_own(sudoku, tmp_path):
     source.write_text(json.dumps({"prompt": PUZZLES[0], "canvas": canvas}) + "\n")
     command = ["--model", "embedded:sudoku", "--device", "cpu", "--input", str(source), "--output", str(out)]
     assert main(command) == 0
-    (expected,) = sample(sudoku, [PUZZLES[0]], SamplerConfig(canvas_length=20), seed=derive_seed(0, 0), canvases=[canvas])
+    (expected,) = sample(
+        sudoku, [PUZZLES[0]], SamplerConfig(canvas_length=20), seed=derive_seed(0, 0), canvases=[canvas]
+    )
     assert written(out) == timeless([expected])
 
 
@@ -209,13 +238,17 @@ def test_bad_lines_are_named_before_any_model_is_loaded(tmp_path, capsys):
     assert main([*SUDOKU, "--input", str(source), "--output", str(out)]) == 2
     said = capsys.readouterr().err
     for expected in (
-        "9 bad lines", "line 2: not JSON", "line 3: 'prompt' must be a non-empty text or messages, not None",
+        "9 bad lines",
+        "line 2: not JSON",
+        "line 3: 'prompt' must be a non-empty text or messages, not None",
         "line 4: 'prompt'",
-        "line 5: blank '[[b:0]]'", "line 6: blank '[[b:2]]': some text must stand before",
+        "line 5: blank '[[b:0]]'",
+        "line 6: blank '[[b:2]]': some text must stand before",
         "line 7: canvas_length=20 would be ignored: the row's own canvas has 2 positions",
-        "line 8: 'canvas' holds 5000 at position 1", "line 9: the mask token 2 is pinned at canvas position 0",
+        "line 8: 'canvas' holds 5000 at position 1",
+        "line 9: the mask token 2 is pinned at canvas position 0",
         "line 10: 'canvas' would be ignored: the prompt has blanks",
-    ):  # fmt: skip
+    ):
         assert expected in said
     assert not out.exists()
 
@@ -232,12 +265,20 @@ def test_bad_lines_are_named_before_any_model_is_loaded(tmp_path, capsys):
         (["--prompt", "a", "--chunk", "2", "--watch"], "chunk=2 does not go with watch"),
         (["--prompt", "a", "--canvas_length", "8", "--t_max", "1"], "t_max=1.0 is for diffusion_gemma models"),
         (["--prompt", "a", "--color", "red"], "color='red' is not one of auto, always, never"),
-        (["--prompt", "a", "--html", "no/where.html"], "html='no/where.html' must be a file in a directory that exists"),
+        (
+            ["--prompt", "a", "--html", "no/where.html"],
+            "html='no/where.html' must be a file in a directory that exists",
+        ),
         (["--prompt", "a", "--html", "."], "html='.'"),
         (["--prompt", "a", "--preset", "best"], "preset='best' is not one of llada, fast"),
-        (["--prompt", "a", "--canvas_length", "64", "--preset", "block"], "cache='block' is not for bidirectional models"),
-        (["--prompt", "a[[:8]]", "--length", "dynamic", "--max_length", "9", "--policy", "factor", "--factor", "1"],
-         "length='dynamic' moves the positions"),
+        (
+            ["--prompt", "a", "--canvas_length", "64", "--preset", "block"],
+            "cache='block' is not for bidirectional models",
+        ),
+        (
+            ["--prompt", "a[[:8]]", "--length", "dynamic", "--max_length", "9", "--policy", "factor", "--factor", "1"],
+            "length='dynamic' moves the positions",
+        ),
         (["--prompt", "a", "--family", "gpt"], "family='gpt' is not one of bidirectional"),
         (["--prompt", "a", "--canvas_length", "8", "--threshold", "0.5"], "threshold=0.5 would be ignored"),
         (["--prompt", "a[[:7]]", "--block_length", "4"], "block_length=4 does not divide canvas_length=7"),
@@ -263,7 +304,11 @@ def test_a_changed_configuration_or_input_is_refused(source, tmp_path, capsys):
     command = [*SUDOKU, "--input", str(source), "--output", str(tmp_path / "out")]
     assert main(command) == 0
     assert main([*command, "--chunk", "2", "--batch_size", "3"]) == 0
-    for change, says in [("--seed", "seed: 0 then, 1 now"), ("--n", "n: 1 then, 2 now"), ("--block_length", "block_length")]:
+    for change, says in [
+        ("--seed", "seed: 0 then, 1 now"),
+        ("--n", "n: 1 then, 2 now"),
+        ("--block_length", "block_length"),
+    ]:
         assert main([*command, change, {"--seed": "1", "--n": "2", "--block_length": "20"}[change]]) == 2
         assert says in capsys.readouterr().err
     source.write_text(source.read_text() + "\n")

@@ -65,7 +65,9 @@ def test_bans_hold_at_their_position_for_their_prompt_alone(denoiser):
     bans[0] += [(0, token) for token in range(5)]
     banned = tokens(run(denoiser, block_length=12, bans=bans))
     with torch.no_grad():
-        assert banned == [reference_banned(denoiser, prompt, pairs) for prompt, pairs in zip(PROMPTS, bans, strict=True)]
+        assert banned == [
+            reference_banned(denoiser, prompt, pairs) for prompt, pairs in zip(PROMPTS, bans, strict=True)
+        ]
     assert banned[1] == free[1]
     assert tokens(run(denoiser, block_length=4, batch_size=1, bans=bans)) == tokens(
         run(denoiser, block_length=4, bans=bans)
@@ -150,8 +152,10 @@ def test_a_cpu_takes_no_more_tokens_at_a_time_than_it_computes_well(denoiser):
 
 def test_seed_per_prompt(denoiser):
     several = run(denoiser, PROMPTS[:2], seed=[5, 6], temperature=1.0)
-    assert tokens(several) == [*tokens(run(denoiser, PROMPTS[:1], seed=5, temperature=1.0)),
-                               *tokens(run(denoiser, PROMPTS[1:2], seed=6, temperature=1.0))]  # fmt: skip
+    assert tokens(several) == [
+        *tokens(run(denoiser, PROMPTS[:1], seed=5, temperature=1.0)),
+        *tokens(run(denoiser, PROMPTS[1:2], seed=6, temperature=1.0)),
+    ]
 
 
 @pytest.mark.parametrize("disguise", [without_mask, dream_like])
@@ -164,7 +168,8 @@ def test_padding_never_reaches_a_model_that_would_attend_to_it(denoiser):
     seen = []
     disguised = without_mask(denoiser)
     handle = disguised.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((kwargs["input_ids"] == denoiser.pad_id).any().item()), with_kwargs=True
+        lambda module, args, kwargs: seen.append((kwargs["input_ids"] == denoiser.pad_id).any().item()),
+        with_kwargs=True,
     )
     run(disguised, n=2)
     handle.remove()
@@ -231,10 +236,17 @@ def test_trace_replays_to_the_same_tokens(denoiser):
 def test_canvas_at_follows_what_was_taken_back():
     # Position 0 is written at step 1, replaced at 3; position 1 is written at 2, reopened at 3, written again at 5.
     edits = (Edit(3, 0, 10, 1), Edit(3, 1, 20, 2))
-    t = Trajectory(0, 0, (1,), (11, 21, 30), 3, "", False, (3, 5, 0), (0.5,) * 3, (0.0,) * 3, (0, 0, -1), edits, Ledger())
+    t = Trajectory(
+        0, 0, (1,), (11, 21, 30), 3, "", False, (3, 5, 0), (0.5,) * 3, (0.0,) * 3, (0, 0, -1), edits, Ledger()
+    )
     assert [t.canvas_at(step) for step in range(6)] == [
-        [None, None, 30], [10, None, 30], [10, 20, 30], [11, None, 30], [11, None, 30], [11, 21, 30]
-    ]  # fmt: skip
+        [None, None, 30],
+        [10, None, 30],
+        [10, 20, 30],
+        [11, None, 30],
+        [11, None, 30],
+        [11, 21, 30],
+    ]
     assert t.last_step == 5
     assert Trajectory.from_dict(json.loads(json.dumps(t.to_dict()))) == t
 
@@ -278,8 +290,11 @@ def test_noise_is_uniform_and_independent_of_its_neighbours():
     assert abs(u.mean().item() - 0.5) < 0.01
     histogram = torch.histc(u.float(), 20, 0, 1)
     assert ((histogram - 1000) ** 2 / 1000).sum() < 43.8  # 0.1 % point, 19 degrees of freedom
-    for other in (u.roll(1, 0), u.roll(1, 1), uniform(torch.tensor([derive_seed(0, k) for k in range(400)]), 1, 3,
-                                                      torch.arange(50))):  # fmt: skip
+    for other in (
+        u.roll(1, 0),
+        u.roll(1, 1),
+        uniform(torch.tensor([derive_seed(0, k) for k in range(400)]), 1, 3, torch.arange(50)),
+    ):
         assert abs(torch.corrcoef(torch.stack([u.flatten(), other.flatten()]))[0, 1].item()) < 0.03
 
 
@@ -309,12 +324,21 @@ def test_ledgers_add():
         ({"threshold": 0.9}, "would be ignored by policy='quota'"),
         ({"policy": "threshold"}, "threshold=None"),
         ({"policy": "factor", "factor": 0.9, "steps": 4}, "steps=4 would be ignored"),
-        ({"policy": "threshold", "threshold": 0.9, "steps": 4, "block_length": 2}, "steps=4 must be a multiple of the 6"),
-        ({"length": "dynamic", "max_length": 24, "policy": "threshold", "threshold": 0.9, "steps": 4}, "steps=4 are those"),
+        (
+            {"policy": "threshold", "threshold": 0.9, "steps": 4, "block_length": 2},
+            "steps=4 must be a multiple of the 6",
+        ),
+        (
+            {"length": "dynamic", "max_length": 24, "policy": "threshold", "threshold": 0.9, "steps": 4},
+            "steps=4 are those",
+        ),
         ({"policy": "margin"}, "not one of quota, random, threshold"),
         ({"policy": "deferred"}, "threshold=None"),
         ({"fallback": "leftmost"}, "fallback='leftmost' would be ignored by policy='quota'; it is for threshold"),
-        ({"policy": "threshold", "threshold": 0.9, "fallback": "first"}, "fallback='first' is not one of certain, leftmost"),
+        (
+            {"policy": "threshold", "threshold": 0.9, "fallback": "first"},
+            "fallback='first' is not one of certain, leftmost",
+        ),
         ({"policy": "threshold", "threshold": 0.9, "fallback": "leftmost", "steps": 4}, "steps=4 would have the most"),
         ({"policy": "factor"}, "factor=None: policy='factor' needs a number"),
         ({"window": 4}, "window=4 would be ignored by policy='quota'; it is for deferred"),
@@ -324,23 +348,40 @@ def test_ledgers_add():
         ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0 must be in (0, 1]"),
         ({"cache": "all"}, "not one of none, prefix, dual, interval, block"),
         ({"cache": "interval"}, "recomputes the window of policy='deferred', and policy='quota' has none"),
-        ({"policy": "deferred", "threshold": 0.9, "extension": 16, "block_length": 12},
-         "extension=16 would be ignored: the canvas of 12"),
+        (
+            {"policy": "deferred", "threshold": 0.9, "extension": 16, "block_length": 12},
+            "extension=16 would be ignored: the canvas of 12",
+        ),
         ({"extension": 16}, "extension=16 would be ignored by policy='quota'; it is for deferred"),
         ({"refresh": 8}, "refresh=8 would be ignored by cache='none'; it is for interval"),
         ({"eta": 0.1}, "eta=0.1 would be ignored by correction='none'; it is for remdm"),
         ({"correction": "remdm"}, "sigma=None: correction='remdm' needs one of cap, rescale, confidence"),
-        ({"correction": "remdm", "sigma": "cap", "policy": "threshold", "threshold": 0.9}, "needs a schedule of steps"),
+        (
+            {"correction": "remdm", "sigma": "cap", "policy": "threshold", "threshold": 0.9},
+            "needs a schedule of steps",
+        ),
         ({"correction": "revise", "revise_fraction": 1.5}, "revise_fraction=1.5 must be in [0, 1]"),
-        ({"correction": "revise", "revise_fraction": 0.5, "revise_blocks": "5"}, "'5' is neither 'canvas' nor a length"),
+        (
+            {"correction": "revise", "revise_fraction": 0.5, "revise_blocks": "5"},
+            "'5' is neither 'canvas' nor a length",
+        ),
         ({"length": "dynamic"}, "max_length=None"),
         ({"length": "dynamic", "max_length": 24}, "policy='quota' counts steps of a fixed canvas"),
         ({"length": "dynamic", "max_length": 8, "policy": "factor", "factor": 1.0}, "max_length=8 is below"),
-        ({"length": "dynamic", "max_length": 24, "policy": "factor", "factor": 1.0, "cache": "dual"}, "cache='dual' does"),
+        (
+            {"length": "dynamic", "max_length": 24, "policy": "factor", "factor": 1.0, "cache": "dual"},
+            "cache='dual' does",
+        ),
         ({"length": "survival"}, "block_length=None leaves one of 12: say a shorter one"),
         ({"length": "survival", "block_length": 12}, "block_length=12 leaves one of 12"),
-        ({"length": "survival", "block_length": 4, "max_length": 24}, "max_length=24 would be ignored by length='survival'"),
-        ({"length": "survival", "block_length": 4, "whole_blocks": True}, "whole_blocks=True goes with length='fixed'"),
+        (
+            {"length": "survival", "block_length": 4, "max_length": 24},
+            "max_length=24 would be ignored by length='survival'",
+        ),
+        (
+            {"length": "survival", "block_length": 4, "whole_blocks": True},
+            "whole_blocks=True goes with length='fixed'",
+        ),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"canvas_length": 2.5}, "canvas_length=2.5"),
     ],
@@ -357,7 +398,9 @@ def test_bad_calls_are_refused(denoiser):
         run(denoiser, ["1", ""])
     with pytest.raises(ValueError, match="canvas 0 has 3 positions"):
         run(denoiser, ["1"], canvases=[[None] * 3])
-    with pytest.raises(ValueError, match=f"canvas 0 pins the mask token {denoiser.mask_id} at position 2; None is open"):
+    with pytest.raises(
+        ValueError, match=f"canvas 0 pins the mask token {denoiser.mask_id} at position 2; None is open"
+    ):
         run(denoiser, ["1"], canvases=[[None, 9, denoiser.mask_id, *[None] * (G - 3)]])
     with pytest.raises(ValueError, match="canvas 0 holds 9999 at position 1, which is no token of the model"):
         run(denoiser, ["1"], canvases=[[None, 9999, *[None] * (G - 2)]])

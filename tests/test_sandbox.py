@@ -46,15 +46,29 @@ def writable():
     return sorted(path for path in paths if os.access(path, os.W_OK))
 """
     answers = told(
-        Bubblewrap(), source, "names('/dev')", "environment()", "writable()", "os.getpid() <= 3",
-        "[p for p in sys.path if 'site-packages' in p or p in ('', '/tmp')]", "os.getuid() == 0", "names('/tmp')",
-        "[os.path.exists(p) for p in ('/proc', '/etc', '/bin/sh', '/usr/bin', '/sys', '/var', '/run')]", "sys.stdin.read()",
-    )  # fmt: skip
+        Bubblewrap(),
+        source,
+        "names('/dev')",
+        "environment()",
+        "writable()",
+        "os.getpid() <= 3",
+        "[p for p in sys.path if 'site-packages' in p or p in ('', '/tmp')]",
+        "os.getuid() == 0",
+        "names('/tmp')",
+        "[os.path.exists(p) for p in ('/proc', '/etc', '/bin/sh', '/usr/bin', '/sys', '/var', '/run')]",
+        "sys.stdin.read()",
+    )
     assert [answer["value"] for answer in answers] == [
-        ["fd", "null", "shm", "stdin"], ["HOME", "LC_CTYPE", "PWD", "PYTHONHASHSEED"],
-        ["/dev/null", "/dev/shm", "/dev/stdin", "/tmp", "/tmp/solution.py"], True, ["/tmp"], False, ["solution.py"],
-        [False] * 7, "",
-    ]  # fmt: skip
+        ["fd", "null", "shm", "stdin"],
+        ["HOME", "LC_CTYPE", "PWD", "PYTHONHASHSEED"],
+        ["/dev/null", "/dev/shm", "/dev/stdin", "/tmp", "/tmp/solution.py"],
+        True,
+        ["/tmp"],
+        False,
+        ["solution.py"],
+        [False] * 7,
+        "",
+    ]
 
 
 @pytest.mark.usefixtures("bubblewrap")
@@ -131,12 +145,19 @@ def ends():
 @pytest.mark.parametrize(
     ("call", "value"),
     [
-        ("pool()", [0, 1, 4, 9, 16]), ("executor()", [0, 1, 4, 9, 16]), ("shared()", 2),
-        ("source()", ["def square(n):\n    # with a remark\n    return n * n\n", "class Counter:\n    '''Counts.'''\n"]),
-        ("itself()", {"tuple": [True, 1, True]}), ("zone()", 7200.0), ("ends()", [3, 3]),
+        ("pool()", [0, 1, 4, 9, 16]),
+        ("executor()", [0, 1, 4, 9, 16]),
+        ("shared()", 2),
+        (
+            "source()",
+            ["def square(n):\n    # with a remark\n    return n * n\n", "class Counter:\n    '''Counts.'''\n"],
+        ),
+        ("itself()", {"tuple": [True, 1, True]}),
+        ("zone()", 7200.0),
+        ("ends()", [3, 3]),
         ("files()", {"tuple": ["one", 17, {"tuple": [5]}]}),
     ],
-)  # fmt: skip
+)
 def test_a_program_finds_what_a_script_finds(call, value):
     if call == "zone()" and not Path("/usr/share/zoneinfo").exists():
         pytest.skip("this machine has no zone data")
@@ -147,13 +168,15 @@ def test_a_program_finds_what_a_script_finds(call, value):
 @pytest.mark.parametrize(
     "source",
     [
-        "print(open('/dev/stdin').read(), end='')", "print(open(0).read(), end='')", "print(input())\nprint(input())",
+        "print(open('/dev/stdin').read(), end='')",
+        "print(open(0).read(), end='')",
+        "print(input())\nprint(input())",
         "import sys\nsys.stdin = open('/dev/stdin')\nprint(input(), input(), sep='\\n')\nexit()\nprint(3)",
         "import os\nprint(os.read(os.open('/dev/fd/0', 0), 99).decode(), end='')\nquit(0)",
         "from multiprocessing import Pool\ndef f(x): return x\n"
         "if __name__ == '__main__':\n    with Pool() as p: print(*p.map(f, [input(), input()]), sep='\\n')",
     ],
-)  # fmt: skip
+)
 def test_a_script_reads_its_input_in_every_way(source):
     reward = CodeReward()
     assert reward([""], [source], inputs=[["one\ntwo\n"]], outputs=[["one\ntwo\n"]]) == [1.0]
@@ -162,7 +185,9 @@ def test_a_script_reads_its_input_in_every_way(source):
 
 @pytest.mark.usefixtures("bubblewrap")
 def test_an_end_is_the_end_of_all_its_processes():
-    source = "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(600)\n"
+    source = (
+        "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(600)\n"
+    )
     before = processes_of(os.getpid())
     with Bubblewrap().start(Limits()) as process:
         process.send({"kind": "functions", "variants": [source], "before": "", "after": ""})
@@ -195,7 +220,9 @@ def test_it_ends_with_whoever_started_it():
 def test_a_program_that_is_ended_by_what_is_outside_is_not_scored(kind):
     """But one that ends itself is, whatever it says about it."""
     columns = {"functions": {"tests": [["assert f(1) == 1"]]}, "program": {"inputs": [[""]], "outputs": [["1"]]}}[kind]
-    source = "def f(x):\n    import time\n    time.sleep(2)\n    return 1\n" + ("print(f(1))" if kind == "program" else "")
+    source = "def f(x):\n    import time\n    time.sleep(2)\n    return 1\n" + (
+        "print(f(1))" if kind == "program" else ""
+    )
     reward, said = CodeReward(), []
     reward([""], ["x"], **columns)
     assert children._current is not None

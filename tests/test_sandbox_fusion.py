@@ -16,7 +16,11 @@ from lockstitch.rewards.programs.sandbox_fusion import FusionExaminer
 from lockstitch.rewards.sandbox.launchers import Limits
 
 DOUBLE = "def double(x):\n    print('{\"value\": 7}')\n    return 2 * x\n"
-ASSERTS = ["assert double(1) == 2", "assert double('\u00e4\"') == '\u00e4\"\u00e4\"'", "assert double([0.5]) == [0.5, 0.5]"]
+ASSERTS = [
+    "assert double(1) == 2",
+    "assert double('\u00e4\"') == '\u00e4\"\u00e4\"'",
+    "assert double([0.5]) == [0.5, 0.5]",
+]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,9 +44,14 @@ class Handler(BaseHTTPRequestHandler):
         result = {"status": "Finished", "execution_time": 0.1, "return_code": 0, "stdout": "", "stderr": ""}
         try:
             done = subprocess.run(
-                [sys.executable, str(file)], input=request["stdin"], capture_output=True, encoding="utf-8",
-                timeout=request["run_timeout"], check=False, cwd=self.server.folder,
-            )  # fmt: skip
+                [sys.executable, str(file)],
+                input=request["stdin"],
+                capture_output=True,
+                encoding="utf-8",
+                timeout=request["run_timeout"],
+                check=False,
+                cwd=self.server.folder,
+            )
             result |= {"return_code": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
         except subprocess.TimeoutExpired as error:
             result |= {"status": "TimeLimitExceeded", "return_code": None, "stdout": (error.stdout or b"").decode()}
@@ -102,10 +111,14 @@ def test_its_time_limit_is_the_programs_fault(url):
 @pytest.mark.parametrize(
     ("status", "reply"),
     [
-        (500, {"status": "Success"}), (404, b"no such page"), (200, b"no JSON"), (200, [1]), (200, {"status": "Success"}),
+        (500, {"status": "Success"}),
+        (404, b"no such page"),
+        (200, b"no JSON"),
+        (200, [1]),
+        (200, {"status": "Success"}),
         (200, {"status": "SandboxError", "message": "no workers", "run_result": {"status": "Error", "stdout": "2"}}),
     ],
-)  # fmt: skip
+)
 def test_a_server_that_fails_leaves_programs_unscored(server, url, status, reply, caplog):
     server.status, server.reply = status, reply
     metrics = {}

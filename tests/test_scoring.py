@@ -64,8 +64,9 @@ def test_scores_and_gradients_are_those_of_plain_logits(denoiser, block, recompu
     assert scored.dtype == torch.float32
     weight = torch.linspace(-1, 2, plain.numel()).view(plain.shape)  # so that no two places pull alike
     expected = gradients(denoiser, (weight * plain).sum())
-    torch.testing.assert_close(gradients(denoiser, (weight * scored).sum()), expected, atol=1e-5 * expected.abs().max(),
-                               rtol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        gradients(denoiser, (weight * scored).sum()), expected, atol=1e-5 * expected.abs().max(), rtol=1e-5
+    )
 
 
 @every_family
@@ -151,8 +152,11 @@ class Widest(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for value in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(value, torch.Tensor) and value.dim() and value.shape[-1] == self.vocabulary and (
-                value.data_ptr() != self.weight.data_ptr()
+            if (
+                isinstance(value, torch.Tensor)
+                and value.dim()
+                and value.shape[-1] == self.vocabulary
+                and (value.data_ptr() != self.weight.data_ptr())
             ):
                 self.elements = max(self.elements, value.numel())
         return out
@@ -195,7 +199,9 @@ def test_a_lora_model_is_scored_and_trained_through_its_wrapper():
     plain = torch.stack([plain_logp(denoiser, *row) for row in rows]) * asked
     torch.testing.assert_close(scored, plain, atol=1e-5, rtol=1e-5)
     expected = gradients(denoiser, plain.sum())
-    torch.testing.assert_close(gradients(denoiser, scored.sum()), expected, atol=1e-5 * expected.abs().max(), rtol=1e-5)
+    torch.testing.assert_close(
+        gradients(denoiser, scored.sum()), expected, atol=1e-5 * expected.abs().max(), rtol=1e-5
+    )
     with model.disable_adapter():
         torch.testing.assert_close(scorer(c, shown, asked), before, atol=1e-5, rtol=1e-5)
 

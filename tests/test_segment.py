@@ -23,25 +23,29 @@ def pieces(text: str, unit: str = "sentence") -> list[str]:
         ("1. Count the eggs.\n2. Eat 3.", ["1. Count the eggs.", "2. Eat 3."]),
         ("1.\nCount.\n  12) Eat 3 of 4.", ["Count.", "12) Eat 3 of 4."]),
         ("Mr. Smith and Mrs. Lee pay $1,000.50. Fine?", ["Mr. Smith and Mrs. Lee pay $1,000.50.", "Fine?"]),
-        ("He ran at 5 p.m. and won. It was 6 p.m. Then he left.", [
-            "He ran at 5 p.m. and won.", "It was 6 p.m.", "Then he left."]),
+        (
+            "He ran at 5 p.m. and won. It was 6 p.m. Then he left.",
+            ["He ran at 5 p.m. and won.", "It was 6 p.m.", "Then he left."],
+        ),
         ("So 1.5*2 = <<1.5*2=3>>3. Done, i.e. over.", ["So 1.5*2 = <<1.5*2=3>>3.", "Done, i.e. over."]),
         ("Then <<1. + 2.=3>>3 eggs", ["Then <<1. + 2.=3>>3 eggs"]),
         (r"Then \(a. b = 3\) holds. Yes.", [r"Then \(a. b = 3\) holds.", "Yes."]),
-        ("<reasoning>\nOne egg. Two eggs.\n</reasoning>\n<answer>\nIt is 2. Sure.\n</answer>", [
-            "One egg.", "Two eggs."]),
+        (
+            "<reasoning>\nOne egg. Two eggs.\n</reasoning>\n<answer>\nIt is 2. Sure.\n</answer>",
+            ["One egg.", "Two eggs."],
+        ),
         ("<reasoning>One egg.</reasoning><answer>\\boxed{18}<|eot_id|><|endoftext|>", ["One egg."]),
         ("- One egg.\n* Two eggs.\n  • Three.\n### Four", ["One egg.", "Two eggs.", "Three.", "Four"]),
         ("One egg\n\n\\[\n3 + 4 = 7\n\\]\r\n---\n", ["One egg", "3 + 4 = 7"]),
         ("One egg.\n#### 19", ["One egg."]),
         ("One egg.\nA: 19", ["One egg."]),
         ("One egg.\n$\\boxed{\\frac{1}{2}}$.\nSo it is \\boxed{3}.", ["One egg.", "So it is \\boxed{3}."]),
-        ("She said \"Go.\" He went.", ["She said \"Go.\"", "He went."]),
+        ('She said "Go." He went.', ['She said "Go."', "He went."]),
         ("3 < 5 and 7 > 2. So.", ["3 < 5 and 7 > 2.", "So."]),
         ("", []),
         (" \n ... \n", []),
     ],
-)  # fmt: skip
+)
 def test_sentences(text: str, steps: list[str]) -> None:
     assert pieces(text) == steps
 

@@ -33,8 +33,10 @@ from trl import SFTConfig
 
 def test_noise_depends_on_its_key_alone():
     before = torch.get_rng_state()
-    draws = {key: tuple(torch.rand(4, generator=noise_generator(*key)).tolist())
-             for key in itertools.product(range(3), repeat=3)}  # fmt: skip
+    draws = {
+        key: tuple(torch.rand(4, generator=noise_generator(*key)).tolist())
+        for key in itertools.product(range(3), repeat=3)
+    }
     assert len(set(draws.values())) == 27
     assert draws[1, 2, 0] == tuple(torch.rand(4, generator=noise_generator(1, 2, 0)).tolist())
     assert torch.equal(before, torch.get_rng_state())
@@ -81,8 +83,10 @@ def test_loss_is_unbiased_for_the_exact_bound():
     masks = [mask for mask in itertools.product([False, True], repeat=3) if any(mask)]
     with torch.no_grad():
         # E over t uniform of t^(l-1) (1-t)^(3-l) is the Beta function, so the bound per token is:
-        exact = sum(math.factorial(sum(m) - 1) * math.factorial(3 - sum(m)) / math.factorial(3) * nll(m)
-                    for m in masks) / 3  # fmt: skip
+        exact = (
+            sum(math.factorial(sum(m) - 1) * math.factorial(3 - sum(m)) / math.factorial(3) * nll(m) for m in masks)
+            / 3
+        )
         total = 0.0
         grid = (torch.arange(400) + 0.5) / 400
         for t in grid.tolist():
@@ -117,10 +121,23 @@ def exact_bound(denoiser, prompt, answer, low=0.0, high=1.0, full=0.0):
 
 
 def sft_trainer(denoiser, rows, tmp_path, eval_rows=None, peft_config=None, **settings):
-    args = DiffusionSFTConfig(output_dir=str(tmp_path), bf16=False, gradient_checkpointing=False, report_to="none",
-                              disable_tqdm=True, use_cpu=True, save_strategy="no", **settings)  # fmt: skip
-    return DiffusionSFTTrainer(denoiser, args, train_dataset=Dataset.from_list(rows), peft_config=peft_config,
-                               eval_dataset=None if eval_rows is None else Dataset.from_list(eval_rows))  # fmt: skip
+    args = DiffusionSFTConfig(
+        output_dir=str(tmp_path),
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+        **settings,
+    )
+    return DiffusionSFTTrainer(
+        denoiser,
+        args,
+        train_dataset=Dataset.from_list(rows),
+        peft_config=peft_config,
+        eval_dataset=None if eval_rows is None else Dataset.from_list(eval_rows),
+    )
 
 
 @pytest.mark.parametrize("noise", [{}, {"mask_ratio_low": 0.3, "mask_ratio_high": 0.8, "full_mask_fraction": 0.25}])
@@ -155,8 +172,14 @@ def test_some_rows_are_masked_whole_and_the_others_fill_their_strata():
 
 
 def test_the_noise_moves_to_its_end(tmp_path):
-    config = DiffusionSFTConfig(output_dir=str(tmp_path), bf16=False, mask_ratio_high=0.4, mask_ratio_high_end=1.0,
-                                full_mask_fraction=0.5, full_mask_fraction_end=0.0)  # fmt: skip
+    config = DiffusionSFTConfig(
+        output_dir=str(tmp_path),
+        bf16=False,
+        mask_ratio_high=0.4,
+        mask_ratio_high_end=1.0,
+        full_mask_fraction=0.5,
+        full_mask_fraction_end=0.0,
+    )
     assert config.noise_at(0.0) == (1e-3, 0.4, 0.5)
     assert config.noise_at(0.5) == pytest.approx((1e-3, 0.7, 0.25))
     assert config.noise_at(1.0) == pytest.approx((1e-3, 1.0, 0.0))
@@ -175,11 +198,14 @@ def test_no_mask_is_forced_where_small_ratios_weigh_much():
 
 def test_rows_of_several_lengths_are_scored_without_their_padding():
     reference = random_denoiser()
-    rows = [{"input_ids": list(range(10, 10 + n)), "labels": [-100] * p + list(range(10 + p, 10 + n))}
-            for n, p in ((9, 4), (6, 3), (9, 2), (7, 5))]  # fmt: skip
+    rows = [
+        {"input_ids": list(range(10, 10 + n)), "labels": [-100] * p + list(range(10 + p, 10 + n))}
+        for n, p in ((9, 4), (6, 3), (9, 2), (7, 5))
+    ]
     batch = CanvasCollator(0, 1, 8)(rows)
-    noised, masked = mask_completion(batch["input_ids"], batch["labels"] != -100,
-                                     torch.tensor([[0.5], [0.9], [0.2], [0.7]]), 2, noise_generator(3))  # fmt: skip
+    noised, masked = mask_completion(
+        batch["input_ids"], batch["labels"] != -100, torch.tensor([[0.5], [0.9], [0.2], [0.7]]), 2, noise_generator(3)
+    )
     expected = reference.forward_logits(reference.model, noised, batch["attention_mask"])[masked]
     for denoiser in (reference, dream_like(reference)):
         found = masked_logits(denoiser, denoiser.model, noised, batch["attention_mask"], masked)
@@ -232,8 +258,9 @@ def test_an_adapter_is_trained_and_evaluations_leave_the_training_alone(tmp_path
     for strategy in ("no", "steps"):
         denoiser = random_denoiser()
         with torch.random.fork_rng():
-            trainer = sft_trainer(denoiser, rows, tmp_path, rows[:8], lora_config(denoiser, 2, 4), eval_strategy=strategy,
-                                  **settings)  # fmt: skip
+            trainer = sft_trainer(
+                denoiser, rows, tmp_path, rows[:8], lora_config(denoiser, 2, 4), eval_strategy=strategy, **settings
+            )
             torch.manual_seed(0)
             trainer.train()
         weights.append({name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad})
@@ -252,14 +279,18 @@ def test_mean_weighting_is_the_plain_mean():
     logits = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[-100, 1, 2, 3], [-100, -100, 4, 5]])
     masked = torch.tensor([[False, True, False, True], [False, False, True, False]])
-    expected = -torch.stack([logits.log_softmax(-1)[0, 1, 1], logits.log_softmax(-1)[0, 3, 3],
-                             logits.log_softmax(-1)[1, 2, 4]]).mean()  # fmt: skip
+    expected = -torch.stack(
+        [logits.log_softmax(-1)[0, 1, 1], logits.log_softmax(-1)[0, 3, 3], logits.log_softmax(-1)[1, 2, 4]]
+    ).mean()
     found = masked_diffusion_loss(logits[masked], labels, masked, torch.tensor([[0.5], [0.2]]), "mean")
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_canvas_is_filled_with_eos_and_padding_is_not_attended():
-    rows = [{"input_ids": [5, 6, 7, 1], "labels": [-100, -100, 7, 1]}, {"input_ids": [5, 8, 1], "labels": [-100, 8, 1]}]
+    rows = [
+        {"input_ids": [5, 6, 7, 1], "labels": [-100, -100, 7, 1]},
+        {"input_ids": [5, 8, 1], "labels": [-100, 8, 1]},
+    ]
     batch = CanvasCollator(pad_id=0, eos_id=1, canvas_length=4)(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 1, 1, 1], [5, 8, 1, 1, 1, 0]]
     assert batch["labels"].tolist() == [[-100, -100, 7, 1, 1, 1], [-100, 8, 1, 1, 1, -100]]
@@ -352,7 +383,9 @@ def test_settings_that_do_not_go_together_are_refused(recipe, training, flags, s
 def test_ordered_rows_that_would_be_shuffled_are_refused(tmp_path):
     recipe = RecipeArguments(objective="autoregressive", generate="evidence", batch_by_length=True)
     training = SFTConfig(output_dir=str(tmp_path), bf16=False)
-    with pytest.raises(ValueError, match=r"train_sampling_strategy='sequential', not .*train_sampling_strategy='random'"):
+    with pytest.raises(
+        ValueError, match=r"train_sampling_strategy='sequential', not .*train_sampling_strategy='random'"
+    ):
         train(recipe, training, DiffusionModelConfig(model_name_or_path="absent"))
 
 

@@ -18,7 +18,13 @@ G, BLOCK = 8, 4
 A, B, C, D = [9, 8, 7, 6, 5, 4, 3], [5, 6, 7, 8, 9, 10], [11, 12, 13, 14], [15] * 9
 RAGGED = [A, B, A, C, B, A, D]  # blocks begin 3, 2, 0 and 1 tokens before the canvas
 WHOLE = [D[1:], C, C, D[1:]]  # at the canvas: where logits are shifted, the prompt predicts the first token
-LAYOUTS = [(BLOCK_CAUSAL, BLOCK), (BLOCK_CAUSAL, G), (BLOCK_CAUSAL_SHIFTED, BLOCK), (LLADA2, BLOCK), (CONTEXT_CAUSAL, BLOCK)]
+LAYOUTS = [
+    (BLOCK_CAUSAL, BLOCK),
+    (BLOCK_CAUSAL, G),
+    (BLOCK_CAUSAL_SHIFTED, BLOCK),
+    (LLADA2, BLOCK),
+    (CONTEXT_CAUSAL, BLOCK),
+]
 every_layout = pytest.mark.parametrize(("family", "block"), LAYOUTS, ids=[f"{f.name}-{n}" for f, n in LAYOUTS])
 ELBO = EstimatorConfig("elbo", num_samples=2)  # asks something of every row in every pass
 
@@ -72,7 +78,9 @@ def test_sharing_prompts_changes_only_the_cost(family, block, prompts, config, l
     model = denoiser.model
     if lora:
         names = ["k_proj", "v_proj", "lm_head"]
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=names, init_lora_weights=False, task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            model, LoraConfig(r=2, target_modules=names, init_lora_weights=False, task_type="CAUSAL_LM")
+        )
     c, settings = canvases(denoiser, prompts), {"recomputes": recomputes}
     expected, pull, apart = scored(denoiser, model, config, c, block, shares_prompts=False, **settings)
     found, found_pull, shared = scored(denoiser, model, config, c, block, **settings)

@@ -23,8 +23,14 @@ def test_ratios_are_of_the_sides_of_one_turn():
         return run
 
     found = compare("by hand", "loop", {name: side(name) for name in seconds}, 5)
-    assert found == {"fast": {"ratio": 3.0, "quartiles": [2.0, 4.0], "ratios": [2.0, 4.0, 3.0, 2.0, 8.0],
-                              "seconds": {"loop": 4.0, "fast": 1.0}}}  # fmt: skip
+    assert found == {
+        "fast": {
+            "ratio": 3.0,
+            "quartiles": [2.0, 4.0],
+            "ratios": [2.0, 4.0, 3.0, 2.0, 8.0],
+            "seconds": {"loop": 4.0, "fast": 1.0},
+        }
+    }
     assert order == ["loop", "fast", "fast", "loop", "loop", "fast", "fast", "loop", "loop", "fast"]
 
 

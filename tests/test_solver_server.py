@@ -109,7 +109,9 @@ def test_what_a_server_answered_before_it_failed_is_kept(concurrency, tmp_path, 
         assert "HTTP 500: " in capsys.readouterr().err
         finished = [row["index"] for row in written(out / files.RESULTS)]
         assert finished == list(range(len(finished)))
-        assert len(finished) in ([6] if concurrency == "1" else [5, 6])  # side by side, a seventh may overtake the sixth
+        assert len(finished) in (
+            [6] if concurrency == "1" else [5, 6]
+        )  # side by side, a seventh may overtake the sixth
         assert not (out / files.SUMMARY).exists()
         kept = {row["asked"] for row in written(out / "answers.jsonl")}
         assert len(kept) == 18
@@ -165,8 +167,22 @@ def test_answers_of_another_solver_are_not_taken(tmp_path):
             return (said(f"{number}}}"), 200) if count == 1 or number == 4 else ({}, 500)
 
         with serving(answer, models) as (address, _):
-            main(["--task", "gsm8k", "--trajectories", str(source), "--output", str(out), "--solver_attempts", "1",
-                  "--solver", f"openai:{name}@http://{address}", "--solver_concurrency", "1"])  # fmt: skip
+            main(
+                [
+                    "--task",
+                    "gsm8k",
+                    "--trajectories",
+                    str(source),
+                    "--output",
+                    str(out),
+                    "--solver_attempts",
+                    "1",
+                    "--solver",
+                    f"openai:{name}@http://{address}",
+                    "--solver_concurrency",
+                    "1",
+                ]
+            )
     (row,) = written(out / files.RESULTS)
     assert {row["methods"][name]["answer"] for name in ("all_traces", "solver_alone")} == {"4"}
 
@@ -177,7 +193,9 @@ def test_answers_of_another_solver_are_not_taken(tmp_path):
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
 def test_it_waits_as_long_as_it_is_asked_to(status):
     began = time.perf_counter()
-    answered, posted = solve(lambda body, headers, n: ({}, status, {"Retry-After": "0.3"}) if n < 3 else (said("24}"), 200))
+    answered, posted = solve(
+        lambda body, headers, n: ({}, status, {"Retry-After": "0.3"}) if n < 3 else (said("24}"), 200)
+    )
     assert time.perf_counter() - began > 0.6
     assert (answered.text, len(posted)) == (r"\boxed{24}", 3)
 
@@ -275,11 +293,27 @@ def test_a_password_is_in_no_file_of_a_finished_run(tmp_path, capsys):
     source = tmp_path / "t.jsonl"
     source.write_text(json.dumps({"question": "?", "answer": "4", "completions": ["4"]}) + "\n")
     with serving(lambda body, headers, number: (said("4}"), 200)) as (address, _):
-        assert main(["--task", "gsm8k", "--trajectories", str(source), "--output", str(tmp_path / "o"),
-                     "--solver", f"openai:tiny@http://ann:secret@{address}"]) == 0  # fmt: skip
+        assert (
+            main(
+                [
+                    "--task",
+                    "gsm8k",
+                    "--trajectories",
+                    str(source),
+                    "--output",
+                    str(tmp_path / "o"),
+                    "--solver",
+                    f"openai:tiny@http://ann:secret@{address}",
+                ]
+            )
+            == 0
+        )
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
-        "config.json", "report.html", "results.jsonl", "summary.json",
-    ]  # fmt: skip
+        "config.json",
+        "report.html",
+        "results.jsonl",
+        "summary.json",
+    ]
     assert not [path for path in (tmp_path / "o").iterdir() if "secret" in path.read_text()]
     assert "secret" not in "".join(capsys.readouterr())
 
@@ -313,7 +347,8 @@ def test_keys_and_passwords_are_sent_and_never_shown(tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize(
-    "spec", ["openai:m@ftp://ann:secret@host", "openai:m@http://ann:secret@host/v1?key=secret", "grpc://ann:secret@host"]
+    "spec",
+    ["openai:m@ftp://ann:secret@host", "openai:m@http://ann:secret@host/v1?key=secret", "grpc://ann:secret@host"],
 )
 def test_a_wrong_address_does_not_tell_its_password(spec):
     with pytest.raises(ValueError, match="host") as caught:

@@ -81,8 +81,15 @@ def test_nothing_changes_anywhere(policy):
     for place, (family, kept) in enumerate(PLACES):
         temperature = 1.0 if policy == "cut" or place % 2 else 0.0
         chosen = {"temperature": temperature, **POLICIES[policy]}
-        check(model(family), 2 + place % 4, n=1 + (temperature > 0), block_length=4 + 2 * (policy == "one"), cache=kept,
-              stop_at_eos=policy in ("one", "threshold"), **chosen)  # fmt: skip
+        check(
+            model(family),
+            2 + place % 4,
+            n=1 + (temperature > 0),
+            block_length=4 + 2 * (policy == "one"),
+            cache=kept,
+            stop_at_eos=policy in ("one", "threshold"),
+            **chosen,
+        )
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 20])

@@ -74,8 +74,11 @@ def test_a_prefix_that_trajectories_share_is_completed_once_and_labelled_alike()
 
 def test_rows_do_not_depend_on_what_is_labelled_beside_them():
     together = label_problems(denoiser(), TASK, PROBLEMS, CONFIG, Labelling(2, 3), [5, 6, 7])
-    alone = [row for problem, seed in zip(PROBLEMS, (5, 6, 7), strict=True)
-             for row in label_problems(denoiser(), TASK, [problem], CONFIG, Labelling(2, 3), [seed])]  # fmt: skip
+    alone = [
+        row
+        for problem, seed in zip(PROBLEMS, (5, 6, 7), strict=True)
+        for row in label_problems(denoiser(), TASK, [problem], CONFIG, Labelling(2, 3), [seed])
+    ]
     assert without_seconds(together) == without_seconds(alone)
 
 
@@ -127,8 +130,10 @@ def test_a_completer_of_its_own_completes():
     problems = held_out_problems(task, 6, 3)
     early, late = (Denoiser.from_pretrained(f"embedded:{name}") for name in ("sudoku-early", "sudoku"))
     config = SamplerConfig(20, steps=5, temperature=0.7, batch_size=512)
-    own, better = (label_problems(early, task, problems, config, Labelling(2, 4), range(6), completer)
-                   for completer in (None, late))  # fmt: skip
+    own, better = (
+        label_problems(early, task, problems, config, Labelling(2, 4), range(6), completer)
+        for completer in (None, late)
+    )
     assert [row["completions"] for row in own] == [row["completions"] for row in better]
     assert sum(sum(row["labels"]) for row in better) > sum(sum(row["labels"]) for row in own)
 
@@ -150,6 +155,7 @@ def test_a_process_that_is_killed_while_it_labels(tmp_path):
     for name in ("killed", "whole"):
         labelled(parse([*command[3:], "--output_dir", str(tmp_path / name)])[0], tmp_path / name)
     for split in ("train", "test"):
-        one, other = (files.finished_rows(tmp_path / name / "labels" / split / files.RESULTS)
-                      for name in ("killed", "whole"))  # fmt: skip
+        one, other = (
+            files.finished_rows(tmp_path / name / "labels" / split / files.RESULTS) for name in ("killed", "whole")
+        )
         assert without_seconds(one) == without_seconds(other)

@@ -55,8 +55,15 @@ def test_best_path_is_the_best_of_all_chains():
         def value(choice, question=question, steps=steps, scores=scores):
             texts = [steps[k][t].text for t, k in enumerate(choice)]
             # A text that stands in several trajectories counts with its best score.
-            own = [max(s for line, row in zip(steps, scores, strict=True) for step, s in zip(line, row, strict=True)
-                       if step.index == t and step.text == texts[t]) for t in range(len(choice))]  # fmt: skip
+            own = [
+                max(
+                    s
+                    for line, row in zip(steps, scores, strict=True)
+                    for step, s in zip(line, row, strict=True)
+                    if step.index == t and step.text == texts[t]
+                )
+                for t in range(len(choice))
+            ]
             sound = check_steps(ARITHMETIC.checker, question, texts)
             state = ARITHMETIC.checker.start(question)
             for text in texts:
@@ -123,8 +130,9 @@ def test_equal_steps_become_one_clue_with_every_source():
     steps = trajectories([["1+1=2"], ["1+1=2"], ["1+1=3"]])
     clues = paper_rule(steps, [[0.9], [1.0], [0.95]], 0.0).clues
     assert [(clue.step.text, clue.score, clue.sources) for clue in clues] == [
-        ("1+1=2", 1.0, ((1, 0), (0, 0))), ("1+1=3", 0.95, ((2, 0),)),
-    ]  # fmt: skip
+        ("1+1=2", 1.0, ((1, 0), (0, 0))),
+        ("1+1=3", 0.95, ((2, 0),)),
+    ]
 
 
 def test_a_path_keeps_every_source_of_its_clues():
@@ -132,8 +140,9 @@ def test_a_path_keeps_every_source_of_its_clues():
     evidence = best_path("20, +11", ARITHMETIC.checker, steps, [[0.8], [1.0], [0.95]], 0.9)
     assert [clue.sources for clue in evidence.chain] == [((1, 0), (0, 0))]
     assert [(clue.step.text, clue.sources) for clue in evidence.clues] == [
-        ("20+11=31", ((1, 0), (0, 0))), ("20+11=30", ((2, 0),)),
-    ]  # fmt: skip
+        ("20+11=31", ((1, 0), (0, 0))),
+        ("20+11=30", ((2, 0),)),
+    ]
 
 
 def test_nothing_in_nothing_out():
@@ -229,8 +238,17 @@ def test_rounds_keep_to_their_budget_and_only_improve(sudoku):
     full = pools_of(sudoku, asked, 8, CONFIG)
     pools = [pool.head(4) for pool in full]
     before = [best_path(p.question, task.checker, p.steps_KN, p.score_KN, 0.9).chain for p in pools]
-    results = stitch_rounds(denoiser, task, pools, scorer, CONFIG, budgets=[p.ledger.nfe for p in full], width=2,
-                            delta=0.9, seeds=list(range(12)))  # fmt: skip
+    results = stitch_rounds(
+        denoiser,
+        task,
+        pools,
+        scorer,
+        CONFIG,
+        budgets=[p.ledger.nfe for p in full],
+        width=2,
+        delta=0.9,
+        seeds=list(range(12)),
+    )
     for start, result, pool, whole in zip(before, results, pools, full, strict=True):
         assert geometric_mean([c.score for c in result.evidence.chain]) >= geometric_mean([c.score for c in start])
         assert pool.ledger.nfe <= whole.ledger.nfe + CONFIG.total_steps
@@ -252,8 +270,18 @@ def test_rounds_do_not_depend_on_the_problems_beside(sudoku):
             # The noise of the first trajectories is the caller's; draw it the same whoever is beside.
             fresh = pools_of(sudoku, [asked[i]], 2, CONFIG, seed=i)[0]
             pool.__dict__.update(fresh.__dict__)
-        stitch_rounds(denoiser, task, pools, scorer, CONFIG, budgets=[24] * len(pools), width=width, delta=0.9,
-                      seeds=[100 + i for i in chosen], memory=memory)  # fmt: skip
+        stitch_rounds(
+            denoiser,
+            task,
+            pools,
+            scorer,
+            CONFIG,
+            budgets=[24] * len(pools),
+            width=width,
+            delta=0.9,
+            seeds=[100 + i for i in chosen],
+            memory=memory,
+        )
         return {i: pool.texts_K for i, pool in zip(chosen, pools, strict=True)}
 
     for memory, width in ((True, 2), (True, 1), (False, 1)):
@@ -266,8 +294,19 @@ def test_the_loop_is_one_canvas_a_round(sudoku):
     task, denoiser = sudoku
     scorer = load_scorer("calculator", task)
     pools = [pool.head(1) for pool in pools_of(sudoku, questions(6), 8, CONFIG)]
-    stitch_rounds(denoiser, task, pools, scorer, CONFIG, budgets=[20] * 6, width=1, delta=0.9, seeds=[0] * 6,
-                  memory=False, tabu=0)  # fmt: skip
+    stitch_rounds(
+        denoiser,
+        task,
+        pools,
+        scorer,
+        CONFIG,
+        budgets=[20] * 6,
+        width=1,
+        delta=0.9,
+        seeds=[0] * 6,
+        memory=False,
+        tabu=0,
+    )
     for pool in pools:
         assert pool.ledger.sequential_steps == pool.ledger.nfe
         assert pool.ledger.nfe <= 20 + CONFIG.total_steps
@@ -299,15 +338,30 @@ def test_head_costs_what_its_trajectories_cost(sudoku):
 def test_the_least_certain_token_of_the_first_failing_step_is_blamed():
     rows = ["3142", "2431", "4213", "1324"]
     scores = [1.0, 0.0, 1.0, 0.0]
-    chain = [Clue(Step(0, i, row, (0, 4), (5 * i, 5 * i + 4)), score, ())
-             for i, (row, score) in enumerate(zip(rows, scores, strict=True))]  # fmt: skip
+    chain = [
+        Clue(Step(0, i, row, (0, 4), (5 * i, 5 * i + 4)), score, ())
+        for i, (row, score) in enumerate(zip(rows, scores, strict=True))
+    ]
     # Row 1 stands at positions 5 to 8; position 6 was given, 8 is the least certain that was written, 16 more so elsewhere.
     confidence = [0.9] * 20
     confidence[6], confidence[8], confidence[16] = 0.1, 0.4, 0.2
     commit_step = [1] * 20
     commit_step[6] = 0
-    t = Trajectory(0, 0, (1,), tuple(range(100, 120)), 20, "", True, tuple(commit_step), tuple(confidence), (0.0,) * 20,
-                   (0,) * 20, (), Ledger())  # fmt: skip
+    t = Trajectory(
+        0,
+        0,
+        (1,),
+        tuple(range(100, 120)),
+        20,
+        "",
+        True,
+        tuple(commit_step),
+        tuple(confidence),
+        (0.0,) * 20,
+        (0,) * 20,
+        (),
+        Ledger(),
+    )
     assert _blame(chain, t, 0.9) == (8, 108)
     assert _blame(chain[:1], t, 0.9) is None
 
@@ -320,8 +374,19 @@ def test_what_failed_is_not_written_again(sudoku):
 
     def attempts(tabu):
         pools = pools_of(sudoku, questions(8), 1, still)
-        stitch_rounds(denoiser, task, pools, scorer, still, budgets=[24] * 8, width=1, delta=0.9, seeds=[0] * 8,
-                      memory=False, tabu=tabu)  # fmt: skip
+        stitch_rounds(
+            denoiser,
+            task,
+            pools,
+            scorer,
+            still,
+            budgets=[24] * 8,
+            width=1,
+            delta=0.9,
+            seeds=[0] * 8,
+            memory=False,
+            tabu=tabu,
+        )
         return [pool.texts_K for pool in pools]
 
     assert any(len(set(texts)) < len(texts) for texts in attempts(0))

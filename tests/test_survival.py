@@ -77,7 +77,9 @@ def test_a_cut_canvas_is_one_of_that_length(settings, disguise, monkeypatch):
         for ours, plain in zip(drawn[n * i : n * i + n], fixed, strict=True):
             assert ours.canvas_ids == plain.canvas_ids
             assert (ours.commit_step, ours.edits) == (plain.commit_step, plain.edits)
-            assert ours.block == plain.block or "revise_blocks" in chosen  # a stage counts on from the whole canvas's blocks
+            assert (
+                ours.block == plain.block or "revise_blocks" in chosen
+            )  # a stage counts on from the whole canvas's blocks
             assert (ours.length, ours.finished, ours.text) == (plain.length, plain.finished, plain.text)
             one = 2 if "cfg_scale" in chosen else 1
             assert ours.ledger.nfe == plain.ledger.nfe + one
@@ -87,9 +89,11 @@ def test_a_cut_canvas_is_one_of_that_length(settings, disguise, monkeypatch):
 def test_the_pass_is_on_the_bill():
     denoiser, cells = ending(), []
     handle = denoiser.model.register_forward_pre_hook(
-        lambda module, args, kwargs: cells.append(int(kwargs["attention_mask"].sum()) if "attention_mask" in kwargs
-                                                  else kwargs["input_ids"].numel()), with_kwargs=True
-    )  # fmt: skip
+        lambda module, args, kwargs: cells.append(
+            int(kwargs["attention_mask"].sum()) if "attention_mask" in kwargs else kwargs["input_ids"].numel()
+        ),
+        with_kwargs=True,
+    )
     config = SamplerConfig(canvas_length=MOST, block_length=BLOCK, length="survival", temperature=1.0)
     drawn = sample(denoiser, PROMPTS, config, n=2)
     handle.remove()

@@ -122,13 +122,27 @@ def test_countdown_solutions_reach_what_can_be_reached():
 @pytest.mark.parametrize(
     ("expression", "right"),
     [
-        ("93+30-100", True), ("(93+30)-100", True), ("30-(100-93)", True), ("30 - 100 + 93", True),
-        ("93+30", False), ("93+30-100+0", False), ("100-93+30", False), ("23", False), ("93+30-100=23", False),
-        ("__import__('os')", False), ("93+30-", False), ("(93+30-100", False), ("", False), ("9" * 500, False),
-        ("93+30-100-0/0", False), ("93.0+30-100", False), ("-100+93+30", True), ("93-(-30)-100", True),
-         ("093+30-100", False),
+        ("93+30-100", True),
+        ("(93+30)-100", True),
+        ("30-(100-93)", True),
+        ("30 - 100 + 93", True),
+        ("93+30", False),
+        ("93+30-100+0", False),
+        ("100-93+30", False),
+        ("23", False),
+        ("93+30-100=23", False),
+        ("__import__('os')", False),
+        ("93+30-", False),
+        ("(93+30-100", False),
+        ("", False),
+        ("9" * 500, False),
+        ("93+30-100-0/0", False),
+        ("93.0+30-100", False),
+        ("-100+93+30", True),
+        ("93-(-30)-100", True),
+        ("093+30-100", False),
     ],
-)  # fmt: skip
+)
 def test_countdown_expressions(expression, right):
     assert countdown.is_solution("30,100,93=23", expression) is right
 
@@ -178,8 +192,12 @@ def test_rows_of_the_benchmark_files_are_read():
     solved = get_task("sudoku").read_row({"question": "Solve the following Sudoku puzzle: 4320004330100004\n"})
     assert solved.question == "4320004330100004"
     task = get_task("countdown")
-    for row in ({"input": "30,100,93", "output": "23"}, {"question": "30,100,93=23"},
-                {"question": "Numbers: [30, 100, 93]\nTarget: 23"}, {"numbers": [30, 100, 93], "target": 23}):  # fmt: skip
+    for row in (
+        {"input": "30,100,93", "output": "23"},
+        {"question": "30,100,93=23"},
+        {"question": "Numbers: [30, 100, 93]\nTarget: 23"},
+        {"numbers": [30, 100, 93], "target": 23},
+    ):
         assert task.read_row(row).question == "30,100,93=23"
     gold = get_task("gsm8k").read_row({"question": "How many?", "answer": "16-3 = <<16-3=13>>13\n#### 1,013"})
     assert gold.answer == "1013"
@@ -207,13 +225,22 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("so 12+7=19\n#### 19", "19"), ("A: 1,234", "1234"), (r"thus \boxed{-3.5}", "-3.5"),
-        (r"\boxed{18\text{ apples}}", "18"), ("<answer> $70 </answer>", "70"), ("#### 3\n#### 4", "4"),
-        (r"\boxed{7} #### 8", "7"), ("no mark 9", None),
-        ("The answer is 9.", "9"), ("<answer>about 9</answer>", None), (r"\boxed{9\sqrt{2}}", None), ("#### 9^2", None),
-        (r"\boxed{9", None), ("<answer>8, 9</answer>", None),
+        ("so 12+7=19\n#### 19", "19"),
+        ("A: 1,234", "1234"),
+        (r"thus \boxed{-3.5}", "-3.5"),
+        (r"\boxed{18\text{ apples}}", "18"),
+        ("<answer> $70 </answer>", "70"),
+        ("#### 3\n#### 4", "4"),
+        (r"\boxed{7} #### 8", "7"),
+        ("no mark 9", None),
+        ("The answer is 9.", "9"),
+        ("<answer>about 9</answer>", None),
+        (r"\boxed{9\sqrt{2}}", None),
+        ("#### 9^2", None),
+        (r"\boxed{9", None),
+        ("<answer>8, 9</answer>", None),
     ],
-)  # fmt: skip
+)
 def test_marked_answers(text, number):
     assert last_marked(text) == number
 

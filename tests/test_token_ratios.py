@@ -120,8 +120,7 @@ def test_once_it_has_moved_ratios_by_token_point_further_from_the_exact_gradient
     reward_RO = random_rewards(64, seed=2)
     exact = exact_gradients(new_R, reward_RO)
     token, canvas, none = (
-        -torch.cosine_similarity(expected_gradients(kind, new_R, old_R, reward_RO, epsilon), exact)
-        for kind in KINDS
+        -torch.cosine_similarity(expected_gradients(kind, new_R, old_R, reward_RO, epsilon), exact) for kind in KINDS
     )
     for worse in (token, none):
         assert (canvas > worse).sum() >= 60

@@ -57,8 +57,10 @@ def traced(denoiser, canvas=8, prompt="1\n", n=1, **settings):
     """Trajectories of a prompt with their steps."""
     settings = {"temperature": 0.7, **settings}
     trajectories = sample(denoiser, [prompt], SamplerConfig(canvas, **settings), n=n, seed=3)
-    steps_KN = [steps_of(t.text, "line", k, token_spans(denoiser.tokenizer, t.completion_ids))
-                for k, t in enumerate(trajectories)]  # fmt: skip
+    steps_KN = [
+        steps_of(t.text, "line", k, token_spans(denoiser.tokenizer, t.completion_ids))
+        for k, t in enumerate(trajectories)
+    ]
     return trajectories, steps_KN
 
 
@@ -76,7 +78,9 @@ def test_a_step_of_which_nothing_comes_back_agrees_in_nothing():
 
 
 def test_each_part_of_the_agreement():
-    one = agreement([1, 2, 3, 4], [1, 9, 3, 9], [True, True, False, True], [0.5, 0.25, 0.0, 0.5], "3+4=7", "3+5=8", True)
+    one = agreement(
+        [1, 2, 3, 4], [1, 9, 3, 9], [True, True, False, True], [0.5, 0.25, 0.0, 0.5], "3+4=7", "3+5=8", True
+    )
     assert one.tokens == pytest.approx(1 / 3)  # of the masked ones
     assert one.characters == pytest.approx(2 * 3 / 10)  # "3+" and "=" of five and five
     assert one.numbers == pytest.approx(1 / 5)  # 3 of 3, 4, 7, 5, 8
@@ -123,8 +127,11 @@ def test_consistency_depends_on_nothing_beside_a_trace():
 
 def test_what_is_masked_and_what_is_given():
     trajectories, _ = traced(fixed("12\n34"), canvas=8)
-    trace = replace(trajectories[0], commit_step=(*trajectories[0].commit_step[:-1], -1),
-                    canvas_ids=(*trajectories[0].canvas_ids[:-1], TOK.mask_token_id))  # fmt: skip
+    trace = replace(
+        trajectories[0],
+        commit_step=(*trajectories[0].commit_step[:-1], -1),
+        canvas_ids=(*trajectories[0].canvas_ids[:-1], TOK.mask_token_id),
+    )
     end = TOK.eos_token_id
     opened = [remasked(trace, end, 0.9, seed) for seed in range(300)]
     share = sum(one is None for canvas in opened for one in canvas[: trace.length]) / (300 * trace.length)

@@ -107,7 +107,10 @@ def test_colours_change_nothing_but_colours(tok, every, seed):
         colored = frame(trajectories, step, Ink(tok, True), 70)
         assert all("\x1b" not in ESCAPES.sub("", line.shown) for line in colored)
         # The same characters in the same order, but for the brackets that stand for a colour, and the spaces of columns.
-        flat = ["".join(ESCAPES.sub("", line.shown) for line in frame([t], step, Ink(tok, True), 500)) for t in trajectories]
+        flat = [
+            "".join(ESCAPES.sub("", line.shown) for line in frame([t], step, Ink(tok, True), 500))
+            for t in trajectories
+        ]
         plain = ["".join(line.shown for line in frame([t], step, Ink(tok, False), 500)) for t in trajectories]
         assert [text.replace(" ", "") for text in flat] == [re.sub("[⟨⟩⟪⟫ ]", "", text) for text in plain]
 
@@ -125,11 +128,15 @@ def test_no_line_is_longer_than_the_terminal(tok, every, width):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"steps": 6}, {"speculate": 3}, {"policy": "threshold", "threshold": 0.6, "fallback": "leftmost"},
-     {"policy": "random", "correction": "remdm", "sigma": "rescale", "eta": 0.5},
-     {"correction": "edit", "edit_threshold": 0.3, "steps": 4},
-     {"block_length": 4, "correction": "revise", "revise_fraction": 0.4}],
-)  # fmt: skip
+    [
+        {"steps": 6},
+        {"speculate": 3},
+        {"policy": "threshold", "threshold": 0.6, "fallback": "leftmost"},
+        {"policy": "random", "correction": "remdm", "sigma": "rescale", "eta": 0.5},
+        {"correction": "edit", "edit_threshold": 0.3, "steps": 4},
+        {"block_length": 4, "correction": "revise", "revise_fraction": 0.4},
+    ],
+)
 def test_what_is_seen_live_is_what_the_trace_replays(settings):
     denoiser, looks = random_denoiser(), []
     canvas = [None, 7, *[None] * 10]
@@ -229,10 +236,14 @@ class Page(HTMLParser):
 def rows_of(trajectories, prompt="2+2=[[a:3]]"):
     """Lines of results, one prompt a trajectory."""
     return [
-        {"index": i, "prompt": prompt, "blanks": [{"name": HOSTILE, "start": 0, "stop": 3, "texts": [HOSTILE]}],
-         "trajectories": [trajectory.to_dict()]}
+        {
+            "index": i,
+            "prompt": prompt,
+            "blanks": [{"name": HOSTILE, "start": 0, "stop": 3, "texts": [HOSTILE]}],
+            "trajectories": [trajectory.to_dict()],
+        }
         for i, trajectory in enumerate(trajectories)
-    ]  # fmt: skip
+    ]
 
 
 def test_the_page_holds_every_token_and_nothing_else_runs(tok, every, tmp_path):

@@ -50,8 +50,10 @@ def models():
     yield "name", "embedded:sudoku-early", None
     yield "directory", str(embedded_model("sudoku-early")), None
     yield "path", embedded_model("sudoku-early"), AutoTokenizer.from_pretrained(embedded_model("sudoku"))
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(embedded_model("sudoku-early")),
-                             LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))  # fmt: skip
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(embedded_model("sudoku-early")),
+        LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
     yield "adapter", adapted, None
 
 

@@ -23,6 +23,7 @@ RIGHT = "3142\n2431\n4213\n1324"
 
 def counted(scorer, bill):
     """The scorer, its calls kept, at so many tokens each."""
+
     def score(question, steps_KN, trajectories):
         bill.append([[step.text for step in steps] for steps in steps_KN])
         return Scores(scorer(question, steps_KN, trajectories).score_KN, 10)
@@ -94,8 +95,9 @@ def stitched(task, scorer, rescore):
     drawn = sample(denoiser, [task.prompt(question) for question in questions], config, seed=[1, 2, 3])
     for pool, trajectory in zip(pools, drawn, strict=True):
         pool.draw(denoiser, task, scorer, [trajectory])
-    results = stitch_rounds(denoiser, task, pools, scorer, config, budgets=[40] * 3, width=1, delta=0.9, seeds=[4, 5, 6],
-                            rescore=rescore)  # fmt: skip
+    results = stitch_rounds(
+        denoiser, task, pools, scorer, config, budgets=[40] * 3, width=1, delta=0.9, seeds=[4, 5, 6], rescore=rescore
+    )
     return pools, results
 
 

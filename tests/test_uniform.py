@@ -136,8 +136,10 @@ def test_batching_order_and_n_do_not_matter(denoiser):
     backwards = run(denoiser, PROMPTS[::-1], n=2, batch_size=3)
     assert [tokens(backwards[2 * i : 2 * i + 2]) for i in range(4)][::-1] == [tokens(one) for one in alone]
     assert len(set(tokens(together))) == len(together)  # seeds and prompts do make a difference
-    assert tokens(run(denoiser, PROMPTS[:2], seed=[5, 6])) == [*tokens(run(denoiser, PROMPTS[:1], seed=5)),
-                                                               *tokens(run(denoiser, PROMPTS[1:2], seed=6))]  # fmt: skip
+    assert tokens(run(denoiser, PROMPTS[:2], seed=[5, 6])) == [
+        *tokens(run(denoiser, PROMPTS[:1], seed=5)),
+        *tokens(run(denoiser, PROMPTS[1:2], seed=6)),
+    ]
 
 
 def test_the_whole_trace_is_independent_of_the_batch(denoiser):
@@ -202,8 +204,12 @@ def test_padding_and_selection_leave_a_row_as_it_is_alone(denoiser):
 def test_a_checkpoint_loads_with_its_schedule(denoiser, tmp_path):
     denoiser.model.save_pretrained(tmp_path)
     denoiser.tokenizer.save_pretrained(tmp_path)
-    schedule = DiffusionGemmaGenerationConfig(max_denoising_steps=7, t_min=0.2, eos_token_id=[5, 6],
-                                              sampler_config=EntropyBoundSamplerConfig(entropy_bound=0.3))  # fmt: skip
+    schedule = DiffusionGemmaGenerationConfig(
+        max_denoising_steps=7,
+        t_min=0.2,
+        eos_token_id=[5, 6],
+        sampler_config=EntropyBoundSamplerConfig(entropy_bound=0.3),
+    )
     schedule.save_pretrained(tmp_path)
     loaded = DiffusionGemmaDenoiser.from_pretrained(str(tmp_path), device="cpu")
     assert tokens(run(loaded, PROMPTS[:1])) == tokens(run(denoiser, PROMPTS[:1]))
@@ -227,8 +233,10 @@ def recorded(denoiser, t):
         passes.append((state["block"], state["step"], arguments["decoder_input_ids"][0].tolist(), p))
         state["step"] += 1
 
-    handles = [model.model.encoder.register_forward_hook(encoded),
-               model.model.decoder.register_forward_hook(decoded, with_kwargs=True)]  # fmt: skip
+    handles = [
+        model.model.encoder.register_forward_hook(encoded),
+        model.model.decoder.register_forward_hook(decoded, with_kwargs=True),
+    ]
     (again,) = sample_uniform(denoiser, [t.prompt_ids], settings())
     for handle in handles:
         handle.remove()
@@ -294,8 +302,10 @@ def count(denoiser, **arguments):
         cells.append(given["decoder_input_ids"].numel())
 
     model = denoiser.model.model
-    handles = [model.encoder.register_forward_pre_hook(encoder, with_kwargs=True),
-               model.decoder.register_forward_pre_hook(decoder, with_kwargs=True)]  # fmt: skip
+    handles = [
+        model.encoder.register_forward_pre_hook(encoder, with_kwargs=True),
+        model.decoder.register_forward_pre_hook(decoder, with_kwargs=True),
+    ]
     drawn = run(denoiser, **arguments)
     for handle in handles:
         handle.remove()

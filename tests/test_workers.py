@@ -43,7 +43,12 @@ def wait_until_dead(numbers, seconds):
 def test_results_are_those_of_a_plain_map_in_order(pool):
     items = list(range(500))
     assert pool.map(square, items, 5.0) == [square(x) for x in items]
-    assert pool.map(behave, ["a", "ü\udc80\0", None, [1, {"k": 2.5}]], 5.0) == ["a", "ü\udc80\0", None, [1, {"k": 2.5}]]
+    assert pool.map(behave, ["a", "ü\udc80\0", None, [1, {"k": 2.5}]], 5.0) == [
+        "a",
+        "ü\udc80\0",
+        None,
+        [1, {"k": 2.5}],
+    ]
     assert pool.map(square, [], 5.0) == []
 
 
@@ -140,7 +145,8 @@ def test_an_interrupted_call_leaves_no_answers_to_the_next():
 def test_any_thread_may_call(pool):
     results = {}
     threads = [
-        threading.Thread(target=lambda k=k: results.update({k: pool.map(square, range(k, k + 30), 5.0)})) for k in range(6)
+        threading.Thread(target=lambda k=k: results.update({k: pool.map(square, range(k, k + 30), 5.0)}))
+        for k in range(6)
     ]
     for thread in threads:
         thread.start()
@@ -200,11 +206,13 @@ KILLED_AT_WORK = (
 @pytest.mark.parametrize(
     ("end", "seconds"),
     [
-        ("", 5), (OUTLIVED, 3), pytest.param("raise SystemExit(1)", 5, marks=pytest.mark.slow),
+        ("", 5),
+        (OUTLIVED, 3),
+        pytest.param("raise SystemExit(1)", 5, marks=pytest.mark.slow),
         (KILLED_AT_WORK, 3),
     ],
     ids=["returns", "killed, outlived by a fork", "exits", "killed while items hang"],
-)  # fmt: skip
+)
 def test_workers_end_with_their_caller(tmp_path, end, seconds):
     # No guard around the script's body: workers do not import it.
     script = tmp_path / "train.py"

@@ -74,9 +74,15 @@ def even(prompts, completions, **columns):
 
 
 TASK = Task(
-    "lines", rewards=((even, 1.0),), plain=lambda question: question + "\n", extract=lambda text: text.strip() or None,
-    unit="line", checker=Anything(), conclude="\n".join, canvas_length=LENGTH,
-)  # fmt: skip
+    "lines",
+    rewards=((even, 1.0),),
+    plain=lambda question: question + "\n",
+    extract=lambda text: text.strip() or None,
+    unit="line",
+    checker=Anything(),
+    conclude="\n".join,
+    canvas_length=LENGTH,
+)
 
 
 def chance(prefix: str) -> float:

@@ -35,12 +35,19 @@ def simulate(seed, length=12, steps=8, tokens=range(3, 400)):
             row.append((canvas[p], happened))
         history.append(row)
     trajectory = Trajectory(
-        prompt=seed, seed=rng.getrandbits(63), prompt_ids=(3, 4, 5),
-        canvas_ids=tuple(MASK if t is None else t for t in canvas), length=length, text="made up", finished=False,
-        commit_step=tuple(since), confidence=tuple(c if s >= 0 else 0.0 for c, s in zip(confidence, since, strict=True)),
+        prompt=seed,
+        seed=rng.getrandbits(63),
+        prompt_ids=(3, 4, 5),
+        canvas_ids=tuple(MASK if t is None else t for t in canvas),
+        length=length,
+        text="made up",
+        finished=False,
+        commit_step=tuple(since),
+        confidence=tuple(c if s >= 0 else 0.0 for c, s in zip(confidence, since, strict=True)),
         entropy=tuple(rng.random() if s > 0 else 0.0 for s in since),
-        block=tuple(p // 4 if s > 0 else -1 for p, s in enumerate(since)), edits=tuple(edits),
+        block=tuple(p // 4 if s > 0 else -1 for p, s in enumerate(since)),
+        edits=tuple(edits),
         forks=tuple(p for p, s in enumerate(since) if s > 0 and rng.random() < 0.3),
         ledger=Ledger(nfe=steps, tokens_forwarded=steps * (length + 3), sequential_steps=steps, seconds=rng.random()),
-    )  # fmt: skip
+    )
     return trajectory, history

@@ -20,25 +20,28 @@ from lockstitch.rewards.steps import SOUND, UNKNOWN, WRONG
 State = frozenset[Fraction]
 
 _MARK = re.compile(r"<<([^<>]*)>>")
-_SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(pattern), spelling) for pattern, spelling in (
-    (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
-    (r"\\(?:text|mathrm|textbf|mathbf|boxed)\s*\{([^{}]*)\}", r" \1 "),
-    (r"\\(?:times|cdot|ast)(?![a-z])|[×·∗]", "*"),
-    (r"\\div(?![a-z])|÷", "/"),
-    (r"\\[()\[\]]", " ; "),
-    (r"\\approx(?![a-z])|≈", "="),
-    (r"\\%", "%"),
-    (r"\\(?:left|right)(?![a-z])|\\[$,!; ]|[$£€~]", " "),
-    (r"\{,\}", ","),
-    (r"(?<=\d)\*\*(?=\d)", "^"),
-    (r"\*\*", " "),
-    (r"[−–]", "-"),
-    (r"_(?:\{[^{}]*\}|\w+)", " "),
-    (r"(?<!\d)\d{1,2}:\d\d(?!\d)", " clock "),  # a time of day is no number
-    (r"(?<!\d{4})(?<=\d) (?=\d{3}(?!\d))", ""),  # 350 000
-    (r"(?<=\d)a\b", "A"),  # a variable, not an article
-    (r"(?<![\d.,/])(\d+)\s+(?:and\s+)?(?=\d+/\d+(?![\d/]))", r"\1&"),  # a mixed number: 2 1/2
-))
+_SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), spelling)
+    for pattern, spelling in (
+        (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
+        (r"\\(?:text|mathrm|textbf|mathbf|boxed)\s*\{([^{}]*)\}", r" \1 "),
+        (r"\\(?:times|cdot|ast)(?![a-z])|[×·∗]", "*"),
+        (r"\\div(?![a-z])|÷", "/"),
+        (r"\\[()\[\]]", " ; "),
+        (r"\\approx(?![a-z])|≈", "="),
+        (r"\\%", "%"),
+        (r"\\(?:left|right)(?![a-z])|\\[$,!; ]|[$£€~]", " "),
+        (r"\{,\}", ","),
+        (r"(?<=\d)\*\*(?=\d)", "^"),
+        (r"\*\*", " "),
+        (r"[−–]", "-"),
+        (r"_(?:\{[^{}]*\}|\w+)", " "),
+        (r"(?<!\d)\d{1,2}:\d\d(?!\d)", " clock "),  # a time of day is no number
+        (r"(?<!\d{4})(?<=\d) (?=\d{3}(?!\d))", ""),  # 350 000
+        (r"(?<=\d)a\b", "A"),  # a variable, not an article
+        (r"(?<![\d.,/])(\d+)\s+(?:and\s+)?(?=\d+/\d+(?![\d/]))", r"\1&"),  # a mixed number: 2 1/2
+    )
+)
 _EQUALITY = re.compile(r"=|≈|\\approx|equal", re.IGNORECASE)
 _TOKEN = re.compile(
     r"(?P<number>\d+&\d+/\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d*\.\d+|\d+)"
@@ -134,7 +137,7 @@ def _runs(text: str) -> Iterator[list[Atom]]:
 
 class _Parser:
     """`expr := term (('+'|'-') term)*`, `term := power (('*'|'/') power)*`, `power := atom ('^' atom)?`,
-    `atom := number | '-' atom | '(' expr ')'`. `values` collects the value of every part."""  # fmt: skip
+    `atom := number | '-' atom | '(' expr ')'`. `values` collects the value of every part."""
 
     def __init__(self, atoms: list[Atom], with_factors: bool) -> None:
         self.atoms, self.with_factors, self.position = atoms, with_factors, 0
@@ -259,22 +262,94 @@ def _agree(left: _Side, right: _Side) -> bool:
     return False
 
 
-_WORDS: dict[str, tuple[Fraction, ...]] = {word: tuple(map(Fraction, values.split())) for word, values in {
-    "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
-    "eight": "8", "nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "thirteen": "13", "fourteen": "14",
-    "fifteen": "15", "sixteen": "16", "seventeen": "17", "eighteen": "18", "nineteen": "19", "twenty": "20",
-    "thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90",
-    "half": "1/2 2", "halves": "1/2 2", "once": "1", "twice": "2", "double": "2", "doubles": "2", "doubled": "2",
-    "couple": "2", "pair": "2", "pairs": "2", "both": "2", "thrice": "3", "triple": "3", "triples": "3",
-    "tripled": "3",
-    "third": "1/3 2/3 3", "thirds": "1/3 2/3 3", "quarter": "1/4 3/4 4 25", "quarters": "1/4 3/4 4 25",
-    "quadruple": "4", "fourth": "1/4 3/4 4", "fourths": "1/4 3/4 4", "fifth": "1/5 5", "fifths": "1/5 5",
-    "sixth": "1/6 6", "sixths": "1/6 6", "seventh": "1/7 7", "eighth": "1/8 8", "eighths": "1/8 8", "tenth": "1/10 10",
-    "dozen": "12", "dozens": "12", "score": "20", "dime": "10", "dimes": "10", "nickel": "5", "nickels": "5",
-    "feet": "3 12", "foot": "3 12", "yard": "3 36", "yards": "3 36", "pound": "16", "pounds": "16", "gallon": "4",
-    "weekdays": "5", "weekend": "2", "weekends": "2", "square": "4", "triangle": "3", "decade": "10", "gallons": "4",
-    "hundred": "100", "thousand": "1000", "million": "1000000", "century": "100",
-}.items()}  # fmt: skip
+_WORDS: dict[str, tuple[Fraction, ...]] = {
+    word: tuple(map(Fraction, values.split()))
+    for word, values in {
+        "zero": "0",
+        "one": "1",
+        "two": "2",
+        "three": "3",
+        "four": "4",
+        "five": "5",
+        "six": "6",
+        "seven": "7",
+        "eight": "8",
+        "nine": "9",
+        "ten": "10",
+        "eleven": "11",
+        "twelve": "12",
+        "thirteen": "13",
+        "fourteen": "14",
+        "fifteen": "15",
+        "sixteen": "16",
+        "seventeen": "17",
+        "eighteen": "18",
+        "nineteen": "19",
+        "twenty": "20",
+        "thirty": "30",
+        "forty": "40",
+        "fifty": "50",
+        "sixty": "60",
+        "seventy": "70",
+        "eighty": "80",
+        "ninety": "90",
+        "half": "1/2 2",
+        "halves": "1/2 2",
+        "once": "1",
+        "twice": "2",
+        "double": "2",
+        "doubles": "2",
+        "doubled": "2",
+        "couple": "2",
+        "pair": "2",
+        "pairs": "2",
+        "both": "2",
+        "thrice": "3",
+        "triple": "3",
+        "triples": "3",
+        "tripled": "3",
+        "third": "1/3 2/3 3",
+        "thirds": "1/3 2/3 3",
+        "quarter": "1/4 3/4 4 25",
+        "quarters": "1/4 3/4 4 25",
+        "quadruple": "4",
+        "fourth": "1/4 3/4 4",
+        "fourths": "1/4 3/4 4",
+        "fifth": "1/5 5",
+        "fifths": "1/5 5",
+        "sixth": "1/6 6",
+        "sixths": "1/6 6",
+        "seventh": "1/7 7",
+        "eighth": "1/8 8",
+        "eighths": "1/8 8",
+        "tenth": "1/10 10",
+        "dozen": "12",
+        "dozens": "12",
+        "score": "20",
+        "dime": "10",
+        "dimes": "10",
+        "nickel": "5",
+        "nickels": "5",
+        "feet": "3 12",
+        "foot": "3 12",
+        "yard": "3 36",
+        "yards": "3 36",
+        "pound": "16",
+        "pounds": "16",
+        "gallon": "4",
+        "weekdays": "5",
+        "weekend": "2",
+        "weekends": "2",
+        "square": "4",
+        "triangle": "3",
+        "decade": "10",
+        "gallons": "4",
+        "hundred": "100",
+        "thousand": "1000",
+        "million": "1000000",
+        "century": "100",
+    }.items()
+}
 _COMMON = frozenset(map(Fraction, (0, 1, 2, 7, 12, 24, 30, 31, 52, 60, 100, 180, 360, 365, 366, 1000, 3600)))
 
 

@@ -75,7 +75,8 @@ _COMPOUND = re.compile(  # a number and its unit, with slashes and powers; what 
 _DEGREES = re.compile(r"\^\\circ(?:\s*[CFK]\b)?|\bdegrees?(?:\s+(?:celsius|fahrenheit|kelvin))?\b", re.IGNORECASE)
 _CLOCK = re.compile(r"\d{1,2}(?::\d{2}){0,2}\s*(?:[ap]\.?\s?m\b\.?)", re.IGNORECASE)
 _CLOCK_IN_TEXT = re.compile(
-    r"(?<![\d:.,])(?:\d{1,2}:\d{2}(?![\d:])(?:\s*[ap]\.?\s?m\b\.?)?|\d{1,2}\s*(?:[ap]m|[ap]\.\s?m)\b\.?)", re.IGNORECASE
+    r"(?<![\d:.,])(?:\d{1,2}:\d{2}(?![\d:])(?:\s*[ap]\.?\s?m\b\.?)?|\d{1,2}\s*(?:[ap]m|[ap]\.\s?m)\b\.?)",
+    re.IGNORECASE,
 )
 _OUT_OF = re.compile(r"(\d{1,9})\s+(?:out\s+of|in)\s+(\d{1,9})")
 _CHOICES = re.compile(r"(?:\([A-J]\)|[A-J])(?:\s*(?:,|;|&|\band\b|\bor\b)+\s*(?:\([A-J]\)|[A-J]))+")
@@ -378,7 +379,11 @@ def _stated_in_words(sentence: str, alone: bool) -> str | None:
     """The few words that a text is (`Monday`, `A and C`), or that its last sentence states (`It is Monday`)."""
     match = _IS.match(sentence)
     rest = sentence[match.end() :] if match else sentence
-    if not (match or alone) or not 1 <= len(rest.split()) <= _MOST_WORDS_UNMARKED or supposes(rest) != supposes(sentence):
+    if (
+        not (match or alone)
+        or not 1 <= len(rest.split()) <= _MOST_WORDS_UNMARKED
+        or supposes(rest) != supposes(sentence)
+    ):
         return None
     stated = _settled(rest)
     is_nothing = words.NO_GOLD.fullmatch(stated) or _NO_STATEMENT.match(stated)

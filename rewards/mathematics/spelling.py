@@ -18,7 +18,9 @@ Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 _CHARACTERS = str.maketrans(
     {chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}
     | dict.fromkeys("−–—‒‐‑﹣", "-")
-    | dict.fromkeys("\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " ")
+    | dict.fromkeys(
+        "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "
+    )
     | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad\u2061\u2062\u2063✓✔", "")
     | dict.fromkeys("×✕✖⨯", r"\times ")
     | dict.fromkeys("·⋅∙•∗", r"\cdot ")
@@ -35,14 +37,36 @@ _CHARACTERS = str.maketrans(
     | dict.fromkeys("〉⟩", r"\rangle ")
     | dict.fromkeys("→⇒", r"\to ")
     | {
-        "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "±": r"\pm ", "∓": r"\mp ", "≠": r"\neq ", "∪": r"\cup ",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "√": r"\sqrt ",
+        "±": r"\pm ",
+        "∓": r"\mp ",
+        "≠": r"\neq ",
+        "∪": r"\cup ",
         "∩": r"\cap ",
-        "∈": r"\in ", "∣": "|", "∖": r"\setminus ",
-        "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}",
-        "℃": r"^\circ C ", "℉": r"^\circ F ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ",
-        "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ", "σ": r"\sigma ", "μ": r"\mu ", "。": ".", "∶": ":",
+        "∈": r"\in ",
+        "∣": "|",
+        "∖": r"\setminus ",
+        "ℝ": r"\mathbb{R}",
+        "ℤ": r"\mathbb{Z}",
+        "ℕ": r"\mathbb{N}",
+        "ℚ": r"\mathbb{Q}",
+        "℃": r"^\circ C ",
+        "℉": r"^\circ F ",
+        "θ": r"\theta ",
+        "α": r"\alpha ",
+        "β": r"\beta ",
+        "γ": r"\gamma ",
+        "λ": r"\lambda ",
+        "φ": r"\phi ",
+        "ω": r"\omega ",
+        "σ": r"\sigma ",
+        "μ": r"\mu ",
+        "。": ".",
+        "∶": ":",
     }
-)  # fmt: skip
+)
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n")
 _ONES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -89,7 +89,9 @@ NO_GOLD = re.compile(
     r"|(?:show|prove|verify|justify|describe|draw|sketch|demonstrate)\b.*|as\s+(?:shown|above|required)\b.*)",
     re.IGNORECASE | re.DOTALL,
 )
-SAMPLE = re.compile(r"(?:sample|possible|example|suggested|model)\s+(?:answers?|responses?|solutions?)\b", re.IGNORECASE)
+SAMPLE = re.compile(
+    r"(?:sample|possible|example|suggested|model)\s+(?:answers?|responses?|solutions?)\b", re.IGNORECASE
+)
 
 
 def is_word(run: str) -> bool:

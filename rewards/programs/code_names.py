@@ -144,6 +144,8 @@ def modules_without_import(body: Sequence[ast.stmt], names: Sequence[str]) -> li
     tree = ast.Module(list(body), [])
     used = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     return [
-        name for name in names if name in sys.stdlib_module_names
+        name
+        for name in names
+        if name in sys.stdlib_module_names
         and all(id(node) in used for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name)
-    ]  # fmt: skip
+    ]

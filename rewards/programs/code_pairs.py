@@ -33,7 +33,9 @@ def pairs(inputs: Any, outputs: Any, function: str | None = None) -> tuple[Test,
         raise BadTest(f"{len(inputs)} inputs and {len(outputs)} outputs")
     if function:
         inputs, outputs = _of_function(list(inputs), list(outputs))
-    is_wrapped = bool(function) and len(outputs) > 0 and all(isinstance(one, list) and len(one) == 1 for one in outputs)
+    is_wrapped = (
+        bool(function) and len(outputs) > 0 and all(isinstance(one, list) and len(one) == 1 for one in outputs)
+    )
     return tuple(
         _pair(given, expected, function or THE_FUNCTION, is_wrapped)
         for given, expected in zip(inputs, outputs, strict=True)

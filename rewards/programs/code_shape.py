@@ -76,7 +76,9 @@ def checks(body: Sequence[ast.stmt], everything: Sequence[ast.stmt]) -> bool:
             if name in functions:
                 waiting.append(functions[name])
     for node in [part for outer in nodes for part in alive(outer)]:
-        if (isinstance(node, ast.Raise) and not _skips(node)) or (isinstance(node, ast.Assert) and not is_true(node.test)):
+        if (isinstance(node, ast.Raise) and not _skips(node)) or (
+            isinstance(node, ast.Assert) and not is_true(node.test)
+        ):
             return True
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -116,9 +118,7 @@ def _is_dead(node: ast.AST, field: str) -> bool:
         return any(map(_swallows, node.handlers))
     if isinstance(node, ast.With | ast.AsyncWith) and field == "body":
         calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
-        return any(
-            ast.unparse(call.func).endswith("suppress") and any(map(_catches, call.args)) for call in calls
-        )
+        return any(ast.unparse(call.func).endswith("suppress") and any(map(_catches, call.args)) for call in calls)
     return False
 
 
@@ -163,7 +163,9 @@ def _swallows(handler: ast.ExceptHandler) -> bool:
 def _catches(kind: ast.expr) -> bool:
     """Whether a class of exceptions, or one of several, is one of failed assertions."""
     kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
-    return any(ast.unparse(one).rpartition(".")[2] in ("AssertionError", "Exception", "BaseException") for one in kinds)
+    return any(
+        ast.unparse(one).rpartition(".")[2] in ("AssertionError", "Exception", "BaseException") for one in kinds
+    )
 
 
 def _ends(node: ast.stmt) -> bool:

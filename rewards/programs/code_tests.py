@@ -331,9 +331,12 @@ def _is_asked(node: ast.expr) -> bool:
 def _literal(node: ast.expr) -> Any:
     """The value of a literal, or of `set([...])` and its like."""
     if (
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CONTAINERS
-        and len(node.args) == 1 and not node.keywords
-    ):  # fmt: skip
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in _CONTAINERS
+        and len(node.args) == 1
+        and not node.keywords
+    ):
         return _CONTAINERS[node.func.id](ast.literal_eval(node.args[0]))
     return ast.literal_eval(node)
 

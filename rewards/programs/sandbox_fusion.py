@@ -108,9 +108,12 @@ class FusionExaminer:
     def _run(self, code: str, stdin: str, limits: Limits) -> dict[str, Any]:
         """`run_result` of a program: `status` (Finished, TimeLimitExceeded), `return_code`, `stdout`."""
         body = {
-            "language": "python", "code": code, "stdin": stdin, "run_timeout": limits.seconds,
+            "language": "python",
+            "code": code,
+            "stdin": stdin,
+            "run_timeout": limits.seconds,
             "memory_limit_MB": limits.memory_mb,
-        }  # fmt: skip
+        }
         request = urllib.request.Request(
             self.url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
         )

@@ -314,7 +314,9 @@ def counted(source: str) -> tuple[str, bool]:
                 node.left, node.comparators = _one_of_each(ast, sides[0]), [_one_of_each(ast, sides[1])]
             elif isinstance(node, ast.Call):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                is_check = name.lower().lstrip("_").startswith(("assert", "raises", "fail", "check", "expect", "verify"))
+                is_check = (
+                    name.lower().lstrip("_").startswith(("assert", "raises", "fail", "check", "expect", "verify"))
+                )
                 otherwise = otherwise or (is_check and name not in functions)
             otherwise = otherwise or isinstance(node, ast.Raise)
         return ast.unparse(ast.fix_missing_locations(tree)), otherwise

@@ -139,8 +139,9 @@ def solutions(numbers: tuple[int, ...], target: int) -> Iterator[tuple[Operation
         if second[3] == target and max(first[3], second[3]) <= _STEP_LIMIT
     )
     # Additions before subtractions before products, so that one question has one canonical solution.
-    yield from sorted(found, key=lambda steps: ("+-*/".index(steps[0][1]) + "+-*/".index(steps[1][1]),
-                                                "+-*/".index(steps[0][1])))
+    yield from sorted(
+        found, key=lambda steps: ("+-*/".index(steps[0][1]) + "+-*/".index(steps[1][1]), "+-*/".index(steps[0][1]))
+    )
 
 
 def write_solution(steps: tuple[Operation, Operation]) -> str:
@@ -191,7 +192,9 @@ def fingerprint(numbers: tuple[int, ...], target: int) -> str:
 @cache
 def benchmark_fingerprints() -> frozenset[str]:
     """The problems of d1's Countdown-3 test rows, which generated problems never repeat."""
-    text = resources.files("lockstitch.recipes").joinpath("configs/embedded/countdown_cd3_fingerprints.txt").read_text()
+    text = (
+        resources.files("lockstitch.recipes").joinpath("configs/embedded/countdown_cd3_fingerprints.txt").read_text()
+    )
     return frozenset(line for line in text.split("\n") if line and not line.startswith("#"))
 
 

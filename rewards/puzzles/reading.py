@@ -21,12 +21,18 @@ _SPELLINGS = tuple(
         (r"\\(?:text|mathrm|mathbf|textbf|boldsymbol|operatorname)\s*\{([^{}]*)\}", r" \1 "),
         (r"\\(?:times|cdot|ast)(?![a-z])|[×·⋅∗∙•✕✖⨯]|(?<=[\d)\s])[xX](?=[\d(\s])", "*"),
         (r"\\div(?![a-z])|[÷∕⁄]", "/"),
-        (r"[−–—‒﹣－]", "-"), (r"＋", "+"), (r"[（［]|\\lbrack|\\\{", "("), (r"[）］]|\\rbrack|\\\}", ")"),
-        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad)(?![a-z])|\\[()!,;: ]|\\[\[\]]|[$~\u00a0\u2009\u202f]", " "),
+        (r"[−–—‒﹣－]", "-"),
+        (r"＋", "+"),
+        (r"[（［]|\\lbrack|\\\{", "("),
+        (r"[）］]|\\rbrack|\\\}", ")"),
+        (
+            r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad)(?![a-z])|\\[()!,;: ]|\\[\[\]]|[$~\u00a0\u2009\u202f]",
+            " ",
+        ),
         (r"[✓✔]|\\checkmark(?![a-z])", " "),
         (r"→|⇒|➔|⟶|\\(?:to|rightarrow|Rightarrow|approx|equiv)(?![a-z])|->|=>|≈|={1,3}", "="),
     )
-)  # fmt: skip
+)
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _SQUARE = str.maketrans("[]{}", "()()") | {0xFF10 + digit: str(digit) for digit in range(10)}
 _TIMES = re.compile(r"(?<=[\d)])\s*(?=\()|(?<=\))\s*(?=\d)")  # between factors that stand side by side

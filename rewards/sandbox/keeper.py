@@ -115,9 +115,15 @@ class _Keeper:
             os.dup2(descriptor, place)
         try:
             process = subprocess.Popen(
-                command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=list(places),
-                start_new_session=True, env={"PYTHONHASHSEED": "0"}, cwd=cwd,
-            )  # fmt: skip
+                command,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=list(places),
+                start_new_session=True,
+                env={"PYTHONHASHSEED": "0"},
+                cwd=cwd,
+            )
         except (OSError, ValueError) as error:  # no memory, no processes left, no such program
             send(self.connection, {"error": str(error)}, [])
             return

@@ -60,7 +60,9 @@ class Launcher(Protocol):
 def worker_source() -> str:
     """The program that runs inside, in one text."""
     here, future = Path(__file__).parent, "from __future__ import annotations\n"
-    parts = [(here / name).read_text(encoding="utf-8").replace(future, "") for name in ("tagged.py", "sandbox_worker.py")]
+    parts = [
+        (here / name).read_text(encoding="utf-8").replace(future, "") for name in ("tagged.py", "sandbox_worker.py")
+    ]
     return "\n".join((future, *parts))
 
 
@@ -86,12 +88,16 @@ class Bubblewrap:
 
     def __init__(self) -> None:
         if not seccomp.is_known():
-            raise SandboxUnavailable(f"no sandbox for code on {os.uname().machine}: its system calls are not known. {CURES}")
+            raise SandboxUnavailable(
+                f"no sandbox for code on {os.uname().machine}: its system calls are not known. {CURES}"
+            )
         try:
             with self.start(Limits()):
                 pass
         except StartFailed as error:
-            raise SandboxUnavailable(f"no sandbox for code: bubblewrap does not start here ({error}). {CURES}") from None
+            raise SandboxUnavailable(
+                f"no sandbox for code: bubblewrap does not start here ({error}). {CURES}"
+            ) from None
 
     @contextlib.contextmanager
     def start(self, limits: Limits, stdin: int | None = None) -> Iterator[Process]:
@@ -102,7 +108,9 @@ class Bubblewrap:
             others, places = [their_info, rules], list(range(FIRST_DESCRIPTOR + 2, FIRST_DESCRIPTOR + 5))
             if stdin is not None:  # opened anew: a place in the file of its own, as whoever opens /dev/stdin has
                 others.append(_kept(stack, os.open(f"/proc/self/fd/{stdin}", os.O_RDONLY | os.O_CLOEXEC)))
-            command = bubblewrap.command(_arguments(limits, limits.processes), limits.disk_mb * MIB, places[: len(others)])
+            command = bubblewrap.command(
+                _arguments(limits, limits.processes), limits.disk_mb * MIB, places[: len(others)]
+            )
             folder = stack.enter_context(_group(limits))
             if folder is not None:
                 command = cgroup.entering(folder, command)
@@ -180,7 +188,7 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
 @contextlib.contextmanager
 def _process(
     command: list[str], others: list[int], limits: Limits, stdin: int | None, folder: str = "/"
-) -> Iterator[Process]:  # fmt: skip
+) -> Iterator[Process]:
     """Starts a command that finds the ends of two pipes first, and then other descriptors."""
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
         null = _kept(theirs, os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))

@@ -89,7 +89,7 @@ class Process:
 
     def __init__(
         self, child: Child, requests: int, answers: int, errors: int, printed: int | None, limits: Limits
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.child, self.requests, self.answers, self.limits = child, requests, answers, limits
         self.errors, self.printed = errors, printed
         self.first: tuple[int, int] | None = None  # the sandbox's first process: its id, and a descriptor of it
@@ -194,9 +194,10 @@ class Process:
         if memory_of(processes) + queued > self.limits.memory_mb * MIB:
             raise Stopped("out of memory")
         for amount, most, what in (
-            (files_of(pid), _MOST_FILES, "files"), (sockets, _MOST_SOCKETS, "sockets"),
+            (files_of(pid), _MOST_FILES, "files"),
+            (sockets, _MOST_SOCKETS, "sockets"),
             (locks_of(processes, _MOST_LOCKS), _MOST_LOCKS, "locks on files"),
-        ):  # fmt: skip
+        ):
             if amount > most:
                 raise Stopped(f"more than {most} {what}")
 

@@ -25,7 +25,10 @@ def processes_of(pid: int) -> list[int]:
         current = waiting.pop()
         found.append(current)
         for task in _tasks(current):
-            with contextlib.suppress(*_GONE), open(f"/proc/{current}/task/{task}/children", encoding="ascii") as children:
+            with (
+                contextlib.suppress(*_GONE),
+                open(f"/proc/{current}/task/{task}/children", encoding="ascii") as children,
+            ):
                 waiting += [int(child) for child in children.read().split()]
     return found
 

@@ -96,10 +96,14 @@ class Pipe:
 def limit(memory: int, file_size: int, processes: int, seconds: int) -> None:
     """Sets limits that the program cannot raise; 0 leaves one as it is, -1 allows nothing."""
     for kind, most in (
-        (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size), (resource.RLIMIT_NPROC, processes),
-        (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CORE, -1),
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, file_size),
+        (resource.RLIMIT_NPROC, processes),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_CORE, -1),
         (resource.RLIMIT_SIGPENDING, _MOST_TIMERS),
-    ):  # fmt: skip
+    ):
         if most:
             hard = resource.getrlimit(kind)[1]
             value = max(0, most) if hard == resource.RLIM_INFINITY else min(max(0, most), hard)

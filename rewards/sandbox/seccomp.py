@@ -45,9 +45,12 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
     "delete_module": (176, 106), "syslog": (103, 116), "quotactl": (179, 60), "acct": (163, 89), "modify_ldt": (154, None),
 }  # fmt: skip
 _IGNORED: dict[str, tuple[int, int | None]] = {
-    "utimensat": (280, 88), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
     "setsid": (112, 157),
-}  # fmt: skip
+}
 _CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
 _MMAP, _FCNTL, _SETSOCKOPT = (9, 222), (72, 25), (54, 208)
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -96,7 +99,9 @@ def _instructions(machine: str) -> Iterator[_Instruction]:
                 yield from _unless(_IF_EQUAL, number, error)
     # Its flags are in memory, where a filter cannot read them; libraries fall back to `clone`.
     yield from _unless(_IF_EQUAL, _CLONE3[column], errno.ENOSYS)
-    yield from _for_call(_CLONE[column], [(_LOAD, 0, 0, _ARGUMENTS[0]), *_unless(_IF_ANY_BIT, _NEW_NAMESPACES, errno.EPERM)])
+    yield from _for_call(
+        _CLONE[column], [(_LOAD, 0, 0, _ARGUMENTS[0]), *_unless(_IF_ANY_BIT, _NEW_NAMESPACES, errno.EPERM)]
+    )
     flags = (_LOAD, 0, 0, _ARGUMENTS[3])
     shared = [flags, (_AND, 0, 0, _SHARED_MEMORY), *_unless(_IF_EQUAL, _SHARED_MEMORY, errno.EPERM)]
     yield from _for_call(_MMAP[column], [flags, *_unless(_IF_ANY_BIT, _HUGE_PAGES, errno.EPERM), *shared])

@@ -49,9 +49,12 @@ class Answered:
 
 
 def read_answered(
-    path: Path, rows: Sequence[tuple[int, Completed | str]], task: Task, input_path: Path | None = None,
+    path: Path,
+    rows: Sequence[tuple[int, Completed | str]],
+    task: Task,
+    input_path: Path | None = None,
     source: str | None = None,
-) -> list[Answered]:  # fmt: skip
+) -> list[Answered]:
     """Every completion of a file.
 
     Args:
@@ -133,8 +136,10 @@ class _OwnRows:
     def __init__(self, task: Task, path: Path | None, source: str | None) -> None:
         chosen = task.source(source)
         if path is None and chosen.generate is not None:
-            raise ValueError(f"task {task.name!r} makes its rows up, and none can be joined by its id: the file "
-                             "needs the columns of the problem")  # fmt: skip
+            raise ValueError(
+                f"task {task.name!r} makes its rows up, and none can be joined by its id: the file "
+                "needs the columns of the problem"
+            )
         self.task = task
         self.rows = load_rows(task, source=source, path=path, form="plain", conversational=False)
         self.of: dict[str, dict[str, dict[str, Any]]] = {}
@@ -146,8 +151,10 @@ class _OwnRows:
             raise ValueError(f"the rows of task {self.task.name!r} have no {name!r} to join {value!r} with")
         rows = self._by(there[0])
         if self._key(value) not in rows:
-            raise ValueError(f"{name} {value!r} is none of task {self.task.name!r}, whose {len(self.rows)} rows have "
-                             f"{self.rows[0][there[0]]!r} and so on")  # fmt: skip
+            raise ValueError(
+                f"{name} {value!r} is none of task {self.task.name!r}, whose {len(self.rows)} rows have "
+                f"{self.rows[0][there[0]]!r} and so on"
+            )
         return rows[self._key(value)]
 
     def _by(self, name: str) -> dict[str, dict[str, Any]]:
@@ -166,5 +173,3 @@ class _OwnRows:
         text = str(value)
         own = f"{self.task.name}/"
         return text[len(own) :] if text.casefold().startswith(own.casefold()) else text
-
-

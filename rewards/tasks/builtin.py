@@ -71,15 +71,25 @@ def has_gold(problem: Problem) -> bool:
 
 
 def _math(
-    name: str, sources: Mapping[str, Source], read: Callable[[Row], dict[str, Any]] = read_math_row,
+    name: str,
+    sources: Mapping[str, Source],
+    read: Callable[[Row], dict[str, Any]] = read_math_row,
     tag_rewards: tuple[Weighted, ...] = (("boxed_answer", 0.25),),
-) -> Task:  # fmt: skip
+) -> Task:
     return Task(
-        name, (("math", 1.0),), sources, read,
-        instructions=instructions("Solve this problem.", "the final answer", box=True), tag_rewards=tag_rewards,
-        extract=read_answer, write_answer=boxed, gold=math_gold,
-        is_judged=has_gold, unit="sentence", checker=EquationChecker(),
-    )  # fmt: skip
+        name,
+        (("math", 1.0),),
+        sources,
+        read,
+        instructions=instructions("Solve this problem.", "the final answer", box=True),
+        tag_rewards=tag_rewards,
+        extract=read_answer,
+        write_answer=boxed,
+        gold=math_gold,
+        is_judged=has_gold,
+        unit="sentence",
+        checker=EquationChecker(),
+    )
 
 
 # --- programs --------------------------------------------------------------------------------------------------------
@@ -96,7 +106,11 @@ def fenced(program: str) -> str:
 
 
 def _code(
-    name: str, sources: Mapping[str, Source], read: Callable[[Row], dict[str, Any]], job: str, solution: tuple[str, ...]
+    name: str,
+    sources: Mapping[str, Source],
+    read: Callable[[Row], dict[str, Any]],
+    job: str,
+    solution: tuple[str, ...],
 ) -> Task:
     words = {
         "tags": TAGS.format(job=job, answer="```python\nthe program\n```"),
@@ -108,10 +122,21 @@ def _code(
         return fenced("".join(map(str, parts)).strip("\n")) if all(parts) else None
 
     return Task(
-        name, (("code", 1.0),), sources, read, instructions=words, tag_rewards=D1_TAG_REWARDS, extract=read_program,
-        write_answer=fenced, gold=lambda columns: None, solution=solved, unit="line",
-        question=lambda columns: str(columns["question"]),  # to the letter: what completes a function begins on a new line
-    )  # fmt: skip
+        name,
+        (("code", 1.0),),
+        sources,
+        read,
+        instructions=words,
+        tag_rewards=D1_TAG_REWARDS,
+        extract=read_program,
+        write_answer=fenced,
+        gold=lambda columns: None,
+        solution=solved,
+        unit="line",
+        question=lambda columns: str(
+            columns["question"]
+        ),  # to the letter: what completes a function begins on a new line
+    )
 
 
 # --- puzzles ---------------------------------------------------------------------------------------------------------
@@ -184,7 +209,9 @@ def _tasks() -> Iterator[Task]:
     yield _code(
         "humaneval",
         {"test": Source(164, "openai/openai_humaneval", "openai_humaneval", "test", "humaneval/HumanEval.jsonl")},
-        read_humaneval_row, "Complete this Python function.", ("code_prompt", "canonical_solution"),
+        read_humaneval_row,
+        "Complete this Python function.",
+        ("code_prompt", "canonical_solution"),
     )
     yield _code(
         "mbpp",
@@ -193,35 +220,76 @@ def _tasks() -> Iterator[Task]:
             "train": Source(374, "google-research-datasets/mbpp", "full", "train"),
             "sanitized": Source(257, "google-research-datasets/mbpp", "sanitized", "test", "mbpp/sanitized-mbpp.json"),
         },
-        read_mbpp_row, "Write this Python program.", ("code",),
+        read_mbpp_row,
+        "Write this Python program.",
+        ("code",),
     )
-    yield _puzzle(Task(
-        "countdown", (("countdown", 1.0),), {"d1": Source(256, file="countdown/countdown_cd3_test.jsonl")},
-        read=_with_question(countdown_question), plain=countdown.prompt, statement=countdown.prompt,
-        instructions=instructions(_COUNTDOWN, "the expression alone", box=True), ask=_countdown_words,
-        tag_rewards=D1_TAG_REWARDS, extract=lambda text: read_expression(without_special_tokens(text)), write_answer=marked,
-        solution=_worked, unit="line", checker=CountdownChecker(), conclude=countdown.conclude,
-        write_step=countdown.write_step, canvas_length=26, embedded=True,
-        generate=lambda rng, held_out: countdown.generate(rng, held_out=held_out),
-    ))  # fmt: skip
-    yield _puzzle(Task(
-        "sudoku", (("sudoku", 1.0), ("sudoku_cells", 1.0)), {"d1": Source(500, file="sudoku/4x4_test_sudoku.csv")},
-        read=_with_question(sudoku_question), plain=sudoku.prompt, statement=sudoku.prompt,
-        instructions=instructions(_SUDOKU, "the 16 digits of the solved grid"), tag_rewards=D1_TAG_REWARDS,
-        extract=lambda text: read_grid(without_special_tokens(text)), write_answer=marked,
-        gold=lambda columns: read_sudoku_row(columns).answer, solution=_worked, unit="row", checker=SudokuChecker(),
-        conclude=sudoku.conclude, canvas_length=20, embedded=True,
-        generate=lambda rng, held_out: sudoku.generate(rng, held_out=held_out),
-    ))  # fmt: skip
-    yield _puzzle(Task(
-        "arithmetic", (("arithmetic", 1.0),), read=_with_question(lambda row: read_number_row(row).question),
-        plain=arithmetic.prompt, instructions=instructions(_CHAIN, "the result"), tag_rewards=D1_TAG_REWARDS,
-        extract=lambda text: last_marked(without_special_tokens(text)), write_answer=marked,
-        gold=lambda columns: read_number_row(columns).answer,
-        is_judged=lambda problem: has_gold(problem) or arithmetic.solve_chain(problem.question) is not None,
-        solution=_worked, unit="line", checker=ArithmeticChecker(), conclude=last_result, canvas_length=48, embedded=True,
-        generate=_generate_arithmetic,
-    ))  # fmt: skip
+    yield _puzzle(
+        Task(
+            "countdown",
+            (("countdown", 1.0),),
+            {"d1": Source(256, file="countdown/countdown_cd3_test.jsonl")},
+            read=_with_question(countdown_question),
+            plain=countdown.prompt,
+            statement=countdown.prompt,
+            instructions=instructions(_COUNTDOWN, "the expression alone", box=True),
+            ask=_countdown_words,
+            tag_rewards=D1_TAG_REWARDS,
+            extract=lambda text: read_expression(without_special_tokens(text)),
+            write_answer=marked,
+            solution=_worked,
+            unit="line",
+            checker=CountdownChecker(),
+            conclude=countdown.conclude,
+            write_step=countdown.write_step,
+            canvas_length=26,
+            embedded=True,
+            generate=lambda rng, held_out: countdown.generate(rng, held_out=held_out),
+        )
+    )
+    yield _puzzle(
+        Task(
+            "sudoku",
+            (("sudoku", 1.0), ("sudoku_cells", 1.0)),
+            {"d1": Source(500, file="sudoku/4x4_test_sudoku.csv")},
+            read=_with_question(sudoku_question),
+            plain=sudoku.prompt,
+            statement=sudoku.prompt,
+            instructions=instructions(_SUDOKU, "the 16 digits of the solved grid"),
+            tag_rewards=D1_TAG_REWARDS,
+            extract=lambda text: read_grid(without_special_tokens(text)),
+            write_answer=marked,
+            gold=lambda columns: read_sudoku_row(columns).answer,
+            solution=_worked,
+            unit="row",
+            checker=SudokuChecker(),
+            conclude=sudoku.conclude,
+            canvas_length=20,
+            embedded=True,
+            generate=lambda rng, held_out: sudoku.generate(rng, held_out=held_out),
+        )
+    )
+    yield _puzzle(
+        Task(
+            "arithmetic",
+            (("arithmetic", 1.0),),
+            read=_with_question(lambda row: read_number_row(row).question),
+            plain=arithmetic.prompt,
+            instructions=instructions(_CHAIN, "the result"),
+            tag_rewards=D1_TAG_REWARDS,
+            extract=lambda text: last_marked(without_special_tokens(text)),
+            write_answer=marked,
+            gold=lambda columns: read_number_row(columns).answer,
+            is_judged=lambda problem: has_gold(problem) or arithmetic.solve_chain(problem.question) is not None,
+            solution=_worked,
+            unit="line",
+            checker=ArithmeticChecker(),
+            conclude=last_result,
+            canvas_length=48,
+            embedded=True,
+            generate=_generate_arithmetic,
+        )
+    )
 
 
 TASKS = {task.name: task for task in _tasks()}

@@ -91,7 +91,9 @@ def find_column(path: Path, rows: Sequence[Row], judge: str | None = None, usual
     if any(_holds_trajectories(row) for row in rows):
         candidates.append(TRAJECTORIES)
     if len(candidates) > 1:
-        raise ValueError(f"{path} has {_and(candidates)}, each of which could be the completions: say which by --column")
+        raise ValueError(
+            f"{path} has {_and(candidates)}, each of which could be the completions: say which by --column"
+        )
     empty = [name for name in NAMES if any(name in row for row in rows)]
     return next(iter([*candidates, *empty]), usual)
 

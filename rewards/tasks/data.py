@@ -61,7 +61,9 @@ def renamed(rows: Any, columns: Mapping[str, str]) -> Any:
     """
     for wanted, there in columns.items():
         if there not in rows.column_names:
-            raise ValueError(f"columns: there is no {there!r} to be {wanted!r}; there are {', '.join(rows.column_names)}")
+            raise ValueError(
+                f"columns: there is no {there!r} to be {wanted!r}; there are {', '.join(rows.column_names)}"
+            )
         if wanted != there:
             if wanted in rows.column_names:
                 rows = rows.remove_columns(wanted)

@@ -138,7 +138,9 @@ def score(
 
 def _values(name: str, values: Any, count: int) -> list[Value]:
     if not isinstance(values, Sequence) or len(values) != count:
-        raise ValueError(f"reward {name!r} returned {values!r:.80} for {count} completions; a list of {count} is needed")
+        raise ValueError(
+            f"reward {name!r} returned {values!r:.80} for {count} completions; a list of {count} is needed"
+        )
     for value in values:
         if value is not None and not isinstance(value, int | float):
             raise ValueError(f"reward {name!r} returned {value!r:.80} for a completion; a number is needed, or None")
@@ -146,7 +148,10 @@ def _values(name: str, values: Any, count: int) -> list[Value]:
 
 
 def summarise(
-    rows: Sequence[Row], problems: Sequence[str], rewards: Sequence[tuple[str, float]], config: Mapping[str, Any],
+    rows: Sequence[Row],
+    problems: Sequence[str],
+    rewards: Sequence[tuple[str, float]],
+    config: Mapping[str, Any],
     note: str | None,
 ) -> dict[str, Any]:
     """`summary.json`: accuracy and pass@k with their intervals over what has a verdict, and the mean of every reward.
@@ -254,8 +259,18 @@ def grade(
     update(len(done))
     grading = Grading(config.task, config.form, config.rewards)
     job = whole("grader", grading, model=False, apart=False)  # rewards are functions of batches
-    with closing(run(job, answered, engine or EngineOptions(), chunk=config.chunk, path=results, done=len(done),
-                     progress=update, work=grading.with_rewards(task, rewards))) as new:  # fmt: skip
+    with closing(
+        run(
+            job,
+            answered,
+            engine or EngineOptions(),
+            chunk=config.chunk,
+            path=results,
+            done=len(done),
+            progress=update,
+            work=grading.with_rewards(task, rewards),
+        )
+    ) as new:
         for scored in new:
             done += scored
     problems = [one.problem for one in answered]
@@ -286,8 +301,10 @@ def _check_rewards(path: Path, done: Sequence[Row], rewards: Mapping[str, Any]) 
         values = row.get("rewards")
         same = isinstance(values, dict) and values.keys() == rewards.keys()
         if not same or not {"right", "reward", "seconds"} <= row.keys():
-            raise ValueError(f"line {number} of {path} has not the rewards {', '.join(rewards)} of this run: "
-                             "the file was changed by hand; choose another output")  # fmt: skip
+            raise ValueError(
+                f"line {number} of {path} has not the rewards {', '.join(rewards)} of this run: "
+                "the file was changed by hand; choose another output"
+            )
 
 
 @dataclass(frozen=True)
@@ -310,7 +327,9 @@ class Grading:
             began = time.perf_counter()
             scored = score([one for _, one in portion], task, rewards, portion[0][0])
             seconds = round((time.perf_counter() - began) / len(scored), 6)
-            yield [{"index": place, **one.kept, **result, "seconds": seconds}
-                   for (place, one), result in zip(portion, scored, strict=True)]  # fmt: skip
+            yield [
+                {"index": place, **one.kept, **result, "seconds": seconds}
+                for (place, one), result in zip(portion, scored, strict=True)
+            ]
 
         return work

@@ -32,25 +32,41 @@ def _parser() -> argparse.ArgumentParser:
         "stitch write them. `lockstitch rewards` lists the rewards.",
         allow_abbrev=False,
     )
-    parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, {GYM}NAME (extra 'gym'), another "
-                        "that `lockstitch tasks` lists, a YAML file, file.py:attribute or module:attribute")
-    parser.add_argument("--completions", type=Path, required=True, metavar="FILE", help="JSON Lines, JSON, CSV or parquet")
+    parser.add_argument(
+        "--task",
+        required=True,
+        help=f"{', '.join(TASKS)}, {GYM}NAME (extra 'gym'), another "
+        "that `lockstitch tasks` lists, a YAML file, file.py:attribute or module:attribute",
+    )
+    parser.add_argument(
+        "--completions", type=Path, required=True, metavar="FILE", help="JSON Lines, JSON, CSV or parquet"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for results.jsonl and summary.json")
     parser.add_argument(
-        "--form", default="plain",
+        "--form",
+        default="plain",
         help="form of the prompts: tags (adds the rewards for tags), boxed, fenced or plain (default)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--reward", action="append", default=[], metavar="NAME[=WEIGHT]",
+        "--reward",
+        action="append",
+        default=[],
+        metavar="NAME[=WEIGHT]",
         help="a further reward, by name or as module:function; may be repeated",
-    )  # fmt: skip
-    parser.add_argument("--column", metavar="NAME", help="the column of the completions, where it has no name that is known")
+    )
     parser.add_argument(
-        "--input", type=Path, metavar="FILE",
+        "--column", metavar="NAME", help="the column of the completions, where it has no name that is known"
+    )
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
         help="the task's own rows (a file or a folder), which those of the file are joined with by task_id or id; default: "
         "the folder LOCKSTITCH_DATA or the hub, for rows that lack columns",
-    )  # fmt: skip
-    parser.add_argument("--source", metavar="NAME", help="which of the task's sources these are (default: the usual one)")
+    )
+    parser.add_argument(
+        "--source", metavar="NAME", help="which of the task's sources these are (default: the usual one)"
+    )
     parser.add_argument("--chunk", type=int, default=64, help="completions scored and saved together (default 64)")
     add_arguments(parser)
     return parser
@@ -97,9 +113,16 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch grade`: 0, or 2 with the reason on the error stream."""
     options = _parser().parse_args(argv)
     config = GradeConfig(
-        options.task, options.completions, options.output, options.form, tuple(options.reward), options.chunk,
-        options.column, options.input, options.source,
-    )  # fmt: skip
+        options.task,
+        options.completions,
+        options.output,
+        options.form,
+        tuple(options.reward),
+        options.chunk,
+        options.column,
+        options.input,
+        options.source,
+    )
     engine = EngineOptions(options.workers, options.engine, options.pools, options.ray_address)
     summary = grade(config, _bar, engine)
     print(table(summary))

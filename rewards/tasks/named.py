@@ -41,13 +41,16 @@ def get_task(spec: str | Task) -> Task:
     points = [point for point in _points() if point.name == spec]
     offers = [f"{source_of(point)} ({point.value})" for point in points]
     if spec in TASKS and points:
-        raise ValueError(f"task {spec!r} is lockstitch's own, and offered by {' and '.join(offers)}; name the latter as "
-                         "module:attribute, and uninstall it to have the former")  # fmt: skip
+        raise ValueError(
+            f"task {spec!r} is lockstitch's own, and offered by {' and '.join(offers)}; name the latter as "
+            "module:attribute, and uninstall it to have the former"
+        )
     if spec in TASKS:
         return TASKS[spec]
     if len(points) > 1:
-        raise ValueError(f"task {spec!r} is offered by {' and '.join(sorted(offers))}; name the one you mean as "
-                         "module:attribute")  # fmt: skip
+        raise ValueError(
+            f"task {spec!r} is offered by {' and '.join(sorted(offers))}; name the one you mean as module:attribute"
+        )
     if points:
         return _made(spec, load_installed("task", spec, *place_of(points[0].value)))
     if spec.endswith(SUFFIXES):
@@ -55,7 +58,9 @@ def get_task(spec: str | Task) -> Task:
     if ":" in spec:
         return _made(spec, load_named("task", spec))
     known = [*TASKS, *sorted({point.name for point in _points()})]
-    raise ValueError(f"task {spec!r} is not one of {', '.join([*known, f'{GYM}NAME'])}, nor {PLACES}{nearest(spec, known)}")
+    raise ValueError(
+        f"task {spec!r} is not one of {', '.join([*known, f'{GYM}NAME'])}, nor {PLACES}{nearest(spec, known)}"
+    )
 
 
 def remembered(spec: str | None) -> str | None:

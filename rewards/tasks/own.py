@@ -100,13 +100,21 @@ def _task(path: Path, said: Mapping[str, Any]) -> Task:
         raise _KeyProblemError(f"answer is missing, and the reward math needs it: {KEYS['answer']}")
     rows = Rows(_columns(said), _template(said), answer)
     return Task(
-        name, rewards, _sources(said, path.parent), rows.read, rows.question, system=system,
-        extract=marked_answer if like is None else like.extract, write_answer=str if like is None else like.write_answer,
+        name,
+        rewards,
+        _sources(said, path.parent),
+        rows.read,
+        rows.question,
+        system=system,
+        extract=marked_answer if like is None else like.extract,
+        write_answer=str if like is None else like.write_answer,
         gold=math_gold if judge == "math" else answer_column if answer is not None else _nothing,
-        is_judged=has_gold if answer is not None else _always, solution=answer_column if answer is not None else _nothing,
-        unit=_unit(said, path.parent), canvas_length=length,
+        is_judged=has_gold if answer is not None else _always,
+        solution=answer_column if answer is not None else _nothing,
+        unit=_unit(said, path.parent),
+        canvas_length=length,
         fingerprint=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
-    )  # fmt: skip
+    )
 
 
 def _nothing(columns: Row) -> None:
@@ -173,8 +181,9 @@ def _template(said: Mapping[str, Any]) -> list[tuple[str, str | None]]:
         raise _KeyProblemError(f"prompt: {template!r}: {error}; a brace that is meant is written twice") from error
     for _, name, form, conversion in parts:
         if name == "" or form or conversion or (name and any(mark in name for mark in ".[")):
-            raise _KeyProblemError(f"prompt: {{{name}}} must be the name of a column alone; a brace that is meant is "
-                                   "written twice")  # fmt: skip
+            raise _KeyProblemError(
+                f"prompt: {{{name}}} must be the name of a column alone; a brace that is meant is written twice"
+            )
     if not any(name for _, name, _, _ in parts):
         raise _KeyProblemError(f"prompt: {template!r} names no column: it would be the same for every row")
     return [(text, name) for text, name, _, _ in parts]
@@ -192,7 +201,9 @@ def _rewards(value: Any, beside: Path) -> tuple[Weighted, ...]:
     if twice:
         raise _KeyProblemError(f"reward: {twice[0]!r} stands twice")
     try:
-        return tuple((load_reward(spec, beside) if is_place(spec) else _listed(spec), weight) for spec, weight in pairs)
+        return tuple(
+            (load_reward(spec, beside) if is_place(spec) else _listed(spec), weight) for spec, weight in pairs
+        )
     except ValueError as error:
         raise _KeyProblemError(f"reward: {error}") from error
 
@@ -231,7 +242,9 @@ def _sources(said: Mapping[str, Any], beside: Path) -> dict[str, Source]:
             if key in said:
                 raise _KeyProblemError(f"{key}: {said[key]!r} would be ignored: {data!r} is a file")
         if not is_file_name(str(place)):
-            raise _KeyProblemError(f"dataset: {data!r} does not end in .jsonl, .json, .csv (.gz behind these) or .parquet")
+            raise _KeyProblemError(
+                f"dataset: {data!r} does not end in .jsonl, .json, .csv (.gz behind these) or .parquet"
+            )
         return {"train": Source(data=str(place))}
     name = split or "train"
     if place.is_dir():

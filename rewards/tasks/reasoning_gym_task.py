@@ -38,12 +38,15 @@ def gym_task(name: str) -> Task:
     known = sorted(set(DATASETS) - {"composite"})
     if name not in known:
         raise ValueError(f"{GYM}{name}: not one of Reasoning Gym's {len(known)} data sets{nearest(name, known)}")
-    sources = {
-        split: Source(generate=functools.partial(_split_rows, name, split)) for split in ("test", "train")
-    }
+    sources = {split: Source(generate=functools.partial(_split_rows, name, split)) for split in ("test", "train")}
     words = instructions("Solve this problem.", "the final answer")
     return Task(
-        f"{GYM}{name}", (("reasoning_gym", 1.0),), sources, read_gym_row, instructions=words, tag_rewards=D1_TAG_REWARDS
+        f"{GYM}{name}",
+        (("reasoning_gym", 1.0),),
+        sources,
+        read_gym_row,
+        instructions=words,
+        tag_rewards=D1_TAG_REWARDS,
     )
 
 
@@ -97,8 +100,11 @@ def read_gym_row(row: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("no 'metadata' with the 'source_dataset'")
     answer = row.get("answer")
     return {
-        **row, "question": text_of(row, "question"), "answer": None if answer is None else str(answer), "metadata": metadata
-    }  # fmt: skip
+        **row,
+        "question": text_of(row, "question"),
+        "answer": None if answer is None else str(answer),
+        "metadata": metadata,
+    }
 
 
 @functools.cache
@@ -118,8 +124,12 @@ def reasoning_gym_reward(
     """
     missing = [name for name in _COLUMNS if name not in columns]
     if missing:
-        raise ValueError(f"reasoning_gym_reward needs the columns {', '.join(_COLUMNS)}; missing: {', '.join(missing)}")
-    rows = [dict(zip(_COLUMNS, values, strict=True)) for values in zip(*(columns[name] for name in _COLUMNS), strict=True)]
+        raise ValueError(
+            f"reasoning_gym_reward needs the columns {', '.join(_COLUMNS)}; missing: {', '.join(missing)}"
+        )
+    rows = [
+        dict(zip(_COLUMNS, values, strict=True)) for values in zip(*(columns[name] for name in _COLUMNS), strict=True)
+    ]
     answers = [marked_answer(text) for text in completion_texts(completions)]
     values, reasons = grade_gym([read_gym_row(row) for row in rows], answers)
     report_none("reasoning_gym_reward", values, log_metric, "; ".join(sorted(set(reasons))[:3]))
@@ -142,7 +152,9 @@ def grade_gym(
     asked = [i for i, answer in enumerate(answers) if answer is not None and len(answer) <= LONGEST_ANSWER]
     results = dict(zip(asked, _pool().map(score, [_item(rows[i], answers[i]) for i in asked], timeout), strict=True))
     broken = [i for i, result in results.items() if isinstance(result, Failed)]
-    golds = dict(zip(broken, _pool().map(score, [_item(rows[i], rows[i]["answer"]) for i in broken], timeout), strict=True))
+    golds = dict(
+        zip(broken, _pool().map(score, [_item(rows[i], rows[i]["answer"]) for i in broken], timeout), strict=True)
+    )
     for i, result in results.items():
         if isinstance(result, TimedOut):
             values[i] = None

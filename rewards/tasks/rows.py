@@ -26,9 +26,16 @@ _FILES = (".jsonl", ".json", ".csv")
 
 
 def load_rows(
-    name: str | Task, *, source: str | None = None, path: str | os.PathLike[str] | None = None, form: str | None = None,
-    conversational: bool = True, count: int | None = None, seed: int = 0, rows: int | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    name: str | Task,
+    *,
+    source: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+    form: str | None = None,
+    conversational: bool = True,
+    count: int | None = None,
+    seed: int = 0,
+    rows: int | None = None,
+) -> list[dict[str, Any]]:
     """The rows of a task: `prompt`, and the task's columns by the names that the rewards know.
 
     Args:
@@ -53,9 +60,14 @@ def load_rows(
 
 
 def source_rows(
-    task: Task, source: str | None = None, *, path: str | os.PathLike[str] | None = None, count: int | None = None,
-    seed: int = 0, rows: int | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    task: Task,
+    source: str | None = None,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    rows: int | None = None,
+) -> list[dict[str, Any]]:
     """The rows of a source as they stand there; arguments and errors are those of `load_rows`."""
     if count is not None and count < 1:
         raise ValueError(f"count={count} is not positive")

@@ -31,8 +31,10 @@ Weighted = tuple[str | Reward, float]
 
 TAGS = "{job} Answer in exactly this form:\n<reasoning>\nyour reasoning\n</reasoning>\n<answer>\n{answer}\n</answer>"
 D1_TAG_REWARDS: tuple[Weighted, ...] = (
-    ("xml_count", 0.5), ("soft_format", 0.5), ("strict_format", 0.5),  # d1 weighs the answer twice as much
-)  # fmt: skip
+    ("xml_count", 0.5),
+    ("soft_format", 0.5),
+    ("strict_format", 0.5),  # d1 weighs the answer twice as much
+)
 PLAIN = "plain"
 
 
@@ -72,7 +74,9 @@ def with_question(row: Row) -> dict[str, Any]:
 def marked_answer(text: str) -> str | None:
     """The content of the last answer block, box or `####` line, or the whole text; None if that is empty."""
     text = without_special_tokens(text)
-    found = next((mark for read in (last_answer_block, last_boxed, last_hash) if (mark := read(text)) is not None), text)
+    found = next(
+        (mark for read in (last_answer_block, last_boxed, last_hash) if (mark := read(text)) is not None), text
+    )
     return found.strip() or None
 
 
@@ -204,11 +208,17 @@ class Task:
         read = [self.extract(text) for text in texts]
         said = dict(zip(reversed(read), reversed(texts), strict=True))  # an answer -> the first text that gives it
         completions = [
-            texts[i] if i < len(texts) and read[i] == (answer or None) else said.get(answer) or self.write_answer(answer)
+            texts[i]
+            if i < len(texts) and read[i] == (answer or None)
+            else said.get(answer) or self.write_answer(answer)
             for i, answer in enumerate(answers)
         ]
         columns = {"question": problem.question, "answer": problem.answer, **(problem.columns or {})}
-        kept = {name: [value] * len(answers) for name, value in columns.items() if name not in RESERVED and name != "prompt"}
+        kept = {
+            name: [value] * len(answers)
+            for name, value in columns.items()
+            if name not in RESERVED and name != "prompt"
+        }
         reward = load(self.rewards[0][0])
         with others_code(f"reward {name_of(self.rewards[0][0])!r}"):
             values: list[Value] = reward(prompts=[problem.question] * len(answers), completions=completions, **kept)

@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("task", nargs="?", help=f"the name of one, or {PLACES}")
     parser.add_argument("--json", action="store_true", help="print a JSON list with name, source, target, summary")
-    parser.add_argument("--row", action="store_true", help="show the first row also if it must be fetched from the hub")
+    parser.add_argument(
+        "--row", action="store_true", help="show the first row also if it must be fetched from the hub"
+    )
     parser.add_argument("--form", help="of the prompt that is shown; plain by default")
     options = parser.parse_args(argv)
     if options.task is None:
@@ -45,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
             if getattr(options, name):
                 raise ValueError(f"--{name} shows one task: say which")
         tasks = available_tasks()
-        print(json.dumps(tasks, indent=2) if options.json else _table(tasks, shutil.get_terminal_size((120, 24)).columns))
+        print(
+            json.dumps(tasks, indent=2) if options.json else _table(tasks, shutil.get_terminal_size((120, 24)).columns)
+        )
         return 0
     if options.json:
         raise ValueError("--json lists all tasks; it shows none")
@@ -54,8 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     task.check_form(form)
     print("\n".join(_facts(task)))
     found = _first_prompt(task, form, options.row)
-    print(f"\nThe first prompt, in the form {form}:\n\n{textwrap.indent(found, '    ')}" if found is not None else
-          "\nNo row is at hand to be shown")  # fmt: skip
+    print(
+        f"\nThe first prompt, in the form {form}:\n\n{textwrap.indent(found, '    ')}"
+        if found is not None
+        else "\nNo row is at hand to be shown"
+    )
     return 0
 
 

@@ -27,13 +27,23 @@ class Command(NamedTuple):
 COMMANDS = {
     "sample": Command("lockstitch.sampling.cli", "sample trajectories, watch them being denoised, fill in blanks"),
     "stitch": Command("lockstitch.stitching.cli", "sample trajectories, stitch their best steps, answer and report"),
-    "grade": Command("lockstitch.rewards.tasks.grade_cli", "score completions of a task: accuracy, and what each earns"),
-    "lm-eval": Command("lockstitch.recipes.harness", "run lm-evaluation-harness's tasks, with our models as `lockstitch`"),
+    "grade": Command(
+        "lockstitch.rewards.tasks.grade_cli", "score completions of a task: accuracy, and what each earns"
+    ),
+    "lm-eval": Command(
+        "lockstitch.recipes.harness", "run lm-evaluation-harness's tasks, with our models as `lockstitch`"
+    ),
     "sft": Command("lockstitch.recipes.launch", "train on prompts and completions", "sft"),
-    "grpo": Command("lockstitch.recipes.launch", "train by reinforcement learning, on a task or one's own data", "grpo"),
-    "prm": Command("lockstitch.recipes.launch", "label reasoning steps and train a process reward model on them", "prm"),
+    "grpo": Command(
+        "lockstitch.recipes.launch", "train by reinforcement learning, on a task or one's own data", "grpo"
+    ),
+    "prm": Command(
+        "lockstitch.recipes.launch", "label reasoning steps and train a process reward model on them", "prm"
+    ),
     "export": Command("lockstitch.rl.export_cli", "pack a trained adapter with its card, or merge it into its base"),
-    "tasks": Command("lockstitch.rewards.tasks.tasks_cli", "list the tasks, ours and plug-ins, or show one with a prompt"),
+    "tasks": Command(
+        "lockstitch.rewards.tasks.tasks_cli", "list the tasks, ours and plug-ins, or show one with a prompt"
+    ),
     "rewards": Command("lockstitch.rewards.rewards_cli", "list the installed rewards, ours and plug-ins"),
     "report": Command("lockstitch.rl.run_report", "write the page of a training run: curves, health, completions"),
 }

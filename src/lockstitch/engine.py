@@ -52,17 +52,24 @@ class EngineOptions:
     """Who does the work; none of it changes a result."""
 
     workers: int = field(
-        default=1, metadata={"help": "Processes that share the work, each with models of its own and its part of the cores; "
-                                     "with --engine ray, actors of each stage. Default: 1."}
-    )  # fmt: skip
+        default=1,
+        metadata={
+            "help": "Processes that share the work, each with models of its own and its part of the cores; "
+            "with --engine ray, actors of each stage. Default: 1."
+        },
+    )
     engine: str = field(default=LOCAL, metadata={"help": "local (default), or ray: a cluster (extra 'ray')."})
     pools: str | None = field(
-        default=None, metadata={"help": "Ray: actors of single stages, NAME=ACTORS or NAME=ACTORSxGPUS, GPUS of each, with "
-                                        "commas between: sampler=4,solver=1x0.5."}
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": "Ray: actors of single stages, NAME=ACTORS or NAME=ACTORSxGPUS, GPUS of each, with "
+            "commas between: sampler=4,solver=1x0.5."
+        },
+    )
     ray_address: str | None = field(
-        default=None, metadata={"help": "Ray: the cluster. Default: RAY_ADDRESS, else one that is started for this run."}
-    )  # fmt: skip
+        default=None,
+        metadata={"help": "Ray: the cluster. Default: RAY_ADDRESS, else one that is started for this run."},
+    )
 
     def __post_init__(self) -> None:
         if type(self.workers) is not int or self.workers < 1:
@@ -104,8 +111,10 @@ class EngineOptions:
     def check_device(self, device: str | None) -> None:
         """Raises `ValueError` for one card where each worker takes a card of its own."""
         if device is not None and ":" in device and not self.alone:
-            raise ValueError(f"device={device!r} is one card; with --workers and on a cluster each worker has its own: say "
-                             f"{device.partition(':')[0]!r}, or CUDA_VISIBLE_DEVICES for fewer cards")  # fmt: skip
+            raise ValueError(
+                f"device={device!r} is one card; with --workers and on a cluster each worker has its own: say "
+                f"{device.partition(':')[0]!r}, or CUDA_VISIBLE_DEVICES for fewer cards"
+            )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +173,9 @@ class _Joined:
 
     def __call__(self) -> Callable[[list[Any]], list[Any]]:
         work = self.make()
-        return lambda portion: sorted((row for rows in work(portion) for row in rows), key=lambda row: int(row["index"]))
+        return lambda portion: sorted(
+            (row for rows in work(portion) for row in rows), key=lambda row: int(row["index"])
+        )
 
 
 class InOrder:
@@ -277,8 +288,9 @@ def run(
         if len(portions) < most:
             warnings.warn(
                 f"{len(left)} rows in portions of {chunk} are work for {len(portions)} of {most} workers: a --chunk of "
-                f"{math.ceil(len(left) / most)} is work for all", stacklevel=2,
-            )  # fmt: skip
+                f"{math.ceil(len(left) / most)} is work for all",
+                stacklevel=2,
+            )
         if options.engine == RAY:
             from lockstitch import engine_ray
 

@@ -48,14 +48,22 @@ def rows(job: Job, portions: Sequence[Portion], pools: Mapping[str, Pool], addre
         context = DataContext.get_current()
         context.enable_progress_bars = False
         place, attempts = Place.here(), ray.remote(num_cpus=0, max_restarts=-1)(Attempts).remote()
-        data = ray.data.from_arrow([
-            pyarrow.table({"portion": pyarrow.array([_packed(portion)], pyarrow.large_binary())}) for portion in portions
-        ])
+        data = ray.data.from_arrow(
+            [
+                pyarrow.table({"portion": pyarrow.array([_packed(portion)], pyarrow.large_binary())})
+                for portion in portions
+            ]
+        )
         for stage in job.stages:
             data = data.map_batches(
-                Actor, fn_constructor_args=(_dumped(stage), place, attempts), batch_size=1, batch_format="pyarrow",
-                num_cpus=cpus, num_gpus=gpus[stage.name], compute=ActorPoolStrategy(size=pools[stage.name].actors),
-            )  # fmt: skip
+                Actor,
+                fn_constructor_args=(_dumped(stage), place, attempts),
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=cpus,
+                num_gpus=gpus[stage.name],
+                compute=ActorPoolStrategy(size=pools[stage.name].actors),
+            )
         try:
             for table in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for blob in table["portion"].to_pylist():
@@ -144,8 +152,10 @@ def shares(
     wanted = sum(gpus[stage.name] * pools[stage.name].actors for stage in stages)
     if wanted > have + 1e-9:
         said_so = ", ".join(f"{stage.name}={pools[stage.name].actors}x{gpus[stage.name]:g}" for stage in stages)
-        raise ValueError(f"the pools ask for {wanted:g} GPUs side by side and the cluster has {have:g}; now they are "
-                         f"{said_so}: say --pools NAME=ACTORSxGPUS, parts of a GPU if need be")  # fmt: skip
+        raise ValueError(
+            f"the pools ask for {wanted:g} GPUs side by side and the cluster has {have:g}; now they are "
+            f"{said_so}: say --pools NAME=ACTORSxGPUS, parts of a GPU if need be"
+        )
     count = sum(pools[stage.name].actors for stage in stages)
     machines = [node.get("CPU", 0.0) for node in nodes]
     parts = {machine / k for machine in machines for k in range(1, count + 1)} | {1.0}

@@ -36,7 +36,9 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
     if path.suffix == ".parquet":
         yield from enumerate(_table(path), start=1)
         return
-    lines = _bytes_of(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")  # rows may hold U+2028, at which splitlines splits
+    lines = (
+        _bytes_of(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    )  # rows may hold U+2028, at which splitlines splits
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if suffix in (".csv", ".json"):
         bad = [f"line {number} is not UTF-8" for number, line in enumerate(lines, start=1) if _decoded(line) is None]
@@ -56,7 +58,9 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
             return
         array = _parsed(text)
         if not isinstance(array, list):
-            raise ValueError(f"{path} holds no JSON array but {array if isinstance(array, str) else type(array).__name__}")
+            raise ValueError(
+                f"{path} holds no JSON array but {array if isinstance(array, str) else type(array).__name__}"
+            )
         yield from ((number, _object(row)) for number, row in enumerate(array, start=1))
         return
     for number, line in enumerate(lines, start=1):
@@ -156,7 +160,9 @@ def read_rows(path: Path, read: Callable[[Row], Read]) -> list[Read]:
 Given = TypeVar("Given")
 
 
-def each_row(path: Path, rows: Iterable[tuple[int, Given | str]], read: Callable[[Given], Read]) -> list[tuple[int, Read]]:
+def each_row(
+    path: Path, rows: Iterable[tuple[int, Given | str]], read: Callable[[Given], Read]
+) -> list[tuple[int, Read]]:
     """(line number, `read(row)`) for every numbered row of a file; what `read_rows` raises, this does.
 
     A row that is a text is what is wrong with the line.
@@ -252,7 +258,9 @@ def lock(directory: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(held)
-        raise ValueError(f"{directory} is being written into by another process; wait for it, or choose another") from None
+        raise ValueError(
+            f"{directory} is being written into by another process; wait for it, or choose another"
+        ) from None
     except OSError:
         os.close(held)
         return
@@ -284,11 +292,15 @@ def finished_by_index(path: Path, expected: Sequence[Row] | None = None) -> list
         if expected is None:
             continue
         if number >= len(expected):
-            raise ValueError(f"line {number + 1} of {path} is one more than the {len(expected)} rows of this run: {changed}")
+            raise ValueError(
+                f"line {number + 1} of {path} is one more than the {len(expected)} rows of this run: {changed}"
+            )
         for name, value in expected[number].items():
             if name not in row or json.dumps(row[name]) != json.dumps(value):
-                raise ValueError(f"line {number + 1} of {path} is not this run's row {number}, whose {name!r} is "
-                                 f"{value!r:.80}: {changed}")  # fmt: skip
+                raise ValueError(
+                    f"line {number + 1} of {path} is not this run's row {number}, whose {name!r} is "
+                    f"{value!r:.80}: {changed}"
+                )
     return rows
 
 

@@ -22,7 +22,10 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from lockstitch.files import is_text
 
 _YES, _NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
-_SPELLED = ("_kwargs", "new_model")  # mappings, which a command line spells in JSON; other texts in their place are paths
+_SPELLED = (
+    "_kwargs",
+    "new_model",
+)  # mappings, which a command line spells in JSON; other texts in their place are paths
 # What libraries raise, beside ValueError, for a value that they do not take.
 REFUSALS = (TypeError, LookupError, AttributeError, ImportError, RuntimeError, ArithmeticError, AssertionError)
 
@@ -139,7 +142,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
             twice = sorted({key for key in keys if keys.count(key) > 1})
             if twice:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {twice[0]!r} stands twice", node.start_mark
+                )
             made: dict[Any, Any] = super().construct_mapping(node, deep)
             return made
 
@@ -191,8 +196,11 @@ def _hints(parser: Any) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for record in parser.dataclass_types:
         said = get_type_hints(record)
-        hints |= {one.name: said[one.name] | None if one.default is None else said[one.name]
-                  for one in fields(record) if one.init}  # fmt: skip
+        hints |= {
+            one.name: said[one.name] | None if one.default is None else said[one.name]
+            for one in fields(record)
+            if one.init
+        }
     return hints
 
 

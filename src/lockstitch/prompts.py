@@ -45,7 +45,9 @@ def task_prompts(
     if source is None and found.generate is not None:
         source = "held_out"
     if count is None and found.source(source).generate is not None:
-        raise ValueError(f"task {found.name!r} makes its rows up: say how many (--limit), or name another of its sources "
-                         f"(--source: {', '.join(found.sources)})")  # fmt: skip
+        raise ValueError(
+            f"task {found.name!r} makes its rows up: say how many (--limit), or name another of its sources "
+            f"(--source: {', '.join(found.sources)})"
+        )
     rows = load_rows(found, source=source, form=form or "plain", conversational=False, count=count, seed=seed)
     return TaskPrompts(rows, found.system, found.canvas_length)
