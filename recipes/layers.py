@@ -76,4 +76,22 @@ def parse_layers(parser: Any, argv: Sequence[str]) -> tuple[Any, ...]:
         preset = check_settings(parser, read_yaml(path), path)
         if not (said.use_peft if said.use_peft is not None else config.get("use_peft", preset.get("use_peft", False))):
             preset = {key: value for key, value in preset.items() if not key.startswith(_ADAPTER)}
-    return parse_options(parser, rest, {**preset, **config})
+    parsed = parse_options(parser, rest, {**preset, **config})
+    for one in parsed:
+        check_trackers(getattr(one, "report_to", None) or ())
+    return parsed
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises `ValueError` for trackers that nobody knows, or that are not installed."""
+    from transformers.integrations import integration_utils
+
+    known = {**integration_utils.INTEGRATION_TO_CALLBACK}
+    for name in {*([names] if isinstance(names, str) else names)} - {"none", "all"}:
+        if name not in known:
+            raise ValueError(
+                f"report_to={name!r} is not one of none, all, {', '.join(sorted(known))}{nearest(name, known)}"
+            )
+        available = getattr(integration_utils, f"is_{name}_available", lambda: True)
+        if not available():
+            raise ValueError(f"report_to={name!r}: {name} is not installed; pip install {name}")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lockstitch.prompts import TaskPrompts
 
 CHUNK = 25
+STDIN = "-"
 
 
 @dataclass
@@ -64,7 +65,7 @@ class SampleOptions:
         default=None,
         metadata={
             "help": "Prompts: JSON Lines with 'prompt' and, if not all is open, 'canvas': token ids, "
-            "null where a position is to be denoised."
+            "null where a position is to be denoised; - reads them from standard input."
         },
     )
     task: str | None = field(
@@ -229,8 +230,9 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
     remembered = _remembered(options, settings, asdict(requests[0].config))
     if options.chat_template is None:
         remembered["chat_template"] = tokenizer.chat_template is not None and of_model != MODEL_TYPE
-    if asked is not None:
-        remembered["task_rows"] = hashlib.sha256(repr([request.text for request in requests]).encode()).hexdigest()
+    if asked is not None or options.input == STDIN:
+        rows = [(request.text, request.canvas, dict(request.columns)) for request in requests]
+        remembered["rows"] = hashlib.sha256(repr(rows).encode()).hexdigest()
     directory = None if options.output is None else Path(options.output)
     if directory is not None:
         files.claim_directory(directory, remembered)
@@ -288,6 +290,8 @@ def _requests(
     from lockstitch.sampling.prompts import Reader
     from lockstitch.sampling.uniform_prompts import UniformReader, config_of
 
+    from lockstitch import files
+
     reader: Reader | UniformReader
     if of_model == MODEL_TYPE:
         for name in ("preset", "family", "mask_id", "trust_remote_code", "chat_template", "system_prompt"):
@@ -310,7 +314,8 @@ def _requests(
     if asked is not None:
         requests = [reader.asked(row) for row in asked.rows]
     elif options.input is not None:
-        requests = reader.read(Path(options.input))[: options.limit]
+        with files.named_file(options.input) as path:
+            requests = reader.read(path)[: options.limit]
     else:
         requests = [reader.request(options.prompt)]
     if isinstance(requests[0].config, SamplerConfig):
@@ -323,8 +328,8 @@ def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Map
     # A preset is what it sets.
     free = ("preset", "output", "html", "watch", "device", "chunk", "color", "batch_size")
     remembered = {**asdict(options), **config, "canvas_length": settings.get("canvas_length")}
-    if options.input is not None:
-        remembered["sha256"] = hashlib.sha256(Path(options.input).read_bytes()).hexdigest()
+    if options.input not in (None, STDIN):
+        remembered["sha256"] = hashlib.sha256(Path(str(options.input)).read_bytes()).hexdigest()
     return {name: value for name, value in remembered.items() if name not in free}
 
 

@@ -1,5 +1,6 @@
 """The reinforcement-learning recipe: every file of settings through the real parser, layers, problems, memory, launches."""
 
+import importlib.util
 import json
 import os
 import re
@@ -125,6 +126,11 @@ def test_wrong_command_lines_are_refused():
         parse([*SUDOKU, "--config", "absent.yaml"])
     with pytest.raises(ValueError, match="task=None, dataset_name=None: say what to train on"):
         parse(["--model_name_or_path", "m", *CPU])
+    with pytest.raises(ValueError, match=r"report_to='wanbd' is not one of .*did you mean 'wandb'"):
+        parse([*SUDOKU, *CPU, "--report_to", "wanbd"])
+    if importlib.util.find_spec("neptune") is None:
+        with pytest.raises(ValueError, match="neptune is not installed; pip install neptune"):
+            parse([*SUDOKU, *CPU, "--report_to", "neptune"])
 
 
 def test_rewards_are_the_tasks_own_unless_named():

@@ -1,5 +1,6 @@
 """`lockstitch sample` as people run it: what it writes, blanks, refusals, resuming after a kill at any moment."""
 
+import io
 import json
 import os
 import random
@@ -97,6 +98,18 @@ def test_other_rows_are_not_loaded(tmp_path):
     path.write_text('{"question": 1}\n')
     with pytest.raises(ValueError, match="line 1: no 'trajectories'"):
         load_trajectories(path)
+
+
+def test_prompts_may_come_from_standard_input(source, tmp_path, monkeypatch, capsys):
+    def piped(text):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        return main([*SUDOKU, "--input", "-", "--output", str(tmp_path / "piped")])
+
+    assert main([*SUDOKU, "--input", str(source), "--output", str(tmp_path / "file")]) == 0
+    assert piped(source.read_bytes()) == piped(source.read_bytes()) == 0  # again: all rows are there
+    assert written(tmp_path / "piped") == written(tmp_path / "file")
+    assert piped(b'{"prompt": "1234"}\n') == 2
+    assert "rows" in capsys.readouterr().err
 
 
 def test_without_an_output_the_texts_are_printed(capsys):

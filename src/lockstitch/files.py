@@ -11,8 +11,11 @@ import io
 import json
 import math
 import os
+import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +28,18 @@ SHOWN_ERRORS = 10
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def named_file(name: str) -> Iterator[Path]:
+    """The file of that name, which may not be there; for `-` one with what standard input holds, JSON Lines, for a while."""
+    if name != "-":
+        yield Path(name)
+        return
+    with tempfile.TemporaryDirectory(prefix="lockstitch-") as folder:
+        path = Path(folder) / "stdin.jsonl"
+        path.write_bytes(sys.stdin.buffer.read())
+        yield path
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
