@@ -77,16 +77,11 @@ def model_card(
     kind = "A model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter"
     made = f"{kind}, for {origin}; made with Lockstitch {__version__}."
     parts = [f"---\n{data.to_yaml()}\n---", f"# {shown}, post-trained", made]
-    parts += [_loading(base, revision, record, merged, published), "`DIR` is this directory, or its name on the hub."]
-    rows: dict[str, Any] = {"rank": adapter["r"], "alpha": adapter["lora_alpha"], "dropout": adapter["lora_dropout"]}
-    if record is not None:
-        rows = {
-            "stage": record.stage,
-            "preset": record.preset,
-            "task": record.task,
-            "data": record.data if record.data and is_hub_name(record.data) else None,
-        } | rows
-    rows["steps"] = steps
+    loading = _loading(base, revision, record, merged, published)
+    prompt = "; `...` is a prompt" if '"..."' in loading else ""
+    parts += [loading, f"`DIR` is this directory, or its name on the hub{prompt}."]
+    rows: dict[str, Any] = _facts(record) if record is not None else {}
+    rows |= {"rank": adapter["r"], "alpha": adapter["lora_alpha"], "dropout": adapter["lora_dropout"], "steps": steps}
     parts.append(
         "## Training\n\n" + _table(("", ""), {name: value for name, value in rows.items() if value is not None})
     )
@@ -137,16 +132,26 @@ def run_card(record: RunRecord, name: str, adapter: bool, canvas_length: int | N
     shown = record.base if named else Path(model_name(record.base)).name
     kind = "A LoRA adapter for" if adapter else "Trained from"
     made = f"{kind} `{shown}`" + (f" at revision `{record.revision}`" if record.revision else "")
-    rewards = record.config.get("reward_funcs")
-    rows = {"stage": record.stage, "preset": record.preset, "task": record.task,
-            "data": Path(record.data).name if record.data else None,
-            "rewards": ", ".join(Path(one).name for one in rewards) if rewards else None,
-            "family": record.family}  # fmt: skip
-    parts = [f"---\n{data.to_yaml()}\n---", f"# {name}", f"{made}; made with Lockstitch {__version__}.",
-             _table(("", ""), {key: value for key, value in rows.items() if value is not None}),
-             "## Use it", "`DIR` is this directory, or its name on the hub; `...` is a prompt.",
-             _sampling(record, adapter, canvas_length)]  # fmt: skip
+    rows = _facts(record)
+    drawn = record.family is not None and record.stage != "prm"
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {name}", f"{made}; made with Lockstitch {__version__}."]
+    parts.append(_table(("", ""), {key: value for key, value in rows.items() if value is not None}))
+    parts += ["## Use it", f"`DIR` is this directory, or its name on the hub{'; `...` is a prompt' if drawn else ''}."]
+    parts.append(_sampling(record, adapter, canvas_length))
     return "\n\n".join(parts) + "\n"
+
+
+def _facts(record: RunRecord) -> dict[str, Any]:
+    """What a run was, as rows of a table; None for what it does not say."""
+    rewards = record.config.get("reward_funcs")
+    return {
+        "stage": record.stage,
+        "preset": record.preset,
+        "task": record.task,
+        "data": Path(record.data).name if record.data else None,
+        "rewards": ", ".join(Path(one).name for one in rewards) if rewards else None,
+        "family": record.family,
+    }
 
 
 def _sampling(record: RunRecord, adapter: bool, canvas_length: int | None) -> str:
@@ -176,7 +181,7 @@ def _told(record: RunRecord | None) -> list[str]:
 
 
 def _loading(base: str, revision: str | None, record: RunRecord | None, merged: bool, published: bool) -> str:
-    """How to load it: by plain transformers where that is enough, else by Lockstitch, which knows how the base attends."""
+    """How to load it, and to sample from it: by Lockstitch, which knows how the base attends, and by plain transformers."""
     family = record.family if record is not None else None
     named = f'"{base if is_hub_name(base) or base.startswith(EMBEDDED) else "BASE"}"'
     said = [f'revision="{revision}"'] if revision else []
@@ -184,8 +189,15 @@ def _loading(base: str, revision: str | None, record: RunRecord | None, merged: 
         read = _python("from lockstitch import Denoiser", "", 'denoiser = Denoiser.from_pretrained("DIR")')
         return "The names are those of the family's own code, which reads it; so does Lockstitch:\n\n" + read
     if merged:
-        return _python(
+        plain = _python(
             "from transformers import AutoModelForCausalLM", "", 'model = AutoModelForCausalLM.from_pretrained("DIR")'
+        )
+        if record is None or family is None:
+            return plain
+        length = record.config.get("max_completion_length") or record.config.get("canvas_length")
+        return (
+            f"{_sampling(record, False, length)}\n\nPlain transformers loads the same weights, for logits. Its `generate` "
+            f"writes from left to right, which is not how this model writes:\n\n{plain}"
         )
     if record is not None and family is None:
         return _python(

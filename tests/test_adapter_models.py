@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lockstitch.rl.export import ExportConfig, export
 from lockstitch.rl.lora import DiffusionModelConfig, lora_config
 from lockstitch.rl.model_card import run_card
 from lockstitch.rl.models import as_denoiser
-from lockstitch.rl.run_record import RunRecord
+from lockstitch.rl.run_record import RunRecord, write_run
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling import cli as sample_cli
 from lockstitch.sampling.adapter_files import find_adapter
@@ -207,24 +208,29 @@ def test_an_embedded_model_is_named_without_the_machine(tmp_path):
     assert find_adapter(str(elsewhere)).base == "embedded:sudoku"
 
 
-@pytest.mark.parametrize("of", ["run", "export"])
+@pytest.mark.parametrize("of", ["run", "export", "merge"])
 def test_the_lines_of_the_card_run(of, tmp_path):
     adapter = make_adapter(tmp_path / "run", "embedded:sudoku")
     record = RunRecord("embedded:sudoku", None, "grpo", "bidirectional", "sudoku", config={"mask_id": 2})
+    expected = sample(Denoiser.from_pretrained(str(adapter)), [PUZZLE], SamplerConfig(canvas_length=20))[0].canvas_ids
     if of == "run":
         card = run_card(record, "run", True, 20)
     else:
-        export(ExportConfig(adapter, tmp_path / "out"))
+        if of == "merge":
+            write_run(adapter, replace(record, config={"canvas_length": 20}))
+        export(ExportConfig(adapter, tmp_path / "out", merge=of == "merge"))
         adapter = tmp_path / "out"
         card = (adapter / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     found = {}
-    exec(code.replace('"DIR"', repr(str(adapter))).replace("...", PUZZLE.replace("\n", "\\n")), found)
-    assert isinstance(found["denoiser"].model, PeftModel)
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(code.replace('"DIR"', repr(str(adapter))).replace("...", PUZZLE.replace("\n", "\\n")), found)
+    assert isinstance(found["denoiser"].model, PeftModel) == (of != "merge")
     if of == "run":
-        assert "mask_id=2" in code
-        (expected,) = sample(Denoiser.from_pretrained(str(adapter)), [PUZZLE], SamplerConfig(canvas_length=20))
-        assert found["trajectory"].canvas_ids == expected.canvas_ids
+        assert "mask_id=2" in card
+    if of != "export":
+        assert found["trajectory"].canvas_ids == expected
+    if of == "merge":
+        assert type(found["model"]) is type(found["denoiser"].model)
 
 
 def test_loading_says_nothing_that_is_not_the_user_s(capfd, recwarn):
