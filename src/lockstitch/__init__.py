@@ -111,8 +111,10 @@ def model_path(name: str) -> str:
     """What to load a model from: `embedded:NAME` becomes the directory of one that comes with the package, and the name of
     a directory or of a model on the hub stays as it is.
 
-    Raises `ValueError` for an embedded model that does not exist.
+    Raises `ValueError` for an embedded model that does not exist, and for `embedded` alone, which is on no hub.
     """
+    if name in (EMBEDDED, EMBEDDED.rstrip(":")) and not Path(name).exists():
+        return str(embedded_model(""))  # which says what there is
     return str(embedded_model(name.removeprefix(EMBEDDED))) if name.startswith(EMBEDDED) else name
 
 
