@@ -32,9 +32,9 @@ _IDLE = re.compile(
     r"|color|large|Large|LARGE|huge|Huge)(?![a-zA-Z])\.?|\\[,;:! ]|\*\*|__|`|~"
 )
 _CUT = re.compile(
-    r"\\\\|[\n&;:]|\\[()\[\]]|\$+|(?<![<>!=\\])={1,3}>?|[-\u2013]{1,2}>|\u2192|\u21d2|\u2248|\u2261|\u2234|</?[a-zA-Z][^<>]{0,20}>|</|<\||\|>"
+    r"\\\\|[\n&;:]|\\[()\[\]]|\$+|(?:(?<![<>!=\\])|(?<=[\d)}]!))={1,3}>?|[-\u2013]{1,2}>|\u2192|\u21d2|\u2248|\u2261|\u2234|</?[a-zA-Z][^<>]{0,20}>|</|<\||\|>"
     r"|\\(?:[lL]?ongr|[rR])ightarrow(?![a-zA-Z])|\\(?:to|implies|therefore|because|iff|approx|equiv|cong|sim|leadsto"
-    r"|Leftrightarrow|item|colon)(?![a-zA-Z])"
+    r"|Leftrightarrow|item|colon|in)(?![a-zA-Z])"
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _MATTER = re.compile(
@@ -47,6 +47,7 @@ _BEHIND_IN_PROSE = re.compile(
     r"(?:\s?[+*/\u00d7\u00b7\u00f7^<>\u2260\u2264\u2265]\s?[\w\\($]\S*|\s[-\u2212]\s?\d\S*|\S+)"
 )
 _LABEL = re.compile(r"(?:\A|\n)\s*(?:\(?[a-zA-Z0-9]{1,3}\)|[-*\u2022]{1,3}\s+)\Z")
+_CHOICE = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s?\{\s*\(?[A-J]\)?\s*\}|\([A-J]\)")  # whose words may follow
 _SCALE = re.compile(
     r"(?:\s|\$|\\[,;:! )\]]|~|\*\*|\})*(?:\\(?:text(?:bf|rm)?|mathrm|mbox)\s?\{\s*)?"
     r"((?:hundred|thousand|million|billion|trillion|dozen)s?\b|\\?%(?![a-zA-Z])|per\s?cent\b|[ap]\.\s?m\.?|[ap]m\b|[AP]\.?M\b\.?)"
@@ -150,6 +151,8 @@ def _put_together(content: str, before: str, behind: str, is_formula: bool) -> s
     """The content with what belongs to it before and behind; empty if it cannot be joined to that."""
     left, right = _before(before, is_formula), _behind(behind, is_formula, _depth(_before(before, is_formula)))
     if not is_formula and re.match(r"!+(?:\s|\Z)", right):
+        right = ""
+    if _CHOICE.fullmatch(content):
         right = ""
     joined = _unwrapped(left + _HERE + right)
     rest = joined.replace(_HERE, "")
