@@ -16,10 +16,22 @@ NAME = "lockstitch"
 _COMMANDS = ("run", "ls", "validate")
 
 
+_HELP = """\
+usage: lockstitch lm-eval [run|ls|validate] ...
+
+EleutherAI's lm-evaluation-harness with our models in it. Words and options are the harness's own:
+`lockstitch lm-eval run --help` tells them. Where nothing else is said, `run` is meant, with
+
+  --model lockstitch
+  --model_args pretrained=MODEL[,preset=NAME][,peft=ADAPTER][,num_samples=N][,FIELD=VALUE ...]
+                        FIELD is any field of SamplerConfig: steps, block_length, temperature, ...
+
+  lockstitch lm-eval --tasks gsm8k --batch_size 16 --model_args pretrained=GSAI-ML/LLaDA-8B-Instruct,preset=llada
+"""
+
+
 def arguments(argv: list[str]) -> list[str]:
     """The harness's own arguments: `run` and our model are what is meant where they are not said."""
-    if not argv or argv[0] in ("-h", "--help"):
-        return argv
     command, rest = (argv[0], argv[1:]) if argv[0] in _COMMANDS else ("run", argv)
     said = {word.partition("=")[0] for word in rest}
     if command != "run" or said & {"--model", "-M", "--config", "-C", "-h", "--help"}:
@@ -30,6 +42,10 @@ def arguments(argv: list[str]) -> list[str]:
 @reported("lockstitch lm-eval", "interrupted; with --use_cache FILE, what is done is kept")
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `lockstitch lm-eval`."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return 0
     if find_spec("lm_eval") is None:
         raise ValueError("lm-evaluation-harness is not installed: pip install 'lockstitch[eval]'")
     from lm_eval.__main__ import cli_evaluate
@@ -37,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
     assert harness_model.NAME == NAME
     before = sys.argv
-    sys.argv = ["lockstitch lm-eval", *arguments(sys.argv[1:] if argv is None else list(argv))]
+    sys.argv = ["lockstitch lm-eval", *arguments(argv)]
     try:
         cli_evaluate()
     finally:

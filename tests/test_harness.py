@@ -290,4 +290,3 @@ def test_the_harness_s_own_options_pass_through():
     assert harness.arguments(["run", "--model", "hf"]) == ["run", "--model", "hf"]
     assert harness.arguments(["--model=hf"]) == ["run", "--model=hf"]
     assert harness.arguments(["-C", "file.yaml"]) == ["run", "-C", "file.yaml"]
-    assert harness.arguments(["--help"]) == ["--help"]
