@@ -19,8 +19,8 @@ RATIO_NORMS = ("canvas", "valid", "none")
 KL_FORMS = ("k2", "k3")
 _NORM = {"sequence": "canvas", "weighted": "none", "self_normalized": "valid"}
 
-_SAMPLER = ("block_length", "steps", "policy", "threshold", "factor", "entropy_bound", "window", "window_limit", "certainty",
-            "cache", "cfg_scale")  # fmt: skip
+_SAMPLER = ("block_length", "steps", "policy", "threshold", "fallback", "factor", "entropy_bound", "window",
+            "window_limit", "certainty", "cache", "cfg_scale")  # fmt: skip
 _ESTIMATOR = ("estimator", "num_samples", "mask_schedule", "mask_distribution", "perturb_ratio", "prompt_mask_ratio",
               "segments", "eubo_beta", "eubo_mix", "scope")  # fmt: skip
 
@@ -179,6 +179,10 @@ class DiffusionGRPOConfig(GRPOConfig):
         default=None, metadata={"help": "Which masked positions commit at a step; None is quota."}
     )
     threshold: float | None = field(default=None, metadata={"help": "Certainty that commits (threshold, deferred)."})
+    fallback: str | None = field(
+        default=None,
+        metadata={"help": "What commits where nothing reaches the threshold: certain or leftmost; None is certain."},
+    )
     factor: float | None = field(default=None, metadata={"help": "How generous policy=factor is."})
     entropy_bound: float | None = field(default=None, metadata={"help": "Nats that policy=entropy_bound may commit."})
     window: int | None = field(default=None, metadata={"help": "Masks in the window of policy=deferred."})

@@ -37,6 +37,7 @@ ROLLOUTS = {
     "one_by_one": {"policy": "random"},
     "two_at_a_time": {"steps": 4},
     "threshold": {"policy": "threshold", "threshold": 0.3},
+    "forks": {"policy": "threshold", "threshold": 0.6, "fallback": "leftmost"},
     "blocks": {"policy": "threshold", "threshold": 0.3, "block_length": 4},
 }
 DISGUISES = {"bidirectional": lambda d: d, "dream": dream_like}
