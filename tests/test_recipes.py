@@ -292,7 +292,7 @@ def test_a_launch_leaves_model_record_and_page_and_goes_on_when_repeated(tmp_pat
     assert f"Saved to {tmp_path}" in out
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["stage"], record["task"]) == ("grpo", "sudoku")
-    assert record["base"] == str(lockstitch.embedded_model("sudoku-early"))
+    assert record["base"] == "embedded:sudoku-early"
     assert last_checkpoint(tmp_path).name == "checkpoint-2"
     (tmp_path / "checkpoint-3").mkdir()  # one that was cut off
     launch(["recipes/grpo.py", "--config", "tiny/sudoku.yaml"], tmp_path, "--max_steps", "4")
