@@ -158,10 +158,11 @@ def test_fewer_portions_than_workers_are_said(tmp_path):
 def test_no_worker_outlives_its_caller(tmp_path, stop):
     script = tmp_path / "caller.py"
     script.write_text(f"""
-import os, sys, time
+import os, signal, sys, time
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from pathlib import Path
 from lockstitch.engine import EngineOptions, run, whole
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job would not have
 from lockstitch.errors import one_line
 
 class Waiting:

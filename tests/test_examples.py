@@ -15,7 +15,7 @@ def test_examples_are_short_and_say_how_to_run_them():
     for path in EXAMPLES:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= LINES, path
-        assert f"    python examples/{path.name}\n" in text
+        assert f"`python examples/{path.name}`" in text
 
 
 @pytest.mark.slow

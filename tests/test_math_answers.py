@@ -4,6 +4,7 @@ import logging
 import re
 
 import pytest
+from lockstitch.rewards import math_rewards
 from lockstitch.rewards.marks import find_answer
 from lockstitch.rewards.math_rewards import grade_math, math_reward
 from lockstitch.rewards.mathematics.forms import parse
@@ -24,6 +25,7 @@ def test_what_answers_are_worth(kind):
 
 def test_gold_answers_that_say_nothing_are_named_once_and_score_nobody(caplog):
     texts = [r"\boxed{5}", "", r"\boxed{None}"]
+    math_rewards._name.cache_clear()  # what other tests had named
     with caplog.at_level(logging.WARNING):
         for gold in UNREADABLE:
             assert math_reward([""] * 3, texts, answer=[gold] * 3) == [None] * 3, gold
