@@ -25,10 +25,12 @@ COMMANDS = re.compile(r"(^|_)(cli|worker|watch|terminal|__main__)$")  # modules 
 
 _LINK = re.compile(r"(\]\()([^)\s#:]+)(\))")
 
+# Before griffe is told where to look: a folder that is not there it passes over.
+make_tree(ROOT / "build" / "docs-tree")
+
 
 def on_config(config: Any) -> Any:
-    """Puts the API's pages into the navigation, and the tree that griffe reads below `build/`."""
-    make_tree(ROOT / "build" / "docs-tree")
+    """Puts the API's pages into the navigation."""
     for entry in config.nav:
         if "API" in entry:
             entry["API"] = [{title: path} for path, title, _ in _api()]
