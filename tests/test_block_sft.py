@@ -14,11 +14,12 @@ from lockstitch.rl.canvas_data import CanvasCollator
 from lockstitch.rl.lora import DiffusionModelConfig
 from lockstitch.rl.masking import block_mask_ratio, noise_generator
 from lockstitch.rl.packing import block_of_column
-from lockstitch.rl.sft import DiffusionSFTTrainer, masked_diffusion_loss, packed_logits
+from lockstitch.rl.sft import masked_diffusion_loss, packed_logits
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.families import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL
 from models import random_denoiser, tokenizer
+from test_sft import sft_trainer
 
 PROMPT, ANSWER, BLOCK = [10, 11, 9], [12, 13, 14, 15], 2
 ROW = {"input_ids": PROMPT + ANSWER, "labels": [-100] * len(PROMPT) + ANSWER}
@@ -97,20 +98,6 @@ def test_rows_are_trained_by_themselves(family):
 
     with torch.no_grad():
         close(logits_of(rows), torch.cat([logits_of([row]) for row in rows]))
-
-
-def sft_trainer(denoiser, rows, tmp_path, **settings):
-    args = DiffusionSFTConfig(
-        output_dir=str(tmp_path),
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        save_strategy="no",
-        **settings,
-    )
-    return DiffusionSFTTrainer(denoiser, args, train_dataset=Dataset.from_list(rows))
 
 
 @pytest.mark.parametrize(

@@ -419,7 +419,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
     refused(tmp_path, "no model at")
     refused(tmp_path / "nowhere", "no model at")
     refused("embedded:nobody", "no embedded model 'nobody'")
-    refused("embedded", "no embedded model ''; there are arithmetic")
+    refused("embedded", "no embedded model 'embedded'; there are arithmetic")
     refused(GOLDEN / "llada", "trust_remote_code=True would be ignored", trust_remote_code=True)
     refused(GOLDEN / "llada", "family='fog' is not one of", family="fog")
     refused(GOLDEN / "llada", "mask_id=9999 is no token of the model", mask_id=9999)

@@ -114,7 +114,7 @@ def model_path(name: str) -> str:
     Raises `ValueError` for an embedded model that does not exist, and for `embedded` alone, which is on no hub.
     """
     if name in (EMBEDDED, EMBEDDED.rstrip(":")) and not Path(name).exists():
-        return str(embedded_model(""))  # which says what there is
+        return str(embedded_model(name))  # which says what there is
     return str(embedded_model(name.removeprefix(EMBEDDED))) if name.startswith(EMBEDDED) else name
 
 
