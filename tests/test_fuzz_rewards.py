@@ -97,7 +97,7 @@ def timed(name, function, text):
         result = function(text)
         if time.thread_time() - began < 1.0:
             return result
-    raise AssertionError(f"{name} takes over a second on {text!r}")
+    raise AssertionError(f"{name} takes over a second on {text[:60]!r} ({len(text):,} characters)")
 
 
 def check(text):

@@ -73,9 +73,13 @@ def cleaned(text: str) -> str:
     rest = _after_last(_OUT_OF_THOUGHT, text)
     text = rest if rest.strip() else text
     text = _SPECIAL.sub("", text)
-    while match := _TOKEN_AT_END.search(end := text.rstrip(), max(0, len(end) - 64)):
-        text = end[: match.start()]
-    return text
+    end = kept = len(text)
+    while True:
+        while end and text[end - 1].isspace():
+            end -= 1
+        if not (match := _TOKEN_AT_END.search(text, max(0, end - 64), end)):
+            return text[:kept]
+        end = kept = match.start()
 
 
 def _after_last(pattern: re.Pattern[str], text: str) -> str:
