@@ -23,6 +23,7 @@ from lockstitch.rl.grpo_rollouts import Columns, RolloutTrainer
 from lockstitch.rl.models import as_denoiser, name_of
 from lockstitch.rl.one_pass import as_one_pass
 from lockstitch.rl.scoring import Canvases, Scorer
+from lockstitch.rl.teaching import TARGET, Teaching, target_loss
 from peft import PeftConfig
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -38,6 +39,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             place (or wrapped by `peft_config`).
         args: the settings. None is a canvas of 256 tokens denoised by a threshold and with a cache (preset `fast`, or
             `block` for models that denoise block by block), and every other default of `DiffusionGRPOConfig`.
+        teaching: a teacher that makes one more completion of each group, and what becomes of it; None has no teacher.
 
     `reward_funcs`, `train_dataset`, `eval_dataset`, `processing_class`, `peft_config`, `callbacks` and the rest are as in
     `GRPOTrainer`.
@@ -58,6 +60,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         callbacks: Any = None,
         optimizers: Any = (None, None),
         peft_config: PeftConfig | None = None,
+        teaching: Teaching | None = None,
         **kwargs: Any,
     ) -> None:
         if args is not None and not isinstance(args, DiffusionGRPOConfig):
@@ -74,6 +77,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             reward_funcs,
             args,
             peft_config,
+            teaching,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             reward_processing_classes=reward_processing_classes,
@@ -90,6 +94,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         # What TRL's loss is given, while it runs.
         self._scored_BG: torch.Tensor | None = None
         self._entropy_BG = torch.empty(0)
+        self._aimed_BG: torch.Tensor | None = None  # likelihoods of the targets beside the rows
         self._moments = torch.zeros(5, dtype=torch.float64, device=self.accelerator.device)
         # Micro-steps since the optimizer's last one; those that share the ratios' sum, and that sum (self_normalized).
         self._window_done, self._chunk_left, self._chunk_weight = 0, 0, torch.ones(())
@@ -97,9 +102,14 @@ class DiffusionGRPOTrainer(RolloutTrainer):
     # --- likelihoods -------------------------------------------------------------------------------------------------
 
     def _likelihoods(
-        self, model: torch.nn.Module, columns: Columns, rows: torch.Tensor, iteration: int
+        self,
+        model: torch.nn.Module,
+        columns: Columns,
+        rows: torch.Tensor,
+        iteration: int,
+        targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The estimator's word on some rows of a batch, `(rows, G)`."""
+        """The estimator's word on some rows of a batch, then that of `TARGET` on the targets beside others, `(rows, G)`."""
         valid_BG = columns["tool_mask"][rows].bool()
         canvases = Canvases(
             prompt_BP=columns["prompt_ids"][rows],
@@ -112,7 +122,15 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             prompt_seeds_B=columns["prompt_seed"][rows] if self.args.share_prompt_mask else None,
         )
         upper_B = columns["weight"][rows] < 0 if self.args.estimator == "sandwiched" else None
-
+        aims = None
+        if targets is not None and len(targets):
+            aims = Canvases(
+                prompt_BP=columns["prompt_ids"][targets],
+                prompt_mask_BP=columns["prompt_mask"][targets],
+                completion_BG=columns["target_ids"][targets],
+                valid_BG=columns["target_mask"][targets].bool(),
+                seeds_B=columns["noise_seed"][targets],
+            )
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
 
         def score(module: torch.nn.Module) -> torch.Tensor:
@@ -124,7 +142,9 @@ class DiffusionGRPOTrainer(RolloutTrainer):
                 recomputes=self.args.recompute_passes,
                 shares_prompts=not sharded,
             )
-            return estimate(self._estimator, scorer, canvases, iteration, upper_B)
+            said = [estimate(self._estimator, scorer, canvases, iteration, upper_B)] if len(rows) else []
+            said += [] if aims is None else [estimate(TARGET, scorer, aims, iteration)]
+            return torch.cat(said)
 
         with self.accelerator.autocast():
             return as_one_pass(model, score)
@@ -164,8 +184,13 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         """The policy's likelihoods `(B, G)`, with gradients; 0 in rows that are not active."""
         logp_BG = torch.zeros(columns["completion_ids"].shape, device=columns["completion_ids"].device)
         rows_A = columns["active"].nonzero()[:, 0]
-        if len(rows_A):
-            return logp_BG.index_put((rows_A,), self._likelihoods(model, columns, rows_A, iteration))
+        aims_T = columns["target_weight"].nonzero()[:, 0] if "target_weight" in columns else rows_A[:0]
+        self._aimed_BG = None if not len(aims_T) else logp_BG
+        if len(rows_A) + len(aims_T):
+            said = self._likelihoods(model, columns, rows_A, iteration, aims_T)
+            if self._aimed_BG is not None:
+                self._aimed_BG = logp_BG.index_put((aims_T,), said[len(rows_A) :])
+            return logp_BG.index_put((rows_A,), said[: len(rows_A)])
         # Nothing to learn from. The gradient is still there, of zeros: an optimizer's momentum goes on as it would have.
         if self.accelerator.num_processes > 1:
             return (
@@ -185,6 +210,17 @@ class DiffusionGRPOTrainer(RolloutTrainer):
     # --- losses ------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: torch.nn.Module, inputs: Columns) -> torch.Tensor:
+        loss = self._policy_loss(model, inputs)
+        if "target_weight" not in inputs:
+            return loss
+        value = torch.zeros_like(loss)
+        if self._aimed_BG is not None:
+            groups = len(inputs["advantages"]) / self.num_generations * self.current_gradient_accumulation_steps
+            value = target_loss(self._aimed_BG, inputs["target_mask"], inputs["target_weight"], groups)
+        self._log_mean("teacher/loss", value[None] * self.current_gradient_accumulation_steps)
+        return loss + value
+
+    def _policy_loss(self, model: torch.nn.Module, inputs: Columns) -> torch.Tensor:
         iteration = 0
         if self.model.training:
             iteration = self._step // self.args.steps_per_generation % self.num_iterations
@@ -226,7 +262,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             if self.model.training:
                 divisor = divisor * accumulated / self.args.steps_per_generation
         elif self.args.policy_loss == "weighted":
-            divisor = rows / (self.num_generations if self.model.training else self.num_generations_eval)
+            divisor = rows / (self._width if self.model.training else self.num_generations_eval)
         elif weights_B is not None:
             weight_B, divisor = weight_B * weights_B, self._chunk_weight
         return losses.likelihood_loss(logp_B, weight_B, norm_B, divisor)
