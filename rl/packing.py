@@ -129,6 +129,8 @@ def packed_pass(
     query_BK1, key_B1K = number_BK[:, :, None], number_BK[:, None, :]
     clean_BKK = key_B1K <= query_BK1 if family.layout == "block_causal" else (column_K <= column_K[:, None])[None]
     noised_BKK = torch.where(part_K < 2, key_B1K < query_BK1, key_B1K == query_BK1)
+    if family.layout == "causal":
+        noised_BKK = noised_BKK & (column_K <= column_K[:, None])
     read_BK = real_BL[:, column_K] & ((part_K == 0) == (number_BK < 0))
     seen_BKK = torch.where(part_K[:, None] < 2, clean_BKK, noised_BKK)
     seen_BKK = seen_BKK & read_BK[:, None] & (part_K <= part_K[:, None])

@@ -12,7 +12,9 @@ from lockstitch.sampling.families import (
     BLOCK_CAUSAL_SHIFTED,
     CONTEXT_CAUSAL,
     FAMILIES,
+    IDLM,
     LLADA2,
+    TIDAR,
     family_of,
 )
 from lockstitch.sampling.layouts import EXACT, blocks, is_exact
@@ -23,7 +25,7 @@ from transformers import DynamicCache
 # Lengths 13, 20, 29 and 17, so that a block of 4 begins inside the prompt at every remainder.
 PROMPTS = ["12, +27, -15\n", "3102\n2000\n0210\n0320\n", "Ann has 12 apples. How many?\n", " 30 100  93 =  23\n"]
 G = 12
-CAUSAL = [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, LLADA2, CONTEXT_CAUSAL]
+CAUSAL = [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, LLADA2, CONTEXT_CAUSAL, TIDAR, IDLM]
 
 
 def run(denoiser, prompts=PROMPTS, n=1, seed=0, canvases=None, **settings):
