@@ -90,8 +90,9 @@ def block_of_column(
 ) -> torch.Tensor:
     """The block of each column of `[prompt | canvas]`, `(B, L)`: 0 where the canvas begins, negative before.
 
-    `block` is the length of all rows' blocks, or that of each row's, `(B,)` (mix-scale training, 2601.13599). Under `block_causal` blocks are counted from the prompt's first token, so block 0 may begin in the prompt, unless the
-    canvas stands `alone`, a block of its own: by default one that is as long as a block, as in the sampler.
+    `block` is the length of all rows' blocks, or that of each row's, `(B,)` (mix-scale training, 2601.13599). Under
+    `block_causal` blocks are counted from the prompt's first token, so block 0 may begin in the prompt, unless the canvas
+    stands `alone`, a block of its own: by default one that is as long as a block, as in the sampler.
     """
     width = real_BP.shape[1]
     block_B = torch.as_tensor(block, device=real_BP.device).expand(len(real_BP))
