@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.merge import merged, whole_state
-from lockstitch.sampling.adapters import tied_ends
+from lockstitch.sampling.adapters import no_merge
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.contract import from_reply
 from lockstitch.sampling.denoiser import Denoiser
@@ -209,7 +209,7 @@ def check_mergeable(model: torch.nn.Module) -> None:
             raise ValueError(
                 "rollout_engine='sglang' is given merged weights: an adapter on a quantised base has none"
             )
-        if (reason := tied_ends(model)) is not None:
+        if (reason := no_merge(model)) is not None:
             raise ValueError(f"rollout_engine='sglang' is given merged weights, and {reason}")
 
 
