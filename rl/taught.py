@@ -66,6 +66,10 @@ class TaughtTrainer(ResumableGRPOTrainer):
                 "a teacher needs advantages that depend on their own group: scale_rewards='group' or 'none', "
                 "multi_objective_aggregation='sum_then_normalize'"
             )
+        if self.args.rollout_engine != "transformers":
+            raise ValueError(
+                f"rollout_engine={self.args.rollout_engine!r} has no teacher: lessons are denoised in this process"
+            )
         if teaching.role == "only" and self.beta:
             raise ValueError(f"beta={self.beta} would be ignored: under role='only' there is no policy loss")
 
