@@ -19,11 +19,11 @@ from accelerate.utils import gather
 from lockstitch.rl import losses
 from lockstitch.rl.estimators import estimate
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
-from lockstitch.rl.grpo_rollouts import Columns, RolloutTrainer
+from lockstitch.rl.grpo_rollouts import RolloutTrainer
 from lockstitch.rl.models import as_denoiser, name_of
 from lockstitch.rl.one_pass import as_one_pass
 from lockstitch.rl.scoring import Canvases, Scorer
-from lockstitch.rl.teaching import TARGET, Teaching, target_loss
+from lockstitch.rl.teaching import TARGET, Columns, Teaching, target_loss
 from peft import PeftConfig
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter

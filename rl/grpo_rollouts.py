@@ -40,8 +40,8 @@ from lockstitch.rl.rollouts import (
     trace_columns,
 )
 from lockstitch.rl.scoring import check_trains
-from lockstitch.rl.taught import Columns, TaughtTrainer
-from lockstitch.rl.teaching import Teaching
+from lockstitch.rl.taught import TaughtTrainer
+from lockstitch.rl.teaching import Columns, Teaching
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import check_layout, in_blocks_of
 from lockstitch.sampling.loop import sample

@@ -134,7 +134,7 @@ class TaughtTrainer(ResumableGRPOTrainer):
 
     def _summed(self, rewards_NF: torch.Tensor) -> torch.Tensor:
         """The weighted sum of a row's rewards, NaN where it has none, `(N,)`."""
-        sums_N = (rewards_NF * self.reward_weights.to(rewards_NF.device)).nansum(1)
+        sums_N: torch.Tensor = (rewards_NF * self.reward_weights.to(rewards_NF.device)).nansum(1)
         return sums_N.masked_fill(rewards_NF.isnan().all(1), math.nan)
 
     def _rewards_of(self, trajectories: Sequence[Trajectory], inputs: list[dict[str, Any]]) -> torch.Tensor:
