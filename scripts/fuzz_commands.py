@@ -124,7 +124,7 @@ def fields_of(command: str) -> list[str]:
     from lockstitch.rl.lora import DiffusionModelConfig
     from lockstitch.rl.sft_config import DiffusionSFTConfig
     from lockstitch.sampling import cli
-    from lockstitch.stitching.cli import StitchConfig
+    from lockstitch.stitching.config import StitchConfig
 
     records = {
         "sample": (cli.SampleOptions, cli.sampler_options()),

@@ -20,7 +20,8 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loading import is_remote, load_tokenizer, read_config
 from lockstitch.sampling.noise import derive_seed
-from lockstitch.stitching import cli, methods
+from lockstitch.stitching import loading, methods
+from lockstitch.stitching.config import StitchConfig
 from lockstitch.stitching.kept import KeptAnswers
 from lockstitch.stitching.methods import Compare, Solve, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row
@@ -47,7 +48,7 @@ class Stitching:
         directory: where the workers of this machine keep a solver's answers; actors of a cluster keep none.
     """
 
-    config: cli.StitchConfig
+    config: StitchConfig
     n: int
     directory: Path | None = None
 
@@ -67,12 +68,12 @@ class Stitching:
     @cached_property
     def sampling(self) -> tuple[Denoiser | None, SamplerConfig | None]:
         """The diffusion model with its settings, or None twice where trajectories come from elsewhere."""
-        return cli.load_denoiser(self.config, self.task)
+        return loading.load_denoiser(self.config, self.task)
 
     @cached_property
     def scorer(self) -> Scorer:
         """The scorer."""
-        scorer: Scorer = cli.load_scorer(self.config, self.task, self.sampling[0] if self.asks_denoiser else None)
+        scorer: Scorer = loading.load_scorer(self.config, self.task, self.sampling[0] if self.asks_denoiser else None)
         return scorer
 
     @property
@@ -83,7 +84,7 @@ class Stitching:
     @cached_property
     def solver(self) -> Solver | None:
         """The solver, or None."""
-        solver: Solver | None = cli.load_solver(self.config, self.task)
+        solver: Solver | None = loading.load_solver(self.config, self.task)
         return solver
 
     @property
@@ -109,7 +110,7 @@ class Stitching:
     @property
     def solves(self) -> bool:
         """Whether there is a solver."""
-        return cli.solver_name(self.config, self.task) != cli.NONE
+        return loading.solver_name(self.config, self.task) != loading.NONE
 
     @property
     def absent(self) -> dict[str, str]:
