@@ -1,10 +1,10 @@
 """Log-probabilities of chosen tokens at the output head, without logits of whole canvases.
 
 While `ScoringHead` is on, the model's output head answers with the log-probabilities of the tokens asked for (and, if
-wanted, the entropies of the distributions that they are drawn from) in place of logits: hidden states are narrowed to the places
-asked for and go through the head chunk by chunk; where there are several chunks, their logits are computed anew in the
-backward pass. A place that several tokens are asked of has its logits made once. The head runs where the model calls it, so
-wrappers (PEFT, DDP, sharding) and LoRA on the head itself work as ever, and so do models whose code comes with the
+wanted, the entropies of the distributions that they are drawn from) in place of logits: hidden states are narrowed to the
+places asked for and go through the head chunk by chunk; where there are several chunks, their logits are computed anew in
+the backward pass. A place that several tokens are asked of has its logits made once. The head runs where the model calls
+it, so wrappers (PEFT, DDP, sharding) and LoRA on the head itself work as ever, and so do models whose code comes with the
 checkpoint. Leaves out models that change their logits after the head (soft caps, scales): `check_head` finds them.
 
 Axes: B rows, L columns, D hidden size, M tokens asked for, U places that they are asked of, C places of a chunk, T its
