@@ -70,8 +70,11 @@ class TaughtTrainer(ResumableGRPOTrainer):
             raise ValueError(
                 f"rollout_engine={self.args.rollout_engine!r} has no teacher: lessons are denoised in this process"
             )
-        if teaching.role == "only" and self.beta:
-            raise ValueError(f"beta={self.beta} would be ignored: under role='only' there is no policy loss")
+        for name in ("beta", "entropy_coef", "use_adaptive_entropy"):
+            if teaching.role == "only" and getattr(self.args, name):
+                raise ValueError(
+                    f"{name}={getattr(self.args, name)} would be ignored: under role='only' there is no policy loss"
+                )
 
     def _teach(
         self, columns: Columns, inputs: list[dict[str, Any]], key: Sequence[int], rows: Sequence[int]
@@ -101,6 +104,8 @@ class TaughtTrainer(ResumableGRPOTrainer):
         more |= trace_columns(shown, device)
         more["completion_ids"] = torch.tensor([t.canvas_ids for t in shown], device=device)
         more["tool_mask"] = torch.tensor([counted(t, *valid) for t in shown], device=device)
+        if self.args.estimator == "forks":
+            more["tool_mask"] = more["tool_mask"] * more["fork"]
         taught_P = torch.tensor([lesson.trajectory is not None for lesson in lessons], device=device)
         if teaching.makes_members:  # where nothing was left to the policy there is nothing to learn
             taught_P = taught_P & more["tool_mask"].any(1)

@@ -68,11 +68,12 @@ class Seen(DiffusionGRPOTrainer):
         return super()._teach(columns, inputs, key, rows)
 
     def _new_likelihoods(self, model, columns, iteration):
-        logp_BG = super()._new_likelihoods(model, columns, iteration)
+        scored_BGC = super()._new_likelihoods(model, columns, iteration)
+        logp_BG = scored_BGC[..., 0]
         if logp_BG.requires_grad:
             logp_BG.retain_grad()
         self.batches.append((columns, logp_BG))
-        return logp_BG
+        return logp_BG[..., None]
 
 
 def taught(teacher, role, tmp_path, weight=1.0, **settings):
