@@ -53,8 +53,9 @@ class RolloutEngineConfig:
                     raise ValueError(f"{name} would be ignored: rollout_engine={self.rollout_engine!r}")
             return
         self._check_url()
-        for name, value in self.engine_retries.items():
-            kind = int if name == "attempts" else (int, float)
+        asked: dict[str, Any] = self.engine_retries
+        for name, value in asked.items():
+            kind: Any = int if name == "attempts" else (int, float)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"rollout_engine_{name}={value!r} is no number")
             try:

@@ -184,9 +184,9 @@ def _requests(
     else:
         requests = [reader.request(options.prompt)]
     if isinstance(requests[0].config, SamplerConfig):
-        check_layout(requests[0].config, family)
         if options.replies is not None:
             check_replies(requests[0].config, family, any(request.canvas for request in requests))
+        check_layout(requests[0].config, family)
     return requests
 
 

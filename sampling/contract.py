@@ -19,6 +19,7 @@ that were taken back.
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,14 +214,14 @@ def read_replies(path: Path, denoiser: "Denoiser") -> list[Trajectory]:
 
     def read(row: Mapping[str, Any]) -> list[Trajectory]:
         try:
-            told = {name: row[name] for name in ("canvas_length", "block_length")}
+            told: dict[str, Any] = {name: row[name] for name in ("canvas_length", "block_length")}
             pairs = list(zip(row["replies"], row["seeds"], strict=True))
             index, ids = row["index"], row["input_ids"]
-        except KeyError as error:
-            raise ValueError(f"no {error}: this is no line of replies") from None
-        ends = {"mask_id": denoiser.mask_id, "eos_ids": denoiser.eos_ids}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{type(error).__name__} {error}: this is no line of replies") from None
+        told |= {"mask_id": denoiser.mask_id, "eos_ids": denoiser.eos_ids}
         return [
-            from_reply(reply, ids, **told, **ends, text=reply.get("text", ""), prompt=index, seed=seed)
+            replace(from_reply(reply, ids, **told, prompt=index, seed=seed), text=reply.get("text", ""))
             for reply, seed in pairs
         ]
 
