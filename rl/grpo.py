@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 from lockstitch.rl import losses
+from lockstitch.rl.distilled import DistilledTrainer
 from lockstitch.rl.estimators import estimate, estimate_channels
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
-from lockstitch.rl.grpo_rollouts import RolloutTrainer
 from lockstitch.rl.models import as_denoiser, name_of
 from lockstitch.rl.one_pass import as_one_pass
 from lockstitch.rl.scoring import Canvases, Scorer
+from lockstitch.rl.self_distillation import LOSS as SELF_DISTILLATION
 from lockstitch.rl.teaching import TARGET, Columns, Teaching, target_loss
 from peft import PeftConfig
 from trl.models.utils import disable_gradient_checkpointing
@@ -31,7 +32,7 @@ from trl.trainer.utils import use_adapter
 logger = logging.getLogger(__name__)
 
 
-class DiffusionGRPOTrainer(RolloutTrainer):
+class DiffusionGRPOTrainer(DistilledTrainer):
     """`GRPOTrainer` for a diffusion language model.
 
     Args:
@@ -246,6 +247,8 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         iteration = 0
         if self.model.training:
             iteration = self._step // self.args.steps_per_generation % self.num_iterations
+        if self.args.policy_loss == SELF_DISTILLATION:
+            return self._distilled(model, inputs, iteration)
         weights_B = self._clipped_ratios(inputs, iteration) if self.args.policy_loss == "self_normalized" else None
         scored_BGC = self._new_likelihoods(model, inputs, iteration)
         logp_BG = scored_BGC[..., 0]

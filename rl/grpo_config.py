@@ -10,12 +10,14 @@ from typing import Any
 
 from lockstitch.rl.estimator_config import EstimatorConfig
 from lockstitch.rl.rollout_engine_config import RolloutEngineConfig
+from lockstitch.rl.self_distillation import LOSS as SELF_DISTILLATION
+from lockstitch.rl.self_distillation import SelfDistillationOptions
 from lockstitch.rl.sft_config import check_counts, precision_of
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
 from trl import GRPOConfig
 
-POLICY_LOSSES = ("token", "sequence", "sandwich", "weighted", "self_normalized")
+POLICY_LOSSES = ("token", "sequence", "sandwich", "weighted", "self_normalized", SELF_DISTILLATION)
 RATIO_NORMS = ("canvas", "valid", "none")
 KL_FORMS = ("k2", "k3")
 _NORM = {"sequence": "canvas", "weighted": "none", "self_normalized": "valid"}
@@ -62,7 +64,7 @@ _CLIPPED_ONLY = ("epsilon", "epsilon_high", "delta")
 
 
 @dataclass
-class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
+class DiffusionGRPOConfig(RolloutEngineConfig, SelfDistillationOptions, GRPOConfig):
     """TRL's `GRPOConfig` plus estimator, policy loss and sampler; `max_completion_length` is the length of the canvas."""
 
     gradient_checkpointing: bool = field(
@@ -144,7 +146,8 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
         metadata={
             "help": "token: TRL's own (see loss_type, importance_sampling_level); sequence: one ratio per "
             "completion; sandwich: advantage times likelihood; weighted: group softmax of advantages times "
-            "likelihood; self_normalized: the same with clipped ratios that add up to one."
+            "likelihood; self_normalized: the same with clipped ratios that add up to one; self_distillation: the "
+            "model without its adapter, which sees later blocks, teaches at each step of right completions (d-OPSD)."
         },
     )
     ratio_norm: str | None = field(
@@ -220,6 +223,7 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
         super().__post_init__()
         self._check_loss()
         self.check_rollout_engine()
+        self.check_distillation(self)
         if self.pad_to_multiple_of is not None:
             raise ValueError(
                 f"pad_to_multiple_of={self.pad_to_multiple_of}: a canvas has max_completion_length positions"
