@@ -94,11 +94,11 @@ def countdown_reward(
 # --- sudoku ----------------------------------------------------------------------------------------------------------
 
 
-def sudoku_question(row: Row) -> str:
-    """The 16 digits of a row's puzzle; `ValueError` if it has none."""
+def sudoku_question(row: Row, side: int | None = None) -> str:
+    """The 16 or 81 digits of a row's puzzle (those of that side, where it is given); `ValueError` if it has none."""
     if "puzzle" in row and "Puzzle" not in row:
         row = {**row, "Puzzle": row["puzzle"]}
-    return read_sudoku_row(row).question
+    return sudoku.parse_question(read_sudoku_row(row).question, side)
 
 
 def judge_sudoku(question: str, text: str) -> Value:

@@ -103,6 +103,8 @@ class Task:
         read: a row -> its columns by the names that the rewards read; `ValueError` says what is missing.
         question: columns -> what is asked, a text.
         plain: question -> the text that a model completes, without an instruction.
+        cloze: question -> the completion with blanks (`lockstitch.sampling.blanks`) for what is not known already, which
+            is pinned on the canvas; None where all is open.
         instructions: form -> what stands above the question; `plain` has none and is always there.
         ask: question -> how it reads below an instruction.
         tag_rewards: what else pays if the form is `tags`.
@@ -130,6 +132,7 @@ class Task:
     read: Callable[[Row], dict[str, Any]] = with_question
     question: Callable[[Row], str] = question_of
     plain: Callable[[str], str] = str
+    cloze: Callable[[str], str] | None = None
     instructions: Mapping[str, str] = field(default_factory=dict)
     ask: Callable[[str], str] = str
     tag_rewards: tuple[Weighted, ...] = ()
