@@ -32,7 +32,9 @@ class RecipeArguments:
     objective: str = field(default="diffusion", metadata={"help": "'diffusion', or 'autoregressive' for the solver."})
     generate: str | None = field(
         default=None,
-        metadata={"help": "Generate the rows of an embedded model: arithmetic, countdown, sudoku, sudoku9, or evidence."},
+        metadata={
+            "help": "Generate the rows of an embedded model: arithmetic, countdown, sudoku, sudoku9, or evidence."
+        },
     )
     task: str | None = field(
         default=None,

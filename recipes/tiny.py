@@ -55,8 +55,8 @@ def build_tokenizer(texts: Iterator[str]) -> Any:
 def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: Any) -> Any:
     """A new model: a Llama of the given shape (`hidden_size`, `num_hidden_layers`, ...), randomly initialised.
 
-    With `model_type="gpt2"` a GPT-2, in its config's words (`n_embd`, `n_layer`, ...); with `grid=9` too one that starts from
-    the geometry of a grid of that side (`grids.py`), whose first cell is the second token.
+    With `model_type="gpt2"` a GPT-2, in its config's words (`n_embd`, `n_layer`, ...); with `grid=9` too one that starts
+    from the geometry of a grid of that side (`grids.py`), whose first cell is the second token.
 
     Raises `ValueError` for a shape that is none.
     """
@@ -101,8 +101,7 @@ def prompt_completion_rows(task: Task, count: int, seed: int, *, held_out: bool 
     """TRL's prompt-completion rows for the diffusion model, from the training or the held-out side of the task's split."""
     for problem in (held_out_problems if held_out else training_problems)(task, count, seed):
         assert problem.solution is not None
-        row = {"prompt": task.prompt(problem.question), "completion": problem.solution}
-        yield row if task.cloze is None else {**row, "cloze": task.cloze(problem.question)}
+        yield {"prompt": task.prompt(problem.question), "completion": problem.solution}
 
 
 def tokenize_rows(rows: Iterable[dict[str, str]], tokenizer: Any) -> Iterator[dict[str, list[int]]]:
@@ -120,7 +119,7 @@ def tokenize_rows(rows: Iterable[dict[str, str]], tokenizer: Any) -> Iterator[di
 
 
 def tokenize_clozes(rows: Iterable[dict[str, str]], tokenizer: Any) -> Iterator[dict[str, list[int]]]:
-    """Rows with a `cloze` too, as `input_ids` and `labels`: -100 also wherever the canvas is pinned, and no EOS."""
+    """Rows whose prompts know a part of the completion, as `input_ids` and `labels`: -100 there too, and no EOS."""
     from lockstitch.sampling import blanks
 
     @functools.cache  # a few thousand texts stand between the blanks of all rows
@@ -130,7 +129,8 @@ def tokenize_clozes(rows: Iterable[dict[str, str]], tokenizer: Any) -> Iterator[
 
     for row in rows:
         prompt, answer = encode(row["prompt"]), tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-        canvas = blanks.lay_out((row["prompt"], *blanks.parse(row["cloze"])), encode).canvas
+        canvas = blanks.given(row["prompt"], encode)
+        assert canvas is not None
         assert all(given in (None, token) for given, token in zip(canvas, answer, strict=True))
         labels = [token if given is None else -100 for given, token in zip(canvas, answer, strict=True)]
         yield {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + labels}
@@ -139,7 +139,7 @@ def tokenize_clozes(rows: Iterable[dict[str, str]], tokenizer: Any) -> Iterator[
 def task_tokens(
     task: Task, count: int, seed: int, tokenizer: Any, *, held_out: bool = False
 ) -> Iterator[dict[str, list[int]]]:
-    """Rows of a task as tokens, see `prompt_completion_rows`; what its `cloze` gives is pinned on the canvas."""
+    """Rows of a task as tokens, see `prompt_completion_rows`; what is given of its completions is pinned."""
     rows = prompt_completion_rows(task, count, seed, held_out=held_out)
     return tokenize_rows(rows, tokenizer) if task.cloze is None else tokenize_clozes(rows, tokenizer)
 
@@ -164,8 +164,8 @@ def batch_by_length(
 
 
 def tokenizer_texts(count: int = 3000, seed: int = 0) -> Iterator[str]:
-    """Prompts and completions of every task, for training the tokenizer."""
+    """Prompts and completions of every task whose prompts are whole, for training the tokenizer."""
     for task in TASKS.values():
-        if task.generate is not None:
+        if task.generate is not None and task.cloze is None:
             for row in prompt_completion_rows(task, count, seed):
                 yield row["prompt"] + row["completion"]

@@ -1,9 +1,9 @@
-"""9x9 Sudoku puzzles with one solution: a grid is filled at random, then cells are emptied as long as one solution is left.
+"""9x9 Sudoku puzzles with one solution: a grid is filled at random, then cells are emptied while one solution is left.
 
-Training puzzles are made of a few thousand that were dug so, by the symmetries that keep a puzzle a puzzle (digits renamed,
-rows moved within their band and bands among one another, the same of columns, transposed): 1.2e12 of each. Held-out ones are
-dug afresh from seeds of their own. 51 holes as in the hard set published with MDM-VGB (2606.28301), of which 85 % give way to
-naked and hidden singles alone.
+Training puzzles are made of a thousand that were dug so, by the symmetries that keep a puzzle a puzzle (digits renamed,
+rows moved within their band and bands among one another, the same of columns, transposed): 1.2e12 of each. Held-out ones
+are dug afresh from seeds of their own. 51 holes as in the hard set published with MDM-VGB (2606.28301), of which 85 % give
+way to naked and hidden singles alone.
 
 Cells are sets of digits as bits here: one bit is a digit, 0 an empty cell.
 """
@@ -16,7 +16,7 @@ from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.puzzles.sudoku import parse_question, peers, rows, units
 
 HOLES = 51
-DUG = 4000  # puzzles that all training puzzles are made of
+DUG = 1000  # puzzles that all training puzzles are made of
 
 _ALL = 0b111111111
 _PEERS = peers(9)

@@ -292,7 +292,6 @@ def _tasks() -> Iterator[Task]:
             checker=SudokuChecker(),
             conclude=sudoku.conclude,
             canvas_length=89,
-            embedded=True,
             generate=lambda rng, held_out: digging.generate(rng, held_out=held_out),
         )
     )

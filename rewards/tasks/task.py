@@ -24,6 +24,7 @@ from lockstitch.rewards.problem import Problem, text_of
 from lockstitch.rewards.steps import Segmenter, StepChecker
 
 from lockstitch.errors import others_code
+from lockstitch.prompts import ClozePrompt
 
 Row = Mapping[str, Any]
 Reward = Callable[..., Any]
@@ -176,7 +177,10 @@ class Task:
     def prompt(self, question: str, form: str = PLAIN) -> str:
         """The text that asks a question; `ValueError` lists the known forms."""
         self.check_form(form)
-        return self.plain(question) if form == PLAIN else f"{self.instructions[form]}\n\n{self.ask(question)}"
+        if form != PLAIN:
+            return f"{self.instructions[form]}\n\n{self.ask(question)}"
+        text = self.plain(question)
+        return text if self.cloze is None else ClozePrompt(text, self.cloze(question))
 
     def read_row(self, row: Row) -> Problem:
         """A row as a problem, whose gold answer may be missing; `ValueError` says what else is."""
