@@ -20,13 +20,14 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loading import is_remote, load_tokenizer, read_config
 from lockstitch.sampling.noise import derive_seed
-from lockstitch.stitching import cli, methods
+from lockstitch.stitching import cli, method_names
 from lockstitch.stitching.kept import KeptAnswers
 from lockstitch.stitching.methods import Compare, Solve, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row
 from lockstitch.stitching.pool import Tokenizes
 from lockstitch.stitching.refine import Solver
 from lockstitch.stitching.score import OF_DENOISER, Scorer, scorer_parts
+from lockstitch.stitching.stitch_config import NONE, StitchConfig, solver_name
 from lockstitch.stitching.unchecked import unchecked
 
 from lockstitch import embedded_model
@@ -47,7 +48,7 @@ class Stitching:
         directory: where the workers of this machine keep a solver's answers; actors of a cluster keep none.
     """
 
-    config: cli.StitchConfig
+    config: StitchConfig
     n: int
     directory: Path | None = None
 
@@ -96,9 +97,10 @@ class Stitching:
             config.rule,
             config.delta,
             bool(config.rounds),
-            config.round_width or 1,
+            config.round_width,
             config.round_temperature,
             config.rescore,
+            method_names.USUAL if config.methods is None else tuple(config.methods),
         )
 
     @property
@@ -109,12 +111,12 @@ class Stitching:
     @property
     def solves(self) -> bool:
         """Whether there is a solver."""
-        return cli.solver_name(self.config, self.task) != cli.NONE
+        return solver_name(self.config, self.task) != NONE
 
     @property
     def absent(self) -> dict[str, str]:
         """The methods that cannot run, each with the reason; nothing is loaded."""
-        return methods.absent(samples=self.samples, solves=self.solves)
+        return method_names.absent(samples=self.samples, solves=self.solves, methods=self.settings.methods)
 
     def sample(self) -> Sample:
         """The stage of `lockstitch.stitching.pipeline` that draws and scores."""
@@ -122,7 +124,8 @@ class Stitching:
 
     def compare(self, solver: Solver | None) -> Compare:
         """The stage that runs all methods."""
-        return Compare(self.judged_by, self.scorer, self.settings, solver, *self.sampling)
+        planner = cli.load_planner(self.config, self.task)
+        return Compare(self.judged_by, self.scorer, self.settings, solver, *self.sampling, planner)
 
     def batch(self, portion: Portion) -> dict[str, Any]:
         """What the stages read of problems."""
