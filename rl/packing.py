@@ -1,7 +1,7 @@
 """One pass in which every block of a canvas is noised and sees the blocks before it clean.
 
-Block-causal and context-causal models were trained, and are sampled, so that a block being denoised sees finished blocks.
-The pass holds every canvas twice, clean and noised, at the same positions: a noised column sees its own noised block and
+Models that denoise block by block were trained, and are sampled, so that a block being denoised sees finished blocks. The
+pass holds every canvas twice, clean and noised, at the same positions: a noised column sees its own noised block and
 the clean blocks before it; a clean column sees what the layout lets it (BD3-LM, 2503.09573, Fig. 2; SDAR and NBDiff,
 2512.06776). Blocks are where the sampler has them (`lockstitch.sampling.layouts`).
 
@@ -44,6 +44,11 @@ class Packed:
         noised_M = self.number_BL[row_M, asks_M] == self.number_BL[row_M, column_M]
         return self.high + asks_M - self.low + noised_M * (self.number_BL.shape[1] - self.low)
 
+    def next_columns(self, column_N: torch.Tensor) -> torch.Tensor:
+        """Where the clean half, if it is causal, predicts the tokens of columns of `[prompt | canvas]`, `(N,)`."""
+        asks_N = column_N - 1
+        return torch.where(asks_N < self.low, asks_N, self.high + asks_N - self.low)
+
     def prompts_apart(
         self, prompt_BP: torch.Tensor, real_BP: torch.Tensor
     ) -> tuple[dict[str, Any], dict[str, Any], torch.Tensor] | None:
@@ -81,19 +86,22 @@ def check_block_length(family: Family, block_length: int | None) -> None:
 
 
 def block_of_column(
-    real_BP: torch.Tensor, canvas: int, block: int, layout: str, alone: bool | None = None
+    real_BP: torch.Tensor, canvas: int, block: int | torch.Tensor, layout: str, alone: bool | None = None
 ) -> torch.Tensor:
     """The block of each column of `[prompt | canvas]`, `(B, L)`: 0 where the canvas begins, negative before.
 
-    Under `block_causal` blocks are counted from the prompt's first token, so block 0 may begin in the prompt, unless the
-    canvas stands `alone`, a block of its own: by default one that is as long as a block, as in the sampler.
+    `block` is the length of all rows' blocks, or that of each row's, `(B,)` (mix-scale training, 2601.13599). Under
+    `block_causal` blocks are counted from the prompt's first token, so block 0 may begin in the prompt, unless the canvas
+    stands `alone`, a block of its own: by default one that is as long as a block, as in the sampler.
     """
     width = real_BP.shape[1]
-    lead_B = real_BP.sum(1) % block
-    if layout != "block_causal" or (block == canvas if alone is None else alone):
+    block_B = torch.as_tensor(block, device=real_BP.device).expand(len(real_BP))
+    begins_B = block_B == canvas if alone is None else torch.full_like(block_B, alone, dtype=torch.bool)
+    lead_B = (real_BP.sum(1) % block_B).masked_fill(begins_B, 0)
+    if layout != "block_causal":
         lead_B = torch.zeros_like(lead_B)
     column_L = torch.arange(width + canvas, device=real_BP.device)
-    return (column_L - (width - lead_B)[:, None]).div(block, rounding_mode="floor")
+    return (column_L - (width - lead_B)[:, None]).div(block_B[:, None], rounding_mode="floor")
 
 
 def packed_pass(
@@ -101,7 +109,7 @@ def packed_pass(
     real_BP: torch.Tensor,
     clean_BG: torch.Tensor,
     noised_BG: torch.Tensor,
-    block: int,
+    block: int | torch.Tensor,
     family: Family,
     dtype: torch.dtype,
     alone: bool | None = None,
@@ -128,7 +136,10 @@ def packed_pass(
     number_BK = number_BL[:, column_K]
     query_BK1, key_B1K = number_BK[:, :, None], number_BK[:, None, :]
     clean_BKK = key_B1K <= query_BK1 if family.layout == "block_causal" else (column_K <= column_K[:, None])[None]
-    noised_BKK = torch.where(part_K < 2, key_B1K < query_BK1, key_B1K == query_BK1)
+    own_BKK = key_B1K == query_BK1
+    if family.layout == "causal":
+        own_BKK = own_BKK & (column_K <= column_K[:, None])
+    noised_BKK = torch.where(part_K < 2, key_B1K < query_BK1, own_BKK)
     read_BK = real_BL[:, column_K] & ((part_K == 0) == (number_BK < 0))
     seen_BKK = torch.where(part_K[:, None] < 2, clean_BKK, noised_BKK)
     seen_BKK = seen_BKK & read_BK[:, None] & (part_K <= part_K[:, None])

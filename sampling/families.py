@@ -61,8 +61,8 @@ class Family:
     Attributes:
         name: what `--family` calls it.
         layout: `full` (every position sees every other), `block_causal` (its own block and the ones before),
-            `context_causal` (a causal prefix, and a block that sees itself and the prefix) or `encoder_decoder`
-            (DiffusionGemma).
+            `context_causal` (a causal prefix, and a block that sees itself and the prefix), `causal` (every position sees
+            those before it, masked or not) or `encoder_decoder` (DiffusionGemma).
         shifted: whether the logits at i predict the token at i + 1.
         opens_blocks: whether a block's first token is taken from the pass over what is written, before the others.
         block_length: positions of a block, where blocks are part of the model; None where they are the sampler's choice.
@@ -206,9 +206,13 @@ _DREAM = _same("Qwen2ForCausalLM", "Dream", tokenizer="Qwen2Tokenizer", needs=_N
 _A2D = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 BIDIRECTIONAL = Family("bidirectional", decoding="llada")
+BIDIRECTIONAL_SHIFTED = Family("bidirectional_shifted", shifted=True, decoding="llada")
 BLOCK_CAUSAL = Family("block_causal", "block_causal", decoding="block")
 BLOCK_CAUSAL_SHIFTED = Family("block_causal_shifted", "block_causal", shifted=True, decoding="block")
 CONTEXT_CAUSAL = Family("context_causal", "context_causal", shifted=True, opens_blocks=True, decoding="block")
+# I-DLM (2604.11035): causal everywhere. TiDAR (2511.08923): masks predict their own token, written tokens the next one.
+IDLM = Family("idlm", "causal", shifted=True, opens_blocks=True, decoding="block")
+TIDAR = Family("tidar", "context_causal", decoding="block")
 LLADA = Family("llada", decoding="llada", mask_id=126336, eos_ids=(126081, 126348), translation=_LLADA)
 DREAM = Family("dream", shifted=True, decoding="dream", mask_id=151666, eos_ids=(151643, 151645), translation=_DREAM)
 FAST_DLLM_V2 = Family(
@@ -249,9 +253,12 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         BIDIRECTIONAL,
+        BIDIRECTIONAL_SHIFTED,
         BLOCK_CAUSAL,
         BLOCK_CAUSAL_SHIFTED,
         CONTEXT_CAUSAL,
+        IDLM,
+        TIDAR,
         LLADA,
         replace(LLADA, name="llada_moe", translation=_LLADA_MOE, mask_id=156895, eos_ids=(156892,)),
         DREAM,

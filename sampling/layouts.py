@@ -4,7 +4,9 @@
 - block_causal: a position sees its own block and the blocks before (SDAR, LLaDA2.x, Fast-dLLM v2). Blocks are counted from
   the first token of the prompt, as in training, so the first block of a canvas holds the last tokens of the prompt too.
 - context_causal: what is written is seen causally, the block being denoised sees itself and all of that (NBDiff,
-  2512.06776). Its logits are shifted, so a causal pass over what is written gives the block's first token.
+  2512.06776; TiDAR, 2511.08923). Where its logits are shifted, a causal pass over what is written gives the block's first
+  token.
+- causal: every position sees those before it; masks of the block too see only the masks before them (I-DLM, 2604.11035).
 
 Axes: L columns (padding, prompt, canvas), Q columns that ask, K columns that are seen.
 """
@@ -21,6 +23,7 @@ EXACT = {
     "full": {"none": True, "prefix": False, "dual": False, "interval": False},
     "block_causal": {"none": True, "block": True},
     "context_causal": {"none": True, "block": True},
+    "causal": {"none": True, "block": True},
 }
 
 
@@ -50,8 +53,8 @@ def check_layout(config: SamplerConfig, family: Family, calling: Calling = NATIV
         )
     if config.whole_blocks and family.layout != "block_causal":
         raise ValueError(f"whole_blocks=True would be ignored: blocks of {family.name} models begin with the canvas")
-    if family.layout == "context_causal" and not family.shifted:
-        raise ValueError(f"{family.name}: a context-causal family must predict the next token")
+    if family.opens_blocks and not family.shifted:
+        raise ValueError(f"{family.name}: a family that opens blocks must predict the next token")
 
 
 def in_blocks_of(config: SamplerConfig, family: Family) -> SamplerConfig:
@@ -103,4 +106,6 @@ def visible(layout: str, query_Q: torch.Tensor, key_K: torch.Tensor, number_L: t
         return torch.ones(len(query_Q), len(key_K), dtype=torch.bool, device=query_Q.device)
     if layout == "block_causal":
         return number_L[key_K] <= number_L[query_Q][:, None]
+    if layout == "causal":
+        return key_K <= query_Q[:, None]
     return (key_K <= query_Q[:, None]) | (query_Q >= low)[:, None]

@@ -28,13 +28,17 @@ _PUBLISHED = "published_config"  # beside the facts: config.json as the authors 
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
-    """A checkpoint's config.json as it stands, an adapter's base's; `ValueError` in one line where there is none to read."""
+    """A checkpoint's config.json as it stands, or that of an adapter's base, with what the adapter says that it is.
+
+    Raises `ValueError` in one line where there is none to read.
+    """
     adapter = find_adapter(path, revision)
     if adapter is not None:
         try:
-            return read_config(adapter.base, adapter.base_revision)
+            raw = read_config(adapter.base, adapter.base_revision)
         except ValueError as error:
             raise ValueError(f"the base of the adapter {path!r} cannot be loaded: {error}") from error
+        return raw if adapter.facts is None else {**raw, FACTS: {**(raw.get(FACTS) or {}), **adapter.facts}}
     path = model_path(path)
     try:
         raw, _ = PretrainedConfig.get_config_dict(path, revision=revision)
@@ -237,8 +241,12 @@ def published_config(config: PretrainedConfig) -> dict[str, Any]:
     return dict(kept)
 
 
-def save_published(model: PreTrainedModel, directory: Path) -> None:
+def save_published(
+    model: PreTrainedModel, directory: Path, state_dict: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Writes a model under its family's published names, with the config.json that its authors' code reads.
+
+    `state_dict` is what is written in the place of the model's own weights.
 
     Raises `ValueError` for a model that was not read from a published checkpoint, and for one whose vocabulary has changed.
     """
@@ -253,7 +261,7 @@ def save_published(model: PreTrainedModel, directory: Path) -> None:
         )
     model._weight_conversions = transforms(translation)
     try:
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict=None if state_dict is None else dict(state_dict))
     finally:
         model._weight_conversions = None
     dtype = str(model.dtype).removeprefix("torch.")

@@ -20,14 +20,14 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loading import is_remote, load_tokenizer, read_config
 from lockstitch.sampling.noise import derive_seed
-from lockstitch.stitching import cli, method_names
+from lockstitch.stitching import loading, method_names
+from lockstitch.stitching.config import NONE, StitchConfig, solver_name
 from lockstitch.stitching.kept import KeptAnswers
 from lockstitch.stitching.methods import Compare, Solve, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row
 from lockstitch.stitching.pool import Tokenizes
 from lockstitch.stitching.refine import Solver
 from lockstitch.stitching.score import OF_DENOISER, Scorer, scorer_parts
-from lockstitch.stitching.stitch_config import NONE, StitchConfig, solver_name
 from lockstitch.stitching.unchecked import unchecked
 
 from lockstitch import embedded_model
@@ -68,12 +68,12 @@ class Stitching:
     @cached_property
     def sampling(self) -> tuple[Denoiser | None, SamplerConfig | None]:
         """The diffusion model with its settings, or None twice where trajectories come from elsewhere."""
-        return cli.load_denoiser(self.config, self.task)
+        return loading.load_denoiser(self.config, self.task)
 
     @cached_property
     def scorer(self) -> Scorer:
         """The scorer."""
-        scorer: Scorer = cli.load_scorer(self.config, self.task, self.sampling[0] if self.asks_denoiser else None)
+        scorer: Scorer = loading.load_scorer(self.config, self.task, self.sampling[0] if self.asks_denoiser else None)
         return scorer
 
     @property
@@ -84,7 +84,7 @@ class Stitching:
     @cached_property
     def solver(self) -> Solver | None:
         """The solver, or None."""
-        solver: Solver | None = cli.load_solver(self.config, self.task)
+        solver: Solver | None = loading.load_solver(self.config, self.task)
         return solver
 
     @property
@@ -124,7 +124,7 @@ class Stitching:
 
     def compare(self, solver: Solver | None) -> Compare:
         """The stage that runs all methods."""
-        planner = cli.load_planner(self.config, self.task)
+        planner = loading.load_planner(self.config, self.task)
         return Compare(self.judged_by, self.scorer, self.settings, solver, *self.sampling, planner)
 
     def batch(self, portion: Portion) -> dict[str, Any]:

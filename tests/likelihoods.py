@@ -45,7 +45,7 @@ def plain_logp(denoiser, prompt, canvas, shown, block=None, temperature=1.0, for
             of = (column - (width - lead)).div(block, rounding_mode="floor")
             seen = of[None] <= of[:, None]
         else:
-            low = width + inside[0]
+            low = width + inside[0] if family.layout == "context_causal" else len(ids)
             seen = (column[None] <= column[:, None]) | (column >= low)[:, None]
         logp = allowed_logp(denoiser, plain_logits(denoiser, ids, seen), temperature, forbids)
         out += [logp[width + i - family.shifted, canvas[i]] for i in inside]

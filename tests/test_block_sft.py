@@ -17,14 +17,14 @@ from lockstitch.rl.packing import block_of_column
 from lockstitch.rl.sft import masked_diffusion_loss, packed_logits
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.families import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL
+from lockstitch.sampling.families import BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL, IDLM, TIDAR
 from models import random_denoiser, tokenizer
 from test_sft import sft_trainer
 
 PROMPT, ANSWER, BLOCK = [10, 11, 9], [12, 13, 14, 15], 2
 ROW = {"input_ids": PROMPT + ANSWER, "labels": [-100] * len(PROMPT) + ANSWER}
 every_layout = pytest.mark.parametrize(
-    "family", [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL], ids=lambda family: family.name
+    "family", [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, CONTEXT_CAUSAL, IDLM, TIDAR], ids=lambda family: family.name
 )
 
 

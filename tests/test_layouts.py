@@ -12,7 +12,9 @@ from lockstitch.sampling.families import (
     BLOCK_CAUSAL_SHIFTED,
     CONTEXT_CAUSAL,
     FAMILIES,
+    IDLM,
     LLADA2,
+    TIDAR,
     family_of,
 )
 from lockstitch.sampling.layouts import EXACT, blocks, is_exact
@@ -23,7 +25,7 @@ from transformers import DynamicCache
 # Lengths 13, 20, 29 and 17, so that a block of 4 begins inside the prompt at every remainder.
 PROMPTS = ["12, +27, -15\n", "3102\n2000\n0210\n0320\n", "Ann has 12 apples. How many?\n", " 30 100  93 =  23\n"]
 G = 12
-CAUSAL = [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, LLADA2, CONTEXT_CAUSAL]
+CAUSAL = [BLOCK_CAUSAL, BLOCK_CAUSAL_SHIFTED, LLADA2, CONTEXT_CAUSAL, IDLM, TIDAR]
 
 
 def run(denoiser, prompts=PROMPTS, n=1, seed=0, canvases=None, **settings):
@@ -89,21 +91,27 @@ def test_block_causal_is_the_plain_loop(family, kind):
     assert tokens(run(denoiser, block_length=4)) == [reference_block_causal(denoiser, p, 4) for p in PROMPTS]
 
 
+@pytest.mark.parametrize("family", [CONTEXT_CAUSAL, IDLM, TIDAR], ids=lambda family: family.name)
 @torch.no_grad()
-def test_context_causal_is_the_plain_loop():
-    """A block is its causal first token, then the others one by one, seeing the block and the causal prefix."""
-    denoiser, expected = random_denoiser("qwen3", family=CONTEXT_CAUSAL), []
+def test_context_causal_is_the_plain_loop(family):
+    """A block is its causal first token if it opens with one, then the others one by one, after the causal prefix.
+
+    They see the block too, or of it what stands before them (I-DLM).
+    """
+    denoiser, expected = random_denoiser("qwen3", family=family), []
     for prompt in PROMPTS:
         ids = denoiser.encode([prompt])[0]
         written = len(ids)
         for low in range(written, written + G, 4):
             causal = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
             token, _ = greedy_rows(denoiser, ids, causal, shifted=False)
-            ids = [*ids, int(token[-1]), *[denoiser.mask_id] * 3]
+            first = [int(token[-1])] if family.opens_blocks else []
+            ids = [*ids, *first, *[denoiser.mask_id] * (4 - len(first))]
             seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
-            seen[low:] = True
+            if family.layout == "context_causal":
+                seen[low:] = True
             while denoiser.mask_id in ids:
-                token, confidence = greedy_rows(denoiser, ids, seen, shifted=True)
+                token, confidence = greedy_rows(denoiser, ids, seen, family.shifted)
                 best = max((i for i in range(low, low + 4) if ids[i] == denoiser.mask_id), key=lambda i: confidence[i])
                 ids[best] = int(token[best])
         expected.append(tuple(ids[written:]))

@@ -10,7 +10,8 @@ import time
 
 import pytest
 from lockstitch.rewards.tasks.named import get_task
-from lockstitch.stitching.cli import StitchConfig, main, stitch
+from lockstitch.stitching.cli import main, stitch
+from lockstitch.stitching.config import StitchConfig
 from lockstitch.stitching.inputs import generate_problems, read_problems, read_trajectories
 
 from lockstitch import files

@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from lockstitch.rewards.tasks.named import get_task
-from lockstitch.stitching.cli import StitchConfig, main
+from lockstitch.stitching.cli import main
+from lockstitch.stitching.config import StitchConfig
 from lockstitch.stitching.openai_solver import OpenAISolver
 from lockstitch.stitching.refine import load_solver
 

@@ -7,7 +7,7 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.trajectory import Ledger
-from lockstitch.stitching.cli import StitchConfig
+from lockstitch.stitching.config import StitchConfig
 from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample
 from lockstitch.stitching.pool import Pool

@@ -1,4 +1,4 @@
-"""Everything that `lockstitch stitch` can be told, and what of it goes together. Imports no model."""
+"""What `lockstitch stitch` can be told, checked before anything is loaded. Loading by it: `loading`."""
 
 import math
 from dataclasses import dataclass, field
