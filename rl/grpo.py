@@ -202,6 +202,8 @@ class DiffusionGRPOTrainer(RolloutTrainer):
                 given["ref_per_token_logps"] = ref_BG
             loss: torch.Tensor = super()._compute_loss(model, given)
             self._scored_BG = None
+            if self._engine is not None:  # which tells no entropies
+                self._metrics["train" if self.model.training else "eval"].pop("entropy", None)
             return loss
 
         accumulated = self.current_gradient_accumulation_steps if self.model.training else 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lockstitch.rl.estimator_config import EstimatorConfig
+from lockstitch.rl.rollout_engine_config import RolloutEngineConfig
 from lockstitch.rl.sft_config import check_counts, precision_of
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
@@ -65,7 +66,7 @@ _CLIPPED_ONLY = ("epsilon", "epsilon_high", "delta")
 
 
 @dataclass
-class DiffusionGRPOConfig(GRPOConfig):
+class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
     """TRL's `GRPOConfig` plus estimator, policy loss and sampler; `max_completion_length` is the length of the canvas."""
 
     gradient_checkpointing: bool = field(
@@ -220,6 +221,7 @@ class DiffusionGRPOConfig(GRPOConfig):
         self.bf16 = precision_of(self)
         super().__post_init__()
         self._check_loss()
+        self.check_rollout_engine()
         if self.pad_to_multiple_of is not None:
             raise ValueError(
                 f"pad_to_multiple_of={self.pad_to_multiple_of}: a canvas has max_completion_length positions"
@@ -309,6 +311,8 @@ class DiffusionGRPOConfig(GRPOConfig):
             "batch_size": self.rollout_micro_batch_size,
             "stop_at_eos": self.scope == "valid",
         }
+        if self.rollout_engine != "transformers":
+            settings["whole_blocks"] = True
         if self.preset is None:
             return SamplerConfig(canvas_length=self.max_completion_length, **settings)
         # Completions are scored as they are, in canvases of one length: the last block ends with them.

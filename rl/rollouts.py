@@ -3,6 +3,7 @@
 Axes: B rows of this rank, N rows of all ranks (ordered by rank), K completions per prompt, G canvas positions.
 """
 
+import math
 import zlib
 from array import array
 from collections.abc import Sequence
@@ -65,13 +66,13 @@ def row_statistics(trajectories: Sequence[Trajectory], seconds: float, device: t
 
 def rollout_metrics(statistics_N8: torch.Tensor, per_prompt: int) -> dict[str, float]:
     """Means over all ranks' rows, for the log: `unique` is the share of different completions in a group, `seconds` the time
-    of the slowest rank."""
+    of the slowest rank. What an engine does not tell (confidence, entropy) is left out."""
     prints_N, tokens_N, nfe_N, finished_N, repetition_N, confidence_N, entropy_N, seconds_N = statistics_N8.unbind(1)
     seconds = seconds_N.max().item()
     groups_PK = prints_N[: len(prints_N) // per_prompt * per_prompt].view(-1, per_prompt).sort(1).values
     different_P = (groups_PK[:, 1:] != groups_PK[:, :-1]).sum(1) + 1
     tokens = tokens_N.sum()
-    return {
+    metrics = {
         "rollout/nfe_per_token": (nfe_N.sum() / tokens).item(),
         "rollout/tokens_per_second": tokens.item() / max(seconds, 1e-9),
         "rollout/eos_rate": finished_N.mean().item(),
@@ -81,6 +82,7 @@ def rollout_metrics(statistics_N8: torch.Tensor, per_prompt: int) -> dict[str, f
         "rollout/entropy": entropy_N.mean().item(),
         "rollout/seconds": seconds,
     }
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def groups_with_signal(
