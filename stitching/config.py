@@ -146,7 +146,7 @@ class StitchConfig:
     solver: str | None = field(
         default=None,
         metadata={
-            "help": "Writes the answer: a model directory or hub name, vllm:MODEL, openai:MODEL@URL, "
+            "help": "Writes the answer: a model directory or hub name, draft:MODEL, vllm:MODEL, openai:MODEL@URL, "
             "none, or embedded (default for the embedded tasks)."
         },
     )

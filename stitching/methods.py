@@ -232,6 +232,7 @@ class Solve:
         return [one for one in asked if one.method in self.settings.methods]
 
     def _outcome(self, asked: _Asked, answered: Answered) -> Outcome:
-        """The answer at the cost of what came before and its tokens; the solver decodes one token a step."""
-        cost = Ledger(solver_tokens=answered.tokens, sequential_steps=answered.written, seconds=answered.seconds)
+        """The answer at the cost of what came before and its tokens and passes."""
+        passes = answered.written if answered.passes is None else answered.passes
+        cost = Ledger(solver_tokens=answered.tokens, sequential_steps=passes, seconds=answered.seconds)
         return Outcome(self.task.extract(answered.text), answered.text, asked.cost.then(cost))
