@@ -233,6 +233,9 @@ class RolloutTrainer(ResumableGRPOTrainer):
         for name in ("old_per_token_logps", "ref_per_token_logps"):
             columns.pop(name, None)
         columns |= trace_columns(self._rollouts, self.accelerator.device)
+        if self.args.estimator == "forks":  # the loss is that of forks, and so are its means
+            columns["tool_mask"] = columns["tool_mask"] * columns["fork"]
+            columns["num_items_in_batch"] = gather(columns["tool_mask"].sum()).sum()
         prompt_seeds = [derive_seed(self.args.seed, *key, row // K) for row in rows]
         columns["prompt_seed"] = torch.tensor(prompt_seeds, device=self.accelerator.device)
         own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
@@ -255,7 +258,9 @@ class RolloutTrainer(ResumableGRPOTrainer):
             rows = range(self._eval_rows + first, self._eval_rows + first + len(inputs))
             self._eval_rows += ranks * len(inputs)
             columns = self._roll_out(inputs, (EVAL,), rows, self.num_generations_eval)
-            columns["active"] = torch.full_like(columns["signal"], self.beta != 0)  # a loss of rewards alone is 0
+            # A loss of rewards alone is 0.
+            columns["active"] = torch.full_like(columns["signal"], self.beta != 0 or self._entropy_bonus_enabled)
+            columns["active"] &= columns["tool_mask"].any(1)
         else:
             generation = self._step // (self.args.steps_per_generation * self.num_iterations)
             rows = range(first, first + len(inputs))
@@ -264,7 +269,9 @@ class RolloutTrainer(ResumableGRPOTrainer):
                 columns, changed = self._refill(columns, generation, turn, first)
                 if not changed:
                     break
-            active_B = columns["signal"] if self.args.drop_zero_variance else torch.ones_like(columns["signal"])
+            # Groups without variance have no advantage, but an entropy all the same.
+            dropped = self.args.drop_zero_variance and not self._entropy_bonus_enabled
+            active_B = columns["signal"] if dropped else torch.ones_like(columns["signal"])
             columns["active"] = active_B & columns["tool_mask"].any(1)
         self._score_before(columns)
         return columns

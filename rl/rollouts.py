@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from lockstitch.rl.scoring import forks_of
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
 
@@ -24,12 +25,14 @@ def rollout_seeds(seed: int, key: Sequence[int], rows: Sequence[int], per_prompt
 def trace_columns(trajectories: Sequence[Trajectory], device: torch.device) -> dict[str, torch.Tensor]:
     """What losses and estimators need beside tokens, one row per trajectory.
 
-    `noise_seed (B,)` int64, `commit_step (B, G)`, `block (B, G)` int64 and `entropy (B, G)` float32 of the trace.
+    `noise_seed (B,)` int64, `commit_step (B, G)`, `block (B, G)` int64, `fork (B, G)` bool and `entropy (B, G)` float32 of
+    the trace.
     """
     return {
         "noise_seed": torch.tensor([derive_seed(t.seed, 1) for t in trajectories], device=device),
         "commit_step": torch.tensor([t.commit_step for t in trajectories], device=device),
         "block": torch.tensor([t.block for t in trajectories], device=device),
+        "fork": forks_of(trajectories, device),
         "entropy": torch.tensor([t.entropy for t in trajectories], device=device),
     }
 

@@ -111,3 +111,22 @@ class SudokuChecker:
         puzzle, above = state
         side = math.isqrt(len(puzzle))
         return len(above) == side and "0" * side not in above
+
+    def partial(self, question: str, text: str, hole: str) -> float:
+        """Of a grid some of whose characters are not known: 0.0 if a clue, the form or a unit is violated, else 1.0."""
+        cells = list(sudoku.parse_question(question))
+        side = math.isqrt(len(cells))
+        if len(text) not in (side * (side + 1) - 1, side * (side + 1)):
+            return WRONG
+        for i, (row, column) in enumerate(divmod(i, side + 1) for i in range(len(text))):
+            if text[i] == hole:
+                continue
+            if column == side:
+                if text[i] != "\n" or row == side - 1:
+                    return WRONG
+            elif text[i] not in sudoku.digits_of(side) or cells[side * row + column] not in ("0", text[i]):
+                return WRONG
+            else:
+                cells[side * row + column] = text[i]
+        known = ([cells[i] for i in unit if cells[i] != "0"] for unit in sudoku.units(side))
+        return SOUND if all(len(set(unit)) == len(unit) for unit in known) else WRONG

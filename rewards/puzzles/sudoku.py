@@ -97,6 +97,11 @@ def conclude(steps: Sequence[str]) -> str | None:
     return "".join(cells) if len(cells) in (4, 9) and all(len(row) == len(cells) for row in cells) else None
 
 
+def spell_out(question: str, answer: str) -> list[str]:
+    """The rows of a grid of 16 or 81 digits; nothing for another text."""
+    return rows(answer).split("\n") if re.fullmatch(r"[1-4]{16}|[1-9]{81}", answer) else []
+
+
 @cache
 def all_grids() -> tuple[str, ...]:
     """The 288 solved 4x4 grids."""
