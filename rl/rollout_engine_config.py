@@ -53,11 +53,17 @@ class RolloutEngineConfig:
                     raise ValueError(f"{name} would be ignored: rollout_engine={self.rollout_engine!r}")
             return
         self._check_url()
-        for name, value in self.engine_retries.items():
+        asked: dict[str, Any] = self.engine_retries
+        for name, value in asked.items():
+            kind: Any = int if name == "attempts" else (int, float)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"rollout_engine_{name}={value!r} is no number")
             try:
                 Retries(**{name: value})
             except ValueError as error:
                 raise ValueError(f"rollout_engine_{error}") from None
+        if not isinstance(self.rollout_engine_weights, str | None):
+            raise ValueError(f"rollout_engine_weights={self.rollout_engine_weights!r} is no directory")
         for name in _SERVERS:
             if (value := getattr(self, name)) is not None:
                 raise ValueError(
@@ -78,6 +84,8 @@ class RolloutEngineConfig:
     def _check_url(self) -> None:
         if self.rollout_engine_url is None:
             raise ValueError(f"rollout_engine={self.rollout_engine!r} needs rollout_engine_url, http://HOST:PORT")
+        if not isinstance(self.rollout_engine_url, str):
+            raise ValueError(f"rollout_engine_url={self.rollout_engine_url!r} is no address: http://HOST:PORT")
         parts = urlsplit(self.rollout_engine_url)
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError(

@@ -16,12 +16,22 @@ out what the contract has no place for: confidences and entropies, which are not
 that were taken back.
 """
 
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.trajectory import Ledger, Trajectory
+
+from lockstitch.files import read_rows, write_whole
+
+if TYPE_CHECKING:
+    from lockstitch.sampling.denoiser import Denoiser
+    from lockstitch.sampling.families import Family
 
 VERSION = 1
 STEP_MAPS, STOP_LENGTH = "step_maps", "dllm_stop_length"
@@ -160,6 +170,62 @@ def from_reply(
         edits=(),
         ledger=Ledger(nfe=done, sequential_steps=done, seconds=seconds),
     )
+
+
+def check_replies(config: SamplerConfig, family: "Family", pinned: bool) -> None:
+    """Raises `ValueError` where the trajectories of these settings could not be told as an engine's replies."""
+    if family.layout != "block_causal":
+        raise ValueError(
+            f"replies: blocks are counted from the prompt's first token, those of {family.name} models are not"
+        )
+    for name, wanted in (("whole_blocks", True), ("stop_at_eos", False), ("correction", "none")):
+        if (value := getattr(config, name)) != wanted:
+            raise ValueError(f"replies: {name}={value!r} leaves blocks that no engine would; {wanted!r}")
+    if pinned:
+        raise ValueError("replies: tokens that are given have no denoising step; prompts without canvas or blanks")
+
+
+def write_replies(path: Path, rows: Iterable[Mapping[str, Any]], block_length: int) -> None:
+    """Writes lines of `results.jsonl` as what an engine replies: a line of JSON for each prompt, its replies in order.
+
+    A line has `index`, `prompt`, `input_ids`, `seeds`, `canvas_length`, `block_length` and `replies`.
+    """
+    lines = []
+    for row in rows:
+        drawn = [Trajectory.from_dict(values) for values in row["trajectories"]]
+        line = {
+            "index": row["index"],
+            "prompt": row["prompt"],
+            "input_ids": drawn[0].prompt_ids,
+            "seeds": [t.seed for t in drawn],
+            "canvas_length": len(drawn[0].canvas_ids),
+            "block_length": block_length,
+            "replies": [to_reply(t, block_length) for t in drawn],
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_whole(path, "".join(lines))
+
+
+def read_replies(path: Path, denoiser: "Denoiser") -> list[Trajectory]:
+    """The trajectories of a file that `write_replies` wrote, as far as the replies tell of them, in order.
+
+    Raises `ValueError` for what is no file, and naming every line that does not keep to the contract.
+    """
+
+    def read(row: Mapping[str, Any]) -> list[Trajectory]:
+        try:
+            told: dict[str, Any] = {name: row[name] for name in ("canvas_length", "block_length")}
+            pairs = list(zip(row["replies"], row["seeds"], strict=True))
+            index, ids = row["index"], row["input_ids"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{type(error).__name__} {error}: this is no line of replies") from None
+        told |= {"mask_id": denoiser.mask_id, "eos_ids": denoiser.eos_ids}
+        return [
+            replace(from_reply(reply, ids, **told, prompt=index, seed=seed), text=reply.get("text", ""))
+            for reply, seed in pairs
+        ]
+
+    return [trajectory for row in read_rows(path, read) for trajectory in row]
 
 
 def _edges(lead: int, length: int, block_length: int) -> Iterator[int]:

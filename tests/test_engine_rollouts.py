@@ -16,11 +16,13 @@ from lockstitch.rl.grpo import DiffusionGRPOTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.rollout_engine import SGLangEngine, write_weights
 from lockstitch.rl.scoring import Canvases, Scorer
+from lockstitch.sampling import cli as sampling_cli
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.contract import from_reply, to_reply
+from lockstitch.sampling.contract import from_reply, read_replies, to_reply
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.families import BIDIRECTIONAL, BLOCK_CAUSAL, CONTEXT_CAUSAL
 from lockstitch.sampling.loop import sample
+from lockstitch.sampling.prompts import load_trajectories
 from models import random_denoiser
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -28,6 +30,7 @@ from safetensors.torch import load_file
 BLOCK, G = 4, 16
 PROMPTS = ["12, +27, -15\n", "3102\n2000\n0210\n0320\n", "1+2=", "12+3=", "9*9+12=\n"]  # every remainder by 4 but one
 URL = "http://127.0.0.1:30000"
+SDAR, LLADA2 = (Path(__file__).parent / "families" / name for name in ("sdar", "llada2"))
 
 
 def model(seed=0, sharpness=3.0):
@@ -120,6 +123,35 @@ def test_what_the_contract_cannot_tell_is_refused():
         to_reply(replace(t, commit_step=(1, 0, *t.commit_step[2:])), BLOCK)
     with pytest.raises(ValueError, match="took 1 tokens back"):
         to_reply(replace(t, edits=((2, 0, 5, 1),)), BLOCK)
+
+
+def test_the_command_writes_replies_and_they_read_back(tmp_path, capsys):
+    words = ["--model", str(SDAR), "--prompt", "12+3=", "--n", "3", "--temperature", "1", "--canvas_length", "9",
+             "--policy", "threshold", "--threshold", "0.2", "--chat_template", "false"]  # fmt: skip
+    whole = ["--whole_blocks", "true", "--stop_at_eos", "false", "--replies", str(tmp_path / "replies.jsonl")]
+    assert sampling_cli.main([*words, *whole, "--output", str(tmp_path / "run")]) == 0
+    denoiser = Denoiser.from_pretrained(str(SDAR))
+    back = read_replies(tmp_path / "replies.jsonl", denoiser)
+    ours = load_trajectories(tmp_path / "run" / "results.jsonl")
+    assert len(back) == len(ours) == 3
+    for found, t in zip(back, ours, strict=True):
+        end = len(found.block) - found.block.count(-1)
+        assert found.commit_step[:end] == t.commit_step[:end]
+        for name in ("prompt", "seed", "prompt_ids", "length", "text", "finished", "completion_ids"):
+            assert getattr(found, name) == getattr(t, name)
+    line = json.loads((tmp_path / "replies.jsonl").read_text())
+    line["replies"][2]["meta_info"]["dllm_replay_contract_version"] = 3
+    (tmp_path / "replies.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match="line 1: dllm_replay_contract_version is 3"):
+        read_replies(tmp_path / "replies.jsonl", denoiser)
+    capsys.readouterr()
+    for changed, says in (
+        (["--stop_at_eos", "true"], "replies: stop_at_eos=True leaves blocks that no engine would; False"),
+        (["--replies", str(tmp_path)], "must be a file in a directory that exists"),
+        (["--model", "embedded:sudoku"], "replies: blocks are counted from the prompt's first token"),
+    ):
+        assert sampling_cli.main([*words, *whole, *changed]) == 2
+        assert says in capsys.readouterr().err
 
 
 # --- an engine -------------------------------------------------------------------------------------------------------
@@ -281,10 +313,9 @@ def test_an_adapters_weights_are_written_merged_and_its_base_is_left_as_it_was(t
 
 
 def test_weights_go_out_under_published_names(tmp_path):
-    golden = Path(__file__).parent / "families" / "llada2"
-    denoiser = Denoiser.from_pretrained(str(golden))
+    denoiser = Denoiser.from_pretrained(str(LLADA2))
     write_weights(denoiser.model, tmp_path / "weights")
-    published = load_file(golden / "model.safetensors")
+    published = load_file(LLADA2 / "model.safetensors")
     written = load_file(tmp_path / "weights" / "model.safetensors")
     assert written.keys() == published.keys()
     assert all(torch.equal(written[name], published[name].to(written[name])) for name in published)
@@ -385,6 +416,8 @@ def test_weights_that_were_not_loaded_stop_the_run(tmp_path):
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "top_entropy_quantile": 0.5}, "tells no entropies"),
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_attempts": 0}, "rollout_engine_attempts=0"),
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_timeout": 0.0}, "timeout=0.0 must be"),
+        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_attempts": "2"}, "attempts='2' is no"),
+        ({"rollout_engine": "sglang", "rollout_engine_url": 3}, "rollout_engine_url=3 is no address"),
     ],
 )  # fmt: skip
 def test_options_that_an_engine_or_its_absence_would_ignore_are_refused(settings, says, tmp_path):
