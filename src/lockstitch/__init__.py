@@ -50,6 +50,7 @@ __all__ = [
     "DiffusionSFTTrainer",
     "SamplerConfig",
     "Trajectory",
+    "adapter_and_base",
     "embedded_adapter",
     "embedded_model",
     "embedded_scorer",
