@@ -349,14 +349,15 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
         }
         if self.rollout_engine != "transformers":
             settings["whole_blocks"] = True
+        if "verify" in (self.policy, PRESETS.get(self.preset or "", {}).get("policy")):
+            raise ValueError(
+                f"preset={self.preset!r}, policy={self.policy!r}: verify draws the text of the causal half, which likelihoods of "
+                "masks do not score"
+            )
         if self.preset is None:
             return SamplerConfig(canvas_length=self.max_completion_length, **settings)
         # Completions are scored as they are, in canvases of one length: the last block ends with them.
         config = preset(self.preset, self.max_completion_length, **{"whole_blocks": False, **settings})
-        if config.policy == "verify":
-            raise ValueError(
-                f"preset={self.preset!r} draws the text of the causal half, which likelihoods of masks do not score: block does"
-            )
         if config.correction != "none" or config.length != "fixed":
             kept = ", ".join(name for name, values in PRESETS.items() if not {"correction", "length"} & values.keys())
             raise ValueError(
