@@ -351,8 +351,8 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
             settings["whole_blocks"] = True
         if "verify" in (self.policy, PRESETS.get(self.preset or "", {}).get("policy")):
             raise ValueError(
-                f"preset={self.preset!r}, policy={self.policy!r}: verify draws the text of the causal half, which likelihoods of "
-                "masks do not score"
+                f"preset={self.preset!r}, policy={self.policy!r}: verify draws the text of the causal half, which "
+                "likelihoods of masks do not score"
             )
         if self.preset is None:
             return SamplerConfig(canvas_length=self.max_completion_length, **settings)
