@@ -158,11 +158,11 @@ def drafts_of(model: Any, row: Pair, masks: int, mask_id: int) -> tuple[float, l
     right_M = logits_MV.argmax(-1) == text[packed.position_BM[packed.asked_BM] + 1]
     right_AK = torch.zeros(packed.asked_BM.shape[1], dtype=torch.bool).masked_scatter_(packed.asked_BM[0], right_M)
     right_AK = right_AK.view(-1, masks)
-    at, count = 0, 0
-    while at < len(right_AK):
-        at += 1 + int(right_AK[at].long().cumprod(0).sum())
+    written, count = 1, 1  # the first pass reads the prompt, and drafts
+    while written < len(right_AK):
+        written += 1 + int(right_AK[written - 1].long().cumprod(0).sum())
         count += 1
-    return (min(at, len(right_AK))) / count, right_AK.float().mean(0).tolist()
+    return len(right_AK) / count, right_AK.float().mean(0).tolist()
 
 
 def batches(path: Path, options: argparse.Namespace, done: int) -> Iterator[tuple[list[Pair], list[list[int]]]]:

@@ -21,6 +21,7 @@ MASKS = 3
 
 @pytest.fixture
 def drafting():
+    torch.manual_seed(3)
     denoiser = random_denoiser(family=IDLM)
     bias = torch.full((denoiser.model.config.vocab_size,), -1e4)
     bias[5:8] = 0.0
