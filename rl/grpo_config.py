@@ -287,6 +287,11 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
         }
         if self.rollout_engine != "transformers":
             settings["whole_blocks"] = True
+        if "verify" in (self.policy, PRESETS.get(self.preset or "", {}).get("policy")):
+            raise ValueError(
+                f"preset={self.preset!r}, policy={self.policy!r}: verify draws the text of the causal half, which "
+                "likelihoods of masks do not score"
+            )
         if self.preset is None:
             return SamplerConfig(canvas_length=self.max_completion_length, **settings)
         # Completions are scored as they are, in canvases of one length: the last block ends with them.
