@@ -8,7 +8,7 @@ Axes: A rows that teach.
 from typing import Any
 
 import torch
-from lockstitch.rl.grpo_rollouts import RolloutTrainer
+from lockstitch.rl.grpo_likelihoods import LikelihoodTrainer
 from lockstitch.rl.one_pass import as_one_pass
 from lockstitch.rl.scoring import Canvases
 from lockstitch.rl.self_distillation import self_distillation
@@ -16,7 +16,7 @@ from lockstitch.rl.teaching import Columns
 from trl.trainer.utils import use_adapter
 
 
-class DistilledTrainer(RolloutTrainer):
+class DistilledTrainer(LikelihoodTrainer):
     """The part of the trainer that distils."""
 
     def _distilled(self, model: torch.nn.Module, inputs: Columns, iteration: int) -> torch.Tensor:

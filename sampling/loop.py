@@ -4,10 +4,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from lockstitch.sampling.blanks import given
 from lockstitch.sampling.canvases import Bans, Canvas, Look, Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.denoising import Denoising
+from lockstitch.sampling.drafting import Drafting
 from lockstitch.sampling.layouts import alignment, check_layout, in_blocks_of
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
@@ -58,8 +60,9 @@ def sample(
     rows = make_rows(denoiser, prompts, config, n, seed, canvases, bans)
     results: dict[int, Trajectory] = {}
     for batch in batches(rows, denoiser, config):
+        denoising = Drafting if config.policy == "verify" else Denoising
         results.update(
-            zip(batch, Denoising(denoiser, [rows[i] for i in batch], config, on_step, batch).run(), strict=True)
+            zip(batch, denoising(denoiser, [rows[i] for i in batch], config, on_step, batch).run(), strict=True)
         )
         if progress is not None:
             progress(len(batch))
@@ -91,6 +94,7 @@ def make_rows(
         canvases = [[None] * config.canvas_length] * len(ids)
     if len(canvases) != len(ids):
         raise ValueError(f"{len(canvases)} canvases for {len(ids)} prompts: one each")
+    canvases = [with_given(denoiser, i, *pair, config) for i, pair in enumerate(zip(prompts, canvases, strict=True))]
     for i, (prompt_ids, canvas) in enumerate(zip(ids, canvases, strict=True)):
         if not prompt_ids:
             raise ValueError(f"prompt {i} is empty")
@@ -120,6 +124,19 @@ def make_rows(
         for i, (prompt_ids, canvas) in enumerate(zip(ids, canvases, strict=True))
         for k in range(n)
     ]
+
+
+def with_given(denoiser: Denoiser, i: int, prompt: Prompt, canvas: Canvas, config: SamplerConfig) -> Canvas:
+    """A canvas with what prompt `i` knows of its completion pinned on it, whatever else would stand there."""
+    known = given(prompt, lambda text: denoiser.encode([text])[0])
+    if known is None:
+        return canvas
+    if len(known) != config.canvas_length or config.length != "fixed":
+        raise ValueError(
+            f"the completion of prompt {i} is known to have {len(known)} positions: canvas_length={config.canvas_length}, "
+            f"length={config.length!r} would be another"
+        )
+    return [own if token is None else token for token, own in zip(known, canvas, strict=True)]
 
 
 def _check_tokens(denoiser: Denoiser, i: int, prompt_ids: Sequence[int], canvas: Canvas) -> None:
