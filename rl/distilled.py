@@ -58,7 +58,8 @@ class DistilledTrainer(LikelihoodTrainer):
         self._log_mean("distill/clipped", over_A)
         K = self.num_generations if self.model.training else self.num_generations_eval
         accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
-        return (apart_A * bool(len(rows_A))).sum() * K / (len(inputs["advantages"]) * accumulated)
+        loss: torch.Tensor = (apart_A * bool(len(rows_A))).sum() * K / (len(inputs["advantages"]) * accumulated)
+        return loss
 
     def _log_mean(self, name: str, value_B: torch.Tensor) -> None:
         raise NotImplementedError

@@ -207,8 +207,8 @@ def self_distillation(
         future_AG = draw.count(later_AG, (share * later_AG.sum(1)).long())
         first, stop = int(current_A.min()) * block, min(G, (int(current_A.max()) + 1) * block)
         with torch.no_grad():
-            seen = {"shown_AG": shown_AG | future_AG, "rows_A": rows_A, "first": first, "stop": stop}
-            teacher_ACV = teach(partial(logits, **seen))
+            seen_AG = shown_AG | future_AG
+            teacher_ACV = teach(partial(logits, shown_AG=seen_AG, rows_A=rows_A, first=first, stop=stop))
         sure_AC = teacher_ACV.float().softmax(2).amax(2).masked_fill(~masked_AG[:, first:stop], -1.0)
         place_AN = sure_AC.topk(min(positions, stop - first), 1).indices
         row_M, n_M = (sure_AC.gather(1, place_AN) >= 0).nonzero(as_tuple=True)
