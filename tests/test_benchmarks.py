@@ -172,6 +172,11 @@ def test_the_public_files_are_read_whole(name, data_dir, caplog):
         [] if count == expected else [True]
     )
     assert all(row["prompt"][0]["content"].endswith(get_task(name).ask(row["question"])) for row in rows)
+
+
+def test_so_many_rows_as_are_asked_for_are_demanded(data_dir):
+    name = "humaneval"
+    count = FILES[name][1]
     load_rows(name, path=data_dir, rows=count)
     with pytest.raises(ValueError, match=rf"holds {count} rows of task '{name}', and {count + 1} are expected"):
         load_rows(name, path=data_dir, rows=count + 1)
