@@ -140,9 +140,13 @@ def test_a_row_that_lacks_something_is_refused(name, row, says):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_prompts_ask_in_the_form(name):
-    question = {"countdown": "30,100,93=23", "sudoku": "3102200002100320", "arithmetic": "12, +7"}.get(
-        name, "How many?"
-    )
+    questions = {
+        "countdown": "30,100,93=23",
+        "sudoku": "3102200002100320",
+        "arithmetic": "12, +7",
+        "sudoku9": "0" * 81,
+    }
+    question = questions.get(name, "How many?")
     task = get_task(name)
     for form in task.forms:
         text = task.prompt(question, form)
