@@ -20,7 +20,8 @@ class Ledger:
         forks: tokens that were committed below the threshold because nothing reached it.
         scorer_passes: forward passes of a scoring model that a trajectory took part in. Passes of the diffusion model are
             `nfe`, whatever they were for.
-        solver_passes: forward passes of the model that wrote an answer or a plan; one for every token, unless it checks its own drafts.
+        solver_passes: forward passes of the model that wrote an answer or a plan; one a token, unless it checks its own
+            drafts.
     """
 
     nfe: int = 0
