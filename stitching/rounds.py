@@ -18,7 +18,8 @@ A step's score is its own in its trajectory, and says nothing of whether it foll
 reads each chain that was put together once more, and what it says there decides what is pinned and whether the chain stands.
 
 Several canvases a round cannot learn from one another, unless they do so **ahead**: each but the first is forbidden what
-those before it are expected to fail by, so that they try different repairs of one failure in place of the same one. With one canvas a round that is nothing, and the rounds are those above.
+those before it are expected to fail by, so that they try different repairs of one failure in place of the same one. With one
+canvas a round that is nothing, and the rounds are those above.
 
 Problems are independent: all problems that still run share each call of the sampler.
 """
