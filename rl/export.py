@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lockstitch.rl.run_record import RunRecord, read_run
-from lockstitch.sampling.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lockstitch.sampling.adapter_files import ADAPTER_CONFIG, ADAPTER_FACTS, ADAPTER_WEIGHTS
 
 from lockstitch.files import lock, to_json
 
@@ -217,14 +217,14 @@ def _write(config: ExportConfig, source: _Source, partial: Path, report: Report)
     """Writes the export, checked before and after; how well merged and adapted model agree."""
     from lockstitch.rl.merge import check_merge
     from lockstitch.rl.model_card import last_metrics, model_card
-    from lockstitch.sampling.adapters import tied_ends
+    from lockstitch.sampling.adapters import no_merge
     from lockstitch.sampling.loading import save_published
 
     report("base")
     model = source.load_base()
     report("adapter")
     adapted = source.adapted(model)
-    if config.merge and (reason := tied_ends(adapted)) is not None:
+    if config.merge and (reason := no_merge(adapted)) is not None:
         raise ValueError(reason)
     report("check")
     agreement, expected_BLV = check_merge(adapted)
@@ -288,6 +288,8 @@ def _write_adapter(source: _Source, output: Path, names: str, adapted: Any) -> N
     save_file(weights, output / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     named = {"base_model_name_or_path": source.base, "revision": source.revision, "inference_mode": True}
     (output / ADAPTER_CONFIG).write_text(to_json({**config, **named}), encoding="utf-8")
+    if (source.directory / ADAPTER_FACTS).is_file():
+        shutil.copy(source.directory / ADAPTER_FACTS, output)
 
 
 def _write_tokenizer(source: _Source, output: Path) -> None:

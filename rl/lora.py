@@ -47,6 +47,7 @@ def lora_config(
     alpha: int,
     dropout: float = 0.0,
     targets: Sequence[str] | str | None = None,
+    gated: bool = False,
     **more: Any,
 ) -> "LoraConfig":
     """PEFT's configuration of an adapter for this model.
@@ -57,10 +58,12 @@ def lora_config(
         alpha: the adapter's output is scaled by `alpha / r`.
         dropout: of the adapter's input; 0 where ratios of policies are formed.
         targets: one or more targets, `all-linear` for every linear map of the blocks, or None for the usual ones.
+        gated: whether the adapter acts at mask positions alone; `lockstitch.sampling.mask_gate.gated` then puts it on.
         more: further fields of `LoraConfig` (`use_rslora`, `use_dora`, `modules_to_save`, ...).
 
     Raises `ValueError` naming the targets that match nothing, and those that there are.
     """
+    from lockstitch.sampling.mask_gate import MaskGatedLoraConfig, facts_of
     from lockstitch.sampling.remote import NATIVE
     from peft import LoraConfig
 
@@ -97,7 +100,10 @@ def lora_config(
         )
     # Code of unknown types need not take the arguments, nor have the methods, that PEFT's face of causal models asks for.
     task = "CAUSAL_LM" if denoiser.calling is NATIVE else None
-    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type=task, **settings, **more)
+    common = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": "none", "task_type": task}
+    if gated:
+        return MaskGatedLoraConfig(**common, **settings, **more, facts=facts_of(denoiser.model))
+    return LoraConfig(**common, **settings, **more)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any
 from lockstitch import EMBEDDED, model_name, model_path
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FACTS = "diffusion.json"  # what config.json says of a diffusion model, where the base's cannot
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,32 @@ class Adapter:
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer lies beside it."""
         return (self.directory / "tokenizer_config.json").is_file()
+
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """How the adapted model attends and predicts, where the adapter says so itself; None leaves it to the base.
+
+        Raises `ValueError` in one line for a file that cannot be read.
+        """
+        return read_facts(self.directory)
+
+
+def read_facts(directory: Path) -> dict[str, Any] | None:
+    """See `Adapter.facts`."""
+    path = directory / ADAPTER_FACTS
+    if not path.is_file():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"the adapter {str(directory)!r} cannot be read: {ADAPTER_FACTS} is no JSON ({error})"
+        ) from error
+    if not isinstance(facts, dict) or not {"family", "mask_token_id"} <= facts.keys():
+        raise ValueError(
+            f"the adapter {str(directory)!r} cannot be read: {ADAPTER_FACTS} names no family and mask_token_id"
+        )
+    return facts
 
 
 def find_adapter(path: str, revision: str | None = None) -> Adapter | None:
@@ -76,7 +103,7 @@ def _on_the_hub(name: str, revision: str | None) -> Path | None:
         found = cached_file(name, ADAPTER_CONFIG, **asked)
         if found is None:
             return None
-        for file in (ADAPTER_WEIGHTS, "tokenizer_config.json", "tokenizer.json"):
+        for file in (ADAPTER_WEIGHTS, ADAPTER_FACTS, "tokenizer_config.json", "tokenizer.json"):
             cached_file(name, file, **asked)
     except (OSError, ValueError):  # no such name: whoever reads the config says so
         return None

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lockstitch.sampling.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, find_adapter
+from lockstitch.sampling.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, find_adapter, read_facts
 from lockstitch.sampling.adapter_names import in_published_names, native_adapter
 from lockstitch.sampling.families import FACTS, translation_of
 from lockstitch.sampling.loading import load_model, loaded_from, read_config
+from lockstitch.sampling.mask_gate import as_gated, install_gate, is_gated
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
@@ -46,6 +47,7 @@ def _loaded(base: PreTrainedModel, directory: Path, shown: Path) -> PeftModel:
     """PEFT's own loading, which passes over what does not fit or says it in a hundred lines."""
     with loaded_from(f"the adapter {str(shown)!r}"):
         config = PeftConfig.from_pretrained(str(directory))
+    config = as_gated(config, read_facts(shown))
     if config.is_prompt_learning:
         raise ValueError(
             f"the adapter {str(shown)!r} is learned prompts, which the sampler's canvases leave no place for"
@@ -55,7 +57,7 @@ def _loaded(base: PreTrainedModel, directory: Path, shown: Path) -> PeftModel:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
-            model = PeftModel.from_pretrained(base, str(directory))
+            model = PeftModel.from_pretrained(base, str(directory), config=config)
     except (RuntimeError, ValueError, KeyError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         what = next((line for line in lines if "size mismatch" in line), lines[0]).rstrip(".")
@@ -70,7 +72,7 @@ def _loaded(base: PreTrainedModel, directory: Path, shown: Path) -> PeftModel:
                 f"the adapter {str(shown)!r} does not fit its base {name!r}: it {what} "
                 f"{', '.join(sorted(names)[:2])}{more}"
             )
-    return model.eval()
+    return (install_gate(model) if is_gated(model) else model).eval()
 
 
 def adapted(base: PreTrainedModel, adapter: Adapter) -> PeftModel:
@@ -86,7 +88,7 @@ def to_train_from(model: Any, path: str) -> Any:
     """
     if not isinstance(model, PeftModel):
         return model
-    reason = tied_ends(model)
+    reason = no_merge(model)
     if reason is not None:
         raise ValueError(f"the adapter {path!r} cannot be trained from: {reason}")
     weights = [weight for layer in _layers(model) for weight in layer.get_base_layer().parameters()]
@@ -106,11 +108,14 @@ def _layers(model: PeftModel) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def tied_ends(model: PeftModel) -> str | None:
-    """Why the adapter cannot be merged, if it changes a head that is tied to the embeddings, or these; else None.
+def no_merge(model: PeftModel) -> str | None:
+    """Why the adapter cannot be merged; None if it can.
 
-    One matrix would have to take it up in two ways.
+    One that acts at mask positions alone is no matrix; and if it changes a head that is tied to the embeddings, or these,
+    one matrix would have to take it up in two ways.
     """
+    if is_gated(model):
+        return "the adapter acts at mask positions alone, which no matrix of a merged model does"
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     base = model.get_base_model()

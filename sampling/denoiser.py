@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lockstitch.sampling.adapter_files import Adapter, find_adapter
 from lockstitch.sampling.chat import Chat
-from lockstitch.sampling.families import BIDIRECTIONAL, FACTS, Family
+from lockstitch.sampling.families import BIDIRECTIONAL, FACTS, Family, family_of
 from lockstitch.sampling.loading import is_remote, layout_of, load_model, load_tokenizer, write_facts
 from lockstitch.sampling.remote import NATIVE, Calling, load_remote
 from transformers import PreTrainedModel
@@ -120,10 +120,17 @@ class Denoiser:
         if adapter is not None:
             from lockstitch.sampling.adapters import adapted, to_train_from
 
-            told = {"family": family, "mask_id": mask_id, "trust_remote_code": trust_remote_code}
+            facts = adapter.facts or {}
+            mask_id = facts.get("mask_token_id") if mask_id is None else mask_id
+            told = {
+                "family": family or facts.get("family"),
+                "mask_id": mask_id,
+                "trust_remote_code": trust_remote_code,
+            }
             base = _base_of(cls, adapter, {**told, "dtype": dtype, "device": device, **loading})
             tokenizer = load_tokenizer(path, revision, trust_remote_code) if adapter.has_tokenizer else base.tokenizer
-            denoiser = cls(base.model, tokenizer, base.family, mask_id, base.calling)
+            its = base.family if family or not facts else family_of({FACTS: facts})
+            denoiser = cls(base.model, tokenizer, its, mask_id, base.calling)
             denoiser.model = adapted(to_train_from(base.model, adapter.base), adapter)
             return denoiser
         known, raw = layout_of(path, family, revision)

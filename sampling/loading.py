@@ -28,13 +28,17 @@ _PUBLISHED = "published_config"  # beside the facts: config.json as the authors 
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
-    """A checkpoint's config.json as it stands, an adapter's base's; `ValueError` in one line where there is none to read."""
+    """A checkpoint's config.json as it stands, or that of an adapter's base, with what the adapter says that it is.
+
+    Raises `ValueError` in one line where there is none to read.
+    """
     adapter = find_adapter(path, revision)
     if adapter is not None:
         try:
-            return read_config(adapter.base, adapter.base_revision)
+            raw = read_config(adapter.base, adapter.base_revision)
         except ValueError as error:
             raise ValueError(f"the base of the adapter {path!r} cannot be loaded: {error}") from error
+        return raw if adapter.facts is None else {**raw, FACTS: {**(raw.get(FACTS) or {}), **adapter.facts}}
     path = model_path(path)
     try:
         raw, _ = PretrainedConfig.get_config_dict(path, revision=revision)
