@@ -4,10 +4,10 @@
     accelerate launch -m lockstitch.recipes.adapt --adapt_preset opdlm --model_name_or_path Qwen/Qwen3-0.6B --task gsm8k ...
     accelerate launch -m lockstitch.recipes.adapt --adapt_preset nbdiff --dataset_name my.jsonl --canvas_length 256 ...
 
-The checkpoint is of one of transformers' Llama, Qwen2 or Qwen3 classes; a diffusion model may be adapted further. Settings come
-in layers: a preset (`--adapt_preset nbdiff`: a paper's settings, `recipes/presets/adapt`), a config file, the command line;
-later ones win. Beside the recipe's own options below there are all of `AdaptationConfig` (the supervised stage's, with the
-choices of adaptation) and the model's (TRL's `ModelConfig`).
+The checkpoint is of one of transformers' Llama, Qwen2 or Qwen3 classes; a diffusion model may be adapted further. Settings
+come in layers: a preset (`--adapt_preset nbdiff`: a paper's settings, `recipes/presets/adapt`), a config file, the command
+line; later ones win. Beside the recipe's own options below there are all of `AdaptationConfig` (the supervised stage's,
+with the choices of adaptation) and the model's (TRL's `ModelConfig`).
 
 Data is what the supervised stage takes, or texts (a column `text`, cut into canvases); where a model is trained on its own
 rollouts, prompts are enough. A run that was interrupted goes on from its last checkpoint when it is launched again. What it
@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lockstitch.errors import GOES_ON, one_line
 from lockstitch.recipes.sft_data import DataArguments, check_data, load_eval_rows, load_rows, own_rows
+
+from lockstitch.errors import GOES_ON, one_line
 
 if TYPE_CHECKING:
     from lockstitch.recipes.run_directory import Run
@@ -39,8 +40,8 @@ class RecipeArguments(DataArguments):
     mask_id: int | None = field(
         default=None,
         metadata={
-            "help": f"The mask token. By default the tokenizer's; one without has {MASK} added, in a row of the embeddings that "
-            "no token has, or else in a new one."
+            "help": f"The mask token. By default the tokenizer's; one without has {MASK} added, in a row of the "
+            "embeddings that no token has, or else in a new one."
         },
     )
     chat_template: bool | None = field(
@@ -103,8 +104,8 @@ def with_mask_token(model: Any, tokenizer: Any, said: int | None, whole: bool) -
     if added >= rows:
         if not whole:
             raise ValueError(
-                f"the tokenizer has no mask token, and each of the model's {rows} rows of embeddings has a token: an adapter "
-                "cannot add one; say an unused token with mask_id"
+                f"the tokenizer has no mask token, and each of the model's {rows} rows of embeddings has a token: an "
+                "adapter cannot add one; say an unused token with mask_id"
             )
         model.resize_token_embeddings(added + 1)
     return added
@@ -164,7 +165,9 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     diffusion = is_diffusion(raw)
     family = training.family(family_of(raw) if diffusion else None)
     if diffusion and training.objective == "distillation" and training.teacher_name_or_path is None:
-        raise ValueError("teacher_name_or_path=None: the model is a diffusion model already; say its autoregressive parent")
+        raise ValueError(
+            "teacher_name_or_path=None: the model is a diffusion model already; say its autoregressive parent"
+        )
     settings = changed_settings(recipe, training, model_arguments)
     task = recipe.generate or remembered(recipe.task)
     record = RunRecord(
@@ -192,7 +195,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
         denoiser,
         training,
         teacher,
-        peft_config_of(model_arguments, denoiser),
+        peft_config_of(model_arguments, denoiser, gated=training.lora_gate),
         train_dataset=train_rows,
         eval_dataset=load_eval_rows(recipe, tokenizer),
     )

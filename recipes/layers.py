@@ -1,9 +1,9 @@
 """The layers of a recipe's settings: a preset, on it a config file, on that the command line.
 
-A preset (`recipes/presets/NAME.yaml`, of adaptation `recipes/presets/adapt/NAME.yaml`) and a config file hold the same keys, and may leave out any. Nothing is passed over:
-`lockstitch.options` says what is refused. What a preset says of its adapter (`lora_*`, `load_in_*`) belongs to its own
-`use_peft: true` and is laid down with it: a config or command line that says `use_peft: false` trains all weights and needs
-not undo the rest.
+A preset (`recipes/presets/NAME.yaml`, of adaptation `recipes/presets/adapt/NAME.yaml`) and a config file hold the same
+keys, and may leave out any. Nothing is passed over: `lockstitch.options` says what is refused. What a preset says of its
+adapter (`lora_*`, `load_in_*`) belongs to its own `use_peft: true` and is laid down with it: a config or command line that
+says `use_peft: false` trains all weights and needs not undo the rest.
 
 Left out: more than one config file, and includes.
 """

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lockstitch.errors import GOES_ON, one_line
 from lockstitch.recipes.sft_data import DataArguments, check_data, load_eval_rows, load_rows
+
+from lockstitch.errors import GOES_ON, one_line
 
 if TYPE_CHECKING:
     from lockstitch.recipes.run_directory import Run

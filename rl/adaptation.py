@@ -1,14 +1,15 @@
-"""From an autoregressive model to a diffusion model: one trainer for all the published ways, which are choices of its settings.
+"""From an autoregressive model to a diffusion model: one trainer, and the published ways as choices of its settings.
 
-The pass is the supervised stage's: a clean and a noised half, in blocks where the sampler has them. Settings say what the model
-attends to, how long blocks are, whose text is trained on, which of it is masked, and what masked positions are taught: the
-text (NBDiff, 2512.06776; TiDAR, 2511.08923; I-DLM, 2604.11035; mix-scale, 2601.13599), the frozen parent's word (OPDLM,
-2606.06712), or to be sure of what is right (dParallel, 2509.26488). Leaves out trajectories of other models.
+The pass is the supervised stage's: a clean and a noised half, in blocks where the sampler has them. Settings say what the
+model attends to, how long blocks are, whose text is trained on, which of it is masked, and what masked positions are
+taught: the text (NBDiff, 2512.06776; TiDAR, 2511.08923; I-DLM, 2604.11035; mix-scale, 2601.13599), the frozen parent's
+word (OPDLM, 2606.06712), or to be sure of what is right (dParallel, 2509.26488). Leaves out trajectories of other models.
 
 Axes: B rows, L columns (prompt and canvas), M masked positions of the batch in row-major order, V vocabulary.
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +23,15 @@ from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_gener
 from lockstitch.rl.models import prepare_frozen
 from lockstitch.rl.packing import block_of_column
 from lockstitch.rl.sft import DiffusionSFTTrainer, halves_logits, masked_diffusion_loss, masked_logits
+from lockstitch.sampling.adapter_files import ADAPTER_FACTS
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
+from lockstitch.sampling.mask_gate import MaskGatedLoraConfig, facts_of, gated
 from lockstitch.sampling.noise import derive_seed
 from peft import PeftConfig, PeftModel
 from trl.models import unwrap_model_for_generation
+
+from lockstitch.files import to_json, write_whole
 
 Batch = dict[str, torch.Tensor]
 
@@ -42,8 +47,8 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         peft_config: of an adapter; under `args.lora_gate` a gated one, as `lora_config(gated=True)` makes it.
         kwargs: as `SFTTrainer` takes them. With `text=rollouts` rows of the training data need prompts alone.
 
-    Rollouts and what is drawn of them depend on (`args.seed`, optimizer step, micro-step, rank), as the noise does, and on the
-    weights: a resumed run sees what the uninterrupted one would have seen.
+    Rollouts and what is drawn of them depend on (`args.seed`, optimizer step, micro-step, rank), as the noise does, and on
+    the weights: a resumed run sees what the uninterrupted one would have seen.
     """
 
     def __init__(
@@ -60,8 +65,6 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         if args.text == "rollouts":
             args.rollout_config(denoiser.family, 0, denoiser.block_length)  # refuses what does not fit
         if args.lora_gate:
-            from lockstitch.sampling.mask_gate import MaskGatedLoraConfig, gated
-
             if not isinstance(peft_config, MaskGatedLoraConfig):
                 raise ValueError("lora_gate=True: an adapter that acts at mask positions alone is needed (use_peft)")
             denoiser.model, peft_config = gated(denoiser.model, peft_config), None
@@ -77,12 +80,12 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Dataset | IterableDataset:
         first = next(iter(dataset), None) or {}
-        if self.args.text == "rollouts" and dataset_name == "train":
+        if args.text == "rollouts" and dataset_name == "train":
             dataset = prompts_alone(dataset, processing_class)
         elif "text" in first and not {"prompt", "messages", "input_ids"} & first.keys():
-            if self.args.canvas_length is None:
+            if args.canvas_length is None:
                 raise ValueError("canvas_length=None: texts are cut into canvases, whose length must be said")
-            eos, length = self._denoiser.eos_ids[0], self.args.canvas_length
+            eos, length = self._denoiser.eos_ids[0], args.canvas_length
             dataset = text_canvases(dataset, processing_class, eos, length)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
@@ -98,7 +101,9 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         """The batch with the model's own completions in the place of its own, and their trajectories."""
         prompts = [
             row[real & (label == IGNORED)].tolist()
-            for row, real, label in zip(inputs["input_ids"], inputs["attention_mask"].bool(), inputs["labels"], strict=True)
+            for row, real, label in zip(
+                inputs["input_ids"], inputs["attention_mask"].bool(), inputs["labels"], strict=True
+            )
         ]
         step = self.state.global_step
         config = self.args.rollout_config(self._denoiser.family, step, self._block_at(step))
@@ -120,7 +125,9 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         ]
         batch = {name: values.to(inputs["input_ids"].device) for name, values in collate(rows).items()}
         log = self._metrics["train"]
-        log["rollout/nfe_per_token"].append(sum(t.ledger.nfe for t in trajectories) / sum(t.length for t in trajectories))
+        log["rollout/nfe_per_token"].append(
+            sum(t.ledger.nfe for t in trajectories) / sum(t.length for t in trajectories)
+        )
         log["rollout/length"].append(sum(t.length for t in trajectories) / len(trajectories))
         log["rollout/eos_rate"].append(sum(t.finished for t in trajectories) / len(trajectories))
         return batch, trajectories
@@ -141,11 +148,12 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Mean loss of one micro-batch. An evaluation's is the supervised stage's: the likelihood bound, at the full block."""
+        """Mean loss of one micro-batch. An evaluation's is the supervised stage's: the bound, at the full block."""
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         args, key = self.args, self._noise_key(True)
-        generator, trajectories = noise_generator(*key), []
+        generator = noise_generator(*key)
+        trajectories: list[Any] = []
         if args.text == "rollouts":
             inputs, trajectories = self._roll_out(inputs, key)
         loss = self._loss(model, inputs, trajectories, generator)

@@ -1,4 +1,4 @@
-"""Settings of the adaptation of an autoregressive model: the supervised stage's, and the choices that the papers differ in."""
+"""Settings of the adaptation of an autoregressive model: the supervised stage's, and the choices that papers differ in."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -133,7 +133,9 @@ class AdaptationConfig(DiffusionSFTConfig):
     )
     teacher_top_k: int | None = field(
         default=None,
-        metadata={"help": "Tell the teacher's so many most likely tokens apart, all others as one. None: every token."},
+        metadata={
+            "help": "Tell the teacher's so many most likely tokens apart, all others as one. None: every token."
+        },
     )
     distill_end: bool = field(
         default=False,
@@ -177,7 +179,8 @@ class AdaptationConfig(DiffusionSFTConfig):
                     f"{', '.join(values)}"
                 )
         for name, least in (("block_growth_steps", 1), ("teacher_top_k", 1), ("rollout_block_length", 1),
-                            ("rollout_length_start", 1), ("rollout_ramp_steps", 1), ("rollout_micro_batch_size", 1)):  # fmt: skip
+                            ("rollout_length_start", 1), ("rollout_ramp_steps", 1),
+                            ("rollout_micro_batch_size", 1)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
@@ -191,9 +194,13 @@ class AdaptationConfig(DiffusionSFTConfig):
 
     def _check_together(self) -> None:
         if self.layout is not None and (self.layout, self._shifted) not in BUILT:
-            raise ValueError(f"shift={self.shift}: a {self.layout} layout predicts the next token; shift=true, or none")
+            raise ValueError(
+                f"shift={self.shift}: a {self.layout} layout predicts the next token; shift=true, or none"
+            )
         if self.layout is None and self.shift is not None:
-            raise ValueError(f"shift={self.shift} would be ignored: layout=None keeps the model's own; say a layout, too")
+            raise ValueError(
+                f"shift={self.shift} would be ignored: layout=None keeps the model's own; say a layout, too"
+            )
         for name, needed, when in (
             ("block_growth_steps", self.block_growth == "doubling", "block_growth='doubling' needs it"),
             ("ar_weight", self.ar_loss in ("sum", "mean"), f"ar_loss={self.ar_loss!r} needs a weight"),
@@ -209,17 +216,28 @@ class AdaptationConfig(DiffusionSFTConfig):
                 f"loss_weighting={self.loss_weighting!r} weighs by a mask ratio that states='on_policy' do not have: 'mean'"
             )
         if self.certainty_weight is None and self.certainty_temperature != 1:
-            raise ValueError(f"certainty_temperature={self.certainty_temperature} would be ignored: certainty_weight=None")
+            raise ValueError(
+                f"certainty_temperature={self.certainty_temperature} would be ignored: certainty_weight=None"
+            )
         if (self.rollout_length_start is None) != (self.rollout_ramp_steps is None):
             raise ValueError(
-                f"rollout_length_start={self.rollout_length_start}, rollout_ramp_steps={self.rollout_ramp_steps}: both or neither"
+                f"rollout_length_start={self.rollout_length_start}, rollout_ramp_steps={self.rollout_ramp_steps}: "
+                "both or neither"
+            )
+        if self.rollout_length_start is not None and self.rollout_length_start > (self.canvas_length or 0):
+            raise ValueError(
+                f"rollout_length_start={self.rollout_length_start} is above canvas_length={self.canvas_length}, "
+                "to which they grow"
             )
         if self.ar_loss != "none" and self.lora_gate:
             raise ValueError(
-                f"ar_loss={self.ar_loss!r} would be ignored: under lora_gate nothing that reads the clean half is trained; none"
+                f"ar_loss={self.ar_loss!r} would be ignored: under lora_gate nothing that reads the clean half "
+                "is trained; none"
             )
         if self.ar_loss != "none" and self.text == "rollouts":
-            raise ValueError(f"ar_loss={self.ar_loss!r} would teach the model its own text='rollouts' token by token; none")
+            raise ValueError(
+                f"ar_loss={self.ar_loss!r} would teach the model its own text='rollouts' token by token; none"
+            )
 
     @property
     def _shifted(self) -> bool:
@@ -249,10 +267,13 @@ class AdaptationConfig(DiffusionSFTConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: a full layout has no blocks")
         if self.ar_loss != "none" and family.layout not in ("context_causal", "causal"):
             raise ValueError(
-                f"ar_loss={self.ar_loss!r}: the clean half of a {family.layout} layout is not causal, and shows the next token"
+                f"ar_loss={self.ar_loss!r}: the clean half of a {family.layout} layout is not causal, and shows "
+                "the next token"
             )
         if self.rollout_block_length is not None and family.layout != "full":
-            raise ValueError(f"rollout_block_length={self.rollout_block_length} would be ignored: block_length says it")
+            raise ValueError(
+                f"rollout_block_length={self.rollout_block_length} would be ignored: block_length says it"
+            )
         if family.layout == "causal" and block == 1:
             raise ValueError("block_length=1: under a causal layout no mask is left to be trained; at least 2")
         return replace(family, block_length=block)

@@ -1,8 +1,8 @@
 """The losses that turn an autoregressive model into a diffusion model, and how long blocks are on the way: pure functions.
 
-Masked diffusion itself is `masked_diffusion_loss` of the supervised stage (`lockstitch.rl.sft`). Here are what is put beside it
-(NBDiff, 2512.06776; TiDAR, 2511.08923; I-DLM, 2604.11035), in its place (OPDLM, 2606.06712), or on top of it (LLaDA2's
-confidence-aware parallel training; dParallel, 2509.26488).
+Masked diffusion itself is `masked_diffusion_loss` of the supervised stage (`lockstitch.rl.sft`). Here are what is put
+beside it (NBDiff, 2512.06776; TiDAR, 2511.08923; I-DLM, 2604.11035), in its place (OPDLM, 2606.06712), or on top of it
+(LLaDA2's confidence-aware parallel training; dParallel, 2509.26488).
 
 Axes: M masked positions of a batch in row-major order, B rows, V vocabulary.
 """
@@ -24,8 +24,8 @@ def block_at(step: int, longest: int, every: int) -> int:
 def with_next_token(diffusion: torch.Tensor, next_token: torch.Tensor, how: str, weight: float = 1.0) -> torch.Tensor:
     """The loss on masked positions with the next-token loss on the clean half beside it.
 
-    `sum` adds `weight` times the latter (NBDiff: .5). `mean` is `(weight * next_token + diffusion) / (1 + weight)` (TiDAR: 1).
-    `balanced` scales the latter to the size that the former has at the moment (I-DLM's code; `weight` is not read).
+    `sum` adds `weight` times the latter (NBDiff: .5). `mean` is `(weight * next_token + diffusion) / (1 + weight)` (TiDAR:
+    1). `balanced` scales the latter to the size that the former has at the moment (I-DLM's code; `weight` is not read).
     """
     if how == "sum":
         return diffusion + weight * next_token
@@ -61,10 +61,10 @@ def mean_of_rows(value_M: torch.Tensor, row_M: torch.Tensor, rows: int) -> torch
 
 
 def certainty_loss(logits_MV: torch.Tensor, token_M: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Mean entropy, in nats, of `softmax(logits / temperature)` where the most likely token is the right one; 0 where none is.
+    """Mean entropy, in nats, of `softmax(logits / temperature)` where the most likely token is right; 0 where none is.
 
-    LLaDA2's confidence-aware parallel training and dParallel (2509.26488, Eq. 6) add it to the cross-entropy, so that what is
-    right becomes sure and can be committed at once. What is wrong is left alone: its gradient is zero.
+    LLaDA2's confidence-aware parallel training and dParallel (2509.26488, Eq. 6) add it to the cross-entropy, so that what
+    is right becomes sure and can be committed at once. What is wrong is left alone: its gradient is zero.
     """
     right_M = logits_MV.detach().argmax(-1) == token_M
     logp_RV = (logits_MV[right_M].float() / temperature).log_softmax(-1)

@@ -1,12 +1,14 @@
 """What on-policy training sees and is told: denoising states of the model's own rollouts, and the parent's word on them.
 
-OPDLM (2606.06712): of each block of a rollout one of its denoising states is drawn, and all of them stand in one row, since a
-block sees the blocks before it as they ended. The teacher is the autoregressive parent: its word on a token is what it says
-after the tokens before it, as the rollout ended, whatever was masked then; one causal pass says it for all of them.
+OPDLM (2606.06712): of each block of a rollout one of its denoising states is drawn, and all of them stand in one row,
+since a block sees the blocks before it as they ended. The teacher is the autoregressive parent: its word on a token is
+what it says after the tokens before it, as the rollout ended, whatever was masked then; one causal pass says it for all of
+them.
 
 Axes: B rows, L columns (prompt and canvas), M masked positions in row-major order, V vocabulary.
 """
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -60,7 +62,8 @@ class Teacher:
     """
 
     def __init__(self, denoiser: Denoiser, model: Any = None) -> None:
-        self.denoiser, self.model = denoiser, model
+        self.denoiser, self.model = copy.copy(denoiser), model
+        self.denoiser.model = denoiser.model if model is None else model  # whose head is read
         if model is None and not isinstance(denoiser.model, PeftModel):
             raise ValueError("teacher=None: a model that is trained whole has no parent left; say a copy")
         if model is not None:
@@ -69,7 +72,9 @@ class Teacher:
                 raise ValueError(f"the teacher has a vocabulary of {its} tokens, the student one of {own}")
 
     @torch.no_grad()
-    def logits(self, student: Any, clean_BL: torch.Tensor, real_BL: torch.Tensor, asked_BL: torch.Tensor) -> torch.Tensor:
+    def logits(
+        self, student: Any, clean_BL: torch.Tensor, real_BL: torch.Tensor, asked_BL: torch.Tensor
+    ) -> torch.Tensor:
         """What it says of tokens after those before them, `(M, V)`, by one causal pass.
 
         Args:

@@ -51,7 +51,7 @@ def _with(denoiser: Denoiser, tokenizer: Tokenizer) -> Denoiser:
 
 
 def prepare_frozen(trainer: Any, model: Any) -> Any:
-    """A model that is not trained (a reference, a teacher), in evaluation mode, as `accelerate` wants it beside a trainer's."""
+    """A model that is not trained (a reference, a teacher), in evaluation mode, as a trainer wants it beside its own."""
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(model, trainer.accelerator)
     if trainer.is_fsdp_enabled:
