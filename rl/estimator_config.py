@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-ESTIMATORS = ("mean_field", "coupled", "elbo", "sandwiched", "trajectory", "autoregressive")
+REPLAYING = ("trajectory", "forks", "autoregressive")
+ESTIMATORS = ("mean_field", "coupled", "elbo", "sandwiched", *REPLAYING)
 SCHEDULES = ("random", "stratified", "complement", "quadrature")
 DISTRIBUTIONS = ("iid", "count", "block_random")
 SCOPES = ("valid", "canvas")
@@ -27,7 +28,8 @@ class EstimatorConfig:
     """Settings of `estimate`.
 
     Attributes:
-        estimator: `mean_field`, `coupled`, `elbo`, `sandwiched`, `trajectory` or `autoregressive`.
+        estimator: `mean_field`, `coupled`, `elbo`, `sandwiched`, `trajectory`, `forks` or
+            `autoregressive`.
         num_samples: Monte Carlo samples (pairs of them under `complement`), or nodes of the quadrature; None is 1.
         mask_schedule: how `elbo` chooses mask ratios: `random`; `stratified`, one in each of `num_samples` equal parts;
             `complement`, random, and what one pass hides the next one shows (ESPO); `quadrature`, Gauss-Legendre nodes
@@ -102,6 +104,12 @@ class EstimatorConfig:
                     f"{name}={getattr(self, name)} would be ignored by "
                     f"mask_distribution={self.mask_distribution!r}; it is for block_random"
                 )
+
+    @property
+    def exact(self) -> bool:
+        """Whether tokens are scored given what they were drawn given, each by itself: then, and only then, their ratio can
+        be the sampling policy's."""
+        return self.estimator in REPLAYING and self.segments is None
 
     @property
     def samples(self) -> int:

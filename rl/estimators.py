@@ -1,7 +1,7 @@
 """Estimates of how likely a diffusion policy finds its own completions: `log pi(o | q)`, token by token.
 
-A masked diffusion model has no likelihood that one pass gives; every RL method for it estimates one. Six estimators cover
-the literature:
+A masked diffusion model has no likelihood that one pass gives; every RL method for it estimates one. Seven estimators cover
+the literature, of which the last three replay the rollout (`lockstitch.rl.replayed`):
 
 | estimator | passes per sample | what its sum over a row is |
 |---|---|---|
@@ -10,6 +10,7 @@ the literature:
 | elbo | 1, or 2 with complement masks | unbiased for the evidence lower bound (LLaDA 2502.09992; ESPO; GDPO) |
 | sandwiched | 1 | elbo, but in the rows `upper_B` an upper bound, mixed with it (SPG, 2510.09541) |
 | trajectory | one per segment | tokens given the canvas as the rollout had it when they were committed (d2, TraceRL) |
+| forks | one per fork | trajectory's, of forks alone (ForkGRPO, 2609.39859) |
 | autoregressive | one per position | tokens given those to their left: the chain rule (JustGRPO, 2601.15165) |
 
 Each is a function of a `Scorer`, `Canvases` and an inner iteration, and returns `logp_BG`, float32: contributions whose sum
@@ -24,21 +25,13 @@ Axes: B rows, P prompt columns, G canvas positions.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
-from lockstitch.rl.estimator_config import EstimatorConfig
+from lockstitch.rl.estimator_config import REPLAYING, EstimatorConfig
 from lockstitch.rl.masks import Draw, gauss_legendre
+from lockstitch.rl.passes import Pass, open_positions, weighted_sum
+from lockstitch.rl.replayed import replay
 from lockstitch.rl.scoring import Canvases, Scorer
-
-
-class Pass(NamedTuple):
-    """What one pass shows and asks, and the weight of its answers."""
-
-    shown_BG: torch.Tensor
-    asked_BG: torch.Tensor
-    weight_B: torch.Tensor
-    prompt_BP: torch.Tensor
 
 
 def estimate(
@@ -60,6 +53,21 @@ def estimate(
     Raises `ValueError` where `upper_B` is missing or would be ignored, where a trajectory's trace is missing, and for
     settings that do not fit the model's layout.
     """
+    return estimate_channels(config, scorer, canvases, iteration, upper_B)[..., 0]
+
+
+def estimate_channels(
+    config: EstimatorConfig,
+    scorer: Scorer,
+    canvases: Canvases,
+    iteration: int = 0,
+    upper_B: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What `estimate` returns, and what else there is, `(B, G, C)`.
+
+    The first channel is the log-likelihood. A scorer with `entropies` adds, as the last one, the entropy in nats of the
+    distribution that each token was drawn from, for estimators that replay the rollout.
+    """
     if (config.estimator == "sandwiched") != (upper_B is not None):
         raise ValueError(
             f"upper_B is {'given' if upper_B is not None else 'missing'}: estimator={config.estimator!r}; "
@@ -70,30 +78,23 @@ def estimate(
             "mask_distribution='block_random' shows earlier blocks clean, as "
             f"{scorer.family.name} models see them anyway: iid or count"
         )
+    if config.estimator in REPLAYING:
+        return replay(config, scorer, canvases)
+    if scorer.entropies:
+        raise ValueError(
+            f"entropies=True: estimator={config.estimator!r} does not see the distributions that the rollout drew from; "
+            f"{', '.join(REPLAYING)} do"
+        )
     if config.estimator == "mean_field":
-        return mean_field(config, scorer, canvases, iteration)
-    if config.estimator == "coupled":
-        return coupled(config, scorer, canvases, iteration)
-    if config.estimator == "elbo":
-        return elbo(config, scorer, canvases, iteration)
-    if config.estimator == "sandwiched":
+        logp_BG = mean_field(config, scorer, canvases, iteration)
+    elif config.estimator == "coupled":
+        logp_BG = coupled(config, scorer, canvases, iteration)
+    elif config.estimator == "elbo":
+        logp_BG = elbo(config, scorer, canvases, iteration)
+    else:
         assert upper_B is not None
-        return sandwiched(config, scorer, canvases, iteration, upper_B)
-    if config.estimator == "trajectory":
-        return trajectory(config, scorer, canvases)
-    return autoregressive(config, scorer, canvases)
-
-
-def open_positions(config: EstimatorConfig, canvases: Canvases) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positions whose tokens are scored, and those that are always shown, bool `(B, G)`.
-
-    Scored is what the sampler committed in the config's scope; shown is what it was given. Whatever else there is (what
-    follows the end) stays masked, as it may have been in the rollout.
-    """
-    scope_BG = canvases.valid_BG if config.scope == "valid" else torch.ones_like(canvases.valid_BG)
-    if canvases.commit_step_BG is None:
-        return scope_BG, torch.zeros_like(scope_BG)
-    return scope_BG & (canvases.commit_step_BG > 0), canvases.commit_step_BG == 0
+        logp_BG = sandwiched(config, scorer, canvases, iteration, upper_B)
+    return logp_BG[..., None]
 
 
 def mean_field(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iteration: int) -> torch.Tensor:
@@ -121,14 +122,16 @@ def coupled(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iterati
 
     open_BG, given_BG = open_positions(config, canvases)
     every = (p for sample in range(config.samples) for p in passes(sample))
-    return _mean(scorer, canvases, every, config.samples)
+    return weighted_sum(scorer, canvases, every, config.samples)
 
 
 def elbo(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, iteration: int) -> torch.Tensor:
     """Monte Carlo or quadrature of `E_t 1/t sum over masked k of log p(o_k | the rest)` (see `elbo_passes`)."""
     every = (p for sample in range(config.samples) for p in elbo_passes(config, scorer, canvases, iteration, sample))
     divisor = 1 if config.mask_schedule == "quadrature" else config.samples
-    return _mean(scorer, canvases, every, divisor, more=config.samples > 1 or config.mask_schedule == "complement")
+    return weighted_sum(
+        scorer, canvases, every, divisor, more=config.samples > 1 or config.mask_schedule == "complement"
+    )
 
 
 def elbo_passes(
@@ -224,44 +227,6 @@ def sandwiched(
     return torch.where(upper_B[:, None], mix * bound_BG + (1 - mix) * lower_BG, lower_BG)
 
 
-def trajectory(config: EstimatorConfig, scorer: Scorer, canvases: Canvases) -> torch.Tensor:
-    """Tokens given the canvas as it stood before the segment of denoising steps that committed them (d2, 2509.21474).
-
-    With a segment for each step the sum is the log-probability of the rollout's tokens, given the order in which it
-    committed them, at temperature 1 and without corrections; a longer segment treats its tokens as independent (one
-    segment is mean-field). N segments share a row's steps evenly: step s of S is in segment (s - 1) N // S.
-    """
-    steps_BG = canvases.commit_step_BG
-    if steps_BG is None:
-        raise ValueError("commit_step_BG=None: estimator='trajectory' reads the rollout's trace")
-    open_BG, given_BG = open_positions(config, canvases)
-    last_B1 = steps_BG.amax(1, keepdim=True).clamp(min=1)
-    segments = int(last_B1.max()) if config.segments is None else config.segments
-    segment_BG = steps_BG - 1 if config.segments is None else (steps_BG - 1) * segments // last_B1
-    one_B = torch.ones(len(canvases), device=open_BG.device)
-    committed_BG = steps_BG > 0
-
-    def passes() -> Iterator[Pass]:
-        for segment in range(segments):
-            shown_BG = given_BG | committed_BG & (segment_BG < segment)
-            yield Pass(shown_BG, open_BG & (segment_BG == segment), one_B, canvases.prompt_BP)
-
-    return _mean(scorer, canvases, passes(), 1, more=segments > 1)
-
-
-def autoregressive(config: EstimatorConfig, scorer: Scorer, canvases: Canvases) -> torch.Tensor:
-    """The chain rule from left to right: `log p(o_k | q, o_<k, the rest masked)` (JustGRPO, 2601.15165)."""
-    open_BG, given_BG = open_positions(config, canvases)
-    position_G = torch.arange(open_BG.shape[1], device=open_BG.device)
-    one_B = torch.ones(len(canvases), device=open_BG.device)
-
-    def passes() -> Iterator[Pass]:
-        for k in open_BG.any(0).nonzero()[:, 0].tolist():
-            yield Pass(given_BG | open_BG & (position_G < k), open_BG & (position_G == k), one_B, canvases.prompt_BP)
-
-    return _mean(scorer, canvases, passes(), 1)
-
-
 def _prompt(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, draw: Draw) -> torch.Tensor:
     """The prompts, with some of their tokens masked if the config asks for that."""
     if not config.prompt_mask_ratio:
@@ -270,12 +235,3 @@ def _prompt(config: EstimatorConfig, scorer: Scorer, canvases: Canvases, draw: D
     if canvases.prompt_seeds_B is not None:
         draw = replace(draw, seeds_B=canvases.prompt_seeds_B)
     return draw.prompt(canvases.prompt_BP, real_BP, config.prompt_mask_ratio, scorer.denoiser.mask_id)
-
-
-def _mean(scorer: Scorer, canvases: Canvases, passes: Iterator[Pass], divisor: int, more: bool = True) -> torch.Tensor:
-    """The weighted sum of passes by a divisor; `more` than one pass are run again in the backward pass."""
-    total_BG = torch.zeros(canvases.completion_BG.shape, device=canvases.completion_BG.device)
-    for p in passes:
-        logp_BG = scorer(canvases, p.shown_BG, p.asked_BG, p.prompt_BP, recompute=more)
-        total_BG = total_BG + (p.weight_B / divisor).to(logp_BG)[:, None] * logp_BG
-    return total_BG

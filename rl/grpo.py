@@ -7,7 +7,7 @@ the losses that TRL lacks (`lockstitch.rl.losses`), and what resuming a run exac
 The whole canvas conditions the model in training, as it did in the rollout; tokens after the first EOS are in no loss
 (with `scope="canvas"` they are). Leaves out tools, environments, images and vLLM.
 
-Axes: B rows (completions), A of them scored, G canvas positions, T inner iterations.
+Axes: B rows (completions), A of them scored, G canvas positions, T inner iterations, C channels of an estimate.
 """
 
 import logging
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 from lockstitch.rl import losses
-from lockstitch.rl.estimators import estimate
+from lockstitch.rl.estimators import estimate_channels
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.grpo_rollouts import Columns, RolloutTrainer
 from lockstitch.rl.models import as_denoiser, name_of
@@ -97,9 +97,14 @@ class DiffusionGRPOTrainer(RolloutTrainer):
     # --- likelihoods -------------------------------------------------------------------------------------------------
 
     def _likelihoods(
-        self, model: torch.nn.Module, columns: Columns, rows: torch.Tensor, iteration: int
+        self,
+        model: torch.nn.Module,
+        columns: Columns,
+        rows: torch.Tensor,
+        iteration: int,
+        entropies: bool = False,
     ) -> torch.Tensor:
-        """The estimator's word on some rows of a batch, `(rows, G)`."""
+        """The estimator's word on some rows of a batch, `(rows, G, C)`: log-likelihoods, and with `entropies` those."""
         valid_BG = columns["tool_mask"][rows].bool()
         canvases = Canvases(
             prompt_BP=columns["prompt_ids"][rows],
@@ -110,6 +115,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             commit_step_BG=columns["commit_step"][rows],
             block_BG=columns["block"][rows],
             prompt_seeds_B=columns["prompt_seed"][rows] if self.args.share_prompt_mask else None,
+            fork_BG=columns["fork"][rows],
         )
         upper_B = columns["weight"][rows] < 0 if self.args.estimator == "sandwiched" else None
 
@@ -119,12 +125,13 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             scorer = Scorer(
                 self._denoiser,
                 module,
-                self.args.score_temperature,
+                self.args.scoring_temperature,
                 self._scorer_block,
                 recomputes=self.args.recompute_passes,
                 shares_prompts=not sharded,
+                entropies=entropies,
             )
-            return estimate(self._estimator, scorer, canvases, iteration, upper_B)
+            return estimate_channels(self._estimator, scorer, canvases, iteration, upper_B)
 
         with self.accelerator.autocast():
             return as_one_pass(model, score)
@@ -157,26 +164,32 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         for start in range(0, len(rows_A), size):
             part_A = rows_A[start : start + size]
             for t in iterations:
-                logp_BTG[part_A, t] = self._likelihoods(model, columns, part_A, t)
+                logp_BTG[part_A, t] = self._likelihoods(model, columns, part_A, t)[..., 0]
         return logp_BTG
 
     def _new_likelihoods(self, model: torch.nn.Module, columns: Columns, iteration: int) -> torch.Tensor:
-        """The policy's likelihoods `(B, G)`, with gradients; 0 in rows that are not active."""
-        logp_BG = torch.zeros(columns["completion_ids"].shape, device=columns["completion_ids"].device)
+        """The policy's likelihoods `(B, G, C)`, with gradients; 0 in rows that are not active.
+
+        Where the loss has a bonus of entropy, the entropies are the second channel.
+        """
+        ids_BG, bonus = columns["completion_ids"], self._entropy_bonus_enabled
+        logp_BGC = torch.zeros(*ids_BG.shape, 1 + bonus, device=ids_BG.device)
         rows_A = columns["active"].nonzero()[:, 0]
         if len(rows_A):
-            return logp_BG.index_put((rows_A,), self._likelihoods(model, columns, rows_A, iteration))
+            return logp_BGC.index_put((rows_A,), self._likelihoods(model, columns, rows_A, iteration, bonus))
         # Nothing to learn from. The gradient is still there, of zeros: an optimizer's momentum goes on as it would have.
         if self.accelerator.num_processes > 1:
-            return (
-                logp_BG + 0.0 * self._likelihoods(model, columns, torch.zeros_like(columns["noise_seed"][:1]), 0).sum()
-            )
-        return logp_BG + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
+            first = torch.zeros_like(columns["noise_seed"][:1])
+            return logp_BGC + 0.0 * self._likelihoods(model, columns, first, 0, bonus).sum()
+        return logp_BGC + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: Any, logits_to_keep: int, *more: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """What TRL's loss reads: likelihoods that `_compute_loss` has made, and the entropies of the rollout's draws."""
+        """What TRL's loss reads: likelihoods that `_compute_loss` has made, and entropies.
+
+        Those of the rollout's draws, or for a bonus the policy's, with gradients.
+        """
         if self._scored_BG is None:  # TRL asks before rewards are known; `_score_before` answers after
             zeros_BG = torch.zeros(input_ids.shape[0], logits_to_keep, device=input_ids.device)
             return zeros_BG, zeros_BG, None
@@ -189,19 +202,23 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         if self.model.training:
             iteration = self._step // self.args.steps_per_generation % self.num_iterations
         weights_B = self._clipped_ratios(inputs, iteration) if self.args.policy_loss == "self_normalized" else None
-        logp_BG = self._new_likelihoods(model, inputs, iteration)
+        scored_BGC = self._new_likelihoods(model, inputs, iteration)
+        logp_BG = scored_BGC[..., 0]
         old_BG = self._old_likelihoods(inputs, logp_BG, iteration)
         ref_BG = inputs["ref_logp"][:, min(iteration, inputs["ref_logp"].shape[1] - 1)] if self.beta else None
         valid_BG = inputs["tool_mask"].bool()
         if self._needs_old and self.model.training:
             self._log_ratios(inputs, logp_BG.detach(), old_BG, valid_BG)
         if self.args.policy_loss == "token":
-            self._scored_BG, self._entropy_BG = logp_BG, inputs["entropy"]
+            self._scored_BG = logp_BG
+            self._entropy_BG = scored_BGC[..., 1] if self._entropy_bonus_enabled else inputs["entropy"]
             given = {**inputs, "old_per_token_logps": old_BG}
             if ref_BG is not None:
                 given["ref_per_token_logps"] = ref_BG
             loss: torch.Tensor = super()._compute_loss(model, given)
             self._scored_BG = None
+            if self._engine is not None:  # which tells no entropies
+                self._metrics["train" if self.model.training else "eval"].pop("entropy", None)
             return loss
 
         accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
@@ -273,7 +290,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         if (iteration == 0 and self._begins_on_policy) or not len(rows_A):
             return ratio_B
         valid_AG = batch["tool_mask"][rows_A].bool()
-        logp_A = losses.row_sums(self._likelihoods(self.model, batch, rows_A, iteration), valid_AG)
+        logp_A = losses.row_sums(self._likelihoods(self.model, batch, rows_A, iteration)[..., 0], valid_AG)
         old_AG = batch["old_logp"][rows_A, min(iteration, batch["old_logp"].shape[1] - 1)]
         norm_A = losses.row_norms(valid_AG, self.args.norm)
         clip = 5.0 if self.args.ratio_clip is None else self.args.ratio_clip

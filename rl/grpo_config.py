@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lockstitch.rl.estimator_config import EstimatorConfig
+from lockstitch.rl.rollout_engine_config import RolloutEngineConfig
 from lockstitch.rl.sft_config import check_counts, precision_of
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
@@ -33,7 +34,6 @@ _CHOICES = {
 }
 
 _AUTOREGRESSIVE = "canvases are denoised by lockstitch.sampling"
-_NO_ENTROPY = "the entropy of a denoised completion has no gradient here"
 # Options of TRL with one value that has a meaning here, and why.
 _REFUSED: dict[str, str] = {
     "use_vllm": f"vLLM generates token by token; {_AUTOREGRESSIVE}",
@@ -47,12 +47,6 @@ _REFUSED: dict[str, str] = {
     "max_tool_calling_iterations": "a canvas holds one turn: there are no tools",
     "sync_ref_model": "the reference is the model that training began with",
     "router_aux_loss_coef": "likelihoods are scored without router logits",
-    "entropy_coef": _NO_ENTROPY,
-    "use_adaptive_entropy": _NO_ENTROPY,
-    "entropy_coef_min": _NO_ENTROPY,
-    "entropy_coef_max": _NO_ENTROPY,
-    "entropy_coef_delta": _NO_ENTROPY,
-    "entropy_target": _NO_ENTROPY,
 }
 _TOKEN_ONLY = (
     "loss_type",
@@ -60,12 +54,15 @@ _TOKEN_ONLY = (
     "top_entropy_quantile",
     "off_policy_mask_threshold",
     "use_bias_correction_kl",
+    "entropy_coef",
+    "use_adaptive_entropy",
 )
+_ADAPTIVE_ENTROPY = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")
 _CLIPPED_ONLY = ("epsilon", "epsilon_high", "delta")
 
 
 @dataclass
-class DiffusionGRPOConfig(GRPOConfig):
+class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
     """TRL's `GRPOConfig` plus estimator, policy loss and sampler; `max_completion_length` is the length of the canvas."""
 
     gradient_checkpointing: bool = field(
@@ -83,7 +80,7 @@ class DiffusionGRPOConfig(GRPOConfig):
         default="trajectory",
         metadata={
             "help": "How a completion's log-likelihood is estimated: mean_field, coupled, elbo, sandwiched, "
-            "trajectory or autoregressive."
+            "trajectory, forks or autoregressive."
         },
     )
     num_samples: int | None = field(
@@ -125,10 +122,12 @@ class DiffusionGRPOConfig(GRPOConfig):
             "its end (ESPO)."
         },
     )
-    score_temperature: float = field(
-        default=1.0,
+    score_temperature: float | None = field(
+        default=None,
         metadata={
-            "help": "Logits are divided by it when likelihoods are scored, whatever `temperature` the rollouts had."
+            "help": "Logits are divided by it when likelihoods are scored. None is the rollouts' `temperature` for "
+            "estimators that score tokens given what they were drawn given (trajectory without segments, forks, "
+            "autoregressive), so that their ratio is the sampling policy's, and 1 for the others, as their papers have it."
         },
     )
 
@@ -220,6 +219,7 @@ class DiffusionGRPOConfig(GRPOConfig):
         self.bf16 = precision_of(self)
         super().__post_init__()
         self._check_loss()
+        self.check_rollout_engine()
         if self.pad_to_multiple_of is not None:
             raise ValueError(
                 f"pad_to_multiple_of={self.pad_to_multiple_of}: a canvas has max_completion_length positions"
@@ -232,14 +232,22 @@ class DiffusionGRPOConfig(GRPOConfig):
                 "refill_groups needs advantages that depend on their own group: scale_rewards='group' or "
                 "'none', multi_objective_aggregation='sum_then_normalize'"
             )
-        if not self.score_temperature > 0:
+        if self.score_temperature is not None and not self.score_temperature > 0:
             raise ValueError(f"score_temperature={self.score_temperature} must be positive")
-        self.estimator_config()  # refuses what does not fit
+        exact = self.estimator_config().exact  # refuses what does not fit
+        self._check_entropy(exact)
         if self.share_prompt_mask and not self.prompt_mask_ratio:
             raise ValueError(f"share_prompt_mask=True would be ignored: prompt_mask_ratio={self.prompt_mask_ratio}")
         sampler = self.sampler_config()
         if sampler.temperature == 0 and sampler.policy != "random":
             raise ValueError("temperature=0: all completions of a group would be the same")
+        if self.estimator == "forks" and sampler.threshold is None:
+            raise ValueError(
+                f"estimator='forks' with policy={sampler.policy!r}: forks are what a threshold left; policy='threshold' "
+                "with fallback='leftmost', or preset='fork'"
+            )
+        if exact:
+            self._check_support(sampler)
 
     def _refuse_autoregressive(self) -> None:
         for option in dataclasses.fields(self):
@@ -286,6 +294,36 @@ class DiffusionGRPOConfig(GRPOConfig):
                 "upper bounds estimates no ratio; sandwich, weighted and self_normalized take it"
             )
 
+    def _check_entropy(self, exact: bool) -> None:
+        """A bonus of entropy needs the distributions that tokens were drawn from."""
+        if (self.entropy_coef or self.use_adaptive_entropy) and not exact:
+            name = "entropy_coef" if self.entropy_coef else "use_adaptive_entropy"
+            raise ValueError(
+                f"{name}={getattr(self, name)}: estimator={self.estimator!r}, segments={self.segments} does not see the "
+                "distributions that the rollout drew from; trajectory without segments, forks and autoregressive do"
+            )
+        for name in _ADAPTIVE_ENTROPY:
+            if not self.use_adaptive_entropy and getattr(self, name) != _default(self, name):
+                raise ValueError(f"{name}={getattr(self, name)} would be ignored: use_adaptive_entropy=False")
+
+    def _check_support(self, sampler: SamplerConfig) -> None:
+        """A ratio that is to be the sampling policy's needs its support."""
+        cut = {"top_p": sampler.top_p, "top_k": sampler.top_k, "cfg_scale": sampler.cfg_scale or None}
+        for name, value in cut.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value}: estimator={self.estimator!r} scores the policy that drew the rollouts, and that "
+                    f"drew from another distribution than the model's; {name}={_default(self, name)}, or an estimator "
+                    "that is no such ratio (mean_field, coupled, elbo, sandwiched, trajectory with segments)"
+                )
+
+    @property
+    def scoring_temperature(self) -> float:
+        """What logits are divided by when likelihoods are scored."""
+        if self.score_temperature is not None:
+            return self.score_temperature
+        return self.temperature if self.estimator_config().exact and self.temperature > 0 else 1.0
+
     @property
     def norm(self) -> str:
         """What a completion's log-likelihood is divided by."""
@@ -309,6 +347,8 @@ class DiffusionGRPOConfig(GRPOConfig):
             "batch_size": self.rollout_micro_batch_size,
             "stop_at_eos": self.scope == "valid",
         }
+        if self.rollout_engine != "transformers":
+            settings["whole_blocks"] = True
         if self.preset is None:
             return SamplerConfig(canvas_length=self.max_completion_length, **settings)
         # Completions are scored as they are, in canvases of one length: the last block ends with them.
@@ -320,3 +360,7 @@ class DiffusionGRPOConfig(GRPOConfig):
                 f"position committed once: {kept} do that"
             )
         return config
+
+
+def _default(config: Any, name: str) -> Any:
+    return next(option.default for option in dataclasses.fields(config) if option.name == name)

@@ -27,6 +27,7 @@ from lockstitch.rl.head import check_head
 from lockstitch.rl.logged_completions import add_columns, make_writable, plain_columns
 from lockstitch.rl.models import prepare_frozen
 from lockstitch.rl.resume import ResumableGRPOTrainer
+from lockstitch.rl.rollout_engine import SGLangEngine, check_mergeable, engine_of
 from lockstitch.rl.rollouts import (
     EVAL,
     REFILL,
@@ -67,6 +68,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
                 raise ValueError(f"{name}: a canvas holds a single turn, and is denoised by lockstitch.sampling")
         check_trains(denoiser)
         self._denoiser, self._sampler = denoiser, in_blocks_of(args.sampler_config(), denoiser.family)
+        self._engine = engine_of(args, denoiser, self._sampler)
         check_layout(self._sampler, denoiser.family)
         if args.mask_distribution == "block_random" and denoiser.family.layout != "full":
             raise ValueError(
@@ -108,6 +110,8 @@ class RolloutTrainer(ResumableGRPOTrainer):
         self._drops_truncated, self.mask_truncated_completions = args.mask_truncated_completions, False
         if args.refill_groups:
             self._check_refill()
+        if self._engine is not None:
+            self._check_engine()
         self._rollouts: list[Trajectory] = []
         self._seeds: list[int] = []
         self._rewards_NF = torch.empty(0)
@@ -123,6 +127,11 @@ class RolloutTrainer(ResumableGRPOTrainer):
             )
         if not hasattr(self.train_dataset, "__len__"):
             raise ValueError("refill_groups draws prompts at random: a stream has no length; use a map-style dataset")
+
+    def _check_engine(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("rollout_engine='sglang' is given whole weights: not with FSDP or DeepSpeed")
+        check_mergeable(self.accelerator.unwrap_model(self.model))
 
     # --- rollouts ----------------------------------------------------------------------------------------------------
 
@@ -159,14 +168,31 @@ class RolloutTrainer(ResumableGRPOTrainer):
     ) -> tuple[list[list[int]], None]:
         """One trajectory per prompt (which TRL has repeated), by the seeds of the moment; returns tokens up to EOS."""
         began = time.perf_counter()
-        with self.sampling_denoiser() as denoiser:
-            self._rollouts = sample(denoiser, prompt_ids, self._sampler, seed=self._seeds)
+        if self._engine is not None:
+            self._rollouts = self._by_engine(self._engine, prompt_ids)
+        else:
+            with self.sampling_denoiser() as denoiser:
+                self._rollouts = sample(denoiser, prompt_ids, self._sampler, seed=self._seeds)
         seconds = time.perf_counter() - began
         statistics_N8 = gather(row_statistics(self._rollouts, seconds, self.accelerator.device))
         mode = "train" if self.model.training else "eval"
-        for name, value in rollout_metrics(statistics_N8, num_generations).items():
+        metrics = rollout_metrics(statistics_N8, num_generations)
+        for name, value in metrics.items():
             self._metrics[mode][name].append(value)
+        if self._engine is not None and num_generations > 1:
+            self._engine.check_draws(metrics["rollout/unique"] * num_generations, num_generations)
         return [list(t.completion_ids) for t in self._rollouts], None
+
+    def _by_engine(self, engine: SGLangEngine, prompt_ids: list[list[int]]) -> list[Trajectory]:
+        """The same from an engine, which is given the policy's weights first where they have changed."""
+        version = str(self.state.global_step)
+        if engine.version != version:
+            if self.accelerator.is_main_process:
+                directory = Path(self.args.rollout_engine_weights or Path(self.args.output_dir) / "rollout_weights")
+                engine.update(self.accelerator.unwrap_model(self.model), directory, version)
+            self.accelerator.wait_for_everyone()
+            engine.version = version
+        return engine.rollouts(prompt_ids, self._seeds)
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         """TRL's, then whole canvases in the place of completions, and what of them counts in the place of a tool mask."""
@@ -182,7 +208,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
             self._log_completion_extra("nfe", [t.ledger.nfe for t in self._rollouts])
             self._log_completion_extra("steps", [t.last_step for t in self._rollouts])
             self._log_completion_extra("finished", [t.finished for t in self._rollouts])
-            for name in ("confidence", "entropy"):
+            for name in ("confidence", "entropy") if self._engine is None else ():
                 values = [sum(getattr(t, name)[: t.length]) / t.length for t in self._rollouts]
                 self._log_completion_extra(name, values)
         return tuple(output)
@@ -201,6 +227,9 @@ class RolloutTrainer(ResumableGRPOTrainer):
         for name in ("old_per_token_logps", "ref_per_token_logps"):
             columns.pop(name, None)
         columns |= trace_columns(self._rollouts, self.accelerator.device)
+        if self.args.estimator == "forks":  # the loss is that of forks, and so are its means
+            columns["tool_mask"] = columns["tool_mask"] * columns["fork"]
+            columns["num_items_in_batch"] = gather(columns["tool_mask"].sum()).sum()
         prompt_seeds = [derive_seed(self.args.seed, *key, row // K) for row in rows]
         columns["prompt_seed"] = torch.tensor(prompt_seeds, device=self.accelerator.device)
         own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
@@ -223,7 +252,9 @@ class RolloutTrainer(ResumableGRPOTrainer):
             rows = range(self._eval_rows + first, self._eval_rows + first + len(inputs))
             self._eval_rows += ranks * len(inputs)
             columns = self._roll_out(inputs, (EVAL,), rows, self.num_generations_eval)
-            columns["active"] = torch.full_like(columns["signal"], self.beta != 0)  # a loss of rewards alone is 0
+            # A loss of rewards alone is 0.
+            columns["active"] = torch.full_like(columns["signal"], self.beta != 0 or self._entropy_bonus_enabled)
+            columns["active"] &= columns["tool_mask"].any(1)
         else:
             generation = self._step // (self.args.steps_per_generation * self.num_iterations)
             rows = range(first, first + len(inputs))
@@ -232,7 +263,9 @@ class RolloutTrainer(ResumableGRPOTrainer):
                 columns, changed = self._refill(columns, generation, turn, first)
                 if not changed:
                     break
-            active_B = columns["signal"] if self.args.drop_zero_variance else torch.ones_like(columns["signal"])
+            # Groups without variance have no advantage, but an entropy all the same.
+            dropped = self.args.drop_zero_variance and not self._entropy_bonus_enabled
+            active_B = columns["signal"] if dropped else torch.ones_like(columns["signal"])
             columns["active"] = active_B & columns["tool_mask"].any(1)
         self._score_before(columns)
         return columns

@@ -1,11 +1,11 @@
 """Log-probabilities of chosen tokens at the output head, without logits of whole canvases.
 
-While `ScoringHead` is on, the model's output head answers with the log-probabilities of the tokens asked for in place of
-logits: hidden states are narrowed to the places asked for and go through the head chunk by chunk; where there are several
-chunks, their logits are computed anew in the backward pass. A place that several tokens are asked of has its logits made
-once. The head runs where the model calls it, so wrappers (PEFT, DDP, sharding) and LoRA on the head itself work as ever, and
-so do models whose code comes with the checkpoint. Leaves out models that change their logits after the head (soft caps,
-scales): `check_head` finds them.
+While `ScoringHead` is on, the model's output head answers with the log-probabilities of the tokens asked for (and, if
+wanted, the entropies of the distributions that they are drawn from) in place of logits: hidden states are narrowed to the
+places asked for and go through the head chunk by chunk; where there are several chunks, their logits are computed anew in
+the backward pass. A place that several tokens are asked of has its logits made once. The head runs where the model calls
+it, so wrappers (PEFT, DDP, sharding) and LoRA on the head itself work as ever, and so do models whose code comes with the
+checkpoint. Leaves out models that change their logits after the head (soft caps, scales): `check_head` finds them.
 
 Axes: B rows, L columns, D hidden size, M tokens asked for, U places that they are asked of, C places of a chunk, T its
 tokens, V vocabulary.
@@ -27,15 +27,32 @@ def token_logp(
 
     Overwrites the logits of forbidden tokens: a copy of all would cost as much as the softmax.
     """
+    scaled_CV = _scaled(logits_CV, temperature, forbidden)
+    return scaled_CV[place_T, token_T] - scaled_CV.logsumexp(1).index_select(0, place_T)
+
+
+def token_logp_and_entropy(
+    logits_CV: torch.Tensor, place_T: torch.Tensor, token_T: torch.Tensor, temperature: float, forbidden: Sequence[int]
+) -> torch.Tensor:
+    """`token_logp`, and the entropy of each place's distribution in nats, `(T, 2)`; also overwrites logits."""
+    logp_CV = _scaled(logits_CV, temperature, forbidden).log_softmax(1)
+    # What is forbidden adds nothing: 0 log 0, and the gradient of it, must not be formed.
+    entropy_C = -(logp_CV.exp() * logp_CV.masked_fill(logp_CV == -torch.inf, 0.0)).sum(1)
+    return torch.stack([logp_CV[place_T, token_T], entropy_C.index_select(0, place_T)], 1)
+
+
+def _scaled(logits_CV: torch.Tensor, temperature: float, forbidden: Sequence[int]) -> torch.Tensor:
     scaled_CV = logits_CV.float()
     if temperature != 1:
         scaled_CV = scaled_CV / temperature
     scaled_CV[:, list(forbidden)] = -torch.inf
-    return scaled_CV[place_T, token_T] - scaled_CV.logsumexp(1).index_select(0, place_T)
+    return scaled_CV
 
 
 class ScoringHead:
     """A context in which `model`'s logits are `(1, M, 1)`: the log-probabilities of M tokens at M places.
+
+    With `entropies` they are `(1, M, 2)`: the entropies of the places' distributions come second.
 
     Args:
         model: the model, wrapped or not.
@@ -44,6 +61,7 @@ class ScoringHead:
         temperature: logits are divided by it.
         forbidden: tokens that are never drawn.
         chunk: places whose logits exist at once.
+        entropies: whether entropies are wanted as well.
     """
 
     def __init__(
@@ -54,8 +72,9 @@ class ScoringHead:
         temperature: float,
         forbidden: Sequence[int],
         chunk: int,
+        entropies: bool = False,
     ) -> None:
-        self.head = output_head(model)
+        self.head, self.entropies = output_head(model), entropies
         self.place, self.token_M, self.chunk = place, token_M, chunk
         self.temperature, self.forbidden = temperature, forbidden
 
@@ -76,9 +95,11 @@ class ScoringHead:
         place_M, order_M = place_M.sort(stable=True)  # a chunk's tokens stand together
         token_M = self.token_M[order_M]
         project, temperature, forbidden = self.project, self.temperature, self.forbidden
+        entropies = self.entropies
 
         def score(hidden_CD: torch.Tensor, place_T: torch.Tensor, token_T: torch.Tensor) -> torch.Tensor:
-            return token_logp(project(hidden_CD), place_T, token_T, temperature, forbidden)
+            answer = token_logp_and_entropy if entropies else token_logp
+            return answer(project(hidden_CD), place_T, token_T, temperature, forbidden).view(-1, 1 + entropies)
 
         starts = list(range(0, max(1, len(number_U)), self.chunk))
         bounds = torch.searchsorted(
@@ -91,7 +112,7 @@ class ScoringHead:
                 parts.append(checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False))
             else:
                 parts.append(score(*part))
-        return torch.cat(parts).index_select(0, order_M.argsort())[None, :, None]
+        return torch.cat(parts).index_select(0, order_M.argsort())[None]
 
 
 def output_head(model: torch.nn.Module) -> torch.nn.Module:

@@ -59,6 +59,17 @@ def fingerprint(model: torch.nn.Module) -> int:
     return check
 
 
+def whole_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The weights of the whole model under the base's own names, while its adapters are `merged`."""
+    active = model.active_adapter
+    state = {}
+    for name, tensor in model.get_base_model().state_dict().items():
+        if "lora_" in name or ".original_module." in name:
+            continue
+        state[name.replace(".base_layer.", ".").replace(f".modules_to_save.{active}.", ".")] = tensor
+    return state
+
+
 def _plain_name(name: str) -> str:
     name = name.removeprefix("base_model.model.")
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")

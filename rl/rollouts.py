@@ -3,12 +3,14 @@
 Axes: B rows of this rank, N rows of all ranks (ordered by rank), K completions per prompt, G canvas positions.
 """
 
+import math
 import zlib
 from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from lockstitch.rl.scoring import forks_of
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
 
@@ -23,12 +25,14 @@ def rollout_seeds(seed: int, key: Sequence[int], rows: Sequence[int], per_prompt
 def trace_columns(trajectories: Sequence[Trajectory], device: torch.device) -> dict[str, torch.Tensor]:
     """What losses and estimators need beside tokens, one row per trajectory.
 
-    `noise_seed (B,)` int64, `commit_step (B, G)`, `block (B, G)` int64 and `entropy (B, G)` float32 of the trace.
+    `noise_seed (B,)` int64, `commit_step (B, G)`, `block (B, G)` int64, `fork (B, G)` bool and `entropy (B, G)` float32 of
+    the trace.
     """
     return {
         "noise_seed": torch.tensor([derive_seed(t.seed, 1) for t in trajectories], device=device),
         "commit_step": torch.tensor([t.commit_step for t in trajectories], device=device),
         "block": torch.tensor([t.block for t in trajectories], device=device),
+        "fork": forks_of(trajectories, device),
         "entropy": torch.tensor([t.entropy for t in trajectories], device=device),
     }
 
@@ -65,13 +69,13 @@ def row_statistics(trajectories: Sequence[Trajectory], seconds: float, device: t
 
 def rollout_metrics(statistics_N8: torch.Tensor, per_prompt: int) -> dict[str, float]:
     """Means over all ranks' rows, for the log: `unique` is the share of different completions in a group, `seconds` the time
-    of the slowest rank."""
+    of the slowest rank. What an engine does not tell (confidence, entropy) is left out."""
     prints_N, tokens_N, nfe_N, finished_N, repetition_N, confidence_N, entropy_N, seconds_N = statistics_N8.unbind(1)
     seconds = seconds_N.max().item()
     groups_PK = prints_N[: len(prints_N) // per_prompt * per_prompt].view(-1, per_prompt).sort(1).values
     different_P = (groups_PK[:, 1:] != groups_PK[:, :-1]).sum(1) + 1
     tokens = tokens_N.sum()
-    return {
+    metrics = {
         "rollout/nfe_per_token": (nfe_N.sum() / tokens).item(),
         "rollout/tokens_per_second": tokens.item() / max(seconds, 1e-9),
         "rollout/eos_rate": finished_N.mean().item(),
@@ -81,6 +85,7 @@ def rollout_metrics(statistics_N8: torch.Tensor, per_prompt: int) -> dict[str, f
         "rollout/entropy": entropy_N.mean().item(),
         "rollout/seconds": seconds,
     }
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def groups_with_signal(

@@ -38,6 +38,7 @@ class Canvases:
         commit_step_BG: the trace: the denoising step at which a position got its token, 0 where it was given, -1 where it
             got none. None if unknown: every position then counts as denoised.
         block_BG: the trace: the block whose denoising committed a position.
+        fork_BG: the trace: bool, where a fork stands (see `Trajectory.forks`).
         prompt_seeds_B: int64, the seed of the noise in each row's prompt, the same for rows that are to see the same one.
             None is `seeds_B`.
     """
@@ -50,6 +51,7 @@ class Canvases:
     commit_step_BG: torch.Tensor | None = None
     block_BG: torch.Tensor | None = None
     prompt_seeds_B: torch.Tensor | None = None
+    fork_BG: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.completion_BG.shape[0]
@@ -83,7 +85,16 @@ class Canvases:
             seeds_B=torch.tensor([t.seed for t in trajectories] if seeds is None else list(seeds), device=device),
             commit_step_BG=torch.tensor([t.commit_step for t in trajectories], device=device),
             block_BG=torch.tensor([t.block for t in trajectories], device=device),
+            fork_BG=forks_of(trajectories, device),
         )
+
+
+def forks_of(trajectories: Sequence[Trajectory], device: torch.device) -> torch.Tensor:
+    """Where forks stand on canvases of one length, bool `(B, G)`."""
+    fork_BG = torch.zeros(len(trajectories), len(trajectories[0].canvas_ids), dtype=torch.bool)
+    for fork_G, trajectory in zip(fork_BG, trajectories, strict=True):
+        fork_G[list(trajectory.forks)] = True
+    return fork_BG.to(device)
 
 
 class Scorer:
@@ -98,6 +109,7 @@ class Scorer:
         logits_at_once: how many logits may exist at a time.
         recomputes: whether passes that are asked to (those of estimates that take several) are run again in the backward
             pass. If not, all of their activations are kept: faster by a forward pass, as long as there is memory.
+        entropies: whether it also answers with the entropy of the distribution that each asked token is drawn from.
         shares_prompts: whether rows of one prompt have it computed once, in families whose prompts do not see the canvas.
             Off for sharded models: how many passes that makes depends on the rows, and ranks must make as many.
 
@@ -114,6 +126,7 @@ class Scorer:
         logits_at_once: int = _LOGITS_AT_ONCE,
         recomputes: bool = True,
         shares_prompts: bool = True,
+        entropies: bool = False,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: likelihoods need a positive one")
@@ -121,7 +134,7 @@ class Scorer:
         check_trains(denoiser)
         self.denoiser, self.model, self.family = denoiser, model, denoiser.family
         self.temperature, self.block_length = temperature, block_length
-        self.recomputes, self.shares_prompts = recomputes, shares_prompts
+        self.recomputes, self.shares_prompts, self.entropies = recomputes, shares_prompts, entropies
         self.chunk = max(1, logits_at_once // denoiser.model.config.get_text_config().vocab_size)
         self.forbidden = denoiser.never_drawn
 
@@ -134,6 +147,8 @@ class Scorer:
         recompute: bool = False,
     ) -> torch.Tensor:
         """Log-probability of each asked token given the prompt and the shown ones, `(B, G)` float32, 0 where none is asked.
+
+        A scorer with `entropies` answers `(B, G, 2)`: the entropy in nats of each asked token's distribution comes second.
 
         In families that denoise block by block a token's own block alone is hidden where it is not shown: earlier blocks
         are seen as they ended, later ones not at all.
@@ -157,7 +172,7 @@ class Scorer:
             prompt_BP = canvases.prompt_BP
         noised_BG = torch.where(shown_BG, canvases.completion_BG, self.denoiser.mask_id)
         real_BP = canvases.prompt_mask_BP.bool()
-        logp_BG = torch.zeros(asked_BG.shape, device=asked_BG.device)
+        logp_BG = self.nothing(asked_BG)
         asking_B = asked_BG.any(1)
         # A rank that asks nothing still passes: the others wait for it in the backward pass.
         rows_A = asking_B.nonzero()[:, 0] if bool(asking_B.any()) else torch.zeros_like(asking_B[:1], dtype=torch.long)
@@ -174,6 +189,10 @@ class Scorer:
         else:
             logp_AG = _Pass(self)(*part)
         return logp_BG.index_put((rows_A,), logp_AG)
+
+    def nothing(self, asked_BG: torch.Tensor) -> torch.Tensor:
+        """Zeros in the shape of an answer."""
+        return torch.zeros(*asked_BG.shape, *([2] if self.entropies else []), device=asked_BG.device)
 
 
 def check_trains(denoiser: Denoiser) -> None:
@@ -224,9 +243,11 @@ class _Pass:
                 asks_M = asks_M - packed.high
             passed_M = row_M
         place, token_M = (passed_M, asks_M), clean_BG[row_M, position_M]
-        with ScoringHead(model, place, token_M, scorer.temperature, scorer.forbidden, scorer.chunk):
-            logp_M = scorer.denoiser.raw_logits(model, arguments, None)[0, :, 0]
-        return torch.zeros(asked_BG.shape, device=logp_M.device).index_put((row_M, position_M), logp_M)
+        with ScoringHead(model, place, token_M, scorer.temperature, scorer.forbidden, scorer.chunk, scorer.entropies):
+            logp_M = scorer.denoiser.raw_logits(model, arguments, None)[0]
+        if not scorer.entropies:
+            logp_M = logp_M[:, 0]
+        return scorer.nothing(asked_BG).index_put((row_M, position_M), logp_M)
 
     def _can_share(self) -> bool:
         if not (self.scorer.shares_prompts and self.scorer.denoiser.calling.keeps_keys):

@@ -5,25 +5,24 @@
     lockstitch sample --model DIR --input prompts.jsonl --canvas_length 256 --n 8 --output runs/sample --html trace.html
     lockstitch sample --model DIR --task gsm8k --limit 100 --canvas_length 256 --output runs/gsm8k
 
-Options stand on the command line or in a YAML file (`--config`), as in TRL. Beside those of this file there is one for each
+Options stand on the command line or in a YAML file (`--config`), as in TRL: those of `sample_options.py`, and one for each
 field of `SamplerConfig` and of `UniformConfig`, which is for DiffusionGemma: a checkpoint's model type says which are read.
 """
 
 import argparse
 import hashlib
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
-from inspect import getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS
+from lockstitch.sampling.sample_options import STDIN, SampleOptions, sampler_options
 from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
 from lockstitch.engine import EngineOptions
@@ -42,148 +41,6 @@ if TYPE_CHECKING:
     from lockstitch.prompts import TaskPrompts
 
 CHUNK = 25
-STDIN = "-"
-
-
-@dataclass
-class SampleOptions:
-    """What `lockstitch sample` can be told beside the settings of the sampler."""
-
-    model: str = field(
-        metadata={
-            "help": "A directory or hub name, of a model or an adapter (with its base), or embedded:NAME for one that "
-            "comes with the package."
-        }
-    )
-    prompt: str | None = field(
-        default=None,
-        metadata={
-            "help": "One prompt. [[NAME:WIDTH]] in it is a blank of so many tokens to fill in; the name may be empty."
-        },
-    )
-    input: str | None = field(
-        default=None,
-        metadata={
-            "help": "Prompts: JSON Lines with 'prompt' and, if not all is open, 'canvas': token ids, "
-            "null where a position is to be denoised; - reads them from standard input."
-        },
-    )
-    task: str | None = field(
-        default=None,
-        metadata={
-            "help": "Prompts of a task: a name that `lockstitch tasks` lists, a YAML file, "
-            "file.py:attribute or module:attribute."
-        },
-    )
-    source: str | None = field(
-        default=None,
-        metadata={
-            "help": "Which rows of the task; by default its first source, or new held-out problems "
-            "where it makes them up."
-        },
-    )
-    prompt_form: str | None = field(
-        default=None, metadata={"help": "How the task asks: tags, boxed, fenced or plain (default), as it has them."}
-    )
-    limit: int | None = field(
-        default=None,
-        metadata={
-            "help": "Only the first so many prompts of input or task; so many new ones where a task makes them up."
-        },
-    )
-    preset: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Named settings of the sampler; what is said beside it goes before what it says: "
-            f"{', '.join(PRESETS)}."
-        },
-    )
-    n: int = field(default=1, metadata={"help": "Trajectories per prompt. Default: 1."})
-    seed: int = field(default=0, metadata={"help": "Seed of all noise. Default: 0."})
-    chat_template: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether prompts without blanks go through the tokenizer's chat template; by default if there is "
-            "one."
-        },
-    )
-    system_prompt: str | None = field(default=None, metadata={"help": "What a conversation begins with."})
-    output: str | None = field(
-        default=None,
-        metadata={"help": "Directory for results.jsonl and config.json. Without it the texts are printed."},
-    )
-    watch: bool = field(default=False, metadata={"help": "Draw each prompt's canvases while they are denoised."})
-    html: str | None = field(default=None, metadata={"help": "Write a page with all traces to this file."})
-    family: str | None = field(
-        default=None, metadata={"help": "How the model attends and predicts, if its config does not say."}
-    )
-    mask_id: int | None = field(
-        default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of a checkpoint of unknown type."})
-    device: str | None = field(default=None, metadata={"help": "Default: the accelerator, if there is one."})
-    chunk: int | None = field(
-        default=None,
-        metadata={
-            "help": "Prompts worked on together; results are saved after each chunk. Default: 25, or 1 with --watch."
-        },
-    )
-    color: str = field(default="auto", metadata={"help": "auto (default), always or never."})
-
-    def __post_init__(self) -> None:
-        from lockstitch.terminal import WHEN
-
-        given = [name for name in ("prompt", "input", "task") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"say what to sample from, once: --prompt, --input or --task (given: {' and '.join(given) or 'none'})"
-            )
-        for name, of in (("source", ("task",)), ("prompt_form", ("task",)), ("limit", ("task", "input"))):
-            if getattr(self, name) is not None and given[0] not in of:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} would be ignored with --{given[0]}: it goes with "
-                    f"--{' and --'.join(of)}"
-                )
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"preset={self.preset!r} is not one of {', '.join(PRESETS)}")
-        for name in ("n", "chunk", "limit"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if self.watch and self.chunk not in (None, 1):
-            raise ValueError(f"chunk={self.chunk} does not go with watch, which draws one prompt at a time: 1")
-        if self.mask_id is not None and (type(self.mask_id) is not int or self.mask_id < 0):
-            raise ValueError(f"mask_id={self.mask_id!r} must be a token id")
-        if type(self.seed) is not int:
-            raise ValueError(f"seed={self.seed!r} must be a whole number")
-        if self.color not in WHEN:
-            raise ValueError(f"color={self.color!r} is not one of {', '.join(WHEN)}")
-        if self.html is not None and (Path(self.html).is_dir() or not Path(self.html).parent.is_dir()):
-            raise ValueError(f"html={self.html!r} must be a file in a directory that exists")
-
-
-def field_help(record: type) -> dict[str, str]:
-    """What a dataclass's docstring says of each field under `Attributes:`."""
-    _, _, section = (getdoc(record) or "").partition("Attributes:\n")
-    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n     .*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
-
-
-def sampler_options() -> type:
-    """A dataclass with an option for each field of `SamplerConfig` and of `UniformConfig`: None where it is not said."""
-    options: dict[str, tuple[str, Any, Any]] = {}
-    for record in (SamplerConfig, UniformConfig):
-        types, said = get_type_hints(record), field_help(record)
-        for one in fields(record):
-            text = said[one.name]
-            if record is UniformConfig:
-                text = f"{MODEL_TYPE}: {text} Default: the checkpoint's."
-            elif one.default not in (MISSING, None):
-                text += f" Default: {one.default}."
-            text = text[:1].upper() + text[1:]
-            metadata = {"help": text.replace("%", "%%")}
-            options.setdefault(one.name, (one.name, types[one.name] | None, field(default=None, metadata=metadata)))
-    return make_dataclass("SamplerOptions", options.values())
 
 
 def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOptions | None = None) -> int:
@@ -197,6 +54,8 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
     Raises `ValueError` before any model is loaded.
     """
     from lockstitch.sampling.adapter_files import find_adapter
+    from lockstitch.sampling.contract import write_replies
+    from lockstitch.sampling.layouts import in_blocks_of
     from lockstitch.sampling.loading import layout_of, load_tokenizer
     from lockstitch.sampling.page import write_trace
     from lockstitch.sampling.prompts import read_result_row
@@ -249,13 +108,16 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
         options.seed,
     )
     for row, is_new in _rows(options, engine, drawing, requests, directory, ink):
-        if options.html is not None:
+        if options.html is not None or options.replies is not None:
             kept.append(row)
         if options.watch or directory is None:
             _show(row["prompt"], read_result_row(row), ink, replay=options.watch and not is_new)
         costs += [(one["ledger"]["nfe"], one["finished"]) for one in row["trajectories"]]
     if options.html is not None:
         write_trace(Path(options.html), kept, remembered, tokenizer)
+    if options.replies is not None:
+        assert isinstance(requests[0].config, SamplerConfig)
+        write_replies(Path(options.replies), kept, in_blocks_of(requests[0].config, family).block)
     if directory is not None:
         nfe, finished = (sum(column) / len(costs) for column in zip(*costs, strict=True))
         print(
@@ -264,6 +126,8 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
         )
     if options.html is not None:
         print(f"Look at {options.html}")
+    if options.replies is not None:
+        print(f"Replies in {options.replies}")
     return 0
 
 
@@ -286,6 +150,7 @@ def _requests(
 ) -> "list[Request]":
     """What is asked for, read and checked; `settings` are the sampler's, those alone that were said, or the task's."""
     from lockstitch.sampling.chat import Chat
+    from lockstitch.sampling.contract import check_replies
     from lockstitch.sampling.layouts import check_layout
     from lockstitch.sampling.prompts import Reader
     from lockstitch.sampling.uniform_prompts import UniformReader, config_of
@@ -294,7 +159,7 @@ def _requests(
 
     reader: Reader | UniformReader
     if of_model == MODEL_TYPE:
-        for name in ("preset", "family", "mask_id", "trust_remote_code", "chat_template", "system_prompt"):
+        for name in ("preset", "family", "mask_id", "trust_remote_code", "chat_template", "system_prompt", "replies"):
             if getattr(options, name):
                 raise ValueError(
                     f"{name}={getattr(options, name)!r} would be ignored by a {of_model} model, which has no "
@@ -319,6 +184,8 @@ def _requests(
     else:
         requests = [reader.request(options.prompt)]
     if isinstance(requests[0].config, SamplerConfig):
+        if options.replies is not None:
+            check_replies(requests[0].config, family, any(request.canvas for request in requests))
         check_layout(requests[0].config, family)
     return requests
 
@@ -326,7 +193,7 @@ def _requests(
 def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What may not differ between a run and the one that resumes it: all that can change a result."""
     # A preset is what it sets.
-    free = ("preset", "output", "html", "watch", "device", "chunk", "color", "batch_size")
+    free = ("preset", "output", "html", "replies", "watch", "device", "chunk", "color", "batch_size")
     remembered = {**asdict(options), **config, "canvas_length": settings.get("canvas_length")}
     if options.input not in (None, STDIN):
         remembered["sha256"] = hashlib.sha256(Path(str(options.input)).read_bytes()).hexdigest()

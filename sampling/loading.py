@@ -241,8 +241,12 @@ def published_config(config: PretrainedConfig) -> dict[str, Any]:
     return dict(kept)
 
 
-def save_published(model: PreTrainedModel, directory: Path) -> None:
+def save_published(
+    model: PreTrainedModel, directory: Path, state_dict: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Writes a model under its family's published names, with the config.json that its authors' code reads.
+
+    `state_dict` is what is written in the place of the model's own weights.
 
     Raises `ValueError` for a model that was not read from a published checkpoint, and for one whose vocabulary has changed.
     """
@@ -257,7 +261,7 @@ def save_published(model: PreTrainedModel, directory: Path) -> None:
         )
     model._weight_conversions = transforms(translation)
     try:
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict=None if state_dict is None else dict(state_dict))
     finally:
         model._weight_conversions = None
     dtype = str(model.dtype).removeprefix("torch.")

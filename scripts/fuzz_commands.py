@@ -123,11 +123,11 @@ def fields_of(command: str) -> list[str]:
     from lockstitch.rl.health import HealthConfig
     from lockstitch.rl.lora import DiffusionModelConfig
     from lockstitch.rl.sft_config import DiffusionSFTConfig
-    from lockstitch.sampling import cli
+    from lockstitch.sampling.sample_options import SampleOptions, sampler_options
     from lockstitch.stitching.config import StitchConfig
 
     records = {
-        "sample": (cli.SampleOptions, cli.sampler_options()),
+        "sample": (SampleOptions, sampler_options()),
         "stitch": (StitchConfig,),
         "sft": (sft.RecipeArguments, DiffusionSFTConfig, DiffusionModelConfig),
         "grpo": (grpo.RecipeArguments, HealthConfig, DiffusionGRPOConfig, DiffusionModelConfig),

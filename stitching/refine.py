@@ -169,7 +169,7 @@ def load_solver(spec: str, task: Task, *, max_new_tokens: int = 48, **retries: A
         spec: see `SPECS`.
         task: what is asked; its prompt is what a plain model reads.
         max_new_tokens: the longest answer, in tokens.
-        retries: how a server is asked, the fields of `openai_solver.Retries`; for no other solver.
+        retries: how a server is asked, the fields of `lockstitch.server.Retries`; for no other solver.
 
     Raises:
         ValueError: if the spec has none of the accepted forms, its extra is not installed, or the server does not have

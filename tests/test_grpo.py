@@ -26,8 +26,10 @@ PAIRS = {
     "stabledrl": {"estimator": "sandwiched", "num_samples": 2, "policy_loss": "self_normalized"},
     "d2": {"estimator": "trajectory"},
     "justgrpo": {"estimator": "autoregressive", "block_length": 1, "steps": 8},
+    "forkgrpo": {"estimator": "forks", "steps": None, "policy": "threshold", "threshold": 0.3, "fallback": "leftmost",
+                 "loss_type": "grpo", "temperature": 0.8},
 }  # fmt: skip
-WITH_RATIOS = ("d1", "coupled", "espo", "gdpo", "stabledrl", "d2", "justgrpo")
+WITH_RATIOS = ("d1", "coupled", "espo", "gdpo", "stabledrl", "d2", "justgrpo", "forkgrpo")
 
 
 def assert_same(one, other, atol=1e-5):
@@ -166,7 +168,7 @@ def test_a_group_with_one_masked_prompt_passes_as_one_row(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PAIRS if name not in ("d2", "justgrpo")])
+@pytest.mark.parametrize("name", [name for name in PAIRS if name not in ("d2", "justgrpo", "forkgrpo")])
 def test_accumulation_changes_no_loss(name, tmp_path):
     settings = {"num_iterations": 2, "max_steps": 4, **PAIRS[name]}
     if name == "gdpo":
@@ -197,9 +199,9 @@ def test_groups_without_signal_cost_nothing_and_change_nothing(tmp_path):
     class Counting(DiffusionGRPOTrainer):
         rows = 0
 
-        def _likelihoods(self, model, columns, rows, iteration):
+        def _likelihoods(self, model, columns, rows, *more):
             self.rows += len(rows)
-            return super()._likelihoods(model, columns, rows, iteration)
+            return super()._likelihoods(model, columns, rows, *more)
 
     def rarely(completion_ids, **columns):
         return [float(ids[0] % 8 == 0) for ids in completion_ids]
@@ -222,7 +224,7 @@ def test_groups_without_signal_cost_nothing_and_change_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["d2", "d1", "stabledrl"])
+@pytest.mark.parametrize("name", ["d2", "d1", "stabledrl", "forkgrpo"])
 def test_two_processes_are_one(name, tmp_path):
     """Over gloo, with prompts of several lengths, groups without signal and groups cut in two by the ranks."""
     settings = {

@@ -55,7 +55,9 @@ def rewards_of(settings, tmp_path):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_pair_finds_the_arm_that_pays(name, tmp_path):
-    settings = PAIRS[name] | ({"steps": PULLS} if "steps" in PAIRS[name] else {})
+    settings = PAIRS[name] | ({"steps": PULLS} if PAIRS[name].get("steps") else {})
+    if name == "forkgrpo":
+        settings["threshold"] = 0.95  # there is nothing to learn from what is sure
     rewards = [entry["reward"] for entry in rewards_of(settings, tmp_path) if "reward" in entry]
     assert rewards[0] < 0.2
     assert sum(rewards[-4:]) / 4 > 0.8

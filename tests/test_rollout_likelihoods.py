@@ -27,6 +27,7 @@ CONFIGS = [
                     prompt_mask_ratio=0.2),
     EstimatorConfig("trajectory", segments=2),
     EstimatorConfig("trajectory"),
+    EstimatorConfig("forks"),
     EstimatorConfig("autoregressive"),
 ]  # fmt: skip
 
@@ -136,12 +137,14 @@ def test_rollouts_of_block_one_have_their_autoregressive_likelihood():
 def rows_of_all_kinds(pad=0):
     """Six rollouts of three prompts, one with a pinned token, some shorter than their canvas."""
     denoiser = random_denoiser(sharpness=3.0)
-    drawn = rollouts(denoiser, steps=4)
+    drawn = rollouts(denoiser, policy="threshold", threshold=0.5)
     c = Canvases.from_trajectories(drawn, denoiser)
     valid = torch.arange(8) < torch.tensor([8, 5, 3, 8, 1, 6])[:, None]
     prompt = torch.nn.functional.pad(c.prompt_BP, (pad, 0), value=denoiser.pad_id)
     real = torch.nn.functional.pad(c.prompt_mask_BP, (pad, 0))
-    return denoiser, Canvases(prompt, real, c.completion_BG, valid, c.seeds_B, c.commit_step_BG, c.block_BG)
+    return denoiser, Canvases(
+        prompt, real, c.completion_BG, valid, c.seeds_B, c.commit_step_BG, c.block_BG, None, c.fork_BG
+    )
 
 
 def whole(config, scorer, c, iteration=0, upper_B=None):

@@ -16,13 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lockstitch.sampling.cli import SampleOptions, field_help, main, sampler_options
+from lockstitch.sampling.cli import main
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.diffusion_gemma import DiffusionGemmaDenoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.prompts import Reader, draw, load_trajectories, result_row
+from lockstitch.sampling.sample_options import SampleOptions, field_help, sampler_options
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.sampling.uniform import sample_uniform
 from lockstitch.sampling.uniform_config import UniformConfig
