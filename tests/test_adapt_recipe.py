@@ -171,7 +171,8 @@ def test_what_is_adapted_goes_through_every_command_without_options(tmp_path):
             "4", "--num_generations", "4", "--gradient_accumulation_steps", "1", "--held_out_problems", "0", "--output_dir",
             "rl", folder=tmp_path)  # fmt: skip
     assert (tmp_path / "rl" / "adapter_model.safetensors").exists()
-    command("lockstitch", "stitch", "--task", "arithmetic", "--model", "child", "--num_problems", "2", "--n", "2",
+    command("lockstitch", "stitch", "--task", "sudoku", "--model", "child", "--generate", "2", "--num_trajectories", "2",
+            "--solver", "none",
             "--output", "stitched", folder=tmp_path)  # fmt: skip
 
 
