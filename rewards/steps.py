@@ -45,6 +45,35 @@ class NoChecker:
         return True
 
 
+def partial_soundness(checker: StepChecker, question: str, text: str, hole: str) -> float:
+    """What a checker says of a text of lines some of whose characters are not known yet: 0.0 as soon as something is wrong.
+
+    A checker that has `partial(question, text, hole)` is asked. Of any other the steps before the first line with a hole
+    are, and their scores multiplied.
+
+    Args:
+        checker: the task's.
+        question: what was asked.
+        text: as far as it is known.
+        hole: the character that stands for what is not.
+    """
+    own = getattr(checker, "partial", None)
+    if own is not None:
+        return float(own(question, text, hole))
+    state, soundness = checker.start(question), 1.0
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if hole in line:
+            return soundness
+        step = line.strip()
+        if step and not step.startswith("####"):
+            state, score = checker.advance(state, step)
+            soundness *= score
+        if number == len(lines) - 1:
+            soundness *= checker.is_complete(state)
+    return soundness
+
+
 def check_steps(checker: StepChecker, question: str, steps: Sequence[str]) -> list[float]:
     """The score of each step given the steps before it."""
     state = checker.start(question)

@@ -7,13 +7,15 @@ layout. Named combinations are in `presets.py`.
 import math
 from dataclasses import dataclass
 
-POLICIES = ("quota", "random", "threshold", "factor", "entropy_bound", "deferred")
+POLICIES = ("quota", "random", "threshold", "factor", "entropy_bound", "deferred", "verify")
 CERTAINTIES = ("probability", "margin", "entropy")
 CACHES = ("none", "prefix", "dual", "interval", "block")
 LENGTHS = ("fixed", "dynamic", "survival")
 CORRECTIONS = ("none", "remdm", "edit", "revise")
 SIGMAS = ("cap", "rescale", "confidence")
 FALLBACKS = ("certain", "leftmost")
+ACCEPTANCES = ("agreement", "ratio")
+DRAFTS = ("each", "last")
 
 _CHOICES = {
     "policy": POLICIES,
@@ -23,6 +25,8 @@ _CHOICES = {
     "correction": CORRECTIONS,
     "sigma": (*SIGMAS, None),
     "fallback": (*FALLBACKS, None),
+    "acceptance": (*ACCEPTANCES, None),
+    "drafts": (*DRAFTS, None),
 }
 # An option belongs to some values of an axis: there it may be said (and must be, if it is needed), elsewhere it is refused.
 _BELONGS = {
@@ -36,6 +40,10 @@ _BELONGS = {
     "extension": ("policy", ("deferred",)),
     "certainty": ("policy", ("quota", "threshold", "factor", "deferred")),
     "schedule_eps": ("policy", ("quota", "random")),
+    "acceptance": ("policy", ("verify",)),
+    "trust": ("policy", ("verify",)),
+    "lenience": ("policy", ("verify",)),
+    "drafts": ("policy", ("verify",)),
     "sub_block_length": ("policy", ("quota", "random", "threshold", "factor", "entropy_bound")),
     "refresh": ("cache", ("interval",)),
     "max_length": ("length", ("dynamic",)),
@@ -49,7 +57,7 @@ _NEEDED = ("threshold", "factor", "entropy_bound", "max_length", "sigma", "edit_
 _WHOLE = ("canvas_length", "block_length", "sub_block_length", "steps", "window", "window_limit", "extension", "refresh",
           "max_length", "speculate", "batch_size", "top_k")  # fmt: skip
 _AT_LEAST_ZERO = ("threshold", "factor", "entropy_bound", "edit_threshold", "cfg_scale", "temperature")
-_SHARES = ("eta", "revise_fraction")
+_SHARES = ("eta", "revise_fraction", "trust", "lenience")
 _ETA = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0}
 
 
@@ -70,7 +78,9 @@ class SamplerConfig:
             2502.09992); `random`: as many, drawn at random; `threshold`: all that are at least so certain, and always
             one (Fast-dLLM, 2505.22618); `factor`: the largest k whose k-th certainty reaches 1 - factor / (k + 1)
             (Fast-dLLM); `entropy_bound`: the lowest entropies while they add up to little (2505.24857); `deferred`: a
-            threshold inside a window that slides over the block (DCD, 2601.02076).
+            threshold inside a window that slides over the block (DCD, 2601.02076); `verify`: tokens are drafted by masks and
+            checked by the causal logits of what is written, in one pass (TiDAR, 2511.08923; I-DLM, 2604.11035). Its
+            `block_length` is the tokens that a pass checks.
         steps: denoising steps of the whole canvas under `quota` and `random`; None is one token a step. Under `threshold`
             the most there may be: a step commits at least what `quota` would (LLaDA2.x); None is at least one token. A
             multiple of the number of blocks.
@@ -86,6 +96,16 @@ class SamplerConfig:
         extension: most positions that a block of `deferred` grows by, four at a time, where the window reaches its right
             edge and a certainty below 0.3 would be committed (16 in DCD); None is none. For block-causal and
             context-causal models.
+        acceptance: which drafted tokens `verify` keeps. `agreement`: those that are what the pass would have drawn itself;
+            `ratio`: each with probability min(1, p / q) of the causal and the drafting distribution, the first that is not
+            kept being drawn from what p has over q (2211.17192). None is `agreement`.
+        trust: under `agreement`, tokens are drawn from trust x causal logits + (1 - trust) x drafting logits: 1 is the
+            causal model's own text, 0 the masks'; None is 1. Below 1 for models whose masks predict their own token.
+        lenience: under `ratio`, q counts for so much of itself, above 0: below 1 more is kept, and the text is no longer the
+            causal model's; None is 1.
+        drafts: where masks stand under `verify`: after `each` drafted token, so that the next draft is there however many
+            are kept, or after the `last` one, in fewer rows, so that a pass in which one is refused drafts nothing.
+            None is `each`.
         certainty: what a policy ranks by: `probability` of the drawn token, `margin` between the two most likely ones,
             or `entropy` (exp of minus it, in (0, 1]); None is `probability`.
         temperature: tokens are drawn from softmax(logits / temperature); 0 takes the most likely one.
@@ -128,6 +148,10 @@ class SamplerConfig:
     threshold: float | None = None
     fallback: str | None = None
     factor: float | None = None
+    acceptance: str | None = None
+    trust: float | None = None
+    lenience: float | None = None
+    drafts: str | None = None
     entropy_bound: float | None = None
     window: int | None = None
     window_limit: int | None = None
@@ -167,7 +191,9 @@ class SamplerConfig:
                 )
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
             raise ValueError(f"top_k={self.top_k}, top_p={self.top_p} would be ignored at temperature=0")
-        if not self.whole_blocks or self.block_length is not None:  # else the model's blocks are not known yet
+        if self.policy == "verify":
+            self._check_verify()
+        elif not self.whole_blocks or self.block_length is not None:  # else the model's blocks are not known yet
             self._check_blocks()
         self._check_combinations()
         self.stage_blocks  # noqa: B018  (refuses what it cannot read)
@@ -264,6 +290,24 @@ class SamplerConfig:
                 raise ValueError(
                     f"steps={self.steps} are those of a fixed canvas, and that of length='dynamic' grows: None"
                 )
+
+    def _check_verify(self) -> None:
+        """Drafted tokens move over the canvas one pass after another, whatever the blocks of other policies."""
+        for name, needed in (("correction", "none"), ("length", "fixed"), ("cfg_scale", 0.0), ("whole_blocks", False),
+                             ("speculate", None)):  # fmt: skip
+            if getattr(self, name) != needed:
+                raise ValueError(f"{name}={getattr(self, name)!r} does not go with policy='verify': {needed!r} does")
+        if self.cache not in ("none", "block"):
+            raise ValueError(f"cache={self.cache!r} is not for policy='verify': none, block")
+        for name, wanted in (("trust", "agreement"), ("lenience", "ratio")):
+            if getattr(self, name) is not None and (self.acceptance or "agreement") != wanted:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} would be ignored by acceptance={self.acceptance!r}; it is for {wanted}"
+                )
+        if self.drafts == "last" and self.trust is not None and self.trust < 1:
+            raise ValueError(f"trust={self.trust} mixes in what masks say after each drafted token: drafts='each'")
+        if self.lenience == 0:
+            raise ValueError("lenience=0.0 must be above 0")
 
     def _check_speculation(self) -> None:
         said = f"speculate={self.speculate}"

@@ -90,6 +90,8 @@ def measure_drift(
         raise ValueError("cache='none' has no drift; say which cache to measure")
     if config.speculate is not None:
         raise ValueError(f"speculate={config.speculate}: drift is measured step by step; None, as it changes no token")
+    if config.policy == "verify":
+        raise ValueError("policy='verify' has no drift: its cache is exact")
     if not prompts:
         raise ValueError("no prompts to measure drift on: at least 1")
     config = in_blocks_of(config, denoiser.family)

@@ -211,8 +211,8 @@ BLOCK_CAUSAL = Family("block_causal", "block_causal", decoding="block")
 BLOCK_CAUSAL_SHIFTED = Family("block_causal_shifted", "block_causal", shifted=True, decoding="block")
 CONTEXT_CAUSAL = Family("context_causal", "context_causal", shifted=True, opens_blocks=True, decoding="block")
 # I-DLM (2604.11035): causal everywhere. TiDAR (2511.08923): masks predict their own token, written tokens the next one.
-IDLM = Family("idlm", "causal", shifted=True, opens_blocks=True, decoding="block")
-TIDAR = Family("tidar", "context_causal", decoding="block")
+IDLM = Family("idlm", "causal", shifted=True, opens_blocks=True, decoding="idlm")
+TIDAR = Family("tidar", "context_causal", decoding="tidar")
 LLADA = Family("llada", decoding="llada", mask_id=126336, eos_ids=(126081, 126348), translation=_LLADA)
 DREAM = Family("dream", shifted=True, decoding="dream", mask_id=151666, eos_ids=(151643, 151645), translation=_DREAM)
 FAST_DLLM_V2 = Family(

@@ -29,6 +29,20 @@ EXACT = {
 
 def check_layout(config: SamplerConfig, family: Family, calling: Calling = NATIVE) -> None:
     """Raises `ValueError` if the settings do not fit the family, or what its code can be asked for, naming those that do."""
+    if config.policy == "verify":
+        if family.layout not in ("context_causal", "causal"):
+            raise ValueError(
+                f"policy='verify' checks drafts by causal logits, which {family.name} models do not have: context_causal, "
+                "tidar and idlm models do"
+            )
+        if config.block_length is None and family.block_length is None:
+            raise ValueError("block_length=None: policy='verify' needs the number of tokens that a pass checks")
+        if config.trust not in (None, 1) and family.shifted:
+            raise ValueError(
+                f"trust={config.trust}: masks of {family.name} models say nothing of the token after what is written; 1"
+            )
+        if not (calling.keeps_keys and calling.honours_mask and calling.keeps_columns):
+            raise ValueError("policy='verify': this model's own code does not take what it needs")
     if config.cache not in EXACT[family.layout]:
         accepted = ", ".join(EXACT[family.layout])
         why = "whose finished blocks still see later ones" if family.layout == "full" else "where `block` is exact"

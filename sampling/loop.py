@@ -8,6 +8,7 @@ from lockstitch.sampling.canvases import Bans, Canvas, Look, Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.denoising import Denoising
+from lockstitch.sampling.drafting import Drafting
 from lockstitch.sampling.layouts import alignment, check_layout, in_blocks_of
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
@@ -58,8 +59,9 @@ def sample(
     rows = make_rows(denoiser, prompts, config, n, seed, canvases, bans)
     results: dict[int, Trajectory] = {}
     for batch in batches(rows, denoiser, config):
+        denoising = Drafting if config.policy == "verify" else Denoising
         results.update(
-            zip(batch, Denoising(denoiser, [rows[i] for i in batch], config, on_step, batch).run(), strict=True)
+            zip(batch, denoising(denoiser, [rows[i] for i in batch], config, on_step, batch).run(), strict=True)
         )
         if progress is not None:
             progress(len(batch))

@@ -44,6 +44,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sigma": "cap",
         "eta": 0.008,
     },
+    # TiDAR (2511.08923): drafts of 16 after each count of kept tokens, the causal half trusted. The causal model's own text.
+    "tidar": {"block_length": 16, "policy": "verify", "trust": 1.0, "drafts": "each", "cache": "block"},
+    # I-DLM (2604.11035): drafts of 4 after the last token, kept by the ratio. The causal model's own distribution.
+    "idlm": {"block_length": 4, "policy": "verify", "acceptance": "ratio", "drafts": "last", "cache": "block"},
     # DAEDAL (2508.00819): starts at 64 there, and grows to at most 2048.
     "daedal": {"block_length": 32, "policy": "threshold", "threshold": 0.9, "length": "dynamic", "max_length": 2048},
 }

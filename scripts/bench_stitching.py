@@ -19,8 +19,10 @@ from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.noise import derive_seed
+from lockstitch.stitching.answers import evidence_answer
 from lockstitch.stitching.inputs import generate_problems
-from lockstitch.stitching.methods import METHODS, Compare, StitchSettings, evidence_answer
+from lockstitch.stitching.method_names import METHODS
+from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row, summarise
 from lockstitch.stitching.refine import load_solver
 from lockstitch.stitching.rounds import TABU, stitch_rounds

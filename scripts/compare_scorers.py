@@ -22,9 +22,9 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed
+from lockstitch.stitching.answers import evidence_answer, votes
 from lockstitch.stitching.calibration import auc
 from lockstitch.stitching.inputs import generate_problems
-from lockstitch.stitching.methods import evidence_answer, votes
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.rounds import stitch_rounds
 from lockstitch.stitching.score import Scores, load_scorer

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from lockstitch.sampling.trajectory import Ledger, Trajectory
-from lockstitch.stitching.score import Scorer, Scores
+from lockstitch.stitching.score import Scorer, Scores, reads_text_alone
 from lockstitch.stitching.steps import Step
 
 from lockstitch.files import to_json, write_whole
@@ -133,6 +133,7 @@ class Combined:
 
     def __init__(self, scorers: Sequence[Scorer], weights: Weights) -> None:
         self.scorers, self.weights = list(scorers), weights
+        self.reads_text_alone = all(map(reads_text_alone, self.scorers))
 
     def __call__(
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None

@@ -6,6 +6,8 @@ from typing import Any
 
 from lockstitch.errors import without_passwords
 
+EMBEDDED = "embedded"
+NONE = "none"
 PATH = "path"
 SERVER = ("solver_timeout", "solver_attempts", "solver_concurrency")  # of a server's solver alone
 
@@ -103,6 +105,20 @@ class StitchConfig:
         default=False,
         metadata={"help": "Have the scorer read the stitched chain again, and go by what it says there."},
     )
+    methods: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The methods that run; by default all but value_guided_reveal, vgb_momentum, guided_remask, "
+            "plan_then_diffuse and stitched_wide, which cost more or need more."
+        },
+    )
+    planner: str | None = field(
+        default=None,
+        metadata={
+            "help": "Writes the plan of plan_then_diffuse: a model directory or hub name, or embedded (default for "
+            "the embedded tasks)."
+        },
+    )
     rule: str | None = field(
         default=None,
         metadata={
@@ -121,7 +137,7 @@ class StitchConfig:
         default=None,
         metadata={
             "help": "Canvases denoised side by side in a round (default 1: each learns from all before "
-            "it; more wait less for one another)."
+            "it; more wait less for one another); of stitched_wide 4 by default."
         },
     )
     round_temperature: float | None = field(
@@ -130,7 +146,7 @@ class StitchConfig:
     solver: str | None = field(
         default=None,
         metadata={
-            "help": "Writes the answer: a model directory or hub name, vllm:MODEL, openai:MODEL@URL, "
+            "help": "Writes the answer: a model directory or hub name, draft:MODEL, vllm:MODEL, openai:MODEL@URL, "
             "none, or embedded (default for the embedded tasks)."
         },
     )
@@ -169,6 +185,7 @@ class StitchConfig:
         if self.round_temperature is not None and not 0 <= self.round_temperature < math.inf:
             raise ValueError(f"round_temperature={self.round_temperature} must be a finite number of at least 0")
         self._check_server()
+        self._check_methods()
         for name in (
             "generate",
             "limit",
@@ -214,6 +231,33 @@ class StitchConfig:
         if self.question is not None and self.limit is not None:
             raise ValueError(f"limit={self.limit} would be ignored with --question")
 
+    def _check_methods(self) -> None:
+        from lockstitch.stitching.method_names import METHODS, WALKS
+        from lockstitch.stitching.score import OF_DENOISER, TRACED, scorer_parts
+
+        asked = self.methods or []
+        unknown = [name for name in asked if name not in METHODS]
+        if unknown or self.methods == []:
+            raise ValueError(f"methods={self.methods} must be of {', '.join(METHODS)}")
+        if self.planner is not None and "plan_then_diffuse" not in asked:
+            raise ValueError(f"planner={self.planner!r} would be ignored without --methods plan_then_diffuse")
+        of_rounds = [name for name in ("guided_remask", "stitched_wide") if name in asked]
+        if of_rounds and (self.rounds is False or self.rule not in (None, PATH)):
+            raise ValueError(f"methods: {of_rounds[0]} denoises in rounds by the rule path")
+        parts = set(scorer_parts(self.scorer))
+        reading = sorted(parts & TRACED)
+        for name in ("guided_remask", "plan_then_diffuse"):
+            if name in asked and reading:
+                raise ValueError(
+                    f"methods: {name} has scorer={reading[0]!r} read text that has no sampler's trace, which it cannot"
+                )
+        for name in WALKS:
+            if name in asked and parts & OF_DENOISER:
+                raise ValueError(
+                    f"methods: {name} scores every canvas that a token leads to, and scorer={self.scorer!r} asks the "
+                    "diffusion model again for each: calculator, confidence and prm:MODEL go with it"
+                )
+
     def check_rounds(self) -> None:
         """Raises `ValueError` for settings of rounds that do not go with the rule, or with one another."""
         if self.rounds and self.rule not in (None, PATH):
@@ -244,6 +288,16 @@ class StitchConfig:
         if self.rounds is None:
             self.rounds = self.rule == PATH
         self.check_rounds()
+        self._check_methods()
+        if self.methods is not None:
+            from lockstitch.stitching.method_names import absent
+
+            solves = solver_name(self, task) != NONE
+            missing = absent(samples=self.trajectories is None, solves=solves, methods=self.methods)
+            for name, reason in missing.items():
+                raise ValueError(f"methods: {name} cannot run: {reason}")
+            if "plan_then_diffuse" in self.methods and self.planner is None and not task.embedded:
+                raise ValueError(f"methods: plan_then_diffuse needs a --planner: no embedded model plans {task.name}")
 
     def _check_server(self) -> None:
         of_server = [name for name in SERVER if getattr(self, name) is not None]
@@ -252,3 +306,8 @@ class StitchConfig:
             raise ValueError(f"{', '.join(of_server)} would be ignored: solver={said} is not openai:MODEL@URL")
         if self.solver_timeout is not None and not self.solver_timeout > 0:
             raise ValueError(f"solver_timeout={self.solver_timeout} must be a positive number of seconds")
+
+
+def solver_name(config: StitchConfig, task: Any) -> str:
+    """The solver that is asked for, or that the task has by itself."""
+    return config.solver or (EMBEDDED if task.embedded else NONE)

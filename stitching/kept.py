@@ -67,6 +67,7 @@ def _row(key: str, place: int, a: Answered) -> dict[str, Any]:
         "tokens": a.tokens,
         "written": a.written,
         "seconds": a.seconds,
+        "passes": a.passes,
     }
 
 
@@ -75,4 +76,4 @@ def _is_ours(row: dict[str, Any]) -> bool:
 
 
 def _answered(row: dict[str, Any]) -> Answered:
-    return Answered(row["text"], row["tokens"], row["written"], row["seconds"])
+    return Answered(row["text"], row["tokens"], row["written"], row["seconds"], row.get("passes"))

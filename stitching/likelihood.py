@@ -161,6 +161,8 @@ class Likelihood:
         task: its statement of the question is what the model reads first.
     """
 
+    reads_text_alone = True
+
     def __init__(self, model: Any, tokenizer: Any, task: Task) -> None:
         self.model, self.tokenizer, self.task = model.eval(), tokenizer, task
         self.reader = Reader("causal", chat_template=tokenizer.chat_template is not None)

@@ -1,12 +1,9 @@
-"""Loading what `lockstitch stitch` works with: the diffusion model and its sampler, the scorer, the solver."""
+"""Loading what `lockstitch stitch` works with: the diffusion model and its sampler, the scorer, the solver, the planner."""
 
 from dataclasses import replace
 from typing import Any
 
-from lockstitch.stitching.config import SERVER, StitchConfig
-
-EMBEDDED = "embedded"
-NONE = "none"
+from lockstitch.stitching.config import EMBEDDED, NONE, SERVER, StitchConfig, solver_name
 
 
 def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
@@ -68,11 +65,6 @@ def load_scorer(config: StitchConfig, task: Any, denoiser: Any) -> Any:
     )
 
 
-def solver_name(config: StitchConfig, task: Any) -> str:
-    """The solver that is asked for, or that the task has by itself."""
-    return config.solver or (EMBEDDED if task.embedded else NONE)
-
-
 def load_solver(config: StitchConfig, task: Any) -> Any:
     """The solver, or None."""
     from lockstitch.stitching import refine
@@ -87,3 +79,19 @@ def load_solver(config: StitchConfig, task: Any) -> Any:
     said = {option: getattr(config, option) for option in SERVER}
     retries = {option.removeprefix("solver_"): value for option, value in said.items() if value is not None}
     return refine.load_solver(str(embedded_model("solver")) if name == EMBEDDED else name, task, **retries)
+
+
+def load_planner(config: StitchConfig, task: Any) -> Any:
+    """The planner that `plan_then_diffuse` asks, or None where that method does not run."""
+    from lockstitch.stitching import refine
+    from lockstitch.stitching.plans import AnswerPlanner, TextPlanner
+
+    from lockstitch import embedded_model
+
+    if "plan_then_diffuse" not in (config.methods or ()):
+        return None
+    if config.planner not in (None, EMBEDDED):
+        return TextPlanner.from_pretrained(str(config.planner), task)
+    if not task.embedded:
+        raise ValueError(f"the embedded solver does not know {task.name}: name another --planner")
+    return AnswerPlanner(refine.load_solver(str(embedded_model("solver")), task), task)

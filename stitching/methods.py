@@ -1,50 +1,33 @@
 """Every way to turn N trajectories into an answer, side by side at equal cost, so that no figure stands alone.
 
 Sampling-only: `single`, `greedy`, `majority_vote`, `best_of_n`, `weighted_vote`. With more denoising inside the same
-budget of forward passes: `best_of_n_refine`, `remask_loop`, `stitched`. With an autoregressive solver: `all_traces`,
-`solver_alone`, and `stitched` where its chain does not stand by itself. A method that cannot run on the given input is
-absent, with its reason.
+budget of forward passes: `best_of_n_refine`, `remask_loop`, `stitched` and, where they are asked for, `value_guided_reveal`,
+`vgb_momentum`, `guided_remask`, `stitched_wide`. With an autoregressive model: `all_traces`, `solver_alone`, `stitched`
+where its chain does not stand by itself, and `plan_then_diffuse`. The denoising ones are in `arms.py`. A method that cannot
+run on the given input is absent, with its reason.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lockstitch.rewards.extract import NUMBER, clean, same_number
 from lockstitch.rewards.steps import NoChecker
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.loop import sample
-from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Ledger
-from lockstitch.stitching.canvas import pin_chain
+from lockstitch.stitching import arms
+from lockstitch.stitching.answers import Outcome, evidence_answer, votes
+from lockstitch.stitching.method_names import METHODS, USUAL, WALKS, WIDE, absent
+from lockstitch.stitching.plans import Planner
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.refine import Answered, Solver
-from lockstitch.stitching.rounds import own_chain, rescored, stands, stitch_rounds
+from lockstitch.stitching.rounds import rescored, stands
 from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Evidence, merge_clues
 from lockstitch.stitching.stitch import RULES
-from lockstitch.stitching.vote import best_of_n, majority_vote, weighted_vote
-
-METHODS = (
-    "greedy", "single", "majority_vote", "best_of_n", "weighted_vote", "best_of_n_refine", "remask_loop", "all_traces",
-    "solver_alone", "stitched",
-)  # fmt: skip
-
-
-_RESULT = re.compile(rf"=\s*({NUMBER})")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One method's answer to one problem: the answer (None if there is none), the text it came from, and the cost."""
-
-    answer: str | None
-    text: str
-    ledger: Ledger
+from lockstitch.stitching.walks import why_not
 
 
 @dataclass(frozen=True)
@@ -66,83 +49,20 @@ class StitchSettings:
         delta: steps that score at least this are kept.
         rounds: whether to denoise again around the evidence (needs the diffusion model and the rule `path`).
         round_width: trajectories drawn first, and canvases denoised side by side in every round: at 1 each learns from all
-            before it, more wait less for one another.
+            before it, more wait less for one another; None is 1 for `stitched` and 4 for `stitched_wide`.
         rescore: whether the scorer reads the stitched chain again, as it was put together.
         round_temperature: of every canvas that is denoised again, by whatever method; None is the sampler's own.
+        methods: those that run, if they can.
     """
 
     num_trajectories: int
     rule: str
     delta: float
     rounds: bool
-    round_width: int = 1
+    round_width: int | None = None
     round_temperature: float | None = None
     rescore: bool = False
-
-
-def _same(answers: Sequence[str | None]) -> list[object]:
-    """Names the class of each answer: equal numbers are one answer however they are written."""
-    seen: list[str] = []
-    names: list[object] = []
-    for answer in answers:
-        match = next((other for other in seen if answer is not None and same_number(answer, other)), answer)
-        if match is not None and match == answer:
-            seen.append(match)
-        names.append(match)
-    return names
-
-
-def votes(task: Task, pool: Pool, n: int) -> dict[str, Outcome]:
-    """The methods that choose among the first n trajectories as they are."""
-    pool = pool.head(n) if pool.trajectories else pool
-    answers = [task.extract(text) for text in pool.texts_K]
-    weights, same = pool.weights(), _same(answers)
-    chosen = {
-        "single": 0,
-        "majority_vote": majority_vote(answers, same),
-        "best_of_n": best_of_n(answers, weights, same),
-        "weighted_vote": weighted_vote(answers, weights, same),
-    }
-    first = pool.trajectories[0].ledger if pool.trajectories else Ledger()
-    costs = {"single": first, "majority_vote": Ledger.together([t.ledger for t in pool.trajectories])}
-    return {
-        name: Outcome(None, "", costs.get(name, pool.ledger))
-        if k is None
-        else Outcome(answers[k], pool.texts_K[k], costs.get(name, pool.ledger))
-        for name, k in chosen.items()
-    }
-
-
-def evidence_vote(task: Task, pool: Pool, evidence: Evidence) -> str | None:
-    """The answer with the most evidence behind it, for text whose answer no chain of steps spells out.
-
-    A vote of the trajectories, each with the geometric mean of its scores times 1 + its agreement: the mean Jaccard
-    overlap between the results that its kept steps state and those of every other trajectory.
-    """
-    K = len(pool.texts_K)
-    results: list[set[str]] = [set() for _ in range(K)]
-    for clue in evidence.clues:
-        stated = {clean(number) for number in _RESULT.findall(clue.step.text)}
-        for k, _ in clue.sources:
-            results[k] |= stated
-
-    def agreement(k: int) -> float:
-        others = [results[j] for j in range(K) if j != k]
-        return sum(len(results[k] & other) / max(1, len(results[k] | other)) for other in others) / max(1, len(others))
-
-    answers = [task.extract(text) for text in pool.texts_K]
-    weights = [weight * (1 + agreement(k)) for k, weight in enumerate(pool.weights())]
-    chosen = weighted_vote(answers, weights, _same(answers))
-    return None if chosen is None else answers[chosen]
-
-
-def evidence_answer(task: Task, pool: Pool, evidence: Evidence, delta: float) -> str | None:
-    """The answer that the evidence amounts to without a solver: its chain's if that stands, or else `evidence_vote`'s."""
-    if stands(task, pool.question, evidence.chain, delta):
-        answer = task.conclude([clue.step.text for clue in evidence.chain])
-        if answer is not None:
-            return answer
-    return evidence_vote(task, pool, evidence)
+    methods: tuple[str, ...] = USUAL
 
 
 @dataclass(frozen=True)
@@ -155,21 +75,12 @@ class _Asked:
     cost: Ledger
 
 
-def absent(*, samples: bool, solves: bool) -> dict[str, str]:
-    """The methods that cannot run without a diffusion model or without a solver, each with the reason."""
-    reasons: dict[str, str] = {}
-    if not samples:
-        why = "the trajectories were sampled elsewhere: there is no diffusion model to denoise with"
-        reasons |= dict.fromkeys(("greedy", "best_of_n_refine", "remask_loop"), why)
-    if not solves:
-        reasons |= dict.fromkeys(("all_traces", "solver_alone"), "no solver was given")
-    return reasons
-
-
 class Compare:
     """A pipeline stage: problems with their pools in, every method's outcome out.
 
     `batch` holds `question`, `seed` and `pool`, one entry per problem; `compared` is added.
+
+    Raises `ValueError` for a walk that is asked of a model that cannot walk, and for `plan_then_diffuse` without a planner.
     """
 
     def __init__(
@@ -180,16 +91,23 @@ class Compare:
         solver: Solver | None,
         denoiser: Denoiser | None = None,
         config: SamplerConfig | None = None,
+        planner: Planner | None = None,
     ) -> None:
         self.task, self.scorer, self.settings, self.solver = task, scorer, settings, solver
-        self.denoiser, self.config = denoiser, config
+        self.denoiser, self.config, self.planner = denoiser, config, planner
         self.round_config = config
         if config is not None and settings.round_temperature is not None:
             self.round_config = replace(config, temperature=settings.round_temperature)
+        walks = [name for name in WALKS if name in settings.methods]
+        if walks and denoiser is not None and config is not None and (reason := why_not(denoiser, config)):
+            raise ValueError(f"method {walks[0]!r} cannot run: {reason}")
+        if "plan_then_diffuse" in settings.methods and denoiser is not None and planner is None:
+            raise ValueError("method 'plan_then_diffuse' needs a planner")
 
     def absent(self) -> dict[str, str]:
         """The methods that cannot run, each with the reason."""
-        return absent(samples=self.denoiser is not None, solves=self.solver is not None)
+        solves, methods = self.solver is not None, self.settings.methods
+        return absent(samples=self.denoiser is not None, solves=solves, methods=methods)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Runs every method that can run."""
@@ -205,41 +123,31 @@ class Compare:
 
     def stitched(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Every method but those that a solver has a part in; `stitched` answers by itself."""
-        questions: list[str] = list(batch["question"])
         pools: list[Pool] = list(batch["pool"])
-        n = self.settings.num_trajectories
-        outcomes: list[dict[str, Outcome]] = [votes(self.task, pool, n) for pool in pools]
+        settings = self.settings
+        outcomes: list[dict[str, Outcome]] = [votes(self.task, pool, settings.num_trajectories) for pool in pools]
         stitched_pools, evidences = pools, []
-        if self.denoiser is not None:
-            seeds: list[int] = list(batch["seed"])
-            for name, found in self._denoised(questions, pools, seeds).items():
-                for outcome, one in zip(outcomes, found, strict=True):
-                    outcome[name] = one
-        if self.denoiser is not None and self.settings.rounds:
-            stitched_pools = [pool.head(min(n, self.settings.round_width)) for pool in pools]
-            assert self.round_config is not None
-            results = stitch_rounds(
-                self.denoiser,
-                self.task,
-                stitched_pools,
-                self.scorer,
-                self.round_config,
-                budgets=[pool.ledger.nfe for pool in pools],
-                width=self.settings.round_width,
-                delta=self.settings.delta,
-                seeds=[derive_seed(seed, 1) for seed in seeds],
-                rescore=self.settings.rescore,
-            )
+
+        def add(name: str, found: Sequence[Outcome]) -> None:
+            for outcome, one in zip(outcomes, found, strict=True):
+                outcome[name] = one
+
+        given = self._arms(pools, batch)
+        if given is not None:
+            for name, arm in arms.DENOISING.items():
+                if name in settings.methods:
+                    add(name, arm(given))
+            if "stitched_wide" in settings.methods:
+                width = settings.round_width or WIDE
+                add("stitched_wide", arms.of_evidence(given, *arms.stitched(
+                    given, width, rescore=settings.rescore, ahead=True)))  # fmt: skip
+        if given is not None and settings.rounds and "stitched" in settings.methods:
+            stitched_pools, results = arms.stitched(given, settings.round_width or 1, rescore=settings.rescore)
             evidences = [result.evidence for result in results]
         else:
-            rule = RULES[self.settings.rule]
-            evidences = [
-                rule(
-                    pool.question, self.task.checker or NoChecker(), pool.steps_KN, pool.score_KN, self.settings.delta
-                )
-                for pool in pools
-            ]
-            if self.settings.rescore:
+            rule, checker = RULES[settings.rule], self.task.checker or NoChecker()
+            evidences = [rule(pool.question, checker, pool.steps_KN, pool.score_KN, settings.delta) for pool in pools]
+            if settings.rescore:
                 stitched_pools = [replace(pool, rescored={}) for pool in pools]  # whose bill the votes do not share
                 evidences = [
                     rescored(self.scorer, pool, evidence)
@@ -247,74 +155,34 @@ class Compare:
                 ]
         for pool, evidence, outcome in zip(stitched_pools, evidences, outcomes, strict=True):
             text = "\n".join(clue.step.text for clue in evidence.chain)
-            answer = evidence_answer(self.task, pool, evidence, self.settings.delta)
+            answer = evidence_answer(self.task, pool, evidence, settings.delta)
             outcome["stitched"] = Outcome(answer, text, pool.ledger)
         compared = [
-            Compared(_sorted(found), evidence, pool)
+            Compared(_sorted(found, settings.methods), evidence, pool)
             for found, evidence, pool in zip(outcomes, evidences, stitched_pools, strict=True)
         ]
         return {**batch, "compared": compared}
 
-    def _denoised(self, questions: list[str], pools: list[Pool], seeds: list[int]) -> dict[str, list[Outcome]]:
-        assert self.denoiser is not None
-        assert self.config is not None
-        task, delta = self.task, self.settings.delta
-        prompts = [task.prompt(question) for question in questions]
-        greedy = sample(self.denoiser, prompts, replace(self.config, temperature=0.0))
-        found = {"greedy": [Outcome(task.extract(t.text), t.text, t.ledger) for t in greedy]}
-        assert self.round_config is not None
-
-        # One trajectory fewer, and one refinement of the best in its place.
-        heads = [pool.head(max(1, self.settings.num_trajectories - 1)) for pool in pools]
-        best = [max(range(len(head.texts_K)), key=head.weights().__getitem__) for head in heads]
-        chains = [own_chain(task, head, k) for head, k in zip(heads, best, strict=True)]
-        canvases = [
-            pin_chain(
-                self.denoiser,
-                task,
-                chain,
-                {t for t, clue in enumerate(chain) if clue.score >= delta},
-                self.config.canvas_length,
-            )
-            for chain in chains
-        ]
-        refined = sample(
-            self.denoiser, prompts, self.round_config, seed=[derive_seed(seed, 2) for seed in seeds], canvases=canvases
-        )
-        found["best_of_n_refine"] = [
-            Outcome(task.extract(head.texts_K[k]), head.texts_K[k], head.ledger)
-            if self.settings.num_trajectories == 1 or stands(task, question, chain, delta)
-            else Outcome(task.extract(t.text), t.text, head.ledger.then(t.ledger))
-            for question, head, k, chain, t in zip(questions, heads, best, chains, refined, strict=True)
-        ]
-
-        loops = [pool.head(1) for pool in pools]
-        results = stitch_rounds(
-            self.denoiser,
-            task,
-            loops,
+    def _arms(self, pools: Sequence[Pool], batch: Mapping[str, Any]) -> arms.Arms | None:
+        """What the methods that denoise are given, or None where there is no model."""
+        if self.denoiser is None or self.config is None or self.round_config is None:
+            return None
+        return arms.Arms(
+            self.task,
             self.scorer,
+            self.denoiser,
+            self.config,
             self.round_config,
-            budgets=[pool.ledger.nfe for pool in pools],
-            width=1,
-            delta=delta,
-            seeds=[derive_seed(seed, 3) for seed in seeds],
-            memory=False,
-            tabu=0,
+            self.settings.delta,
+            self.settings.num_trajectories,
+            pools,
+            list(batch["seed"]),
+            self.planner,
         )
-        found["remask_loop"] = [
-            Outcome(
-                evidence_answer(task, loop, result.evidence, delta) if result.complete else task.extract(result.text),
-                result.text,
-                loop.ledger,
-            )
-            for loop, result in zip(loops, results, strict=True)
-        ]
-        return found
 
 
-def _sorted(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    return {name: outcomes[name] for name in METHODS if name in outcomes}
+def _sorted(outcomes: Mapping[str, Outcome], methods: Sequence[str]) -> dict[str, Outcome]:
+    return {name: outcomes[name] for name in METHODS if name in outcomes and name in methods}
 
 
 class Solve:
@@ -345,7 +213,7 @@ class Solve:
                 of = asked[place]
                 outcomes[of.problem][of.method] = self._outcome(of, answered)
                 left[of.problem] -= 1
-            yield replace(one, outcomes=_sorted(outcomes[i]))
+            yield replace(one, outcomes=_sorted(outcomes[i], self.settings.methods))
 
     def _asked(self, questions: Sequence[str], pools: Sequence[Pool], compared: Sequence[Compared]) -> list[_Asked]:
         """What the solver is to be asked, problem by problem."""
@@ -361,9 +229,10 @@ class Solve:
             # A chain that stands is its own answer; the solver reads the evidence of the others.
             if not stands(self.task, question, one.evidence.chain, self.settings.delta):
                 asked.append(_Asked(i, "stitched", one.evidence.render(), one.pool.ledger))
-        return asked
+        return [one for one in asked if one.method in self.settings.methods]
 
     def _outcome(self, asked: _Asked, answered: Answered) -> Outcome:
-        """The answer at the cost of what came before and its tokens; the solver decodes one token a step."""
-        cost = Ledger(solver_tokens=answered.tokens, sequential_steps=answered.written, seconds=answered.seconds)
+        """The answer at the cost of what came before and its tokens and passes."""
+        passes = answered.written if answered.passes is None else answered.passes
+        cost = Ledger(solver_tokens=answered.tokens, sequential_steps=passes, seconds=answered.seconds)
         return Outcome(self.task.extract(answered.text), answered.text, asked.cost.then(cost))

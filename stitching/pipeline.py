@@ -15,7 +15,8 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching.inputs import Given
-from lockstitch.stitching.methods import METHODS, Compared
+from lockstitch.stitching.method_names import METHODS
+from lockstitch.stitching.methods import Compared
 from lockstitch.stitching.pool import Pool, Tokenizes
 from lockstitch.stitching.score import Scorer
 from lockstitch.stitching.steps import Clue
@@ -131,7 +132,7 @@ def summarise(
     methods: dict[str, Any] = {}
     outcomes: dict[str, list[bool]] = {}
     for name in METHODS:
-        if name in absent or not rows:
+        if name in absent or not rows or name not in rows[0]["methods"]:
             continue
         found = [row["methods"][name] for row in rows]
         judged = [bool(one["correct"]) for one in found if one["correct"] is not None]

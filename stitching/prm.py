@@ -47,6 +47,8 @@ class ProcessRewardModel:
             its own that is not trusted.
     """
 
+    reads_text_alone = True
+
     def __init__(
         self,
         model: str,

@@ -20,7 +20,8 @@ from lockstitch.errors import without_passwords
 PLAIN_MARK = "####"
 CHAT_MARK = r"The answer is \boxed{"
 SPECS = (
-    "a model directory or hub name (transformers, in this process), 'vllm:MODEL' (vLLM, in this process) or "
+    "a model directory or hub name (transformers, in this process), 'draft:MODEL' (one with a causal half and masks that "
+    "draft, in this process), 'vllm:MODEL' (vLLM, in this process) or "
     "'openai:MODEL@URL' (a server, such as `vllm serve`; URL starts with http:// or https://)"
 )
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -33,14 +34,16 @@ class Answered:
     Attributes:
         text: the answer behind its mark (`#### 24` or `\\boxed{24}`), for `Task.extract` to read.
         tokens: what it cost: tokens read + tokens written, padding not counted.
-        written: the tokens written, each of which waited for the one before.
+        written: the tokens written.
         seconds: its share of the time that the solver took.
+        passes: forward passes that waited for one another; None where each token waited for the one before.
     """
 
     text: str
     tokens: int
     written: int
     seconds: float = field(default=0.0, compare=False)
+    passes: int | None = None
 
 
 class Solver(Protocol):
@@ -176,6 +179,7 @@ def load_solver(spec: str, task: Task, *, max_new_tokens: int = 48, **retries: A
             that model.
         ConnectionError, RuntimeError: if the server cannot be reached, or refuses.
     """
+    from lockstitch.stitching.draft_solver import DraftSolver
     from lockstitch.stitching.solvers import OpenAISolver, TransformersSolver, VLLMSolver
 
     if max_new_tokens < 1:
@@ -184,6 +188,8 @@ def load_solver(spec: str, task: Task, *, max_new_tokens: int = 48, **retries: A
         return OpenAISolver(server[1], server[2], task, max_new_tokens=max_new_tokens, **retries)
     if retries:
         raise ValueError(f"{', '.join(retries)} would be ignored: solver {without_passwords(spec)!r} is no server")
+    if drafts := re.fullmatch(r"draft:(.+)", spec):
+        return DraftSolver.from_pretrained(drafts[1], task, max_new_tokens=max_new_tokens)
     if engine := re.fullmatch(r"vllm:(.+)", spec):
         return VLLMSolver(engine[1], task, max_new_tokens=max_new_tokens)
     if (spec and Path(spec).is_dir()) or re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", spec):

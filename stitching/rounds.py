@@ -17,6 +17,10 @@ token that was blamed comes back.
 A step's score is its own in its trajectory, and says nothing of whether it follows in a chain. With `rescore` the scorer
 reads each chain that was put together once more, and what it says there decides what is pinned and whether the chain stands.
 
+Several canvases a round cannot learn from one another, unless they do so **ahead**: all are built around the pins that come
+first, and each is forbidden what those before it are expected to fail by, so that they try different repairs of one failure
+in place of the same one. With one canvas a round that is nothing, and the rounds are those above.
+
 Problems are independent: all problems that still run share each call of the sampler.
 """
 
@@ -88,6 +92,7 @@ def stitch_rounds(
     memory: bool = True,
     tabu: int = TABU,
     rescore: bool = False,
+    ahead: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[RoundsResult]:
     """Runs rounds on every problem until its chain stands or its budget is spent. The pools grow as they go.
@@ -102,6 +107,8 @@ def stitch_rounds(
         memory: stitch over everything written so far; False looks at the newest trajectory alone (the loop).
         tabu: how many of the latest failures around the same pins are banned; 0 bans nothing (the loop).
         rescore: have the scorer read every new chain again, which it must be able to do without a trace.
+        ahead: canvases of a round share its best pins, and each must not write what those before it are expected to fail by:
+            the tokens of the chain's first failing step of which the model was least sure, in that order.
         progress: called with the number of problems just finished.
 
     Returns:
@@ -130,14 +137,21 @@ def stitch_rounds(
             if memory:
                 chains += [own_chain(task, pool, k) for k in range(len(pool.texts_K))]
             candidates = _candidates(chains, delta)
+            expected: list[tuple[int, int]] = []
             for k in range(width):
-                key = min(candidates, key=lambda key, tried=tries[i]: (tried[key], -len(key)))  # type: ignore[misc]
+                if k == 0 or not ahead:
+                    key = min(candidates, key=lambda key, tried=tries[i]: (tried[key], -len(key)))  # type: ignore[misc]
                 canvas = pin_chain(denoiser, task, candidates[key], {t for t, _ in key}, config.canvas_length)
                 left -= _passes(canvas, config)
                 if k > 0 and left < 0:
                     break
-                tries[i][key] += 1
+                if k == 0 or not ahead:
+                    tries[i][key] += 1
                 latest = failures[i].get(key, [])[-tabu:] if tabu else []
+                if ahead and k == 0:
+                    expected = _expected(denoiser, task, pool, candidates[key], delta, latest)
+                if ahead and k > 0 and expected:
+                    latest = [*latest, expected[(k - 1) % len(expected)]]
                 bans = [(place, token) for place, token in latest if canvas[place] is None]
                 requests.append(_Request(i, key, canvas, bans, derive_seed(seeds[i], round_index, k)))
         if not requests:
@@ -216,6 +230,40 @@ def _blame(chain: Sequence[Clue], trajectory: Trajectory, delta: float) -> tuple
             place = min(written, key=trajectory.confidence.__getitem__)
             return place, trajectory.canvas_ids[place]
     return None
+
+
+def _expected(
+    denoiser: Denoiser,
+    task: Task,
+    pool: Pool,
+    chain: Sequence[Clue],
+    delta: float,
+    known: Sequence[tuple[int, int]],
+) -> list[tuple[int, int]]:
+    """Places on the canvas of a chain, with their tokens, by which an attempt around it should fail, likeliest first.
+
+    Those are the tokens of the chain's first step below delta, the one of which the model was least sure when it wrote them
+    first, without what is banned already.
+    """
+    start = 0
+    separator = len(denoiser.encode(["\n"])[0])
+    for clue in chain:
+        ids = denoiser.encode([task.write_step(clue.step.text)])[0]
+        if clue.score < delta:
+            trajectory = pool.trajectories[clue.sources[0][0]]
+            span = pool.steps_KN[clue.sources[0][0]][clue.sources[0][1]].tokens
+            if span is None:
+                return []
+            offset = span[0] - start
+            sure = {
+                i: trajectory.confidence[i + offset]
+                for i in range(start, start + len(ids))
+                if i + offset < span[1] and trajectory.commit_step[i + offset] > 0
+            }
+            found = [(i, ids[i - start]) for i in sorted(sure, key=lambda i: (sure[i], i))]
+            return [pair for pair in found if pair not in known]
+        start += len(ids) + separator
+    return []
 
 
 def _look(task: Task, pool: Pool, delta: float, memory: bool) -> Evidence:

@@ -65,8 +65,15 @@ class Scorer(Protocol):
         """
 
 
+def reads_text_alone(scorer: Scorer) -> bool:
+    """Whether equal texts always have equal scores, so that one need not be scored again; other scorers may read traces."""
+    return bool(getattr(scorer, "reads_text_alone", False))
+
+
 class Calculator:
     """The task's own step checker: exact, without a model, at no cost."""
+
+    reads_text_alone = True
 
     def __init__(self, task: Task) -> None:
         if task.checker is None:

@@ -20,8 +20,8 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loading import is_remote, load_tokenizer, read_config
 from lockstitch.sampling.noise import derive_seed
-from lockstitch.stitching import loading, methods
-from lockstitch.stitching.config import StitchConfig
+from lockstitch.stitching import loading, method_names
+from lockstitch.stitching.config import NONE, StitchConfig, solver_name
 from lockstitch.stitching.kept import KeptAnswers
 from lockstitch.stitching.methods import Compare, Solve, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row
@@ -97,9 +97,10 @@ class Stitching:
             config.rule,
             config.delta,
             bool(config.rounds),
-            config.round_width or 1,
+            config.round_width,
             config.round_temperature,
             config.rescore,
+            method_names.USUAL if config.methods is None else tuple(config.methods),
         )
 
     @property
@@ -110,12 +111,12 @@ class Stitching:
     @property
     def solves(self) -> bool:
         """Whether there is a solver."""
-        return loading.solver_name(self.config, self.task) != loading.NONE
+        return solver_name(self.config, self.task) != NONE
 
     @property
     def absent(self) -> dict[str, str]:
         """The methods that cannot run, each with the reason; nothing is loaded."""
-        return methods.absent(samples=self.samples, solves=self.solves)
+        return method_names.absent(samples=self.samples, solves=self.solves, methods=self.settings.methods)
 
     def sample(self) -> Sample:
         """The stage of `lockstitch.stitching.pipeline` that draws and scores."""
@@ -123,7 +124,8 @@ class Stitching:
 
     def compare(self, solver: Solver | None) -> Compare:
         """The stage that runs all methods."""
-        return Compare(self.judged_by, self.scorer, self.settings, solver, *self.sampling)
+        planner = loading.load_planner(self.config, self.task)
+        return Compare(self.judged_by, self.scorer, self.settings, solver, *self.sampling, planner)
 
     def batch(self, portion: Portion) -> dict[str, Any]:
         """What the stages read of problems."""

@@ -284,7 +284,7 @@ FITS = {
         "draft_revise",
         "remdm",
     },
-    "context_causal": {"llada", "dream", "block", "fork", "dcd", "draft_revise", "remdm"},
+    "context_causal": {"llada", "dream", "block", "fork", "dcd", "draft_revise", "remdm", "tidar", "idlm"},
 }
 
 
@@ -299,7 +299,7 @@ def test_presets_run_where_they_fit_and_are_refused_elsewhere(family):
             (t,) = sample(model(family), PROMPTS[:1], config)
             assert model(family).mask_id not in t.completion_ids
         else:
-            with pytest.raises(ValueError, match=r"cache=|length=|whole_blocks="):
+            with pytest.raises(ValueError, match=r"cache=|length=|whole_blocks=|policy='verify'"):
                 sample(model(family), PROMPTS[:1], config)
     with pytest.raises(ValueError, match=r"'speedy' is not one of llada, fast"):
         preset("speedy", 32)

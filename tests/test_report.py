@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from lockstitch.sampling.trajectory import Ledger
-from lockstitch.stitching.methods import METHODS as ALL_METHODS
+from lockstitch.stitching.method_names import METHODS as ALL_METHODS
 from lockstitch.stitching.report import write_report
 from lockstitch.stitching.terminal import render_problem, render_summary
 

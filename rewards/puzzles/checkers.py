@@ -113,3 +113,21 @@ class SudokuChecker:
         """Whether four rows were accepted."""
         _, above = state
         return len(above) == 4 and "0000" not in above
+
+    def partial(self, question: str, text: str, hole: str) -> float:
+        """Of a grid some of whose characters are not known: 0.0 if a clue, the form or a unit is violated, else 1.0."""
+        cells = list(sudoku.parse_question(question))
+        if len(text) not in (19, 20):
+            return WRONG
+        for i, (row, column) in enumerate(divmod(i, 5) for i in range(len(text))):
+            if text[i] == hole:
+                continue
+            if column == 4:
+                if text[i] != "\n" or row == 3:
+                    return WRONG
+            elif text[i] not in "1234" or cells[4 * row + column] not in ("0", text[i]):
+                return WRONG
+            else:
+                cells[4 * row + column] = text[i]
+        known = ([cells[i] for i in unit if cells[i] != "0"] for unit in sudoku.UNITS)
+        return SOUND if all(len(set(unit)) == len(unit) for unit in known) else WRONG

@@ -184,6 +184,24 @@ def conclude(steps: Sequence[str]) -> str | None:
     return expression
 
 
+_INNER = re.compile(r"\((\d+)([-+*/])(\d+)\)|(?<![\d*/)])(\d+)([*/])(\d+)|^(\d+)([-+])(\d+)(?![\d*/(])")
+
+
+def spell_out(question: str, expression: str) -> list[str]:
+    """The equations that an expression amounts to, inner ones first; as far as they are whole, positive numbers."""
+    text, steps = re.sub(r"\s", "", expression), list[str]()
+    while match := _INNER.search(text):
+        left, operation, right = next(match.groups()[i : i + 3] for i in (0, 3, 6) if match[i + 1])
+        if operation == "/" and int(right) == 0:
+            break
+        result = evaluate(f"{int(left)}{operation}{int(right)}")[0]
+        if result.denominator != 1 or not 0 <= result <= _STEP_LIMIT:
+            break
+        steps.append(f"{left}{operation}{right}={result}")
+        text = text[: match.start()] + str(result) + text[match.end() :]
+    return steps
+
+
 def fingerprint(numbers: tuple[int, ...], target: int) -> str:
     """Eight hex digits that name a problem whatever the order of its numbers."""
     return f"{zlib.crc32(f'{sorted(numbers)}={target}'.encode()):08x}"

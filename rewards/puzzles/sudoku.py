@@ -14,7 +14,7 @@ from lockstitch.rewards.problem import Problem
 BENCHMARK_HOLES = 8
 TRAINING_HOLES = (4, 5, 6, 7, 9, 10, 11)
 
-_UNITS: tuple[tuple[int, ...], ...] = (
+UNITS: tuple[tuple[int, ...], ...] = (
     *(tuple(range(4 * row, 4 * row + 4)) for row in range(4)),
     *(tuple(range(column, 16, 4)) for column in range(4)),
     *(tuple(top + offset for offset in (0, 1, 4, 5)) for top in (0, 2, 8, 10)),
@@ -41,7 +41,7 @@ def prompt(question: str) -> str:
 
 def is_valid_grid(cells: str) -> bool:
     """Whether 16 digits are a complete, valid grid."""
-    return len(cells) == 16 and all({cells[i] for i in unit} == set("1234") for unit in _UNITS)
+    return len(cells) == 16 and all({cells[i] for i in unit} == set("1234") for unit in UNITS)
 
 
 def is_solution(question: str, cells: str) -> bool:
@@ -54,6 +54,11 @@ def conclude(steps: Sequence[str]) -> str | None:
     """The grid that four rows make, or None if there are not four of four digits."""
     cells = [re.sub(r"\s", "", step) for step in steps]
     return "".join(cells) if len(cells) == 4 and all(len(row) == 4 for row in cells) else None
+
+
+def spell_out(question: str, answer: str) -> list[str]:
+    """The four rows of a grid of 16 digits; nothing for another text."""
+    return rows(answer).split("\n") if re.fullmatch(r"[1-4]{16}", answer) else []
 
 
 @cache
@@ -70,7 +75,7 @@ def all_grids() -> tuple[str, ...]:
             here = len(cells)
             if all(
                 len({extended[i] for i in unit if i <= here}) == sum(i <= here for i in unit)
-                for unit in _UNITS
+                for unit in UNITS
                 if here in unit
             ):
                 fill(extended)
