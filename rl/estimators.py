@@ -65,8 +65,9 @@ def estimate_channels(
 ) -> torch.Tensor:
     """What `estimate` returns, and what else there is, `(B, G, C)`.
 
-    The first channel is the log-likelihood. A scorer with `entropies` adds, as the last one, the entropy in nats of the
-    distribution that each token was drawn from, for estimators that replay the rollout.
+    The first channel is the log-likelihood; with `position_temperature` the second one is that of the positions' choice. A
+    scorer with `entropies` adds, as the last one, the entropy in nats of the distribution that each token was drawn from,
+    for estimators that replay the rollout.
     """
     if (config.estimator == "sandwiched") != (upper_B is not None):
         raise ValueError(
@@ -79,7 +80,7 @@ def estimate_channels(
             f"{scorer.family.name} models see them anyway: iid or count"
         )
     if config.estimator in REPLAYING:
-        return replay(config, scorer, canvases)
+        return replay(config, scorer, canvases, iteration)
     if scorer.entropies:
         raise ValueError(
             f"entropies=True: estimator={config.estimator!r} does not see the distributions that the rollout drew from; "

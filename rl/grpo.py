@@ -1,36 +1,31 @@
 """Reinforcement learning of a diffusion language model: TRL's `GRPOTrainer` with our sampler, likelihoods and losses.
 
 Reward functions, grouping, advantages, token-level losses, PEFT, logging, evaluation, checkpoints and accelerate stay TRL's.
-Overridden are: generation (`lockstitch.rl.grpo_rollouts`), likelihoods (by `lockstitch.rl.estimators`, noise by completion),
+Overridden are: generation (`lockstitch.rl.grpo_rollouts`), likelihoods (`lockstitch.rl.grpo_likelihoods`),
 the losses that TRL lacks (`lockstitch.rl.losses`), and what resuming a run exactly takes (`lockstitch.rl.resume`).
 
 The whole canvas conditions the model in training, as it did in the rollout; tokens after the first EOS are in no loss
 (with `scope="canvas"` they are). Leaves out tools, environments, images and vLLM.
 
-Axes: B rows (completions), A of them scored, G canvas positions, T inner iterations, C channels of an estimate.
+Axes: B rows (completions), A of them scored, G canvas positions, C channels of an estimate.
 """
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import gather
 from lockstitch.rl import losses
-from lockstitch.rl.estimators import estimate_channels
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
-from lockstitch.rl.grpo_rollouts import Columns, RolloutTrainer
+from lockstitch.rl.grpo_likelihoods import LikelihoodTrainer, at_iteration
+from lockstitch.rl.grpo_rollouts import Columns
 from lockstitch.rl.models import as_denoiser, name_of
-from lockstitch.rl.one_pass import as_one_pass
-from lockstitch.rl.scoring import Canvases, Scorer
 from peft import PeftConfig
-from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import use_adapter
 
 logger = logging.getLogger(__name__)
 
 
-class DiffusionGRPOTrainer(RolloutTrainer):
+class DiffusionGRPOTrainer(LikelihoodTrainer):
     """`GRPOTrainer` for a diffusion language model.
 
     Args:
@@ -68,7 +63,6 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             args = DiffusionGRPOConfig(f"{name_of(model)}-GRPO", preset=by, max_completion_length=256)
             logger.info("args=None: canvases of %d tokens, preset %r", args.max_completion_length, by)
         args.model_init_kwargs = None  # TRL is handed a model
-        self._estimator = args.estimator_config()
         super().__init__(
             denoiser,
             reward_funcs,
@@ -81,107 +75,12 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             optimizers=optimizers,
             **kwargs,
         )
-        self._scorer_block = None if denoiser.family.layout == "full" else self._sampler.block
-        # Whether an estimate draws noise, which is new in each inner iteration.
-        self._draws = args.estimator in ("coupled", "elbo", "sandwiched") or bool(args.prompt_mask_ratio)
-        self._needs_old = args.policy_loss in ("token", "sequence", "self_normalized")
-        # Whether the policy that samples takes no step before each of its rollouts was seen once.
-        self._begins_on_policy = args.gradient_accumulation_steps % args.steps_per_generation == 0
         # What TRL's loss is given, while it runs.
         self._scored_BG: torch.Tensor | None = None
         self._entropy_BG = torch.empty(0)
         self._moments = torch.zeros(5, dtype=torch.float64, device=self.accelerator.device)
         # Micro-steps since the optimizer's last one; those that share the ratios' sum, and that sum (self_normalized).
         self._window_done, self._chunk_left, self._chunk_weight = 0, 0, torch.ones(())
-
-    # --- likelihoods -------------------------------------------------------------------------------------------------
-
-    def _likelihoods(
-        self,
-        model: torch.nn.Module,
-        columns: Columns,
-        rows: torch.Tensor,
-        iteration: int,
-        entropies: bool = False,
-    ) -> torch.Tensor:
-        """The estimator's word on some rows of a batch, `(rows, G, C)`: log-likelihoods, and with `entropies` those."""
-        valid_BG = columns["tool_mask"][rows].bool()
-        canvases = Canvases(
-            prompt_BP=columns["prompt_ids"][rows],
-            prompt_mask_BP=columns["prompt_mask"][rows],
-            completion_BG=columns["completion_ids"][rows],
-            valid_BG=valid_BG,
-            seeds_B=columns["noise_seed"][rows],
-            commit_step_BG=columns["commit_step"][rows],
-            block_BG=columns["block"][rows],
-            prompt_seeds_B=columns["prompt_seed"][rows] if self.args.share_prompt_mask else None,
-            fork_BG=columns["fork"][rows],
-        )
-        upper_B = columns["weight"][rows] < 0 if self.args.estimator == "sandwiched" else None
-
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-
-        def score(module: torch.nn.Module) -> torch.Tensor:
-            scorer = Scorer(
-                self._denoiser,
-                module,
-                self.args.scoring_temperature,
-                self._scorer_block,
-                recomputes=self.args.recompute_passes,
-                shares_prompts=not sharded,
-                entropies=entropies,
-            )
-            return estimate_channels(self._estimator, scorer, canvases, iteration, upper_B)
-
-        with self.accelerator.autocast():
-            return as_one_pass(model, score)
-
-    def _score_before(self, columns: Columns) -> None:
-        """Adds `old_logp` and `ref_logp`, `(B, T, G)`, as far as the loss reads what nothing later gives for free.
-
-        T is `num_iterations` if the estimator's noise is new in each, else 1. The policy that sampled is the one that the
-        first iteration scores (if no step comes between): its likelihoods are taken from there.
-        """
-        iterations = range(self.num_iterations if self._draws and self.model.training else 1)
-        old = [t for t in iterations if t > 0 or not self._begins_on_policy] if self._needs_old else []
-        rows_A = columns["active"].nonzero()[:, 0]
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            if old and self.model.training:
-                columns["old_logp"] = self._score_rows(self.model, columns, rows_A, len(iterations), old)
-            if self.beta and self.ref_model is not None:
-                columns["ref_logp"] = self._score_rows(self.ref_model, columns, rows_A, len(iterations), iterations)
-            elif self.beta:
-                model = self.accelerator.unwrap_model(self.model)
-                with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-                    columns["ref_logp"] = self._score_rows(self.model, columns, rows_A, len(iterations), iterations)
-
-    def _score_rows(
-        self, model: torch.nn.Module, columns: Columns, rows_A: torch.Tensor, T: int, iterations: Sequence[int]
-    ) -> torch.Tensor:
-        B, G = columns["completion_ids"].shape
-        logp_BTG = torch.zeros(B, T, G, device=rows_A.device)
-        size = self.args.per_device_train_batch_size
-        for start in range(0, len(rows_A), size):
-            part_A = rows_A[start : start + size]
-            for t in iterations:
-                logp_BTG[part_A, t] = self._likelihoods(model, columns, part_A, t)[..., 0]
-        return logp_BTG
-
-    def _new_likelihoods(self, model: torch.nn.Module, columns: Columns, iteration: int) -> torch.Tensor:
-        """The policy's likelihoods `(B, G, C)`, with gradients; 0 in rows that are not active.
-
-        Where the loss has a bonus of entropy, the entropies are the second channel.
-        """
-        ids_BG, bonus = columns["completion_ids"], self._entropy_bonus_enabled
-        logp_BGC = torch.zeros(*ids_BG.shape, 1 + bonus, device=ids_BG.device)
-        rows_A = columns["active"].nonzero()[:, 0]
-        if len(rows_A):
-            return logp_BGC.index_put((rows_A,), self._likelihoods(model, columns, rows_A, iteration, bonus))
-        # Nothing to learn from. The gradient is still there, of zeros: an optimizer's momentum goes on as it would have.
-        if self.accelerator.num_processes > 1:
-            first = torch.zeros_like(columns["noise_seed"][:1])
-            return logp_BGC + 0.0 * self._likelihoods(model, columns, first, 0, bonus).sum()
-        return logp_BGC + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: Any, logits_to_keep: int, *more: Any, **kwargs: Any
@@ -205,31 +104,37 @@ class DiffusionGRPOTrainer(RolloutTrainer):
         scored_BGC = self._new_likelihoods(model, inputs, iteration)
         logp_BG = scored_BGC[..., 0]
         old_BG = self._old_likelihoods(inputs, logp_BG, iteration)
-        ref_BG = inputs["ref_logp"][:, min(iteration, inputs["ref_logp"].shape[1] - 1)] if self.beta else None
+        ref_BG = at_iteration(inputs["ref_logp"], iteration) if self.beta else None
         valid_BG = inputs["tool_mask"].bool()
         if self._needs_old and self.model.training:
             self._log_ratios(inputs, logp_BG.detach(), old_BG, valid_BG)
         if self.args.policy_loss == "token":
             self._scored_BG = logp_BG
-            self._entropy_BG = scored_BGC[..., 1] if self._entropy_bonus_enabled else inputs["entropy"]
+            self._entropy_BG = scored_BGC[..., -1] if self._entropy_bonus_enabled else inputs["entropy"]
             given = {**inputs, "old_per_token_logps": old_BG}
             if ref_BG is not None:
                 given["ref_per_token_logps"] = ref_BG
             loss: torch.Tensor = super()._compute_loss(model, given)
             self._scored_BG = None
-            if self._engine is not None:  # which tells no entropies
+            if self._engine is not None and not self._entropy_bonus_enabled:  # which tells no entropies
                 self._metrics["train" if self.model.training else "eval"].pop("entropy", None)
+            if self._estimator.position_temperature is not None:
+                loss = loss + self._position_loss(inputs, scored_BGC[..., 1], iteration, valid_BG)
             return loss
 
         accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
         rows = len(logp_BG) * accumulated
         norm_B = losses.row_norms(valid_BG, self.args.norm)
         logp_B, old_B = losses.row_sums(logp_BG, valid_BG), losses.row_sums(old_BG, valid_BG)
-        if self.args.policy_loss == "sequence":
+        if self.args.policy_loss in ("sequence", "regression"):
             clip = (self.epsilon_low, self.epsilon_high)
-            loss = losses.sequence_loss(logp_B, old_B, inputs["advantages"], norm_B, *clip, rows, self.args.delta)
-            clipped_B = losses.clipped_rows(logp_B, old_B, inputs["advantages"], norm_B, *clip)
-            self._log_mean("clip_ratio/region_mean", clipped_B.float())
+            if self.args.policy_loss == "regression":
+                psi = 1.0 if self.args.psi is None else self.args.psi
+                loss = losses.regression_loss(logp_B, old_B, inputs["advantages"], norm_B, psi, *clip, rows)
+            else:
+                loss = losses.sequence_loss(logp_B, old_B, inputs["advantages"], norm_B, *clip, rows, self.args.delta)
+                clipped_B = losses.clipped_rows(logp_B, old_B, inputs["advantages"], norm_B, *clip)
+                self._log_mean("clip_ratio/region_mean", clipped_B.float())
             if ref_BG is not None:
                 ref_B = losses.row_sums(ref_BG, valid_BG)
                 kl_B = losses.sequence_kl(logp_B, ref_B, norm_B, self.args.kl_form or "k2")
@@ -248,15 +153,29 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             weight_B, divisor = weight_B * weights_B, self._chunk_weight
         return losses.likelihood_loss(logp_B, weight_B, norm_B, divisor)
 
-    def _old_likelihoods(self, inputs: Columns, logp_BG: torch.Tensor, iteration: int) -> torch.Tensor:
-        """Those of the policy that sampled, at the same noise, `(B, G)`."""
-        if not self._needs_old or not self.model.training:
-            return logp_BG.detach()
-        if iteration == 0 and self._begins_on_policy:
-            if self.num_iterations > 1 and not self._draws:
-                inputs["old_logp"] = logp_BG.detach()[:, None]  # kept in the buffer, for the iterations to come
-            return logp_BG.detach()
-        return inputs["old_logp"][:, min(iteration, inputs["old_logp"].shape[1] - 1)]
+    def _position_loss(
+        self, inputs: Columns, logp_BG: torch.Tensor, iteration: int, valid_BG: torch.Tensor
+    ) -> torch.Tensor:
+        """That of the choice of positions, divided as TRL divides that of tokens."""
+        old_BG = self._old_values("old_position", inputs, logp_BG, iteration)
+        accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
+        low, high = self.epsilon_low, self.epsilon_high
+        if self.args.position_epsilon is not None:
+            low = high = self.args.position_epsilon
+        divisor: float | torch.Tensor = accumulated
+        if self.loss_type == "dr_grpo":
+            divisor = accumulated * len(logp_BG) * self.max_completion_length
+        elif self.loss_type == "dapo":
+            divisor = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+            if self.model.training:
+                divisor = divisor * accumulated / self.args.steps_per_generation
+        advantage_B = inputs["advantages"]
+        ratio_BG = (logp_BG - old_BG).detach().exp()
+        clipped_BG = (ratio_BG < 1 - low) & (advantage_B[:, None] < 0) | (ratio_BG > 1 + high) & (
+            advantage_B[:, None] > 0
+        )
+        self._log_mean("clip_ratio/position_mean", (clipped_BG & valid_BG).sum(1) / valid_BG.sum(1).clamp(min=1))
+        return losses.position_loss(logp_BG, old_BG, advantage_B, valid_BG, low, high, self.loss_type, divisor)
 
     def _clipped_ratios(self, inputs: Columns, iteration: int) -> torch.Tensor:
         """The rows' weights under `self_normalized`, `(B,)`; `_chunk_weight` is what their sum is divided by.
@@ -291,7 +210,7 @@ class DiffusionGRPOTrainer(RolloutTrainer):
             return ratio_B
         valid_AG = batch["tool_mask"][rows_A].bool()
         logp_A = losses.row_sums(self._likelihoods(self.model, batch, rows_A, iteration)[..., 0], valid_AG)
-        old_AG = batch["old_logp"][rows_A, min(iteration, batch["old_logp"].shape[1] - 1)]
+        old_AG = at_iteration(batch["old_logp"][rows_A], iteration)
         norm_A = losses.row_norms(valid_AG, self.args.norm)
         clip = 5.0 if self.args.ratio_clip is None else self.args.ratio_clip
         ratio_B[rows_A] = losses.clipped_ratios(logp_A, losses.row_sums(old_AG, valid_AG), norm_A, clip)

@@ -4,61 +4,29 @@ Flat, as TRL's parser wants them. What TRL offers for autoregressive models alon
 choices would ignore.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from lockstitch.rl.estimator_config import EstimatorConfig
+from lockstitch.rl.grpo_checks import (
+    NORM,
+    check_entropy,
+    check_loss,
+    check_positions,
+    check_support,
+    refuse_autoregressive,
+)
 from lockstitch.rl.rollout_engine_config import RolloutEngineConfig
 from lockstitch.rl.sft_config import check_counts, precision_of
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
 from trl import GRPOConfig
 
-POLICY_LOSSES = ("token", "sequence", "sandwich", "weighted", "self_normalized")
-RATIO_NORMS = ("canvas", "valid", "none")
-KL_FORMS = ("k2", "k3")
-_NORM = {"sequence": "canvas", "weighted": "none", "self_normalized": "valid"}
-
 _SAMPLER = ("block_length", "steps", "policy", "threshold", "fallback", "factor", "entropy_bound", "window",
             "window_limit", "certainty", "cache", "cfg_scale")  # fmt: skip
 _ESTIMATOR = ("estimator", "num_samples", "mask_schedule", "mask_distribution", "perturb_ratio", "prompt_mask_ratio",
-              "segments", "eubo_beta", "eubo_mix", "scope")  # fmt: skip
-
-# What TRL looks at in the first step only.
-_CHOICES = {
-    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
-    "importance_sampling_level": ("token", "sequence"),
-    "scale_rewards": ("group", "batch", "none"),
-    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
-}
-
-_AUTOREGRESSIVE = "canvases are denoised by lockstitch.sampling"
-# Options of TRL with one value that has a meaning here, and why.
-_REFUSED: dict[str, str] = {
-    "use_vllm": f"vLLM generates token by token; {_AUTOREGRESSIVE}",
-    "use_transformers_continuous_batching": _AUTOREGRESSIVE,
-    "transformers_continuous_batching_config": _AUTOREGRESSIVE,
-    "use_transformers_paged": _AUTOREGRESSIVE,
-    "cache_implementation": f"{_AUTOREGRESSIVE}: say cache=",
-    "generation_kwargs": f"{_AUTOREGRESSIVE}, whose options have fields of their own",
-    "min_p": f"{_AUTOREGRESSIVE}, which knows temperature, top_p and top_k",
-    "repetition_penalty": f"{_AUTOREGRESSIVE}, which knows temperature, top_p and top_k",
-    "max_tool_calling_iterations": "a canvas holds one turn: there are no tools",
-    "sync_ref_model": "the reference is the model that training began with",
-    "router_aux_loss_coef": "likelihoods are scored without router logits",
-}
-_TOKEN_ONLY = (
-    "loss_type",
-    "importance_sampling_level",
-    "top_entropy_quantile",
-    "off_policy_mask_threshold",
-    "use_bias_correction_kl",
-    "entropy_coef",
-    "use_adaptive_entropy",
-)
-_ADAPTIVE_ENTROPY = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")
-_CLIPPED_ONLY = ("epsilon", "epsilon_high", "delta")
+              "segments", "segments_drawn", "surprisal_temperature", "clean_threshold", "position_temperature",
+              "eubo_beta", "eubo_mix", "scope")  # fmt: skip
 
 
 @dataclass
@@ -110,6 +78,34 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
     segments: int | None = field(
         default=None, metadata={"help": "Passes over the trace (trajectory); None is one for each denoising step."}
     )
+    segments_drawn: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many of the segments are scored, drawn anew in each inner iteration (trajectory); each counts the "
+            "number of segments over that, so that the mean is that of all. None is all."
+        },
+    )
+    surprisal_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Segments are drawn with probability softmax(mean surprisal of their tokens / this), each counting "
+            "once (RLDF: 1). None is evenly."
+        },
+    )
+    clean_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "A drawn segment also scores what was still masked, where its final token has at least this "
+            "probability (RLDF: 0.6). None is not."
+        },
+    )
+    position_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Also learn which position commits next: softmax over the masked ones of log-probability / this "
+            "(trajectory, policy_loss=token; Mask-Aware PG: 0.5). None is not."
+        },
+    )
     eubo_beta: float | None = field(default=None, metadata={"help": "Order of the evidence upper bound (sandwiched)."})
     eubo_mix: float | None = field(
         default=None,
@@ -144,21 +140,30 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
         metadata={
             "help": "token: TRL's own (see loss_type, importance_sampling_level); sequence: one ratio per "
             "completion; sandwich: advantage times likelihood; weighted: group softmax of advantages times "
-            "likelihood; self_normalized: the same with clipped ratios that add up to one."
+            "likelihood; self_normalized: the same with clipped ratios that add up to one; regression: the log-ratio is "
+            "taken to psi times the advantage (GDSD)."
         },
     )
     ratio_norm: str | None = field(
         default=None,
         metadata={
             "help": "What a completion's log-likelihood is divided by: canvas, valid (tokens up to EOS) or none. By "
-            "default canvas for sequence, none for weighted, valid for self_normalized."
+            "default canvas for sequence and regression, none for weighted, valid for self_normalized."
         },
     )
     kl_form: str | None = field(
-        default=None, metadata={"help": "k2 or k3, for policy_loss=sequence with a beta; None is k2."}
+        default=None, metadata={"help": "k2 or k3, for policy_loss sequence or regression with a beta; None is k2."}
     )
     ratio_clip: float | None = field(
         default=None, metadata={"help": "Most that a ratio weighs under self_normalized; None is 5."}
+    )
+
+    position_epsilon: float | None = field(
+        default=None, metadata={"help": "The clip of the ratios of positions (position_temperature); None is epsilon."}
+    )
+    psi: float | None = field(
+        default=None,
+        metadata={"help": "What regression multiplies advantages by, in log-ratio per position; None is 1."},
     )
 
     preset: str | None = field(
@@ -212,13 +217,14 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        self._refuse_autoregressive()
+        refuse_autoregressive(self)
         check_counts(self, "steps_per_generation", "generation_batch_size", "num_iterations", "num_generations")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would take away the columns that rewards read")
         self.bf16 = precision_of(self)
         super().__post_init__()
-        self._check_loss()
+        check_loss(self)
+        check_positions(self)
         self.check_rollout_engine()
         if self.pad_to_multiple_of is not None:
             raise ValueError(
@@ -235,7 +241,7 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
         if self.score_temperature is not None and not self.score_temperature > 0:
             raise ValueError(f"score_temperature={self.score_temperature} must be positive")
         exact = self.estimator_config().exact  # refuses what does not fit
-        self._check_entropy(exact)
+        check_entropy(self, exact)
         if self.share_prompt_mask and not self.prompt_mask_ratio:
             raise ValueError(f"share_prompt_mask=True would be ignored: prompt_mask_ratio={self.prompt_mask_ratio}")
         sampler = self.sampler_config()
@@ -247,75 +253,7 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
                 "with fallback='leftmost', or preset='fork'"
             )
         if exact:
-            self._check_support(sampler)
-
-    def _refuse_autoregressive(self) -> None:
-        for option in dataclasses.fields(self):
-            why = _REFUSED.get(option.name)
-            if why is None and option.name.startswith("vllm_"):
-                why = _REFUSED["use_vllm"]
-            if why is not None and getattr(self, option.name) != option.default:
-                raise ValueError(
-                    f"{option.name}={getattr(self, option.name)!r} has no meaning for a diffusion model: {why}"
-                )
-
-    def _check_loss(self) -> None:
-        if self.policy_loss not in POLICY_LOSSES:
-            raise ValueError(f"policy_loss={self.policy_loss!r} is not one of {', '.join(POLICY_LOSSES)}")
-        for name, choices in (("ratio_norm", RATIO_NORMS), ("kl_form", KL_FORMS)):
-            if getattr(self, name) not in (None, *choices):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
-        defaults = {option.name: option.default for option in dataclasses.fields(self)}
-        homes = {
-            **dict.fromkeys(_TOKEN_ONLY, ("token",)),
-            **dict.fromkeys(_CLIPPED_ONLY, ("token", "sequence")),
-            "beta": ("token", "sequence"),
-            "ratio_norm": tuple(_NORM),
-            "kl_form": ("sequence",),
-            "ratio_clip": ("self_normalized",),
-        }
-        for name, losses in homes.items():
-            value = getattr(self, name)
-            if self.policy_loss not in losses and value != defaults[name]:
-                raise ValueError(
-                    f"{name}={value!r} would be ignored by policy_loss={self.policy_loss!r}; it is for "
-                    f"{', '.join(losses)}"
-                )
-        if self.kl_form is not None and self.beta == 0:
-            raise ValueError(f"kl_form={self.kl_form!r} would be ignored: beta=0")
-        if self.ratio_clip is not None and self.ratio_clip < 1:
-            raise ValueError(f"ratio_clip={self.ratio_clip}: at least 1, the ratio of an unchanged policy")
-        if self.estimator == "sandwiched" and self.policy_loss in ("token", "sequence"):
-            raise ValueError(
-                f"estimator='sandwiched' does not go with policy_loss={self.policy_loss!r}: the ratio of two "
-                "upper bounds estimates no ratio; sandwich, weighted and self_normalized take it"
-            )
-
-    def _check_entropy(self, exact: bool) -> None:
-        """A bonus of entropy needs the distributions that tokens were drawn from."""
-        if (self.entropy_coef or self.use_adaptive_entropy) and not exact:
-            name = "entropy_coef" if self.entropy_coef else "use_adaptive_entropy"
-            raise ValueError(
-                f"{name}={getattr(self, name)}: estimator={self.estimator!r}, segments={self.segments} does not see the "
-                "distributions that the rollout drew from; trajectory without segments, forks and autoregressive do"
-            )
-        for name in _ADAPTIVE_ENTROPY:
-            if not self.use_adaptive_entropy and getattr(self, name) != _default(self, name):
-                raise ValueError(f"{name}={getattr(self, name)} would be ignored: use_adaptive_entropy=False")
-
-    def _check_support(self, sampler: SamplerConfig) -> None:
-        """A ratio that is to be the sampling policy's needs its support."""
-        cut = {"top_p": sampler.top_p, "top_k": sampler.top_k, "cfg_scale": sampler.cfg_scale or None}
-        for name, value in cut.items():
-            if value is not None:
-                raise ValueError(
-                    f"{name}={value}: estimator={self.estimator!r} scores the policy that drew the rollouts, and that "
-                    f"drew from another distribution than the model's; {name}={_default(self, name)}, or an estimator "
-                    "that is no such ratio (mean_field, coupled, elbo, sandwiched, trajectory with segments)"
-                )
+            check_support(self, sampler)
 
     @property
     def scoring_temperature(self) -> float:
@@ -327,7 +265,7 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
     @property
     def norm(self) -> str:
         """What a completion's log-likelihood is divided by."""
-        return self.ratio_norm or _NORM.get(self.policy_loss, "none")
+        return self.ratio_norm or NORM.get(self.policy_loss, "none")
 
     def estimator_config(self) -> EstimatorConfig:
         """The estimator's settings; raises `ValueError` for what it would ignore."""
@@ -349,6 +287,11 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
         }
         if self.rollout_engine != "transformers":
             settings["whole_blocks"] = True
+        if "verify" in (self.policy, PRESETS.get(self.preset or "", {}).get("policy")):
+            raise ValueError(
+                f"preset={self.preset!r}, policy={self.policy!r}: verify draws the text of the causal half, which "
+                "likelihoods of masks do not score"
+            )
         if self.preset is None:
             return SamplerConfig(canvas_length=self.max_completion_length, **settings)
         # Completions are scored as they are, in canvases of one length: the last block ends with them.
@@ -360,7 +303,3 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
                 f"position committed once: {kept} do that"
             )
         return config
-
-
-def _default(config: Any, name: str) -> Any:
-    return next(option.default for option in dataclasses.fields(config) if option.name == name)

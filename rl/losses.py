@@ -9,11 +9,14 @@ up to the loss of the whole batch. A row's likelihood is the sum of what an esti
     weighted         log-likelihoods weighted by the group's softmax of advantages, minus that of their negatives.
                      wd1 (2507.08838)
     self_normalized  advantage times log-likelihood, weighted by clipped ratios that add up to one. StableDRL (2603.06743)
+    regression       the log-ratio is taken to a multiple of the advantage, by least squares. GDSD (2605.29398)
 
-Leaves out token-level ratios (TRL's), and value functions.
+Leaves out token-level ratios, which are TRL's, but for those of positions (`position_loss`); and value functions.
 
 Axes: B rows, G canvas positions, N rows of all ranks.
 """
+
+import math
 
 import torch
 
@@ -90,6 +93,55 @@ def likelihood_loss(
     `self_normalized`: `clipped_ratios` times advantages, divided by the sum of those ratios over the batch.
     """
     return -(weight_B * logp_B / norm_B).sum() / divisor
+
+
+def regression_loss(
+    logp_B: torch.Tensor,
+    old_B: torch.Tensor,
+    advantage_B: torch.Tensor,
+    norm_B: torch.Tensor,
+    psi: float,
+    low: float,
+    high: float,
+    divisor: float | torch.Tensor,
+) -> torch.Tensor:
+    """`sum_i (clamp(logp_i - old_i, log(1 - low), log(1 + high)) / norm_i - psi A_i)^2 / divisor` (GDSD, 2605.29398).
+
+    Within the clamp its gradient is 0 where the log-ratio is `psi A_i norm_i`, and nowhere else; beyond it there is none.
+    """
+    ratio_B = (logp_B - old_B).clamp(math.log(1 - low) if low < 1 else -math.inf, math.log(1 + high))
+    return (ratio_B / norm_B - psi * advantage_B).square().sum() / divisor
+
+
+def position_loss(
+    logp_BG: torch.Tensor,
+    old_BG: torch.Tensor,
+    advantage_B: torch.Tensor,
+    valid_BG: torch.Tensor,
+    low: float,
+    high: float,
+    loss_type: str,
+    divisor: float | torch.Tensor,
+) -> torch.Tensor:
+    """`-min(r A, clip(r, 1 - low, 1 + high) A)` of each position's choice, meant as TRL means tokens under `loss_type`.
+
+    Args:
+        logp_BG: log-probabilities of the choices, of the policy.
+        old_BG: those of the policy that sampled.
+        advantage_B: advantages.
+        valid_BG: the positions that count.
+        low: the clip's epsilon below 1.
+        high: the one above.
+        loss_type: `grpo`: the mean over rows of their means; `bnpo`: the mean over all; else their sum.
+        divisor: what that is divided by: accumulated micro-batches, or (`dapo`, `dr_grpo`) what stands for all tokens.
+    """
+    ratio_BG, advantage_B1 = (logp_BG - old_BG).exp(), advantage_B[:, None]
+    paid_BG = torch.minimum(ratio_BG * advantage_B1, ratio_BG.clamp(1 - low, 1 + high) * advantage_B1) * valid_BG
+    if loss_type == "grpo":
+        paid = (paid_BG.sum(1) / valid_BG.sum(1).clamp(min=1)).mean()
+    else:
+        paid = paid_BG.sum() / (valid_BG.sum().clamp(min=1) if loss_type == "bnpo" else 1)
+    return -paid / divisor
 
 
 def group_weights(advantage_N: torch.Tensor, known_N: torch.Tensor, group: int) -> torch.Tensor:

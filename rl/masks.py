@@ -13,7 +13,7 @@ import torch
 from lockstitch.sampling.noise import uniform
 
 # Streams of noise, apart from those of the sampler.
-_RATIO, _MASK, _BLOCK, _PROMPT, _PERTURB = range(16, 21)
+_RATIO, _MASK, _BLOCK, _PROMPT, _PERTURB, _SEGMENT = range(16, 22)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Draw:
     def ratio(self, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         """A mask ratio per row, `(B,)`, strictly between `low` and `high`."""
         return low + (high - low) * (self.per_row(_RATIO) * (1 - 2**-53) + 2**-54)
+
+    def segments(self, count: int) -> torch.Tensor:
+        """One uniform number per row and segment of its trajectory, `(B, count)` float64 in [0, 1)."""
+        return self.per_position(_SEGMENT, 0, count)
 
     def iid(self, open_BG: torch.Tensor, ratio_B: torch.Tensor) -> torch.Tensor:
         """Hides each open position independently, with its row's ratio."""

@@ -73,6 +73,8 @@ class RolloutEngineConfig:
         for name, only, why in (
             ("scope", "valid", "which stops after the block with EOS"),
             ("top_entropy_quantile", 1.0, "which tells no entropies"),
+            ("surprisal_temperature", None, "which tells no confidences"),
+            ("position_temperature", None, "which tells no confidences"),
         ):
             if (value := getattr(self, name)) != only:
                 raise ValueError(

@@ -25,14 +25,15 @@ def rollout_seeds(seed: int, key: Sequence[int], rows: Sequence[int], per_prompt
 def trace_columns(trajectories: Sequence[Trajectory], device: torch.device) -> dict[str, torch.Tensor]:
     """What losses and estimators need beside tokens, one row per trajectory.
 
-    `noise_seed (B,)` int64, `commit_step (B, G)`, `block (B, G)` int64, `fork (B, G)` bool and `entropy (B, G)` float32 of
-    the trace.
+    `noise_seed (B,)` int64, `commit_step (B, G)`, `block (B, G)` int64, `fork (B, G)` bool, `confidence (B, G)` and
+    `entropy (B, G)` float32 of the trace.
     """
     return {
         "noise_seed": torch.tensor([derive_seed(t.seed, 1) for t in trajectories], device=device),
         "commit_step": torch.tensor([t.commit_step for t in trajectories], device=device),
         "block": torch.tensor([t.block for t in trajectories], device=device),
         "fork": forks_of(trajectories, device),
+        "confidence": torch.tensor([t.confidence for t in trajectories], device=device),
         "entropy": torch.tensor([t.entropy for t in trajectories], device=device),
     }
 

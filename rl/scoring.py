@@ -39,6 +39,9 @@ class Canvases:
             got none. None if unknown: every position then counts as denoised.
         block_BG: the trace: the block whose denoising committed a position.
         fork_BG: the trace: bool, where a fork stands (see `Trajectory.forks`).
+        confidence_BG: the trace: how probable each token was when it was committed, at temperature 1.
+        clean_BKG: bool, the tokens that each visit of an estimate counts under `clean_threshold`, as the policy that sampled
+            finds them. None is as the scored one finds them.
         prompt_seeds_B: int64, the seed of the noise in each row's prompt, the same for rows that are to see the same one.
             None is `seeds_B`.
     """
@@ -52,6 +55,8 @@ class Canvases:
     block_BG: torch.Tensor | None = None
     prompt_seeds_B: torch.Tensor | None = None
     fork_BG: torch.Tensor | None = None
+    confidence_BG: torch.Tensor | None = None
+    clean_BKG: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.completion_BG.shape[0]
@@ -86,6 +91,7 @@ class Canvases:
             commit_step_BG=torch.tensor([t.commit_step for t in trajectories], device=device),
             block_BG=torch.tensor([t.block for t in trajectories], device=device),
             fork_BG=forks_of(trajectories, device),
+            confidence_BG=torch.tensor([t.confidence for t in trajectories], device=device),
         )
 
 

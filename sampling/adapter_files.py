@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lockstitch import EMBEDDED, model_name, model_path
+from lockstitch import EMBEDDED, adapter_and_base, model_name, model_path
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_FACTS = "diffusion.json"  # what config.json says of a diffusion model, where the base's cannot
@@ -66,26 +66,33 @@ def read_facts(directory: Path) -> dict[str, Any] | None:
 
 
 def find_adapter(path: str, revision: str | None = None) -> Adapter | None:
-    """The adapter at a path or a name on the hub; None where there is none, or a whole model.
+    """The adapter at a path or a name on the hub, or of `ADAPTER@BASE`; None where there is none, or a whole model.
 
-    Raises `ValueError` in one line for an adapter whose weights or whose base nothing names.
+    Raises `ValueError` in one line for an adapter whose weights or whose base nothing names, and where what stands before an
+    `@` is no adapter.
     """
-    place = model_path(path)
+    parts = adapter_and_base(path)
+    if parts is not None:
+        place, other = parts
+    else:
+        place, other = model_path(path), None
     directory = Path(place) if Path(place).is_dir() else _on_the_hub(place, revision)
     if directory is None or not (directory / ADAPTER_CONFIG).is_file() or (directory / "config.json").is_file():
+        if other is not None:
+            raise ValueError(f"{place!r} is no adapter (it has no {ADAPTER_CONFIG}), so {path!r} is none on a base")
         return None
     try:
         config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"the adapter {path!r} cannot be read: {ADAPTER_CONFIG} is no JSON ({error})") from error
-    base = config.get("base_model_name_or_path")
+    base = other or config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"the adapter {path!r} names no base (base_model_name_or_path in its {ADAPTER_CONFIG})")
     if not (directory / ADAPTER_WEIGHTS).is_file():
         raise ValueError(f"the adapter {path!r} has an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}")
     base = model_name(base)
     is_here = base.startswith(EMBEDDED) or Path(base).is_dir()
-    return Adapter(path, directory, config, base, None if is_here else config.get("revision"))
+    return Adapter(path, directory, config, base, None if is_here or other else config.get("revision"))
 
 
 def _on_the_hub(name: str, revision: str | None) -> Path | None:

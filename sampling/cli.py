@@ -70,7 +70,7 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
     _check_engine(options, engine)
 
     logging.disable_progress_bar()  # of loading weights; the prompts have a bar of their own
-    model = model_path(options.model)
+    model = model_path(options.model if options.adapter is None else f"{options.adapter}@{options.model}")
     family, raw = layout_of(model, options.family)
     of_model = raw["model_type"]
     if of_model == MODEL_TYPE and find_adapter(model) is not None:

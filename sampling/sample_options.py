@@ -23,6 +23,12 @@ class SampleOptions:
             "comes with the package."
         }
     )
+    adapter: str | None = field(
+        default=None,
+        metadata={
+            "help": "An adapter to put on --model, whatever base it names: a directory or hub name, or embedded:NAME."
+        },
+    )
     prompt: str | None = field(
         default=None,
         metadata={

@@ -3,13 +3,13 @@
     python scripts/fetch_smollm2.py models/smollm2
     python scripts/adapt_smollm2.py complete --model models/smollm2 --data DIR --output runs/smollm2
     python scripts/adapt_smollm2.py train --model models/smollm2 --output runs/smollm2 --steps 400
-    python scripts/adapt_smollm2.py measure --model models/smollm2 --adapter runs/smollm2/adapter --output runs/smollm2
+    python scripts/bench_drafting.py --model models/smollm2 --adapter runs/smollm2/adapter --data DIR --output runs/smollm2
 
 `complete` writes the parent's greedy completions of real prompts (GSM8K's and MATH's questions, MBPP's texts), of which 256
 are kept apart. `train` fits a LoRA that acts at mask positions alone (I-DLM, 2604.11035): after each of some written
 tokens stands a row of masks, which are to say what the parent would say there, by KL(parent || masks), all of them in one
-pass over keys and values that the parent made of the written text without a gradient. `measure` draws kept-apart prompts
-by plain decoding and by draft and verify, side by side. All three can be stopped and started again.
+pass over keys and values that the parent made of the written text without a gradient. `curve.jsonl` says what they come to
+on completions that are not trained on. Both can be stopped and started again.
 
 Axes: B rows, L written tokens, A anchors (written tokens with masks after them), K masks after each, M masks, V vocabulary.
 """
@@ -158,11 +158,11 @@ def drafts_of(model: Any, row: Pair, masks: int, mask_id: int) -> tuple[float, l
     right_M = logits_MV.argmax(-1) == text[packed.position_BM[packed.asked_BM] + 1]
     right_AK = torch.zeros(packed.asked_BM.shape[1], dtype=torch.bool).masked_scatter_(packed.asked_BM[0], right_M)
     right_AK = right_AK.view(-1, masks)
-    at, count = 0, 0
-    while at < len(right_AK):
-        at += 1 + int(right_AK[at].long().cumprod(0).sum())
+    written, count = 1, 1  # the first pass reads the prompt, and drafts
+    while written < len(right_AK):
+        written += 1 + int(right_AK[written - 1].long().cumprod(0).sum())
         count += 1
-    return (min(at, len(right_AK))) / count, right_AK.float().mean(0).tolist()
+    return len(right_AK) / count, right_AK.float().mean(0).tolist()
 
 
 def batches(path: Path, options: argparse.Namespace, done: int) -> Iterator[tuple[list[Pair], list[list[int]]]]:
@@ -287,7 +287,7 @@ def save_small(model: Any, directory: Path) -> None:
 
 
 def main() -> None:
-    """Parses the command line and runs one of the three."""
+    """Parses the command line and runs one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run in (("complete", complete), ("train", train)):
@@ -297,8 +297,8 @@ def main() -> None:
         command.add_argument("--output", required=True, help="a directory for everything that is written")
         if name == "complete":
             command.add_argument("--data", required=True, help="a directory of benchmark files")
-            command.add_argument("--tokens", type=int, default=100_000, help="completion tokens to write in all")
             command.add_argument("--length", type=int, default=128, help="most tokens of a completion")
+            command.add_argument("--tokens", type=int, default=100_000, help="completion tokens to write in all")
             command.add_argument("--batch_size", type=int, default=32)
         if name == "train":
             command.add_argument("--steps", type=int, default=400)

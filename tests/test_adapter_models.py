@@ -16,6 +16,7 @@ from lockstitch.rl.run_record import RunRecord, write_run
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling import cli as sample_cli
 from lockstitch.sampling.adapter_files import find_adapter
+from lockstitch.sampling.adapters import put_on
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
@@ -238,3 +239,25 @@ def test_loading_says_nothing_that_is_not_the_user_s(capfd, recwarn):
     assert sample_cli.main(["--model", str(embedded_adapter("sudoku-early")), *said]) == 0
     assert capfd.readouterr().err == ""
     assert not [str(one.message) for one in recwarn]
+
+
+def test_an_adapter_on_another_base_than_it_names(tmp_path, capsys):
+    """`ADAPTER@BASE` is a model everywhere, and `--adapter` of the command; the name in its config counts for nothing."""
+    base, other = str(embedded_model("sudoku")), tmp_path / "base"
+    make_adapter(tmp_path / "adapter", base)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": "gone"})
+    )
+    shutil.copytree(base, other)
+    expected = logits(put_on(Denoiser.from_pretrained(base, device="cpu").model, tmp_path / "adapter"))
+    for name in (f"{tmp_path / 'adapter'}@{other}", f"{tmp_path / 'adapter'}@embedded:sudoku"):
+        assert torch.equal(logits(Denoiser.from_pretrained(name, device="cpu").model), expected)
+    said = ["--model", str(other), "--prompt", PUZZLE, "--canvas_length", "20", "--device", "cpu"]
+    assert sample_cli.main([*said, "--adapter", str(tmp_path / "adapter")]) == 0
+    adapted = capsys.readouterr().out
+    assert sample_cli.main([*said, "--adapter", str(other)]) == 2
+    assert "is no adapter" in capsys.readouterr().err
+    assert sample_cli.main([*said, "--adapter", "embedded:chess"]) == 2
+    assert "no embedded adapter 'chess'; there are sudoku-early" in capsys.readouterr().err
+    assert adapted

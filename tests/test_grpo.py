@@ -28,8 +28,25 @@ PAIRS = {
     "justgrpo": {"estimator": "autoregressive", "block_length": 1, "steps": 8},
     "forkgrpo": {"estimator": "forks", "steps": None, "policy": "threshold", "threshold": 0.3, "fallback": "leftmost",
                  "loss_type": "grpo", "temperature": 0.8},
+    "rldf": {"estimator": "trajectory", "segments_drawn": 2, "surprisal_temperature": 1.0, "clean_threshold": 0.3,
+             "beta": 0.01, "use_bias_correction_kl": False},
+    "mask_aware": {"estimator": "trajectory", "position_temperature": 0.5},
+    "gdsd": {"estimator": "elbo", "mask_schedule": "complement", "policy_loss": "regression", "psi": 0.1, "epsilon": 0.5,
+             "scope": "canvas"},
 }  # fmt: skip
-WITH_RATIOS = ("d1", "coupled", "espo", "gdpo", "stabledrl", "d2", "justgrpo", "forkgrpo")
+WITH_RATIOS = (
+    "d1",
+    "coupled",
+    "espo",
+    "gdpo",
+    "stabledrl",
+    "d2",
+    "justgrpo",
+    "forkgrpo",
+    "rldf",
+    "mask_aware",
+    "gdsd",
+)
 
 
 def assert_same(one, other, atol=1e-5):
@@ -224,7 +241,7 @@ def test_groups_without_signal_cost_nothing_and_change_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["d2", "d1", "stabledrl", "forkgrpo"])
+@pytest.mark.parametrize("name", ["d2", "d1", "stabledrl", "forkgrpo", "rldf"])
 def test_two_processes_are_one(name, tmp_path):
     """Over gloo, with prompts of several lengths, groups without signal and groups cut in two by the ranks."""
     settings = {

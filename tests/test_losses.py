@@ -163,6 +163,8 @@ def test_numbers_of_ratios_add_up_over_parts():
         ({"estimator": "mean_field", "segments": 4}, "segments=4 would be ignored by estimator='mean_field'"),
         ({"share_prompt_mask": True}, "share_prompt_mask=True would be ignored: prompt_mask_ratio=None"),
         ({"steps": 5}, "steps=5 must be a multiple"),
+        ({"preset": "tidar"}, "preset='tidar', policy=None: verify draws the text of the causal half"),
+        ({"policy": "verify"}, "preset=None, policy='verify': verify draws"),
         ({"preset": "remdm"}, "preset='remdm' takes tokens back or moves the canvas.*llada"),
         ({"refill_groups": 1, "scale_rewards": "batch"}, "refill_groups needs advantages"),
     ],

@@ -32,6 +32,8 @@ def take_two_steps(preset, denoiser, folder, *more):
         blocks = ["--steps", "4"]
     if preset == "forkgrpo":  # of random models nothing is sure
         blocks = ["--block_length", "4", "--threshold", "0.3"]
+    if preset == "rldf":
+        blocks = ["--block_length", "4", "--threshold", "0.6"]
     _, _, training, _ = parse([*SMALL, "--rl_preset", preset, *blocks, "--output_dir", str(folder), *more])
     rows = Dataset.from_list([{"prompt": text} for text in ("1+2=", "12, +7=", "3", "94-11=83")])
     before = {name: weight.detach().clone() for name, weight in denoiser.model.named_parameters()}
@@ -46,7 +48,10 @@ def take_two_steps(preset, denoiser, folder, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["coupled", "d1", "d2", "espo", "forkgrpo", "gdpo", "justgrpo", "spg", "wd1"])
+@pytest.mark.parametrize(
+    "preset",
+    ["coupled", "d1", "d2", "espo", "forkgrpo", "gdpo", "gdsd", "justgrpo", "mask_aware", "rldf", "spg", "wd1"],
+)
 def test_every_preset_takes_two_steps(preset, tmp_path):
     first, _ = take_two_steps(preset, random_denoiser(), tmp_path)
     if "ratio/spread" in first:

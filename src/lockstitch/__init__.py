@@ -50,6 +50,7 @@ __all__ = [
     "DiffusionSFTTrainer",
     "SamplerConfig",
     "Trajectory",
+    "adapter_and_base",
     "embedded_adapter",
     "embedded_model",
     "embedded_scorer",
@@ -92,7 +93,7 @@ def embedded_model(name: str) -> Path:
 
 
 def embedded_adapter(name: str) -> Path:
-    """The directory of a PEFT adapter that comes with the package, by the name of the embedded model that it is for.
+    """The directory of a PEFT adapter that comes with the package, by the name of the model that it is for.
 
     Raises `ValueError` that lists the adapters there are.
     """
@@ -111,11 +112,28 @@ def model_path(name: str) -> str:
     """What to load a model from: `embedded:NAME` becomes the directory of one that comes with the package, and the name of
     a directory or of a model on the hub stays as it is.
 
+    `ADAPTER@BASE`, an adapter on a base other than the one that it names, stays so, each part being made what it is.
+
     Raises `ValueError` for an embedded model that does not exist, and for `embedded` alone, which is on no hub.
     """
+    if (parts := adapter_and_base(name)) is not None:
+        return "@".join(parts)
     if name in (EMBEDDED, EMBEDDED.rstrip(":")) and not Path(name).exists():
         return str(embedded_model(name))  # which says what there is
     return str(embedded_model(name.removeprefix(EMBEDDED))) if name.startswith(EMBEDDED) else name
+
+
+def adapter_and_base(name: str) -> tuple[str, str] | None:
+    """The two directories or hub names of `ADAPTER@BASE`; None for what is not of that form, or is a directory.
+
+    `embedded:NAME` before the sign is an adapter that comes with the package, and behind it a model.
+    """
+    adapter, sign, base = name.partition("@")
+    if not (adapter and sign and base) or Path(name).exists():
+        return None
+    if adapter.startswith(EMBEDDED):
+        adapter = str(embedded_adapter(adapter.removeprefix(EMBEDDED)))
+    return adapter, model_path(base)
 
 
 def model_name(path: str) -> str:
