@@ -38,8 +38,9 @@ class RecipeArguments(DataArguments):
     new_model: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Train from scratch: a mapping of LlamaConfig values (hidden_size, ...). Then "
-            "model_name_or_path names the tokenizer."
+            "help": "Train from scratch: a mapping of LlamaConfig values (hidden_size, ...), or of GPT2Config's with "
+            "model_type: gpt2, which with grid: 9 starts from the geometry of a Sudoku. Then model_name_or_path names "
+            "the tokenizer."
         },
     )
 

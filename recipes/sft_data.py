@@ -13,7 +13,9 @@ class DataArguments:
 
     generate: str | None = field(
         default=None,
-        metadata={"help": "Generate the rows of an embedded model: arithmetic, countdown, sudoku, or evidence."},
+        metadata={
+            "help": "Generate the rows of an embedded model: arithmetic, countdown, sudoku, sudoku9, or evidence."
+        },
     )
     task: str | None = field(
         default=None,
@@ -169,7 +171,7 @@ def load_rows(recipe: DataArguments, training: Any, tokenizer: Any) -> Any:
     """The training rows as a `datasets.Dataset`: as they are, or generated and tokenized."""
     from datasets import Dataset
     from lockstitch.recipes.evidence import evidence_rows
-    from lockstitch.recipes.tiny import batch_by_length, prompt_completion_rows, tokenize_rows
+    from lockstitch.recipes.tiny import batch_by_length, task_tokens, tokenize_rows
     from lockstitch.rewards.tasks.named import get_task
 
     if recipe.dataset_name is not None:
@@ -179,10 +181,9 @@ def load_rows(recipe: DataArguments, training: Any, tokenizer: Any) -> Any:
     assert recipe.generate is not None
     count = recipe.num_problems or MANY
     if recipe.generate == "evidence":
-        rows = evidence_rows(count, recipe.problem_seed)
+        tokenized = list(tokenize_rows(evidence_rows(count, recipe.problem_seed), tokenizer))
     else:
-        rows = prompt_completion_rows(get_task(recipe.generate), count, recipe.problem_seed)
-    tokenized = list(tokenize_rows(rows, tokenizer))
+        tokenized = list(task_tokens(get_task(recipe.generate), count, recipe.problem_seed, tokenizer))
     if recipe.batch_by_length:
         tokenized = batch_by_length(tokenized, training.per_device_train_batch_size, recipe.problem_seed)
     return Dataset.from_list(tokenized)
@@ -191,7 +192,7 @@ def load_rows(recipe: DataArguments, training: Any, tokenizer: Any) -> Any:
 def load_eval_rows(recipe: DataArguments, tokenizer: Any) -> Any:
     """The rows of the evaluation, or None; generated ones never meet the training rows."""
     from datasets import Dataset
-    from lockstitch.recipes.tiny import prompt_completion_rows, tokenize_rows
+    from lockstitch.recipes.tiny import task_tokens
     from lockstitch.rewards.tasks.named import get_task
 
     if recipe.dataset_test_split is not None:
@@ -199,7 +200,5 @@ def load_eval_rows(recipe: DataArguments, tokenizer: Any) -> Any:
     if recipe.num_eval_problems == 0:
         return None
     assert recipe.generate is not None
-    rows = prompt_completion_rows(
-        get_task(recipe.generate), recipe.num_eval_problems, recipe.problem_seed, held_out=True
-    )
-    return Dataset.from_list(list(tokenize_rows(rows, tokenizer)))
+    task, count = get_task(recipe.generate), recipe.num_eval_problems
+    return Dataset.from_list(list(task_tokens(task, count, recipe.problem_seed, tokenizer, held_out=True)))

@@ -96,6 +96,7 @@ class Teacher:
         model.eval()
         try:
             with nullcontext() if self.model is not None else model.disable_adapter():
-                return self.denoiser.raw_logits(model, arguments, None, asked_BL.roll(-1, dims=1))
+                place_M = asked_BL.flatten().nonzero()[:, 0] - 1
+                return self.denoiser.raw_logits(model, arguments, None, place_M)
         finally:
             model.train(training)

@@ -42,6 +42,10 @@ def prompts_and_completions(dataset: Dataset | IterableDataset, name: str) -> Da
     return dataset.map(_last_message_apart, remove_columns=["messages"])
 
 
+def _leading(labels: list[int]) -> int:
+    return next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
+
+
 def _last_message_apart(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
 
@@ -100,7 +104,8 @@ def completion_lengths(dataset: Dataset) -> list[int]:
 class CanvasCollator:
     """Pads completions with EOS up to the canvas, then rows on one side with padding that nothing attends to.
 
-    Rows hold `input_ids` and `labels` as TRL prepares them (`-100` on the prompt). What follows the last end of sequence
+    Rows hold `input_ids` and `labels` as TRL prepares them (`-100` on the prompt; on a canvas also where a token is pinned,
+    and such canvases are not filled up). What follows the last end of sequence
     (the line break that chat templates put there) is not part of the completion. Raises `ValueError` for a completion longer
     than the canvas.
 
@@ -118,12 +123,15 @@ class CanvasCollator:
     pads_left: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        prompts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
+        prompts = [_leading(row["labels"]) for row in rows]
         kept = [self._ended(list(row["input_ids"]), prompt) for row, prompt in zip(rows, prompts, strict=True)]
         lengths = [len(ids) - prompt for ids, prompt in zip(kept, prompts, strict=True)]
         canvas = self.canvas_length or max(lengths)
         if max(lengths) > canvas:
             raise ValueError(f"a completion of {max(lengths)} tokens does not fit canvas_length={canvas}")
+        holes = [IGNORED in row["labels"][prompt:] for row, prompt in zip(rows, prompts, strict=True)]
+        if any(holes):
+            return self._pinned(rows)
         shape = (len(rows), max(prompts) + canvas)
         input_ids_BL = torch.full(shape, self.pad_id)
         labels_BL = torch.full(shape, IGNORED)
@@ -136,6 +144,22 @@ class CanvasCollator:
             labels_BL[i, completion:end] = input_ids_BL[i, completion:end]
             attention_BL[i, begin:end] = 1
         return {"input_ids": input_ids_BL, "labels": labels_BL, "attention_mask": attention_BL}
+
+    def _pinned(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Rows whose canvases hold given tokens (`-100` between others): exactly as long as they are."""
+        if self.canvas_length is not None or self.pads_left:
+            raise ValueError(
+                f"canvas_length={self.canvas_length}: canvases with pinned tokens have the length that they have, and are "
+                "of one block; canvas_length=None, block_length=None"
+            )
+        width = max(len(row["input_ids"]) for row in rows)
+        padded = {"input_ids": self.pad_id, "labels": IGNORED}
+        made = {
+            name: torch.tensor([[*row[name], *[fill] * (width - len(row[name]))] for row in rows])
+            for name, fill in padded.items()
+        }
+        length_B1 = torch.tensor([[len(row["input_ids"])] for row in rows])
+        return {**made, "attention_mask": (torch.arange(width) < length_B1).long()}
 
     def _ended(self, ids: list[int], prompt: int) -> list[int]:
         ends = [i for i in range(prompt, len(ids)) if ids[i] == self.eos_id or ids[i] in self.ends]

@@ -119,13 +119,11 @@ def halves_logits(
     row_M, column_M = masked_BL.nonzero(as_tuple=True)
     place_M = packed.columns(row_M, column_M, denoiser.family.shifted)
     row_N, column_N = (torch.zeros_like(masked_BL) if next_BL is None else next_BL).nonzero(as_tuple=True)
-    place_N = packed.next_columns(column_N)
-    asked_BK = torch.zeros_like(packed.arguments["input_ids"], dtype=torch.bool)
-    asked_BK[row_M, place_M] = True
-    asked_BK[row_N, place_N] = True
-    logits_AV = denoiser.raw_logits(model, packed.arguments, None, asked_BK)
-    order_BK = asked_BK.flatten().cumsum(0).view_as(asked_BK) - 1  # a place may be asked for both
-    return logits_AV[order_BK[row_M, place_M]], logits_AV[order_BK[row_N, place_N]]
+    columns = packed.arguments["input_ids"].shape[1]
+    # A shifted model answers some masks from the clean half.
+    place_A = torch.cat([row_M * columns + place_M, row_N * columns + packed.next_columns(column_N)])
+    logits_AV = denoiser.raw_logits(model, packed.arguments, None, place_A)
+    return logits_AV[: len(row_M)], logits_AV[len(row_M) :]
 
 
 class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):

@@ -165,7 +165,7 @@ def denoiser():
 def walks_of(denoiser, questions, seeds):
     prompts = denoiser.encode_prompts([SUDOKU.prompt(question) for question in questions])
     return [
-        Walk.start(question, prompt, seed, 20)
+        Walk.start(question, prompt, seed, [None] * 20)
         for question, prompt, seed in zip(questions, prompts, seeds, strict=True)
     ]
 
