@@ -58,7 +58,7 @@ PUBLISHED = {
     "forkgrpo": {"steps": None},
     "rldf": {"steps": None},
 }
-# The teacher of d_opsd sees later blocks: a row of a sudoku is one, a half or a third of a canvas elsewhere. Two tokens a step.
+# The teacher of d_opsd sees later blocks: a row of a sudoku is one, a part of the canvas elsewhere. Two tokens a step.
 D_OPSD_BLOCK = {"sudoku": 5, "countdown": 13, "arithmetic": 16}
 ESPO_BETA = {"sudoku": 1e-2, "countdown": 3e-3}
 # Optimizer's steps, a multiple of the inner iterations.
