@@ -26,6 +26,7 @@ from lockstitch.rl import losses
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.head import check_head
 from lockstitch.rl.logged_completions import add_columns, make_writable, plain_columns
+from lockstitch.rl.models import prepare_frozen
 from lockstitch.rl.rollout_engine import SGLangEngine, check_mergeable, engine_of
 from lockstitch.rl.rollouts import (
     EVAL,
@@ -49,7 +50,7 @@ from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import GenerationConfig
-from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.models import unwrap_model_for_generation
 
 
 class RolloutTrainer(TaughtTrainer):
@@ -104,7 +105,7 @@ class RolloutTrainer(TaughtTrainer):
             args.beta = beta
         self.beta = beta
         if reference is not None:
-            self.ref_model = self._prepare_reference(reference.eval())
+            self.ref_model = prepare_frozen(self, reference.eval())
         self.aux_loss_enabled = False
         self.eos_token_ids = denoiser.eos_ids
         # Ours to do: TRL looks at a canvas's last token, which says nothing.
@@ -123,13 +124,6 @@ class RolloutTrainer(TaughtTrainer):
         self._rewards_NF = torch.empty(0)
         self._eval_rows = 0
         self._given: deque[dict[str, Any]] = deque(maxlen=args.generation_batch_size)  # as TRL keeps completions
-
-    def _prepare_reference(self, reference: Any) -> Any:
-        if self.is_deepspeed_enabled:
-            return prepare_deepspeed(reference, self.accelerator)
-        if self.is_fsdp_enabled:
-            return prepare_fsdp(reference, self.accelerator)
-        return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     def _check_refill(self) -> None:
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
