@@ -2,8 +2,8 @@
 
     LOCKSTITCH_DATA=DIR python scripts/math500_traces.py
 
-DIR holds d1's `llada_d1_baselines/math500_256_128.jsonl` (Apache-2.0) and `math500/test.jsonl` (MIT). With one trace there is
-nothing to stitch or to vote on; what a scorer can do is to say which answers to trust. Printed: accuracy, by level, the
+DIR holds d1's `llada_d1_baselines/math500_256_128.jsonl` (Apache-2.0) and `math500/test.jsonl` (MIT). With one trace there
+is nothing to stitch or to vote on; what a scorer can do is to say which answers to trust. Printed: accuracy, by level, the
 area under the curve of three signs that cost nothing, and accuracy among the half that each of them trusts most.
 """
 
