@@ -16,7 +16,7 @@ from typing import Any
 from lockstitch.rewards.tasks.data import load_split, renamed
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.rows import load_rows, with_prompt
-from lockstitch.rewards.tasks.task import Task
+from lockstitch.rewards.tasks.task import PLAIN, Task
 from lockstitch.sampling.chat import Chat, encode
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,11 @@ def load_problems(
 def _training_rows(
     task: Task, form: str, source: str | None, path: str | None, own: Rows | None, count: int | None, seed: int
 ) -> Rows:
+    if task.cloze is not None and form == PLAIN:
+        forms = ", ".join(name for name in task.forms if name != PLAIN)
+        raise ValueError(
+            f"prompt_form='plain' of task {task.name!r} gives a part of the completion, which rollouts do not pin: {forms}"
+        )
     if own is not None:
         return [with_prompt(task, row, form) for row in own[:count]]
     if source is None and "train" not in task.sources and path is None:

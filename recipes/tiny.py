@@ -4,11 +4,13 @@ The tokenizer is a byte-level BPE, so that any text can be encoded, whose pre-to
 every space that does not open a word apart: numbers are spelled digit by digit and columns stay columns.
 """
 
+import functools
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from lockstitch.recipes.grids import check_shape, write_grid
 from lockstitch.rewards.tasks.builtin import TASKS
 from lockstitch.rewards.tasks.task import Task, held_out_problems, training_problems
 
@@ -50,23 +52,34 @@ def build_tokenizer(texts: Iterator[str]) -> Any:
     )
 
 
-def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: int) -> Any:
-    """A randomly initialised Llama of the given shape (`hidden_size`, `num_hidden_layers`, ...).
+def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: Any) -> Any:
+    """A new model: a Llama of the given shape (`hidden_size`, `num_hidden_layers`, ...), randomly initialised.
+
+    With `model_type="gpt2"` a GPT-2, in its config's words (`n_embd`, `n_layer`, ...); with `grid=9` too one that starts
+    from the geometry of a grid of that side (`grids.py`), whose first cell is the second token.
 
     Raises `ValueError` for a shape that is none.
     """
     import torch
     from lockstitch.sampling.denoiser import make_bidirectional
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    unknown = sorted(set(shape) - set(LlamaConfig().to_dict()))
+    kind, grid = shape.pop("model_type", "llama"), shape.pop("grid", None)
+    kinds = {"llama": (LlamaConfig, LlamaForCausalLM), "gpt2": (GPT2Config, GPT2LMHeadModel)}
+    if kind not in kinds:
+        raise ValueError(f"new_model: model_type={kind!r} is not one of {', '.join(kinds)}")
+    if grid is not None and kind != "gpt2":
+        raise ValueError(f"new_model: grid={grid} wants a vector for each position, as model_type=gpt2 has them")
+    config_class, model_class = kinds[kind]
+    unknown = sorted(set(shape) - set(config_class().to_dict()))
     if unknown:
-        raise ValueError(f"new_model: {', '.join(unknown)} is not of LlamaConfig")
+        raise ValueError(f"new_model: {', '.join(unknown)} is not of {config_class.__name__}")
+    if kind == "llama":
+        shape = {"max_position_embeddings": 4096, **shape}
     try:
-        config = LlamaConfig(
+        config = config_class(
             vocab_size=len(tokenizer),
             tie_word_embeddings=True,
-            max_position_embeddings=4096,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -74,9 +87,13 @@ def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: int) -
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = LlamaForCausalLM(config)
+            model = model_class(config)
     except REFUSALS as error:
         raise ValueError(f"new_model={shape}: {in_a_line(error)}") from error
+    if grid is not None:
+        check_shape(config, grid)
+        (digits,) = tokenizer(["123456789"[:grid]], add_special_tokens=False)["input_ids"]
+        write_grid(model, digits, grid, 1, torch.Generator().manual_seed(seed))
     return make_bidirectional(model) if bidirectional else model
 
 
@@ -101,6 +118,32 @@ def tokenize_rows(rows: Iterable[dict[str, str]], tokenizer: Any) -> Iterator[di
             yield {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
 
+def tokenize_clozes(rows: Iterable[dict[str, str]], tokenizer: Any) -> Iterator[dict[str, list[int]]]:
+    """Rows whose prompts know a part of the completion, as `input_ids` and `labels`: -100 there too, and no EOS."""
+    from lockstitch.sampling import blanks
+
+    @functools.cache  # a few thousand texts stand between the blanks of all rows
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    for row in rows:
+        prompt, answer = encode(row["prompt"]), tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        canvas = blanks.given(row["prompt"], encode)
+        assert canvas is not None
+        assert all(given in (None, token) for given, token in zip(canvas, answer, strict=True))
+        labels = [token if given is None else -100 for given, token in zip(canvas, answer, strict=True)]
+        yield {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + labels}
+
+
+def task_tokens(
+    task: Task, count: int, seed: int, tokenizer: Any, *, held_out: bool = False
+) -> Iterator[dict[str, list[int]]]:
+    """Rows of a task as tokens, see `prompt_completion_rows`; what is given of its completions is pinned."""
+    rows = prompt_completion_rows(task, count, seed, held_out=held_out)
+    return tokenize_rows(rows, tokenizer) if task.cloze is None else tokenize_clozes(rows, tokenizer)
+
+
 def batch_by_length(
     rows: Sequence[dict[str, list[int]]], batch_size: int, seed: int, window: int = 32
 ) -> list[dict[str, list[int]]]:
@@ -121,8 +164,8 @@ def batch_by_length(
 
 
 def tokenizer_texts(count: int = 3000, seed: int = 0) -> Iterator[str]:
-    """Prompts and completions of every task, for training the tokenizer."""
+    """Prompts and completions of every task whose prompts are whole, for training the tokenizer."""
     for task in TASKS.values():
-        if task.generate is not None:
+        if task.generate is not None and task.cloze is None:
             for row in prompt_completion_rows(task, count, seed):
                 yield row["prompt"] + row["completion"]

@@ -1,4 +1,4 @@
-"""Puzzles: countdown, 4x4 Sudoku and arithmetic chains, judged by their rules and not by comparison with one answer.
+"""Puzzles: countdown, Sudoku and arithmetic chains, judged by their rules and not by comparison with one answer.
 
 Questions are columns of the data set, in the tasks' own notation or in those of public files; a row whose question cannot
 be read gets None. Answers are read by `reading.py`. Expressions go through the exact rational grammar of `countdown.py`;
@@ -18,7 +18,7 @@ from lockstitch.rewards.marks import find_answer, without_special_tokens
 from lockstitch.rewards.mathematics.plain import value_of
 from lockstitch.rewards.mathematics.reading import read_answer
 from lockstitch.rewards.problem import Problem
-from lockstitch.rewards.puzzles import countdown, sudoku
+from lockstitch.rewards.puzzles import countdown, digging, sudoku
 from lockstitch.rewards.puzzles.forms import (
     arithmetic_is_correct,
     read_countdown_row,
@@ -32,6 +32,7 @@ Question = TypeVar("Question")
 
 _DEEPEST = 50
 _ALMOST = 0.1
+_MOST_GRIDS = 200
 
 
 def _score(
@@ -94,11 +95,11 @@ def countdown_reward(
 # --- sudoku ----------------------------------------------------------------------------------------------------------
 
 
-def sudoku_question(row: Row) -> str:
-    """The 16 digits of a row's puzzle; `ValueError` if it has none."""
+def sudoku_question(row: Row, side: int | None = None) -> str:
+    """The 16 or 81 digits of a row's puzzle (those of that side, where it is given); `ValueError` if it has none."""
     if "puzzle" in row and "Puzzle" not in row:
         row = {**row, "Puzzle": row["puzzle"]}
-    return read_sudoku_row(row).question
+    return sudoku.parse_question(read_sudoku_row(row).question, side)
 
 
 def judge_sudoku(question: str, text: str) -> Value:
@@ -111,19 +112,22 @@ def judge_sudoku(question: str, text: str) -> Value:
 
 @lru_cache(maxsize=4096)
 def _solutions(question: str) -> tuple[str, ...]:
-    return tuple(grid for grid in sudoku.all_grids() if sudoku.is_solution(question, grid))
+    """All solutions of a 4x4 puzzle; of a 9x9 one at most `_MOST_GRIDS`, and one more where there are more."""
+    if len(question) == 16:
+        return tuple(grid for grid in sudoku.all_grids() if sudoku.is_solution(question, grid))
+    return tuple(digging.solutions(question, _MOST_GRIDS + 1))
 
 
 def judge_sudoku_cells(question: str, text: str) -> Value:
-    """The share of empty cells that agree with the nearest solution; None if the puzzle has none.
+    """The share of empty cells that agree with the nearest solution; None if there is none, or too many to compare.
 
     An altered clue counts as one more cell, which is wrong.
     """
     solutions = _solutions(question)
-    if not solutions:
+    if not solutions or (len(question) == 81 and len(solutions) > _MOST_GRIDS):
         return None
-    cells = (read_grid(text) or "").ljust(16, "0")
-    if len(cells) > 16:
+    cells = (read_grid(text) or "").ljust(len(question), "0")
+    if len(cells) > len(question):
         return 0.0
     altered = sum(clue not in ("0", cell) for clue, cell in zip(question, cells, strict=True))
     empty = [i for i, clue in enumerate(question) if clue == "0"]
@@ -134,9 +138,9 @@ def judge_sudoku_cells(question: str, text: str) -> Value:
 def sudoku_reward(
     prompts: Sequence[Any], completions: Sequence[Completion], log_metric: LogMetric | None = None, **columns: Any
 ) -> list[Value]:
-    """1.0 for a valid 4x4 Sudoku grid that keeps every clue, whatever other solutions there are; else 0.0.
+    """1.0 for a valid 4x4 or 9x9 Sudoku grid that keeps every clue, whatever other solutions there are; else 0.0.
 
-    Columns: question (16 digits, 0 for an empty cell), or puzzle (or Puzzle) as in d1's files.
+    Columns: question (16 or 81 digits, 0 for an empty cell), or puzzle (or Puzzle) as in d1's files.
     """
     names = ("question", "puzzle", "Puzzle")
     return _score("sudoku_reward", completions, columns, names, log_metric, sudoku_question, judge_sudoku)
@@ -145,9 +149,11 @@ def sudoku_reward(
 def sudoku_cells_reward(
     prompts: Sequence[Any], completions: Sequence[Completion], log_metric: LogMetric | None = None, **columns: Any
 ) -> list[Value]:
-    """The share of a 4x4 Sudoku's empty cells that are right; 1.0 exactly where `sudoku_reward` is.
+    """The share of a Sudoku's empty cells that are right; 1.0 exactly where `sudoku_reward` is.
 
-    Columns: question (16 digits, 0 for an empty cell), or puzzle (or Puzzle) as in d1's files.
+    None for a 9x9 puzzle of more than 200 solutions.
+
+    Columns: question (16 or 81 digits, 0 for an empty cell), or puzzle (or Puzzle) as in d1's files.
     """
     names = ("question", "puzzle", "Puzzle")
     return _score("sudoku_cells_reward", completions, columns, names, log_metric, sudoku_question, judge_sudoku_cells)

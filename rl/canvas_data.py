@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from lockstitch.sampling.chat import encode
 
 IGNORED = -100
 
@@ -41,8 +42,56 @@ def prompts_and_completions(dataset: Dataset | IterableDataset, name: str) -> Da
     return dataset.map(_last_message_apart, remove_columns=["messages"])
 
 
+def _leading(labels: list[int]) -> int:
+    return next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
+
+
 def _last_message_apart(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+
+
+def prompts_alone(dataset: Dataset | IterableDataset, tokenizer: Any) -> Dataset | IterableDataset:
+    """The prompts of a data set, tokenized, without completions if it has any: rows of `input_ids` and `labels` (-100).
+
+    A conversation goes through the tokenizer's chat template; a text is taken as it is. Raises `ValueError` for a data set
+    without prompts.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("the train data set is empty")
+    if "prompt" not in first and not {"input_ids", "labels"} <= first.keys():
+        raise ValueError(
+            f"the train data set has the columns {', '.join(first)}; rollouts need 'prompt' (a text or messages), or "
+            "'input_ids' and 'labels'"
+        )
+
+    def alone(row: dict[str, Any]) -> dict[str, list[int]]:
+        if "prompt" in row:
+            ids = encode(row["prompt"], tokenizer)
+        else:
+            ids = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
+        return {"input_ids": ids, "labels": [IGNORED] * len(ids)}
+
+    return dataset.map(alone, remove_columns=list(first))
+
+
+def text_canvases(dataset: Dataset | IterableDataset, tokenizer: Any, eos_id: int, canvas: int) -> Any:
+    """Texts (column `text`) cut into canvases: rows of one token, which is the prompt, and the next `canvas` ones.
+
+    A text ends in EOS; the token that a canvas ends with is the next one's prompt.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("the train data set is empty")
+
+    def cut(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        pieces = []
+        for text in rows["text"]:
+            ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos_id]
+            pieces += [ids[start : start + canvas + 1] for start in range(0, len(ids) - 1, canvas)]
+        return {"input_ids": pieces, "labels": [[IGNORED, *piece[1:]] for piece in pieces]}
+
+    return dataset.map(cut, batched=True, remove_columns=list(first))
 
 
 def completion_lengths(dataset: Dataset) -> list[int]:
@@ -55,7 +104,8 @@ def completion_lengths(dataset: Dataset) -> list[int]:
 class CanvasCollator:
     """Pads completions with EOS up to the canvas, then rows on one side with padding that nothing attends to.
 
-    Rows hold `input_ids` and `labels` as TRL prepares them (`-100` on the prompt). What follows the last end of sequence
+    Rows hold `input_ids` and `labels` as TRL prepares them (`-100` on the prompt; on a canvas also where a token is pinned,
+    and such canvases are not filled up). What follows the last end of sequence
     (the line break that chat templates put there) is not part of the completion. Raises `ValueError` for a completion longer
     than the canvas.
 
@@ -73,12 +123,15 @@ class CanvasCollator:
     pads_left: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        prompts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
+        prompts = [_leading(row["labels"]) for row in rows]
         kept = [self._ended(list(row["input_ids"]), prompt) for row, prompt in zip(rows, prompts, strict=True)]
         lengths = [len(ids) - prompt for ids, prompt in zip(kept, prompts, strict=True)]
         canvas = self.canvas_length or max(lengths)
         if max(lengths) > canvas:
             raise ValueError(f"a completion of {max(lengths)} tokens does not fit canvas_length={canvas}")
+        holes = [IGNORED in row["labels"][prompt:] for row, prompt in zip(rows, prompts, strict=True)]
+        if any(holes):
+            return self._pinned(rows)
         shape = (len(rows), max(prompts) + canvas)
         input_ids_BL = torch.full(shape, self.pad_id)
         labels_BL = torch.full(shape, IGNORED)
@@ -91,6 +144,22 @@ class CanvasCollator:
             labels_BL[i, completion:end] = input_ids_BL[i, completion:end]
             attention_BL[i, begin:end] = 1
         return {"input_ids": input_ids_BL, "labels": labels_BL, "attention_mask": attention_BL}
+
+    def _pinned(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Rows whose canvases hold given tokens (`-100` between others): exactly as long as they are."""
+        if self.canvas_length is not None or self.pads_left:
+            raise ValueError(
+                f"canvas_length={self.canvas_length}: canvases with pinned tokens have the length that they have, and are "
+                "of one block; canvas_length=None, block_length=None"
+            )
+        width = max(len(row["input_ids"]) for row in rows)
+        padded = {"input_ids": self.pad_id, "labels": IGNORED}
+        made = {
+            name: torch.tensor([[*row[name], *[fill] * (width - len(row[name]))] for row in rows])
+            for name, fill in padded.items()
+        }
+        length_B1 = torch.tensor([[len(row["input_ids"])] for row in rows])
+        return {**made, "attention_mask": (torch.arange(width) < length_B1).long()}
 
     def _ended(self, ids: list[int], prompt: int) -> list[int]:
         ends = [i for i in range(prompt, len(ids)) if ids[i] == self.eos_id or ids[i] in self.ends]

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lockstitch.prompts import ClozePrompt
+
 _BLANK = re.compile(r"(\\*)\[\[([^\[\]\n]*):([^\[\]\n:]*)\]\]")
 _WIDTH = re.compile(r"[1-9][0-9]*", re.ASCII)
 
@@ -106,6 +108,11 @@ def lay_out(parts: Sequence[str | Blank], encode: Callable[[str], Sequence[int]]
         else:
             canvas += encode(part)
     return Cloze(parts[0], tuple(canvas), tuple(spans))
+
+
+def given(prompt: object, encode: Callable[[str], Sequence[int]]) -> tuple[int | None, ...] | None:
+    """The canvas of a prompt that knows what of its completion is given (`ClozePrompt`); None of any other prompt."""
+    return lay_out((prompt, *parse(prompt.cloze)), encode).canvas if isinstance(prompt, ClozePrompt) else None
 
 
 def bans(canvas: Sequence[int | None], eos_ids: Sequence[int]) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from lockstitch.sampling.blanks import given
 from lockstitch.sampling.canvases import Bans, Canvas, Look, Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
@@ -93,6 +94,7 @@ def make_rows(
         canvases = [[None] * config.canvas_length] * len(ids)
     if len(canvases) != len(ids):
         raise ValueError(f"{len(canvases)} canvases for {len(ids)} prompts: one each")
+    canvases = [with_given(denoiser, i, *pair, config) for i, pair in enumerate(zip(prompts, canvases, strict=True))]
     for i, (prompt_ids, canvas) in enumerate(zip(ids, canvases, strict=True)):
         if not prompt_ids:
             raise ValueError(f"prompt {i} is empty")
@@ -122,6 +124,19 @@ def make_rows(
         for i, (prompt_ids, canvas) in enumerate(zip(ids, canvases, strict=True))
         for k in range(n)
     ]
+
+
+def with_given(denoiser: Denoiser, i: int, prompt: Prompt, canvas: Canvas, config: SamplerConfig) -> Canvas:
+    """A canvas with what prompt `i` knows of its completion pinned on it, whatever else would stand there."""
+    known = given(prompt, lambda text: denoiser.encode([text])[0])
+    if known is None:
+        return canvas
+    if len(known) != config.canvas_length or config.length != "fixed":
+        raise ValueError(
+            f"the completion of prompt {i} is known to have {len(known)} positions: canvas_length={config.canvas_length}, "
+            f"length={config.length!r} would be another"
+        )
+    return [own if token is None else token for token, own in zip(known, canvas, strict=True)]
 
 
 def _check_tokens(denoiser: Denoiser, i: int, prompt_ids: Sequence[int], canvas: Canvas) -> None:

@@ -107,7 +107,16 @@ class Reader:
         prompt_ids = tuple(self.chat.encode(prompt, self.tokenizer))
         if not prompt_ids:
             raise ValueError(f"prompt {prompt!r} has no tokens")
-        return Request(prompt, prompt_ids, self._config(None)).of_row(row)
+        canvas = blanks.given(prompt, self._encode)
+        if canvas is None:
+            return Request(prompt, prompt_ids, self._config(None)).of_row(row)
+        said = self.settings.get("canvas_length")
+        if said != len(canvas):
+            raise ValueError(f"canvas_length={said}: the completion is known to have {len(canvas)} positions")
+        config = self._config(None)
+        if config.length != "fixed":
+            raise ValueError(f"length={config.length!r} moves the positions of what is given; fixed does not")
+        return Request(prompt, prompt_ids, config, canvas).of_row(row)
 
     def _chatted(self, prompt: str | Messages) -> Request:
         shown = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)

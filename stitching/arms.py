@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.loop import sample
+from lockstitch.sampling.loop import make_rows, sample
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.answers import Outcome, evidence_answer, same_answers
@@ -194,12 +194,8 @@ def plan_then_diffuse(arms: Arms) -> list[Outcome]:
 
 
 def _walks(arms: Arms, seeds: Sequence[int], each: int) -> list[Walk]:
-    prompts = arms.denoiser.encode_prompts(arms.prompts)
-    return [
-        Walk.start(pool.question, prompt, derive_seed(seed, k), arms.config.canvas_length)
-        for pool, prompt, seed in zip(arms.pools, prompts, seeds, strict=True)
-        for k in range(each)
-    ]
+    rows = make_rows(arms.denoiser, arms.prompts, arms.config, each, seeds)
+    return [Walk.start(arms.pools[row.prompt].question, row.prompt_ids, row.seed, row.canvas) for row in rows]
 
 
 def value_guided_reveal(arms: Arms) -> list[Outcome]:

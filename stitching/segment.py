@@ -20,7 +20,7 @@ _LINE = re.compile(r"[^\r\n]+")
 _ANSWER_LINE = re.compile(
     r"\s*(?:####.*|A:\s*\\?\$?-?[\d.].*|(?:\\\[|\\\(|\$+|\*\*)*\s*\\boxed\{.*\}\s*(?:\\\]|\\\)|\$+|\*\*|\.)*)\s*"
 )
-_ROW = re.compile(r"\s*(?:[0-4]\s*){4}")
+_ROW = re.compile(r"\s*(?:(?:[0-4]\s*){4}|(?:[0-9]\s*){9})")
 
 _BULLET = re.compile(r"\s*(?:[-*+•>]\s+|#{1,3}\s+)*")
 _NO_STEP = re.compile(r"\W*|\W*\d+[.)]\W*")  # nothing to read, or the number of a list item alone
@@ -39,8 +39,8 @@ def segment(text: str, unit: str | Segmenter) -> list[tuple[int, int]]:
     Args:
         text: a completion.
         unit: `sentence` (tags, bullets and headings' marks left out of the span), `line` (every line that is neither
-            empty nor an answer nor only a tag), `row` (lines of four digits from 0 to 4), or a function of one's own from
-            a text to its steps, pieces of it in their order.
+            empty nor an answer nor only a tag), `row` (lines of four digits from 0 to 4, or of nine
+            digits), or a function of one's own from a text to its steps, pieces of it in their order.
 
     Returns:
         `[start, stop)` spans, in order and disjoint, without white space at either end.

@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from lockstitch.sampling.canvases import Canvas
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import CPU_TOKENS
-from lockstitch.sampling.noise import uniform
+from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.tokens import Drawn, draw
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.values import Partial, Values
@@ -71,9 +72,14 @@ class Walk:
     ledger: Ledger = field(default_factory=Ledger)
 
     @classmethod
-    def start(cls, question: str, prompt_ids: Sequence[int], seed: int, length: int) -> "Walk":
-        """A walk at the empty canvas."""
-        return cls(question, list(prompt_ids), seed, [None] * length, [0.0] * length, [-1] * length)
+    def start(cls, question: str, prompt_ids: Sequence[int], seed: int, canvas: Canvas) -> "Walk":
+        """A walk at a canvas on which nothing stands but what is pinned, and stays."""
+        sure = [0.0 if token is None else 1.0 for token in canvas]
+        return cls(question, list(prompt_ids), seed, list(canvas), sure, [-1 if one == 0 else 0 for one in sure])
+
+    def revealed(self) -> list[int]:
+        """The places that the walk has filled."""
+        return [i for i, step in enumerate(self.step_G) if step > 0]
 
     def open_places(self, eos_ids: Sequence[int]) -> list[int]:
         """The masked places before the first end."""
@@ -82,7 +88,7 @@ class Walk:
 
     def noise(self, stream: int, place: int = 0) -> float:
         """A number in [0, 1) of this move."""
-        return float(uniform(torch.tensor([self.seed]), 0, self.moves, torch.tensor([place]), stream)[0, 0])
+        return derive_seed(self.seed, self.moves, stream, place) / 2**63
 
     def choose(self, law: dict[Child, float], number: int) -> Child:
         """One child by its probability; `number` counts what this move has chosen."""
@@ -149,7 +155,7 @@ class Walker:
 
     def is_empty(self, walk: Walk) -> bool:
         """Whether nothing is revealed."""
-        return all(token is None for token in walk.ids_G)
+        return not walk.revealed()
 
     # --- up ---
 
@@ -267,7 +273,7 @@ class Walker:
         """Masks the tokens of one move, each revealed place alike."""
         walk.moves += 1
         for count in range(self.tokens):
-            held = [i for i, token in enumerate(walk.ids_G) if token is not None]
+            held = walk.revealed()
             if not held:
                 return
             place = held[int(walk.noise(_BACK, count) * len(held))]

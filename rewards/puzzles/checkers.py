@@ -1,5 +1,6 @@
 """What a sound step is in each of the puzzles: see `steps.py` for what a checker is and what its scores mean."""
 
+import math
 import re
 from fractions import Fraction
 from typing import Any
@@ -78,7 +79,7 @@ class CountdownChecker:
 
 
 class SudokuChecker:
-    """4x4 Sudoku: a step is a row; it must keep the clues and clash with no row above it.
+    """Sudoku, 4x4 or 9x9: a step is a row; it must keep the clues and clash with no row above it and no clue below.
 
     State: the puzzle and the rows accepted so far (a row that was refused stays open).
     """
@@ -88,46 +89,44 @@ class SudokuChecker:
         return sudoku.parse_question(question), ()
 
     def advance(self, state: Any, step: str) -> tuple[Any, float]:
-        """Sound if the row is a permutation, keeps its clues and fits the columns and boxes of the rows accepted."""
+        """Sound if the row is a permutation, keeps its clues and fits the columns and boxes of what stands."""
         puzzle, above = state
-        index = len(above)
+        side, index = math.isqrt(len(puzzle)), len(above)
         row = re.sub(r"\s", "", step)
-        refused = (puzzle, (*above, "0000"))
-        if index >= 4 or sorted(row) != list("1234"):
+        refused = (puzzle, (*above, "0" * side))
+        if index >= side or sorted(row) != list(sudoku.digits_of(side)):
             return refused, WRONG
-        clues = puzzle[4 * index : 4 * index + 4]
+        first = side * index
+        clues = puzzle[first : first + side]
         if any(clue not in ("0", cell) for clue, cell in zip(clues, row, strict=True)):
             return refused, WRONG
-        # Columns against every row above and every clue below; the box against the other row of its band.
-        below = [puzzle[4 * i : 4 * i + 4] for i in range(index + 1, 4)]
-        if any(other[c] == row[c] for other in (*above, *below) for c in range(4)):
-            return refused, WRONG
-        band = index - index % 2
-        partner = band + 1 if index == band else band
-        cells = above[partner] if partner < index else puzzle[4 * partner : 4 * partner + 4]
-        if any({row[c], row[c + 1]} & ({cells[c], cells[c + 1]} - {"0"}) for c in (0, 2)):
+        # What stands: the rows above as they were accepted, this one, and the clues below.
+        cells = "".join(above) + row + puzzle[first + side :]
+        if any(cells[first + i] == cells[other] for i in range(side) for other in sudoku.peers(side)[first + i]):
             return refused, WRONG
         return (puzzle, (*above, row)), SOUND
 
     def is_complete(self, state: Any) -> bool:
-        """Whether four rows were accepted."""
-        _, above = state
-        return len(above) == 4 and "0000" not in above
+        """Whether all rows were accepted."""
+        puzzle, above = state
+        side = math.isqrt(len(puzzle))
+        return len(above) == side and "0" * side not in above
 
     def partial(self, question: str, text: str, hole: str) -> float:
         """Of a grid some of whose characters are not known: 0.0 if a clue, the form or a unit is violated, else 1.0."""
         cells = list(sudoku.parse_question(question))
-        if len(text) not in (19, 20):
+        side = math.isqrt(len(cells))
+        if len(text) not in (side * (side + 1) - 1, side * (side + 1)):
             return WRONG
-        for i, (row, column) in enumerate(divmod(i, 5) for i in range(len(text))):
+        for i, (row, column) in enumerate(divmod(i, side + 1) for i in range(len(text))):
             if text[i] == hole:
                 continue
-            if column == 4:
-                if text[i] != "\n" or row == 3:
+            if column == side:
+                if text[i] != "\n" or row == side - 1:
                     return WRONG
-            elif text[i] not in "1234" or cells[4 * row + column] not in ("0", text[i]):
+            elif text[i] not in sudoku.digits_of(side) or cells[side * row + column] not in ("0", text[i]):
                 return WRONG
             else:
-                cells[4 * row + column] = text[i]
-        known = ([cells[i] for i in unit if cells[i] != "0"] for unit in sudoku.UNITS)
+                cells[side * row + column] = text[i]
+        known = ([cells[i] for i in unit if cells[i] != "0"] for unit in sudoku.units(side))
         return SOUND if all(len(set(unit)) == len(unit) for unit in known) else WRONG

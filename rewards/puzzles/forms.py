@@ -82,15 +82,17 @@ def extract_expression(completion: str) -> str | None:
 
 
 def read_sudoku_row(row: Row) -> Problem:
-    """A Sudoku row: question, which may end in the 16 digits, or Puzzle; `ValueError` says what is wrong."""
+    """A Sudoku row: question, which may end in its digits, Puzzle, or numbers alone; `ValueError` says what is wrong."""
     if "Puzzle" in row:  # d1's file
         return Problem(sudoku.parse_question(str(row["Puzzle"])), str(row.get("Solution") or "") or None)
+    if isinstance(row.get("cells"), list):  # MDM-VGB's file: nine rows of nine with a 10 between them
+        return Problem(sudoku.parse_question("".join(str(cell) for cell in row["cells"] if cell != 10)))
     question = text_of(row, "question")
-    digits = re.search(r"([0-4]{16})\s*$", question)
+    digits = re.search(r"(?<![0-9])([0-9]{81}|[0-4]{16})\s*$", question)
     return Problem(sudoku.parse_question(digits[1] if digits else question), _optional_answer(row))
 
 
 def extract_grid(completion: str) -> str | None:
-    """The 16 digits behind the last `####`, or of the whole text; None if there are no such."""
+    """The 16 or 81 digits behind the last `####`, or of the whole text; None if there are no such."""
     cells = re.sub(r"\s", "", completion.rpartition("####")[2])
-    return cells if re.fullmatch(r"[1-4]{16}", cells) else None
+    return cells if re.fullmatch(r"[1-4]{16}|[1-9]{81}", cells) else None

@@ -49,7 +49,7 @@ _WHOLE = re.compile(r"^(-?\d+)\.0*$")
 _FORMULA = re.compile(r"[-+*/(). \d]+")
 _WORDS = re.compile(r"(?:[^\W\d_]+(?:['’-][^\W\d_]+)*(?![\w(])[\s:,]*)+")  # no call: `abs(...)`
 _REMARK = re.compile(r"\(\s*=[^()]*\)\s*$|\(\s*[^\W\d_][^()]*\)\s*$")
-_GRID = re.compile(r"(?<![0-9])(?:[0-9]\s{0,9}){15}[0-9](?![0-9])")
+_GRID = re.compile(r"(?<![0-9])(?:(?:[0-9]\s{0,9}){80}[0-9]|(?:[0-9]\s{0,9}){15}[0-9])(?![0-9])")
 _LABEL = re.compile(
     r"^[ \t>|*#-]{0,9}(?:(?:row|line|r)\s{0,3}#?\d\s{0,3}[:.)=-]|\(?\d\s{0,3}[.):](?=\s))",
     re.IGNORECASE | re.MULTILINE,
@@ -146,20 +146,25 @@ def read_grid(text: str) -> str | None:
         return None
     if found.mark == "phrase":  # its sentence ends before the grid does
         return _last_grid(text)
-    rows = _LABEL.sub(" ", _SIZE.sub(" ", answer)) if len(re.sub(r"\D", "", answer)) != 16 else answer
+    count = len(re.sub(r"\D", "", answer))
+    rows = answer if count in (16, 81) else _LABEL.sub(" ", _SIZE.sub(" ", answer))
     return re.sub(r"[^0-9]", "", rows) or None
 
 
 def _last_grid(text: str) -> str | None:
-    """The last sixteen digits with nothing between them, else the last four lines of four digits, labels and rules apart."""
+    """The last 16 or 81 digits with nothing between them, else the last four lines of four digits or nine of nine, labels
+    and rules apart.
+    """
     if grids := list(_GRID.finditer(text)):
         is_denied = _is_denied(text, *grids[-1].span())
         return None if is_denied else re.sub(r"[^0-9]", "", grids[-1][0])
     lines = [line for line in text[-_LONGEST_ANSWER:].split("\n") if re.search(r"\d", line)]
     rows = [re.sub(r"[\s|,\[\]]", "", _LABEL.sub(" ", line)) for line in lines]
-    if len(rows) < 4 or not all(re.fullmatch(r"[0-9]{4}", row) for row in rows[-4:]):
-        return None
-    return None if _is_denied(text, text.rfind(lines[-4]), len(text)) else "".join(rows[-4:])
+    for side in (9, 4):
+        if len(rows) >= side and all(re.fullmatch(f"[0-9]{{{side}}}", row) for row in rows[-side:]):
+            is_denied = _is_denied(text, text.rfind(lines[-side]), len(text))
+            return None if is_denied else "".join(rows[-side:])
+    return None
 
 
 def _is_denied(text: str, start: int, end: int) -> bool:

@@ -17,7 +17,7 @@ from lockstitch.rewards.mathematics.reading import read_answer, read_gold
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.programs.code_extract import extract_code
 from lockstitch.rewards.puzzle_rewards import countdown_question, sudoku_question
-from lockstitch.rewards.puzzles import arithmetic, countdown, sudoku
+from lockstitch.rewards.puzzles import arithmetic, countdown, digging, sudoku
 from lockstitch.rewards.puzzles.checkers import ArithmeticChecker, CountdownChecker, SudokuChecker
 from lockstitch.rewards.puzzles.forms import last_result, read_number_row, read_sudoku_row
 from lockstitch.rewards.puzzles.reading import read_expression, read_grid
@@ -44,6 +44,10 @@ _COUNTDOWN = (
 _SUDOKU = (
     "Solve this 4x4 Sudoku, given as 16 digits, row by row, with 0 for an empty cell: each row, each column and each 2x2 "
     "box holds 1, 2, 3 and 4 once."
+)
+_SUDOKU9 = (
+    "Solve this Sudoku, given as 81 digits, row by row, with 0 for an empty cell: each row, each column and each 3x3 box "
+    "holds each digit from 1 to 9 once."
 )
 
 
@@ -269,6 +273,28 @@ def _tasks() -> Iterator[Task]:
             canvas_length=20,
             embedded=True,
             generate=lambda rng, held_out: sudoku.generate(rng, held_out=held_out),
+        )
+    )
+    yield _puzzle(
+        Task(
+            "sudoku9",
+            (("sudoku", 1.0), ("sudoku_cells", 1.0)),
+            {"hard": Source(1000, file="sudoku9/hard_first_1000.csv")},
+            read=_with_question(lambda row: sudoku_question(row, 9)),
+            plain=lambda question: "\n",
+            cloze=sudoku.cloze,
+            statement=sudoku.prompt,
+            instructions=instructions(_SUDOKU9, "the 81 digits of the solved grid"),
+            tag_rewards=D1_TAG_REWARDS,
+            extract=lambda text: read_grid(without_special_tokens(text)),
+            write_answer=marked,
+            gold=lambda columns: read_sudoku_row(columns).answer,
+            solution=_worked,
+            unit="row",
+            checker=SudokuChecker(),
+            conclude=sudoku.conclude,
+            canvas_length=89,
+            generate=lambda rng, held_out: digging.generate(rng, held_out=held_out),
         )
     )
     yield _puzzle(

@@ -24,6 +24,7 @@ from lockstitch.rewards.problem import Problem, text_of
 from lockstitch.rewards.steps import Segmenter, StepChecker
 
 from lockstitch.errors import others_code
+from lockstitch.prompts import ClozePrompt
 
 Row = Mapping[str, Any]
 Reward = Callable[..., Any]
@@ -103,6 +104,8 @@ class Task:
         read: a row -> its columns by the names that the rewards read; `ValueError` says what is missing.
         question: columns -> what is asked, a text.
         plain: question -> the text that a model completes, without an instruction.
+        cloze: question -> the completion with blanks (`lockstitch.sampling.blanks`) for what is not known already, which
+            is pinned on the canvas; None where all is open.
         instructions: form -> what stands above the question; `plain` has none and is always there.
         ask: question -> how it reads below an instruction.
         tag_rewards: what else pays if the form is `tags`.
@@ -131,6 +134,7 @@ class Task:
     read: Callable[[Row], dict[str, Any]] = with_question
     question: Callable[[Row], str] = question_of
     plain: Callable[[str], str] = str
+    cloze: Callable[[str], str] | None = None
     instructions: Mapping[str, str] = field(default_factory=dict)
     ask: Callable[[str], str] = str
     tag_rewards: tuple[Weighted, ...] = ()
@@ -175,7 +179,10 @@ class Task:
     def prompt(self, question: str, form: str = PLAIN) -> str:
         """The text that asks a question; `ValueError` lists the known forms."""
         self.check_form(form)
-        return self.plain(question) if form == PLAIN else f"{self.instructions[form]}\n\n{self.ask(question)}"
+        if form != PLAIN:
+            return f"{self.instructions[form]}\n\n{self.ask(question)}"
+        text = self.plain(question)
+        return text if self.cloze is None else ClozePrompt(text, self.cloze(question))
 
     def read_row(self, row: Row) -> Problem:
         """A row as a problem, whose gold answer may be missing; `ValueError` says what else is."""

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import zlib
@@ -46,7 +47,8 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
     """(line number, row or what is wrong with the line) of a `.jsonl` or `.csv` file; of a `.json` array or a `.parquet`
     table, the place among the rows.
 
-    The first three may be compressed (`.gz`). Raises `ValueError` for what cannot be taken apart into rows.
+    The first three may be compressed (`.gz`). A `.csv` file whose first line is whole numbers alone has no header: each row
+    has the one column `cells`, a list of them. Raises `ValueError` for what cannot be taken apart into rows.
     """
     if path.suffix == ".parquet":
         yield from enumerate(_table(path), start=1)
@@ -62,6 +64,12 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
         text = b"\n".join(lines).decode("utf-8")
         if suffix == ".csv":
             try:
+                lists = csv.reader(io.StringIO(text, newline=""))
+                first = next(lists, [])
+                if len(first) > 1 and all(re.fullmatch(r"\d+", cell.strip(), re.ASCII) for cell in first):
+                    yield 1, _numbers(first)
+                    yield from ((number, _numbers(row)) for number, row in enumerate(lists, start=2) if row)
+                    return
                 reader = csv.DictReader(io.StringIO(text, newline=""))
                 header = reader.fieldnames or []
                 if twice := next((name for name in header if list(header).count(name) > 1), None):
@@ -83,6 +91,14 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
             continue
         decoded = _decoded(line)
         yield number, "not UTF-8" if decoded is None else _object(_parsed(decoded))
+
+
+def _numbers(row: list[str]) -> Row | str:
+    """A line of a table of whole numbers that has no header, as the column `cells`."""
+    try:
+        return {"cells": [int(cell) for cell in row]}
+    except ValueError:
+        return "not a line of whole numbers, as the first one is"
 
 
 def _table(path: Path) -> list[Row]:

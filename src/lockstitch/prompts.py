@@ -8,6 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class ClozePrompt(str):
+    """A text that a model completes, and what of the completion is given: the sampler pins that on the canvas.
+
+    Attributes:
+        cloze: the completion with a blank for everything that is open (`lockstitch.sampling.blanks`).
+    """
+
+    cloze: str
+
+    def __new__(cls, text: str, cloze: str) -> "ClozePrompt":
+        """The text, with its cloze."""
+        made = super().__new__(cls, text)
+        made.cloze = cloze
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        return str(self), self.cloze
+
+
 @dataclass(frozen=True)
 class TaskPrompts:
     """Rows of a task as they are put to a model.
