@@ -41,6 +41,8 @@ from lockstitch.rl.rollouts import (
     trace_columns,
 )
 from lockstitch.rl.scoring import check_trains
+from lockstitch.rl.self_distillation import LOSS as SELF_DISTILLATION
+from lockstitch.rl.self_distillation import first_right
 from lockstitch.rl.taught import TaughtTrainer
 from lockstitch.rl.teaching import Columns, Teaching
 from lockstitch.sampling.denoiser import Denoiser
@@ -88,7 +90,8 @@ class RolloutTrainer(TaughtTrainer):
 
         adapted = peft_config is not None or isinstance(denoiser.model, PeftModel)
         # TRL would load the reference anew from where the config says that the model came from; ours is the model as it is.
-        reference = copy.deepcopy(denoiser.model).requires_grad_(False) if args.beta and not adapted else None
+        refers = (args.beta or args.policy_loss == SELF_DISTILLATION) and not adapted
+        reference = copy.deepcopy(denoiser.model).requires_grad_(False) if refers else None
         beta = args.beta
         if reference is not None:
             args.beta = 0.0
@@ -250,6 +253,12 @@ class RolloutTrainer(TaughtTrainer):
         if self.args.policy_loss == "weighted":
             known_N = ~rewards_NF.isnan().all(1)
             columns["weight"] = losses.group_weights(gather(columns["advantages"]), known_N, W)[own]
+        if self.args.policy_loss == SELF_DISTILLATION:  # what teaches is a right rollout, whatever the others are
+            right_N = first_right(self._summed(rewards_NF), self.args.distill["distill_reward"], K)
+            columns["weight"] = right_N[own].float()
+            columns["signal"] = right_N.view(-1, K).any(1).repeat_interleave(K)[own]
+            if self.model.training:
+                self._metrics["train"]["distill/right"].append(right_N.float().sum().item() * K / len(right_N))
         return columns
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Columns:
@@ -273,6 +282,8 @@ class RolloutTrainer(TaughtTrainer):
             # Groups without variance have no advantage, but an entropy all the same.
             dropped = self.args.drop_zero_variance and not self._entropy_bonus_enabled
             active_B = columns["signal"] if dropped else torch.ones_like(columns["signal"])
+            if self.args.policy_loss == SELF_DISTILLATION:
+                active_B = columns["weight"] > 0
             columns["active"] = active_B & columns["tool_mask"].any(1)
             if self._teaching is not None and self._teaching.role == "only":
                 columns["active"] = torch.zeros_like(columns["active"])

@@ -137,7 +137,7 @@ class StitchConfig:
         default=None,
         metadata={
             "help": "Canvases denoised side by side in a round (default 1: each learns from all before "
-            "it; more wait less for one another); of stitched_wide 4 by default."
+            "it; more wait less for one another); of stitched_wide 4 by default, or half of N."
         },
     )
     round_temperature: float | None = field(

@@ -49,7 +49,8 @@ class StitchSettings:
         delta: steps that score at least this are kept.
         rounds: whether to denoise again around the evidence (needs the diffusion model and the rule `path`).
         round_width: trajectories drawn first, and canvases denoised side by side in every round: at 1 each learns from all
-            before it, more wait less for one another; None is 1 for `stitched` and 4 for `stitched_wide`.
+            before it, more wait less for one another; None is 1 for `stitched` and 4, or
+            half of N where that is less, for `stitched_wide`.
         rescore: whether the scorer reads the stitched chain again, as it was put together.
         round_temperature: of every canvas that is denoised again, by whatever method; None is the sampler's own.
         methods: those that run, if they can.
@@ -138,7 +139,7 @@ class Compare:
                 if name in settings.methods:
                     add(name, arm(given))
             if "stitched_wide" in settings.methods:
-                width = settings.round_width or WIDE
+                width = settings.round_width or max(1, min(WIDE, settings.num_trajectories // 2))
                 add("stitched_wide", arms.of_evidence(given, *arms.stitched(
                     given, width, rescore=settings.rescore, ahead=True)))  # fmt: skip
         if given is not None and settings.rounds and "stitched" in settings.methods:
