@@ -126,6 +126,7 @@ class RolloutTrainer(TaughtTrainer):
         self._seeds: list[int] = []
         self._rewards_NF = torch.empty(0)
         self._eval_rows = 0
+        self._without_signal = 0  # generations in a row without a group that can teach
         self._given: deque[dict[str, Any]] = deque(maxlen=args.generation_batch_size)  # as TRL keeps completions
 
     def _check_refill(self) -> None:
@@ -184,9 +185,11 @@ class RolloutTrainer(TaughtTrainer):
             with self.sampling_denoiser() as denoiser:
                 self._rollouts = sample(denoiser, prompt_ids, self._sampler, seed=self._seeds)
         seconds = time.perf_counter() - began
-        statistics_N8 = gather(row_statistics(self._rollouts, seconds, self.accelerator.device))
+        statistics_NS = gather(row_statistics(self._rollouts, seconds, self.accelerator.device))
         mode = "train" if self.model.training else "eval"
-        metrics = rollout_metrics(statistics_N8, num_generations)
+        metrics = rollout_metrics(statistics_NS, num_generations)
+        if self._sampler.threshold is None:  # nothing forks
+            metrics.pop("rollout/fork_share")
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         if self._engine is not None and num_generations > 1:
@@ -279,6 +282,10 @@ class RolloutTrainer(TaughtTrainer):
                 columns, changed = self._refill(columns, generation, turn, first)
                 if not changed:
                     break
+            usable = gather(columns["signal"].double()).mean().item()
+            self._without_signal = 0 if usable else self._without_signal + 1
+            self._metrics["train"]["rollout/usable_groups"].append(usable)
+            self._metrics["train"]["rollout/without_signal"].append(self._without_signal)
             # Groups without variance have no advantage, but an entropy all the same.
             dropped = self.args.drop_zero_variance and not self._entropy_bonus_enabled
             active_B = columns["signal"] if dropped else torch.ones_like(columns["signal"])
