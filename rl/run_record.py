@@ -32,12 +32,14 @@ class RunRecord:
     Attributes:
         base: the model that it started from: a hub name or a path.
         revision: the base's commit on the hub (`base_revision`), None for a path.
-        stage: `sft` or `grpo`.
+        stage: `sft`, `adapt`, `grpo` or `prm`.
         family: the base's, one of `lockstitch.sampling.families.FAMILIES`; None for an autoregressive model.
         task: the task whose problems it was trained on, if it was one.
         data: the data set, if it was one.
         preset: the preset of the recipe, if there was one.
         config: the settings that differ from their defaults.
+        device: where it was last trained: `cpu`, `cuda:0`.
+        dtype: the numbers that the model's weights are held in, `float32` say.
     """
 
     base: str
@@ -48,6 +50,8 @@ class RunRecord:
     data: str | None = None
     preset: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    dtype: str | None = None
 
 
 def base_revision(base: str, asked: str) -> str | None:

@@ -19,6 +19,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching import arms
 from lockstitch.stitching.answers import Outcome, evidence_answer, votes
+from lockstitch.stitching.evidence_model import EvidenceModel
 from lockstitch.stitching.method_names import METHODS, USUAL, WALKS, WIDE, absent
 from lockstitch.stitching.plans import Planner
 from lockstitch.stitching.pool import Pool
@@ -54,6 +55,7 @@ class StitchSettings:
         rescore: whether the scorer reads the stitched chain again, as it was put together.
         round_temperature: of every canvas that is denoised again, by whatever method; None is the sampler's own.
         methods: those that run, if they can.
+        evidence: fitted weights of the vote by evidence, or None for the vote as it is.
     """
 
     num_trajectories: int
@@ -64,6 +66,7 @@ class StitchSettings:
     round_temperature: float | None = None
     rescore: bool = False
     methods: tuple[str, ...] = USUAL
+    evidence: EvidenceModel | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class Compare:
                 ]
         for pool, evidence, outcome in zip(stitched_pools, evidences, outcomes, strict=True):
             text = "\n".join(clue.step.text for clue in evidence.chain)
-            answer = evidence_answer(self.task, pool, evidence, settings.delta)
+            answer = evidence_answer(self.task, pool, evidence, settings.delta, settings.evidence)
             outcome["stitched"] = Outcome(answer, text, pool.ledger)
         compared = [
             Compared(_sorted(found, settings.methods), evidence, pool)
