@@ -1,6 +1,7 @@
-"""How much memory a recipe of reinforcement learning needs on each GPU: an estimate, from shapes and settings alone.
+"""How much memory a recipe needs on each GPU: an estimate, from shapes and settings alone.
 
     python -m lockstitch.recipes.gpu_memory LLaDA-8B-Instruct/gsm8k.yaml
+    python -m lockstitch.recipes.gpu_memory Qwen3-0.6B/adapt.yaml
 
 What is counted, for a model that is whole on every GPU (`single`, `ddp`); the README of the recipes shows the formula:
 
@@ -13,6 +14,10 @@ What is counted, for a model that is whole on every GPU (`single`, `ddp`); the R
     rollouts     logits of the rows that are denoised together: rows x columns x vocabulary x 12 bytes; the columns are a
                  block
     rest         2 GB: the CUDA context, buffers, fragments
+
+Of adaptation, in the place of rollouts: logits of the masked positions, rows x canvas x vocabulary x 12 bytes, twice with a
+next-token loss or a teacher. Its columns are those of both halves, prompt + 2 x canvas, the prompt as long as a row may be;
+distillation without an adapter keeps a second copy of the weights.
 
 Left out: sharding, gradient checkpointing, and what fragmentation may add. No figure here was measured on a GPU.
 """
@@ -51,6 +56,8 @@ SHAPES = {
     # Eight routed experts and a shared one see a token; adapters are put on attention and the shared one.
     "inclusionAI/LLaDA2.0-mini": Shape(16.3e9, 20, 2048, 9 * 512, 2048 + 2 * 512, 157184),
     "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1": Shape(0.75e9, 28, 1024, 3072, 2048 + 2 * 1024, 151936),
+    "Qwen/Qwen3-0.6B": Shape(0.60e9, 28, 1024, 3072, 2048 + 2 * 1024, 151936),  # tied embeddings
+    "Qwen/Qwen3-1.7B": Shape(1.72e9, 28, 2048, 6144, 2048 + 2 * 1024, 151936),
 }
 
 
@@ -110,15 +117,46 @@ def memory_of(recipe: Any, training: Any, model_arguments: Any) -> dict[str, flo
     )
 
 
+def adaptation_memory(recipe: Any, training: Any, model_arguments: Any) -> dict[str, float]:
+    """The parts of an adaptation; `ValueError` for a model whose shape is not known, rows or canvases of any length."""
+    name = model_arguments.model_name_or_path
+    if name not in SHAPES:
+        raise ValueError(f"the shape of {name!r} is not known here; known: {', '.join(SHAPES)}")
+    if training.max_length is None or training.canvas_length is None:
+        raise ValueError(
+            f"max_length={training.max_length}, canvas_length={training.canvas_length}: how much memory a batch takes "
+            "depends on them"
+        )
+    shape, rows, canvas = SHAPES[name], training.per_device_train_batch_size, training.canvas_length
+    rank = model_arguments.lora_r if model_arguments.use_peft else None
+    parts = memory_parts(
+        shape,
+        rows=rows,
+        length=training.max_length + 2 * canvas,
+        weight_bytes=2.0 if model_arguments.dtype == "bfloat16" else 4.0,
+        rank=rank,
+        reference=training.objective == "distillation" and rank is None,
+        rollout_rows=0,
+        block=0,
+    )
+    twice = training.ar_loss != "none" or training.objective == "distillation"
+    del parts["rollouts"]
+    return {**parts, "logits": rows * canvas * shape.vocabulary * 12 * (2 if twice else 1) / GIGA}
+
+
 def main() -> None:
     """Prints the parts and their sum for a config file and what follows it on the command line."""
-    from lockstitch.recipes.grpo import parse
+    from lockstitch.recipes import adapt, grpo
 
     if len(sys.argv) < 2:
         raise SystemExit("usage: python -m lockstitch.recipes.gpu_memory CONFIG [--option value ...]")
     try:
-        recipe, _, training, model_arguments = parse(["--config", sys.argv[1], "--bf16", "false", *sys.argv[2:]])
-        parts = memory_of(recipe, training, model_arguments)
+        argv = ["--config", sys.argv[1], "--bf16", "false", *sys.argv[2:]]
+        if sys.argv[1].rpartition("/")[2].startswith("adapt"):
+            parts = adaptation_memory(*adapt.parse(argv))
+        else:
+            recipe, _, training, model_arguments = grpo.parse(argv)
+            parts = memory_of(recipe, training, model_arguments)
     except ValueError as error:
         raise SystemExit(str(error)) from None
     for name, gigabytes in {**parts, "all": sum(parts.values())}.items():

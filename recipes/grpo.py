@@ -21,6 +21,8 @@ from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lockstitch.recipes.stitch_teacher import StitchTeacherArguments, teaching_of
+
 from lockstitch.errors import GOES_ON, OthersCodeError, one_line, others_code
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RecipeArguments:
-    """What to train on, what pays, and what is measured on the way."""
+class RecipeArguments(StitchTeacherArguments):
+    """What to train on, what pays, what is measured on the way, and whether stitched completions teach."""
 
     task: str | None = field(
         default=None,
@@ -116,6 +118,7 @@ class RecipeArguments:
     )
 
     def __post_init__(self) -> None:
+        self.check_teacher(self.task)
         if self.task is None and self.dataset_name is None:
             raise ValueError(
                 "task=None, dataset_name=None: say what to train on, --task sudoku or --dataset_name my.jsonl"
@@ -266,7 +269,7 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch.recipes.reporting import ReportCallback
     from lockstitch.recipes.rl_data import as_prompts
     from lockstitch.recipes.run_directory import is_finished, run_of
-    from lockstitch.rewards.tasks.named import remembered
+    from lockstitch.rewards.tasks.named import get_task, remembered
     from lockstitch.rl.grpo import DiffusionGRPOTrainer
     from lockstitch.rl.health import HealthCallback
     from lockstitch.rl.lora import loading_of, peft_config_of
@@ -292,6 +295,7 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     if is_finished(Path(training.output_dir), record, training):
         return None
     problems, reward_funcs, judge = _what_pays(recipe, training)
+    teaching = teaching_of(recipe, None if recipe.task is None else get_task(recipe.task))
     sampler = in_blocks_of(training.sampler_config(), family)
     check_layout(sampler, family)
     samplers = held_out_samplers(
@@ -325,6 +329,7 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
         train_dataset=Dataset.from_list(rows),
         callbacks=callbacks,
         peft_config=peft_config_of(model_arguments, denoiser, ratios=training.policy_loss != "weighted"),
+        teaching=teaching,
     )
     if measure is not None:
         measure.trainer = trainer

@@ -1,4 +1,4 @@
-"""`lockstitch grpo`, `sft` and `prm`: what `accelerate launch -m lockstitch.recipes.…` starts, as `trl grpo` does.
+"""`lockstitch grpo`, `sft`, `adapt` and `prm`: what `accelerate launch -m lockstitch.recipes.…` starts, as `trl grpo` does.
 
     lockstitch grpo --config tiny/sudoku.yaml
     lockstitch sft --dataset_name my.jsonl --model_name_or_path MODEL --output_dir runs/mine
@@ -89,6 +89,11 @@ def grpo(argv: Sequence[str]) -> int:
 def sft(argv: Sequence[str]) -> int:
     """Entry point of `lockstitch sft`."""
     return _launch("sft", argv)
+
+
+def adapt(argv: Sequence[str]) -> int:
+    """Entry point of `lockstitch adapt`."""
+    return _launch("adapt", argv)
 
 
 def prm(argv: Sequence[str]) -> int:

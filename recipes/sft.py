@@ -16,48 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lockstitch.recipes.sft_data import DataArguments, check_data, load_eval_rows, load_rows
+
 from lockstitch.errors import GOES_ON, one_line
 
 if TYPE_CHECKING:
     from lockstitch.recipes.run_directory import Run
 
 OBJECTIVES = ("diffusion", "autoregressive")
-MANY = 200_000
 
 
 @dataclass
-class RecipeArguments:
+class RecipeArguments(DataArguments):
     """What to train on, and what to start from."""
 
     objective: str = field(default="diffusion", metadata={"help": "'diffusion', or 'autoregressive' for the solver."})
-    generate: str | None = field(
-        default=None,
-        metadata={
-            "help": "Generate the rows of an embedded model: arithmetic, countdown, sudoku, sudoku9, or evidence."
-        },
-    )
-    task: str | None = field(
-        default=None,
-        metadata={
-            "help": "A task whose prompts and gold solutions or answers are trained on: a name that `lockstitch "
-            "tasks` lists, a YAML file, file.py:attribute or module:attribute."
-        },
-    )
-    task_source: str | None = field(
-        default=None, metadata={"help": "Which of the task's sources; `train` by default."}
-    )
-    task_path: str | None = field(default=None, metadata={"help": "A file or folder to read the task's rows from."})
-    prompt_form: str | None = field(
-        default=None, metadata={"help": "How the task asks: tags, boxed, fenced or plain (default), as it has them."}
-    )
-    num_problems: int | None = field(
-        default=None,
-        metadata={
-            "help": "How many rows to generate (of generate=TASK 200,000 by default); of a task with "
-            "rows of its own, the first so many (default: all)."
-        },
-    )
-    problem_seed: int = field(default=0, metadata={"help": "Seed of the generated rows."})
     family: str | None = field(
         default=None, metadata={"help": "How the model attends and predicts, if its config does not say."}
     )
@@ -70,153 +43,17 @@ class RecipeArguments:
             "the tokenizer."
         },
     )
-    batch_by_length: bool = field(
-        default=False,
-        metadata={
-            "help": "Put generated rows of about one length into one batch, batches in random order. Wants "
-            "train_sampling_strategy: sequential."
-        },
-    )
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Prompts and completions, or conversations: a hub name, a directory or a file."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration on the hub."})
-    columns: str | None = field(
-        default=None, metadata={"help": "Its columns under other names: prompt:question,completion:solution."}
-    )
-    dataset_train_split: str = field(default="train", metadata={"help": "Its split."})
-    dataset_test_split: str | None = field(
-        default=None, metadata={"help": "Its split for evaluation, which eval_strategy asks for."}
-    )
-    num_eval_problems: int = field(
-        default=0,
-        metadata={"help": "How many held-out rows of generate=TASK are evaluated, if eval_strategy asks for it."},
-    )
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective={self.objective!r} is not one of {', '.join(OBJECTIVES)}")
-        given = [name for name in ("generate", "task", "dataset_name") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                "say where the rows come from, once: generate=TASK, task=TASK or dataset_name=NAME (given: "
-                f"{', '.join(given) or 'none'})"
-            )
-        for name in ("task_source", "task_path", "prompt_form"):
-            if getattr(self, name) is not None and self.task is None:
-                raise ValueError(f"{name}={getattr(self, name)!r} says what is asked of a task, and task=None")
-        for name in ("dataset_config", "columns"):
-            if getattr(self, name) is not None and self.dataset_name is None:
-                raise ValueError(f"{name}={getattr(self, name)!r} is of dataset_name, which is missing")
+        super().__post_init__()
         for name in ("family", "mask_id"):
             if getattr(self, name) is not None and (self.objective != "diffusion" or self.new_model is not None):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} says how a diffusion model is called that is loaded; "
                     "objective='autoregressive' and new_model have no use for it"
                 )
-        if self.num_problems is not None and self.dataset_name is not None:
-            raise ValueError(f"num_problems={self.num_problems} would be ignored: all rows of dataset_name are taken")
-        if self.num_problems is not None and self.num_problems < 1:
-            raise ValueError(f"num_problems={self.num_problems} must be at least 1")
-        if self.num_eval_problems < 0:
-            raise ValueError(f"num_eval_problems={self.num_eval_problems} must be at least 0")
-        if self.num_eval_problems and self.generate in (None, "evidence"):
-            raise ValueError(
-                f"num_eval_problems={self.num_eval_problems} takes held-out problems of an embedded model's "
-                f"task; generate={self.generate!r} has none"
-            )
-        if self.dataset_test_split is not None and self.dataset_name is None:
-            raise ValueError(
-                f"dataset_test_split={self.dataset_test_split!r} is a split of dataset_name, which is missing"
-            )
-
-
-def own_rows(recipe: RecipeArguments, split: str) -> Any:
-    """A split of the data that was named, its columns renamed."""
-    from lockstitch.rewards.tasks.data import load_split, read_columns, renamed
-
-    assert recipe.dataset_name is not None
-    return renamed(load_split(recipe.dataset_name, split, recipe.dataset_config), read_columns(recipe.columns))
-
-
-def task_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
-    """The rows of a task as prompts and completions, conversations where the tokenizer has a template for them.
-
-    Raises `ValueError` for a task without rows or without solutions, naming the first row that has none.
-    """
-    from datasets import Dataset
-    from lockstitch.rewards.tasks.named import get_task
-    from lockstitch.rewards.tasks.rows import load_rows
-    from lockstitch.sampling.chat import Chat
-
-    assert recipe.task is not None
-    task = get_task(recipe.task)
-    source = recipe.task_source or ("train" if "train" in task.sources else None)
-    if source is None and task.sources and recipe.task_path is None:
-        raise ValueError(
-            f"task {task.name!r} has no rows to train on, only {', '.join(task.sources)} to measure on: "
-            "task_source, if that is meant, or task_path"
-        )
-    made_up = recipe.task_path is None and task.source(source).generate is not None
-    if recipe.num_problems is None and made_up:
-        raise ValueError(f"task {task.name!r} makes its rows up: say how many (num_problems)")
-    rows = load_rows(
-        task,
-        source=source,
-        path=recipe.task_path,
-        form=recipe.prompt_form or "plain",
-        conversational=False,
-        count=recipe.num_problems,
-        seed=recipe.problem_seed,
-    )
-    chat = Chat.of(tokenizer, None, task.system)
-    made: list[dict[str, Any]] = []
-    for number, row in enumerate(rows):
-        solution = task.solution(row)
-        if solution is None:
-            raise ValueError(f"row {number} of task {task.name!r} has no solution and no gold answer to train on")
-        prompt = chat.messages(row["prompt"])
-        completion = solution if isinstance(prompt, str) else [{"role": "assistant", "content": solution}]
-        made.append({"prompt": prompt, "completion": completion})
-    return Dataset.from_list(made)
-
-
-def load_rows(recipe: RecipeArguments, training: Any, tokenizer: Any) -> Any:
-    """The training rows as a `datasets.Dataset`: as they are, or generated and tokenized."""
-    from datasets import Dataset
-    from lockstitch.recipes.evidence import evidence_rows
-    from lockstitch.recipes.tiny import batch_by_length, task_tokens, tokenize_rows
-    from lockstitch.rewards.tasks.named import get_task
-
-    if recipe.dataset_name is not None:
-        return own_rows(recipe, recipe.dataset_train_split)
-    if recipe.task is not None:
-        return task_rows(recipe, tokenizer)
-    assert recipe.generate is not None
-    count = recipe.num_problems or MANY
-    if recipe.generate == "evidence":
-        tokenized = list(tokenize_rows(evidence_rows(count, recipe.problem_seed), tokenizer))
-    else:
-        tokenized = list(task_tokens(get_task(recipe.generate), count, recipe.problem_seed, tokenizer))
-    if recipe.batch_by_length:
-        tokenized = batch_by_length(tokenized, training.per_device_train_batch_size, recipe.problem_seed)
-    return Dataset.from_list(tokenized)
-
-
-def load_eval_rows(recipe: RecipeArguments, tokenizer: Any) -> Any:
-    """The rows of the evaluation, or None; generated ones never meet the training rows."""
-    from datasets import Dataset
-    from lockstitch.recipes.tiny import task_tokens
-    from lockstitch.rewards.tasks.named import get_task
-
-    if recipe.dataset_test_split is not None:
-        return own_rows(recipe, recipe.dataset_test_split)
-    if recipe.num_eval_problems == 0:
-        return None
-    assert recipe.generate is not None
-    task, count = get_task(recipe.generate), recipe.num_eval_problems
-    return Dataset.from_list(list(task_tokens(task, count, recipe.problem_seed, tokenizer, held_out=True)))
 
 
 def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
@@ -225,26 +62,7 @@ def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
         raise ValueError("model_name_or_path=None: say which model to train (with new_model, whose tokenizer it has)")
     if recipe.new_model is not None and model_arguments.use_peft:
         raise ValueError("use_peft trains an adapter of a model that others can load; new_model is trained whole")
-    if recipe.batch_by_length and (recipe.generate is None or training.train_sampling_strategy != "sequential"):
-        raise ValueError(
-            "batch_by_length=True orders generated rows; it needs generate=TASK and train_sampling_strategy='sequential', "
-            f"not generate={recipe.generate!r} and train_sampling_strategy={training.train_sampling_strategy!r}"
-        )
-    evaluated = recipe.dataset_test_split is not None or recipe.num_eval_problems > 0
-    if evaluated != (training.eval_strategy != "no"):
-        raise ValueError(
-            f"eval_strategy={str(training.eval_strategy)!r} and the rows to evaluate (dataset_test_split or "
-            "num_eval_problems) belong together: say both or neither"
-        )
-    if training.eval_on_start and not evaluated:
-        raise ValueError("eval_on_start=True wants rows to evaluate: dataset_test_split or num_eval_problems")
-    from lockstitch.rewards.tasks.data import FORMATS
-
-    if recipe.dataset_test_split is not None and Path(recipe.dataset_name or "").suffix in FORMATS:
-        raise ValueError(
-            f"dataset_name={recipe.dataset_name!r} is one file, without splits: "
-            "dataset_test_split needs a directory or a hub name"
-        )
+    check_data(recipe, training)
 
 
 def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Run | None":

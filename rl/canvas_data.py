@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from lockstitch.sampling.chat import encode
 
 IGNORED = -100
 
@@ -47,6 +48,50 @@ def _leading(labels: list[int]) -> int:
 
 def _last_message_apart(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+
+
+def prompts_alone(dataset: Dataset | IterableDataset, tokenizer: Any) -> Dataset | IterableDataset:
+    """The prompts of a data set, tokenized, without completions if it has any: rows of `input_ids` and `labels` (-100).
+
+    A conversation goes through the tokenizer's chat template; a text is taken as it is. Raises `ValueError` for a data set
+    without prompts.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("the train data set is empty")
+    if "prompt" not in first and not {"input_ids", "labels"} <= first.keys():
+        raise ValueError(
+            f"the train data set has the columns {', '.join(first)}; rollouts need 'prompt' (a text or messages), or "
+            "'input_ids' and 'labels'"
+        )
+
+    def alone(row: dict[str, Any]) -> dict[str, list[int]]:
+        if "prompt" in row:
+            ids = encode(row["prompt"], tokenizer)
+        else:
+            ids = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
+        return {"input_ids": ids, "labels": [IGNORED] * len(ids)}
+
+    return dataset.map(alone, remove_columns=list(first))
+
+
+def text_canvases(dataset: Dataset | IterableDataset, tokenizer: Any, eos_id: int, canvas: int) -> Any:
+    """Texts (column `text`) cut into canvases: rows of one token, which is the prompt, and the next `canvas` ones.
+
+    A text ends in EOS; the token that a canvas ends with is the next one's prompt.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("the train data set is empty")
+
+    def cut(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        pieces = []
+        for text in rows["text"]:
+            ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos_id]
+            pieces += [ids[start : start + canvas + 1] for start in range(0, len(ids) - 1, canvas)]
+        return {"input_ids": pieces, "labels": [[IGNORED, *piece[1:]] for piece in pieces]}
+
+    return dataset.map(cut, batched=True, remove_columns=list(first))
 
 
 def completion_lengths(dataset: Dataset) -> list[int]:

@@ -18,8 +18,8 @@ from accelerate.utils import gather
 from lockstitch.rl import losses
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.grpo_likelihoods import LikelihoodTrainer, at_iteration
-from lockstitch.rl.grpo_rollouts import Columns
 from lockstitch.rl.models import as_denoiser, name_of
+from lockstitch.rl.teaching import Columns, Teaching, target_loss
 from peft import PeftConfig
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class DiffusionGRPOTrainer(LikelihoodTrainer):
             place (or wrapped by `peft_config`).
         args: the settings. None is a canvas of 256 tokens denoised by a threshold and with a cache (preset `fast`, or
             `block` for models that denoise block by block), and every other default of `DiffusionGRPOConfig`.
+        teaching: a teacher that makes one more completion of each group, and what becomes of it; None has no teacher.
 
     `reward_funcs`, `train_dataset`, `eval_dataset`, `processing_class`, `peft_config`, `callbacks` and the rest are as in
     `GRPOTrainer`.
@@ -53,6 +54,7 @@ class DiffusionGRPOTrainer(LikelihoodTrainer):
         callbacks: Any = None,
         optimizers: Any = (None, None),
         peft_config: PeftConfig | None = None,
+        teaching: Teaching | None = None,
         **kwargs: Any,
     ) -> None:
         if args is not None and not isinstance(args, DiffusionGRPOConfig):
@@ -68,6 +70,7 @@ class DiffusionGRPOTrainer(LikelihoodTrainer):
             reward_funcs,
             args,
             peft_config,
+            teaching=teaching,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             reward_processing_classes=reward_processing_classes,
@@ -97,6 +100,17 @@ class DiffusionGRPOTrainer(LikelihoodTrainer):
     # --- losses ------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: torch.nn.Module, inputs: Columns) -> torch.Tensor:
+        loss = self._policy_loss(model, inputs)
+        if "target_weight" not in inputs:
+            return loss
+        value = torch.zeros_like(loss)
+        if self._aimed_BG is not None:
+            groups = len(inputs["advantages"]) / self.num_generations * self.current_gradient_accumulation_steps
+            value = target_loss(self._aimed_BG, inputs["target_mask"], inputs["target_weight"], groups)
+        self._log_mean("teacher/loss", value[None] * self.current_gradient_accumulation_steps)
+        return loss + value
+
+    def _policy_loss(self, model: torch.nn.Module, inputs: Columns) -> torch.Tensor:
         iteration = 0
         if self.model.training:
             iteration = self._step // self.args.steps_per_generation % self.num_iterations
@@ -148,7 +162,7 @@ class DiffusionGRPOTrainer(LikelihoodTrainer):
             if self.model.training:
                 divisor = divisor * accumulated / self.args.steps_per_generation
         elif self.args.policy_loss == "weighted":
-            divisor = rows / (self.num_generations if self.model.training else self.num_generations_eval)
+            divisor = rows / (self._width if self.model.training else self.num_generations_eval)
         elif weights_B is not None:
             weight_B, divisor = weight_B * weights_B, self._chunk_weight
         return losses.likelihood_loss(logp_B, weight_B, norm_B, divisor)

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from lockstitch.rl.estimators import estimate_channels
+from lockstitch.rl.estimators import estimate, estimate_channels
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
-from lockstitch.rl.grpo_rollouts import Columns, RolloutTrainer
+from lockstitch.rl.grpo_rollouts import RolloutTrainer
 from lockstitch.rl.one_pass import as_one_pass
 from lockstitch.rl.replayed import clean_tokens
 from lockstitch.rl.scoring import Canvases, Scorer
+from lockstitch.rl.teaching import TARGET, Columns
 from lockstitch.sampling.denoiser import Denoiser
 from peft import PeftConfig
 from trl.models.utils import disable_gradient_checkpointing
@@ -44,6 +45,7 @@ class LikelihoodTrainer(RolloutTrainer):
         self._needs_old = args.policy_loss in ("token", "sequence", "self_normalized", "regression")
         # Whether the policy that samples takes no step before each of its rollouts was seen once.
         self._begins_on_policy = args.gradient_accumulation_steps % args.steps_per_generation == 0
+        self._aimed_BG: torch.Tensor | None = None  # likelihoods of the targets beside the rows
 
     def _parts(self, rows_A: torch.Tensor) -> Iterator[torch.Tensor]:
         size = self.args.per_device_train_batch_size
@@ -56,13 +58,17 @@ class LikelihoodTrainer(RolloutTrainer):
         rows: torch.Tensor,
         iteration: int,
         entropies: bool = False,
+        targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The estimator's word on some rows of a batch, `(rows, G, C)`: see `estimate_channels`."""
+        """The estimator's word on some rows of a batch, `(rows, G, C)`: see `estimate_channels`.
+
+        That of `TARGET` on the targets beside other rows comes after, as further rows, in the first channel.
+        """
 
         def ask(scorer: Scorer, canvases: Canvases, upper_B: torch.Tensor | None) -> torch.Tensor:
             return estimate_channels(self._estimator, scorer, canvases, iteration, upper_B)
 
-        return self._asked(ask, model, columns, rows, iteration, entropies)
+        return self._asked(ask, model, columns, rows, iteration, entropies, targets)
 
     def _asked(
         self,
@@ -72,8 +78,9 @@ class LikelihoodTrainer(RolloutTrainer):
         rows: torch.Tensor,
         iteration: int,
         entropies: bool = False,
+        targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What `ask` finds out about some rows of a batch, as one pass of the model."""
+        """What `ask` finds out about some rows of a batch, and `TARGET` about targets, as one pass of the model."""
         valid_BG = columns["tool_mask"][rows].bool()
         canvases = Canvases(
             prompt_BP=columns["prompt_ids"][rows],
@@ -89,20 +96,33 @@ class LikelihoodTrainer(RolloutTrainer):
             clean_BKG=at_iteration(columns["clean"][rows], iteration) if "clean" in columns else None,
         )
         upper_B = columns["weight"][rows] < 0 if self.args.estimator == "sandwiched" else None
-
+        aims = None
+        if targets is not None and len(targets):
+            aims = Canvases(
+                prompt_BP=columns["prompt_ids"][targets],
+                prompt_mask_BP=columns["prompt_mask"][targets],
+                completion_BG=columns["target_ids"][targets],
+                valid_BG=columns["target_mask"][targets].bool(),
+                seeds_B=columns["noise_seed"][targets],
+            )
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
 
         def score(module: torch.nn.Module) -> torch.Tensor:
+            options: dict[str, Any] = {"recomputes": self.args.recompute_passes, "shares_prompts": not sharded}
             scorer = Scorer(
                 self._denoiser,
                 module,
                 self.args.scoring_temperature,
                 self._scorer_block,
-                recomputes=self.args.recompute_passes,
-                shares_prompts=not sharded,
                 entropies=entropies,
+                **options,
             )
-            return ask(scorer, canvases, upper_B)
+            said = [ask(scorer, canvases, upper_B)] if len(rows) else []
+            if aims is not None:
+                plain = Scorer(self._denoiser, module, 1.0, self._scorer_block, **options)
+                aimed_TG1 = estimate(TARGET, plain, aims, iteration)[..., None]
+                said.append(torch.nn.functional.pad(aimed_TG1, (0, self._channels + entropies - 1)))
+            return torch.cat(said)
 
         with self.accelerator.autocast():
             return as_one_pass(model, score)
@@ -165,8 +185,13 @@ class LikelihoodTrainer(RolloutTrainer):
         ids_BG, bonus = columns["completion_ids"], self._entropy_bonus_enabled
         logp_BGC = torch.zeros(*ids_BG.shape, self._channels + bonus, device=ids_BG.device)
         rows_A = columns["active"].nonzero()[:, 0]
-        if len(rows_A):
-            return logp_BGC.index_put((rows_A,), self._likelihoods(model, columns, rows_A, iteration, bonus))
+        aims_T = columns["target_weight"].nonzero()[:, 0] if "target_weight" in columns else rows_A[:0]
+        self._aimed_BG = logp_BGC[..., 0] if len(aims_T) else None
+        if len(rows_A) + len(aims_T):
+            said = self._likelihoods(model, columns, rows_A, iteration, bonus, aims_T)
+            if self._aimed_BG is not None:
+                self._aimed_BG = self._aimed_BG.index_put((aims_T,), said[len(rows_A) :, :, 0])
+            return logp_BGC.index_put((rows_A,), said[: len(rows_A)])
         # Nothing to learn from. The gradient is still there, of zeros: an optimizer's momentum goes on as it would have.
         if self.accelerator.num_processes > 1:
             first = torch.zeros_like(columns["noise_seed"][:1])

@@ -3,12 +3,13 @@
 A completion's rollout has the seed of its place: (`args.seed`, generation, prompt in the global batch, completion of the
 prompt), so that runs of one and of several processes see the same rollouts, and a resumed run those that the
 uninterrupted one would have seen. TRL then scores them with the reward functions and makes advantages of it. Groups whose
-rewards are all the same teach nothing: they are marked, and replaced by groups of fresh prompts if asked.
+rewards are all the same teach nothing: they are marked, and replaced by groups of fresh prompts if asked. A teacher may make
+one more completion of each group (`lockstitch.rl.teaching`).
 
 Leaves out likelihoods and losses.
 
-Axes: B rows (completions), G canvas positions, K completions of a prompt, P prompts, N rows of all ranks, F reward
-functions.
+Axes: B rows (completions), G canvas positions, K completions of a prompt, W rows of a group (K, or K + 1 where a lesson
+joined), P prompts, N rows of all ranks, F reward functions.
 """
 
 import copy
@@ -25,12 +26,13 @@ from lockstitch.rl import losses
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.head import check_head
 from lockstitch.rl.logged_completions import add_columns, make_writable, plain_columns
-from lockstitch.rl.resume import ResumableGRPOTrainer
+from lockstitch.rl.models import prepare_frozen
 from lockstitch.rl.rollout_engine import SGLangEngine, check_mergeable, engine_of
 from lockstitch.rl.rollouts import (
     EVAL,
     REFILL,
     TRAIN,
+    counted,
     groups_with_signal,
     replace_rows,
     rollout_metrics,
@@ -39,6 +41,8 @@ from lockstitch.rl.rollouts import (
     trace_columns,
 )
 from lockstitch.rl.scoring import check_trains
+from lockstitch.rl.taught import TaughtTrainer
+from lockstitch.rl.teaching import Columns, Teaching
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import check_layout, in_blocks_of
 from lockstitch.sampling.loop import sample
@@ -46,12 +50,10 @@ from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import GenerationConfig
-from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
-
-Columns = dict[str, torch.Tensor]
+from trl.models import unwrap_model_for_generation
 
 
-class RolloutTrainer(ResumableGRPOTrainer):
+class RolloutTrainer(TaughtTrainer):
     """`GRPOTrainer` that denoises canvases; see `DiffusionGRPOTrainer` for what it takes."""
 
     def __init__(
@@ -60,6 +62,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
         reward_funcs: Any,
         args: DiffusionGRPOConfig,
         peft_config: PeftConfig | None = None,
+        teaching: Teaching | None = None,
         **kwargs: Any,
     ) -> None:
         for name in ("tools", "environment_factory", "rollout_func", "quantization_config"):
@@ -102,13 +105,18 @@ class RolloutTrainer(ResumableGRPOTrainer):
             args.beta = beta
         self.beta = beta
         if reference is not None:
-            self.ref_model = self._prepare_reference(reference.eval())
+            self.ref_model = prepare_frozen(self, reference.eval())
         self.aux_loss_enabled = False
         self.eos_token_ids = denoiser.eos_ids
         # Ours to do: TRL looks at a canvas's last token, which says nothing.
         self._drops_truncated, self.mask_truncated_completions = args.mask_truncated_completions, False
         if args.refill_groups:
             self._check_refill()
+        self._teaching = teaching
+        # Rows of a group, W: a lesson that joined is one of them.
+        self._width = self.num_generations + (teaching is not None and teaching.role == "join")
+        if teaching is not None:
+            self._check_teaching(teaching)
         if self._engine is not None:
             self._check_engine()
         self._rollouts: list[Trajectory] = []
@@ -116,13 +124,6 @@ class RolloutTrainer(ResumableGRPOTrainer):
         self._rewards_NF = torch.empty(0)
         self._eval_rows = 0
         self._given: deque[dict[str, Any]] = deque(maxlen=args.generation_batch_size)  # as TRL keeps completions
-
-    def _prepare_reference(self, reference: Any) -> Any:
-        if self.is_deepspeed_enabled:
-            return prepare_deepspeed(reference, self.accelerator)
-        if self.is_fsdp_enabled:
-            return prepare_fsdp(reference, self.accelerator)
-        return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     def _check_refill(self) -> None:
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
@@ -203,13 +204,8 @@ class RolloutTrainer(ResumableGRPOTrainer):
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         """TRL's, then whole canvases in the place of completions, and what of them counts in the place of a tool mask."""
         output = list(super()._generate(prompts))
-        counted = [len(t.canvas_ids) if self.args.scope == "canvas" else t.length for t in self._rollouts]
-        if self._drops_truncated:
-            counted = [count * t.finished for count, t in zip(counted, self._rollouts, strict=True)]
         output[1] = [list(t.canvas_ids) for t in self._rollouts]
-        output[2] = [
-            [1] * count + [0] * (len(t.canvas_ids) - count) for count, t in zip(counted, self._rollouts, strict=True)
-        ]
+        output[2] = [counted(t, self.args.scope, self._drops_truncated) for t in self._rollouts]
         if self.log_completions:
             self._log_completion_extra("nfe", [t.ledger.nfe for t in self._rollouts])
             self._log_completion_extra("steps", [t.last_step for t in self._rollouts])
@@ -238,17 +234,22 @@ class RolloutTrainer(ResumableGRPOTrainer):
             columns["num_items_in_batch"] = gather(columns["tool_mask"].sum()).sum()
         prompt_seeds = [derive_seed(self.args.seed, *key, row // K) for row in rows]
         columns["prompt_seed"] = torch.tensor(prompt_seeds, device=self.accelerator.device)
-        own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        rewards_NF, W = self._rewards_NF, K
+        weights_F = self.reward_weights.to(rewards_NF.device)
+        if self._teaching is not None and self.model.training:
+            columns, rewards_NF = self._teach(columns, inputs, key, rows)
+            weights_F, W = torch.ones_like(weights_F[:1]), self._width
+        count = len(columns["advantages"])
+        own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         summed = self.multi_objective_aggregation == "sum_then_normalize"
-        weights_F = self.reward_weights.to(self._rewards_NF.device)
-        signal_P = groups_with_signal(self._rewards_NF, weights_F, K, summed)
-        columns["signal"] = signal_P.repeat_interleave(K)[own]
+        signal_P = groups_with_signal(rewards_NF, weights_F, W, summed)
+        columns["signal"] = signal_P.repeat_interleave(W)[own]
         if self.args.drop_zero_variance:  # what is left of their advantages is rounding
             columns["advantages"] = columns["advantages"] * columns["signal"]
         columns["weight"] = columns["advantages"]
         if self.args.policy_loss == "weighted":
-            known_N = ~self._rewards_NF.isnan().all(1)
-            columns["weight"] = losses.group_weights(gather(columns["advantages"]), known_N, K)[own]
+            known_N = ~rewards_NF.isnan().all(1)
+            columns["weight"] = losses.group_weights(gather(columns["advantages"]), known_N, W)[own]
         return columns
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Columns:
@@ -273,13 +274,15 @@ class RolloutTrainer(ResumableGRPOTrainer):
             dropped = self.args.drop_zero_variance and not self._entropy_bonus_enabled
             active_B = columns["signal"] if dropped else torch.ones_like(columns["signal"])
             columns["active"] = active_B & columns["tool_mask"].any(1)
+            if self._teaching is not None and self._teaching.role == "only":
+                columns["active"] = torch.zeros_like(columns["active"])
         self._score_before(columns)
         return columns
 
     def _refill(self, columns: Columns, generation: int, turn: int, first: int) -> tuple[Columns, bool]:
         """Replaces groups without signal by groups of fresh prompts, where those have one."""
-        K = self.num_generations
-        signal_P = columns["signal"].view(-1, K)[:, 0]
+        K, W = self.num_generations, self._width
+        signal_P = columns["signal"].view(-1, W)[:, 0]
         missing = (~signal_P).nonzero()[:, 0].tolist()
         count = int(gather(torch.tensor([len(missing)], device=signal_P.device)).max())
         if not count:
@@ -293,12 +296,12 @@ class RolloutTrainer(ResumableGRPOTrainer):
         ]
         rows = [place * K + k for place in places for k in range(K)]
         new = self._roll_out([row for row in fresh for _ in range(K)], key, rows, K)
-        found = [i for i in range(len(missing)) if bool(new["signal"][i * K])]
-        offset_K = torch.arange(K, device=signal_P.device)
+        found = [i for i in range(len(missing)) if bool(new["signal"][i * W])]
+        offset_W = torch.arange(W, device=signal_P.device)
         at = (
-            torch.tensor([missing[i] for i in found], dtype=torch.long, device=signal_P.device)[:, None] * K + offset_K
+            torch.tensor([missing[i] for i in found], dtype=torch.long, device=signal_P.device)[:, None] * W + offset_W
         )
-        of = torch.tensor(found, dtype=torch.long, device=signal_P.device)[:, None] * K + offset_K
+        of = torch.tensor(found, dtype=torch.long, device=signal_P.device)[:, None] * W + offset_W
         columns = replace_rows(columns, new, at.flatten(), of.flatten(), self._denoiser.pad_id)
         columns["num_items_in_batch"] = gather(columns["tool_mask"].sum()).sum()
         return columns, True

@@ -158,10 +158,12 @@ def loading_of(arguments: ModelConfig) -> dict[str, Any]:
     return loading
 
 
-def peft_config_of(arguments: ModelConfig, denoiser: "Denoiser", *, ratios: bool = False) -> "LoraConfig | None":
+def peft_config_of(
+    arguments: ModelConfig, denoiser: "Denoiser", *, ratios: bool = False, gated: bool = False
+) -> "LoraConfig | None":
     """The adapter that TRL's flags (`use_peft`, `lora_r`, ...) ask for, or None.
 
-    `ratios` says that the trainer forms ratios of policies: then dropout is warned of.
+    `ratios` says that the trainer forms ratios of policies: then dropout is warned of. `gated` as in `lora_config`.
     """
     if not arguments.use_peft:
         return None
@@ -176,6 +178,5 @@ def peft_config_of(arguments: ModelConfig, denoiser: "Denoiser", *, ratios: bool
         more["modules_to_save"] = arguments.lora_modules_to_save
     if arguments.model_revision != "main":
         more["revision"] = arguments.model_revision
-    return lora_config(
-        denoiser, arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout, arguments.lora_target_modules, **more
-    )
+    settings = arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout, arguments.lora_target_modules
+    return lora_config(denoiser, *settings, gated=gated, **more)

@@ -10,6 +10,7 @@ from lockstitch.sampling.loading import load_tokenizer
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from trl.models import prepare_deepspeed, prepare_fsdp
 
 
 def as_denoiser(
@@ -47,6 +48,15 @@ def as_denoiser(
 
 def _with(denoiser: Denoiser, tokenizer: Tokenizer) -> Denoiser:
     return Denoiser(denoiser.model, tokenizer, denoiser.family, denoiser.mask_id, denoiser.calling)
+
+
+def prepare_frozen(trainer: Any, model: Any) -> Any:
+    """A model that is not trained (a reference, a teacher), in evaluation mode, as a trainer wants it beside its own."""
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(model, trainer.accelerator)
+    if trainer.is_fsdp_enabled:
+        return prepare_fsdp(model, trainer.accelerator)
+    return trainer.accelerator.prepare_model(model, evaluation_mode=True)
 
 
 def name_of(model: Any) -> str:

@@ -38,6 +38,22 @@ def trace_columns(trajectories: Sequence[Trajectory], device: torch.device) -> d
     }
 
 
+def counted(trajectory: Trajectory, scope: str, drops_truncated: bool, given: bool = False) -> list[int]:
+    """1 at the canvas positions that a loss counts, 0 elsewhere: those of the scope that were drawn, one entry each.
+
+    Args:
+        trajectory: the completion.
+        scope: `valid`, up to EOS, or the whole `canvas`.
+        drops_truncated: whether a completion that did not end counts for nothing.
+        given: whether what the sampler was given (pinned) counts, too.
+    """
+    t = trajectory
+    count = len(t.canvas_ids) if scope == "canvas" else t.length
+    if drops_truncated and not t.finished:
+        count = 0
+    return [int(g < count and (given or since != 0)) for g, since in enumerate(t.commit_step)]
+
+
 def repetition(ids: Sequence[int]) -> float:
     """Share of tokens that repeat the one before."""
     return sum(a == b for a, b in pairwise(ids)) / max(1, len(ids) - 1)

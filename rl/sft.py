@@ -77,13 +77,33 @@ def packed_logits(
     attention_BL: torch.Tensor,
     masked_BL: torch.Tensor,
     canvas: int,
-    block: int,
+    block: int | torch.Tensor,
     alone: bool | None = None,
 ) -> torch.Tensor:
     """Logits of the masked positions, `(M, V)`, of models that denoise block by block: of each block after clean ones.
 
-    Rows are padded on the left and end with the canvas, which is clean in `input_ids_BL`; `alone` as in `block_of_column`.
-    The head runs on masked positions alone.
+    Rows are padded on the left and end with the canvas, which is clean in `input_ids_BL`; `block` and `alone` as in
+    `block_of_column`. The head runs on masked positions alone.
+    """
+    return halves_logits(
+        denoiser, model, input_ids_BL, noised_BL, attention_BL, masked_BL, None, canvas, block, alone
+    )[0]
+
+
+def halves_logits(
+    denoiser: Denoiser,
+    model: torch.nn.Module,
+    input_ids_BL: torch.Tensor,
+    noised_BL: torch.Tensor,
+    attention_BL: torch.Tensor,
+    masked_BL: torch.Tensor,
+    next_BL: torch.Tensor | None,
+    canvas: int,
+    block: int | torch.Tensor,
+    alone: bool | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, and what the clean half, if it is causal, says of the tokens at `next_BL`, `(N, V)`: of each after the clean
+    ones before it. Both by one pass.
     """
     width = input_ids_BL.shape[1] - canvas
     packed = packed_pass(
@@ -98,11 +118,12 @@ def packed_logits(
     )
     row_M, column_M = masked_BL.nonzero(as_tuple=True)
     place_M = packed.columns(row_M, column_M, denoiser.family.shifted)
-    asked_BK = torch.zeros_like(packed.arguments["input_ids"], dtype=torch.bool)
-    asked_BK[row_M, place_M] = True
-    logits_MV = denoiser.raw_logits(model, packed.arguments, None, asked_BK)
-    order_BK = asked_BK.flatten().cumsum(0).view_as(asked_BK) - 1  # a shifted model answers some from the clean half
-    return logits_MV[order_BK[row_M, place_M]]
+    row_N, column_N = (torch.zeros_like(masked_BL) if next_BL is None else next_BL).nonzero(as_tuple=True)
+    columns = packed.arguments["input_ids"].shape[1]
+    # A shifted model answers some masks from the clean half.
+    place_A = torch.cat([row_M * columns + place_M, row_N * columns + packed.next_columns(column_N)])
+    logits_AV = denoiser.raw_logits(model, packed.arguments, None, place_A)
+    return logits_AV[: len(row_M)], logits_AV[len(row_M) :]
 
 
 class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):

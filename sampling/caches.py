@@ -13,20 +13,24 @@ finished block is written by the same pass that opens the next one, and costs no
 (2505.22618) for prefix and dual, and DCD (2601.02076) for interval: from two columns before the window to two behind it,
 this step's and the last one's together, so that what was just committed is read once more.
 
+What to read is worked out in host memory, where the canvases stand, and sent to the device; what does not change from one
+step of a block to the next (`_Frame`) is sent once.
+
 Rows that are the same in all that a pass reads (tokens, padding, kept keys) go through it as one: trajectories of one
 prompt start from the same canvas, and many stay equal for long. Under `block`, trajectories of one prompt whose canvases
 differ share one pass over the prompt.
 
 Axes: R rows of the store (one per trajectory, a second one for guidance), B rows of the batch, A active ones, U of them
-that differ, G canvas positions, L columns (padding, prompt, canvas), Q columns of a pass, K columns it sees, C columns
-whose logits are asked for, M places that are asked for (a row and a position), P of them in rows that differ, V vocabulary.
+that differ, G canvas positions, L columns (padding, prompt, canvas), Q columns of a pass, K columns it sees, M places that
+are asked for (a row and a position), P of them in rows that differ, V vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lockstitch.sampling.canvases import Canvases
+from lockstitch.sampling.canvases import Canvases, Place
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.keys import Store
@@ -37,38 +41,54 @@ AROUND = 2  # columns on either side of a window that `interval` computes along
 REFRESH = 32  # commits after which `interval` computes everything again
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What passes over the same rows and columns have in common.
+
+    Attributes:
+        rows_U: the rows of the store, on the model's device.
+        arguments: mask and positions, where the model must be told, there too.
+        real: tokens that a pass computes of each row, padding left out.
+    """
+
+    rows_U: torch.Tensor
+    arguments: dict[str, torch.Tensor]
+    real: list[int]
+
+
 class Passes:
     """Answers with the logits of canvas positions, and keeps the bill.
 
     Attributes:
-        nfe_B: forward passes that each trajectory took part in.
-        tokens_B: tokens that they processed, padding left out. What trajectories share is on the bill of the first.
-        waits_B: passes that had to wait for one another.
+        nfe: forward passes that each trajectory took part in.
+        tokens: tokens that they processed, padding left out. What trajectories share is on the bill of the first.
+        waits: passes that had to wait for one another.
     """
 
     def __init__(self, denoiser: Denoiser, canvases: Canvases, config: SamplerConfig) -> None:
         self.denoiser, self.canvases, self.family = denoiser, canvases, denoiser.family
         self.cache, self.scale, self.block = config.cache, config.cfg_scale, config.block
+        self.device = denoiser.device
         B, L = canvases.ids_BL.shape
-        self.nfe_B = torch.zeros(B, dtype=torch.long, device=canvases.device)
-        self.tokens_B, self.waits_B = torch.zeros_like(self.nfe_B), torch.zeros_like(self.nfe_B)
         self.copies = 2 if self.scale else 1
+        self.nfe, self.tokens, self.waits = [0] * B, [0] * B, [0] * B
         # Rows of different prompts are never the same, but for guidance, which blanks the prompts.
         self.may_share = self.scale > 0 or len(set(canvases.prompts)) < B
-        weight_K = torch.randint(-(2**62), 2**62, (2 * L,), generator=torch.Generator().manual_seed(0))
-        self.weight_K = weight_K.to(canvases.device)
+        self.weight_K = torch.randint(-(2**62), 2**62, (2 * L,), generator=torch.Generator().manual_seed(0))
         self.store: Store | None = None
         if self.cache != "none":
             spare = int(self.cache == "interval")
             self.store = Store(denoiser.model.config.num_hidden_layers, self.copies * B, L + spare)
         # Where kept keys may be stale: rows of the store with one number went through the same passes.
-        self.history_R = torch.zeros(self.copies * B, dtype=torch.long, device=canvases.device)
+        self.history = [0] * (self.copies * B)
         self.turn = 0
+        self.framed: tuple[Any, Any] = (None, None)  # a frame, and of which rows and columns it is
+        self.visible: dict[tuple[int, int, int] | None, torch.Tensor] = {}  # masks of this block, padding aside
         # Under `interval`: each row's masks when all of it was last computed, and its last window, in canvas positions.
         self.refresh = config.refresh or REFRESH
-        self.masks_B, self.window_B2 = torch.zeros_like(self.nfe_B), torch.zeros_like(self.nfe_B)[:, None].repeat(1, 2)
+        self.masks_B, self.window_B2 = torch.zeros(B, dtype=torch.long), torch.zeros(B, 2, dtype=torch.long)
         # Under `block`: columns of each row that hold their final keys.
-        self.written_B = torch.zeros_like(self.nfe_B)
+        self.written = [0] * B
         self.number_L = torch.zeros(L, dtype=torch.long)
         self.base, self.start, self.stop = canvases.width, 0, 0
         self.opened = False
@@ -77,71 +97,65 @@ class Passes:
         """Prepares for a walk over blocks, of which the first begins `lead` columns before the canvas."""
         self.base = self.canvases.width - lead
         self.open_block((0,), 0)
-        self.written_B.clamp_(max=self.base)  # what the last stage wrote on the canvas is about to change
-        if self.cache == "block" and self.base and not bool(self.written_B.any()):
+        # What the last stage wrote on the canvas is about to change.
+        self.written = [min(columns, self.base) for columns in self.written]
+        if self.cache == "block" and self.base and not any(self.written):
             self._share_prompts()
 
     def open_block(self, starts: Sequence[int], stop: int) -> None:
         """Moves on to the last of the blocks that begin at canvas positions `starts`; it ends before `stop`."""
         self.start, self.stop, self.opened = starts[-1], stop, False
+        self.framed, self.visible = (None, None), {}
         edges = [self.canvases.width + start for start in starts[1:]]
-        self.number_L = block_numbers(self.canvases.ids_BL.shape[1], self.base, edges, self.block).to(
-            self.canvases.device
-        )
+        self.number_L = block_numbers(self.canvases.ids_BL.shape[1], self.base, edges, self.block)
 
-    def logits(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
-        """Logits `(M, V)` of the canvas positions that are asked for, by one forward pass of each of the given rows."""
-        self.waits_B[rows_A] += 1
-        self.nfe_B[rows_A] += self.copies
+    def logits(self, rows_A: torch.Tensor, asked: Place) -> torch.Tensor:
+        """Logits `(M, V)` of places that are asked for, by one forward pass of each of the given rows.
+
+        A place is a row, counted in `rows_A`, and a canvas position.
+        """
+        self.bill(rows_A.tolist())
         read = self._by_interval if self.cache == "interval" else self._answer
-        logits_MV = read(rows_A, asked_AG)
+        logits_MV = read(rows_A, asked)
         self.opened = True
         return logits_MV
 
-    def foreseen(self, rows_A: torch.Tensor, canvas_AG: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
+    def foreseen(self, rows_A: torch.Tensor, canvas_AG: torch.Tensor, asked: Place) -> torch.Tensor:
         """The same of canvases that rows have or may come to have in the block that is open, several for a row if need be.
 
         Each is a row of the pass, which keeps nothing: the block is computed anew by every pass.
         """
         assert self.opened
         assert self.cache != "interval"
-        self.waits_B[rows_A] += 1
-        self.nfe_B.index_add_(0, rows_A, torch.full_like(rows_A, self.copies))
-        return self._answer(rows_A, asked_AG, canvas_AG=canvas_AG)
+        self.bill(rows_A.tolist())
+        return self._answer(rows_A, asked, canvas_AG=canvas_AG)
+
+    def bill(self, rows: Sequence[int]) -> None:
+        """Puts a pass on the bill of its rows; one that is in it several times waits for it once."""
+        for row in rows:
+            self.nfe[row] += self.copies
+        for row in {*rows}:
+            self.waits[row] += 1
 
     def _answer(
         self,
         rows_A: torch.Tensor,
-        asked_AG: torch.Tensor,
+        asked: Place,
         columns_AQ: torch.Tensor | None = None,
         canvas_AG: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits `(M, V)` by one pass over the columns that the cache says, or over each row's own."""
-        row_M, position_M = asked_AG.nonzero(as_tuple=True)
-        column_M = self.canvases.width + position_M - int(self.family.shifted)
-        columns: slice | torch.Tensor
-        if columns_AQ is None:
-            first, last, seen = self._span(rows_A, int(column_M.min()), int(column_M.max()))
-            columns, place_M, width = slice(first, last), column_M - first, last - first
-        else:
-            columns, place_M, width = columns_AQ, column_M - columns_AQ[row_M, 0], columns_AQ.shape[1]
-            seen = self.canvases.ids_BL.shape[1]
-        kept_Q = torch.zeros(width, dtype=torch.bool, device=rows_A.device)
-        kept_Q[place_M] = True
-        kept_C = kept_Q.nonzero()[:, 0]
-        asked_AC = torch.zeros(len(rows_A), len(kept_C), dtype=torch.bool, device=rows_A.device)
-        asked_AC[row_M, (kept_Q.cumsum(0) - 1)[place_M]] = True
-        logits_PV, place_AC = self._forward(rows_A, columns, seen, kept_C, asked_AC, canvas_AG)
-        if self.scale:
-            conditional_AC, unconditional_AC = place_AC.chunk(2)
-            return guided(logits_PV[conditional_AC[asked_AC]], logits_PV[unconditional_AC[asked_AC]], self.scale)
-        place_M = place_AC[asked_AC]
-        each_P = torch.arange(len(logits_PV), device=place_M.device)
-        return logits_PV if torch.equal(place_M, each_P) else logits_PV[place_M]
+        row_M, position_M = asked
+        ahead = self.canvases.width - int(self.family.shifted)  # columns before the one that answers for position 0
+        if columns_AQ is not None:
+            asked = row_M, position_M + ahead - columns_AQ[row_M, 0]
+            return self._forward(rows_A, columns_AQ, self.canvases.ids_BL.shape[1], asked, canvas_AG)
+        first, last, seen = self._span(rows_A.tolist(), position_M)
+        return self._forward(rows_A, slice(first, last), seen, (row_M, position_M + (ahead - first)), canvas_AG)
 
-    def _by_interval(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
+    def _by_interval(self, rows_A: torch.Tensor, asked: Place) -> torch.Tensor:
         """Logits `(M, V)` by a pass over all columns for the rows that are due for it, another over windows for the rest."""
-        G, L = asked_AG.shape[1], self.canvases.ids_BL.shape[1]
+        (row_M, position_M), G, L = asked, self.canvases.masked_BG.shape[1], self.canvases.ids_BL.shape[1]
         masks_A = self.canvases.masked_BG[rows_A].sum(1)
         due_A = (
             self.masks_B[rows_A] - masks_A >= self.refresh
@@ -149,41 +163,49 @@ class Passes:
             else torch.ones_like(rows_A, dtype=torch.bool)
         )
         self.masks_B[rows_A[due_A]] = masks_A[due_A]
-        first_A, last_A = asked_AG.long().argmax(1), G - asked_AG.flip(1).long().argmax(1)
+        first_A = torch.full_like(rows_A, G).scatter_reduce_(0, row_M, position_M, "amin")
+        last_A = torch.zeros_like(rows_A).scatter_reduce_(0, row_M, position_M + 1, "amax")
         before_A, behind_A = self.window_B2[rows_A].unbind(1)
         self.window_B2[rows_A] = torch.stack([first_A, last_A], dim=1)
         low_A = self.canvases.width - int(self.family.shifted) + first_A.minimum(before_A) - AROUND
         high_A = self.canvases.width - int(self.family.shifted) + last_A.maximum(behind_A) + AROUND
         low_A, high_A = low_A.clamp(min=0), high_A.clamp(max=L)
         if bool(due_A.all()):
-            return self._answer(rows_A, asked_AG)
+            return self._answer(rows_A, asked)
         late_A = ~due_A
         column_AQ = low_A[late_A, None] + torch.arange(int((high_A - low_A)[late_A].max()), device=rows_A.device)
         column_AQ = column_AQ.masked_fill(column_AQ >= high_A[late_A, None], L)  # a column that nothing sees
-        logits_LV = self._answer(rows_A[late_A], asked_AG[late_A], column_AQ)
         if bool(late_A.all()):
-            return logits_LV
-        due_M = due_A[asked_AG.nonzero()[:, 0]]
-        logits_MV = logits_LV.new_empty(len(due_M), logits_LV.shape[1])
-        logits_MV[due_M], logits_MV[~due_M] = self._answer(rows_A[due_A], asked_AG[due_A]), logits_LV
-        return logits_MV
+            return self._answer(rows_A, asked, column_AQ)
+        number_A = torch.where(due_A, due_A.cumsum(0), late_A.cumsum(0)) - 1  # in its own half
+        late_M = late_A[row_M]
+        halves = [(number_A[row_M[one_M]], position_M[one_M]) for one_M in (late_M, ~late_M)]
+        logits_LV = self._answer(rows_A[late_A], halves[0], column_AQ)
+        logits_DV = self._answer(rows_A[due_A], halves[1])
+        order_M = torch.where(late_M, late_M.cumsum(0), (~late_M).cumsum(0) + len(logits_LV)) - 1
+        return torch.cat([logits_LV, logits_DV])[self._sent(order_M)]
 
-    def _span(self, rows_A: torch.Tensor, lowest: int, highest: int) -> tuple[int, int, int]:
-        """Columns `first:last` that a pass recomputes, and how many it sees, to answer in `lowest..highest`."""
+    def _span(self, rows: list[int], position_M: torch.Tensor) -> tuple[int, int, int]:
+        """Columns `first:last` that a pass recomputes, and how many it sees, to answer for canvas positions of the block."""
         width = self.canvases.width
         if self.family.layout == "full":
-            end = width + int(self.canvases.length_B[rows_A].max())
+            end = self.canvases.ids_BL.shape[1]
+            if min(self.canvases.ends) < end:
+                end = max(self.canvases.ends[row] for row in rows)
             if self.cache in ("none", "interval") or not self.opened:
                 return 0, end, end
             low = width + self.start - int(self.family.shifted)
             return (low, end, end) if self.cache == "prefix" else (low, width + self.stop, end)
-        low = self._low()
+        low, lowest, highest = self._low(), width + self.start, width + self.stop - 1
+        if self.family.shifted:  # what answers for the block's first position lies before it
+            lowest, highest = (width - 1 + end for end in torch.stack(position_M.aminmax()).tolist())
         # Before the block nothing sees it, so it need not be there to answer.
         high = width + self.stop if highest >= low else low
         if self.cache == "none":
             return 0, high, high
-        first = min(int(self.written_B[rows_A].min()), low, lowest)
-        self.written_B[rows_A] = low
+        first = min(*(self.written[row] for row in rows), low, lowest)
+        for row in rows:
+            self.written[row] = low
         return first, high, high
 
     def _low(self) -> int:
@@ -195,12 +217,10 @@ class Passes:
         rows_A: torch.Tensor,
         columns: slice | torch.Tensor,
         seen: int,
-        kept_C: torch.Tensor,
-        asked_AC: torch.Tensor,
+        asked: Place,
         canvas_AG: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass, with its bill: logits `(P, V)` of what rows that differ are asked for, and where those of each row
-        are among them, `(A, C)`.
+    ) -> torch.Tensor:
+        """One pass, with its bill: logits `(M, V)` of what is asked for.
 
         Under guidance there are twice as many rows, the second half without the prompt.
 
@@ -208,93 +228,136 @@ class Passes:
             rows_A: rows of the batch.
             columns: what is computed: a span, or each row's own columns `(A, Q)`, where `L` fills up.
             seen: columns that it sees.
-            kept_C: which of the computed columns any row is asked for, counted from their first.
-            asked_AC: those that each row is asked for.
+            asked: rows, counted in `rows_A`, and columns, counted from the first that is computed.
             canvas_AG: what stands on the canvases, if it is not what they hold; then nothing is kept of the pass.
         """
-        ids_AK, attention_AK = self.canvases.ids_BL[rows_A, :seen], self.canvases.attention_BL[rows_A, :seen]
+        canvases, (row_M, column_M), B = self.canvases, asked, len(self.nfe)
+        rows = rows_A.tolist()
+        ids_AK, keeps = canvases.ids_BL[rows_A, :seen], canvas_AG is None
         if canvas_AG is not None:
-            ids_AK[:, self.canvases.width :] = canvas_AG[:, : seen - self.canvases.width]
-        keeps = canvas_AG is None
+            ids_AK[:, canvases.width :] = canvas_AG[:, : seen - canvases.width]
         if self.scale:
-            prompt_AK = attention_AK.bool()
-            prompt_AK[:, self.canvases.width :] = False
+            prompt_AK = canvases.attention_BL[rows_A, :seen].bool()
+            prompt_AK[:, canvases.width :] = False
             ids_AK = torch.cat([ids_AK, ids_AK.masked_fill(prompt_AK, self.denoiser.mask_id)])
-            attention_AK = attention_AK.repeat(2, 1)
-            rows_A = torch.cat([rows_A, rows_A + len(self.nfe_B)])
+            row_M, column_M = torch.cat([row_M, row_M + len(rows)]), column_M.repeat(2)
+            rows = [*rows, *(row + B for row in rows)]
             columns = columns if isinstance(columns, slice) else columns.repeat(2, 1)
-        shown_AK = 2 * ids_AK + attention_AK
-        if not isinstance(columns, slice):
-            shown_AK = torch.cat([shown_AK, columns], dim=1)
-        own_U, which_A = self._distinct(rows_A, shown_AK, columns == slice(0, seen), keeps)
-        rows_U, ids_UK, attention_UK = rows_A[own_U], ids_AK[own_U], attention_AK[own_U]
-        position_UK = (attention_UK.cumsum(1) - 1).clamp(min=0)
+        own, which = self._distinct(rows, ids_AK, columns, keeps)
+        shared = len(own) < len(rows)
+        rows_U = [rows[a] for a in own]
+        if shared:
+            ids_AK, row_M = ids_AK[own], torch.tensor(which, device=row_M.device)[row_M]
+            columns = columns if isinstance(columns, slice) else columns[own]
+        frame = self._framed(rows_U, columns, seen)
+        for row, real in zip(rows_U, frame.real, strict=True):
+            self.tokens[row % B] += real
         if isinstance(columns, slice):
-            ids_UQ, real_UQ, position_UQ = (values_UK[:, columns] for values_UK in (ids_UK, attention_UK, position_UK))
+            ids_UQ = ids_AK if columns == slice(0, seen) else ids_AK[:, columns]
         else:
-            columns = columns[own_U]
-            filler_UQ, inside_UQ = columns >= seen, columns.clamp(max=seen - 1)
-            ids_UQ = ids_UK.gather(1, inside_UQ).masked_fill_(filler_UQ, self.denoiser.pad_id)
-            real_UQ = attention_UK.gather(1, inside_UQ).masked_fill_(filler_UQ, 0)
-            position_UQ = position_UK.gather(1, inside_UQ)
-        self.tokens_B.index_add_(0, rows_U % len(self.nfe_B), real_UQ.sum(1))
+            ids_UQ = self._own(ids_AK, columns).masked_fill_(columns >= seen, self.denoiser.pad_id)
+        arguments: dict[str, Any] = {"input_ids": self._sent(ids_UQ), **frame.arguments}
+        if self.store is not None:
+            on_device = columns if isinstance(columns, slice) else self._sent(columns)
+            self.store.begin(frame.rows_U, on_device, seen, keeps)
+            arguments["past_key_values"] = self.store
+        place_P, back_M = torch.add(column_M, row_M, alpha=ids_UQ.shape[1]), None
+        if shared:
+            place_P, back_M = torch.unique(place_P, return_inverse=True)
+        logits_MV = self.denoiser.raw_logits(self.denoiser.model, arguments, None, self._sent(place_P))
+        if self.store is not None and keeps and shared:
+            self.store.copy(frame.rows_U[which], self._sent(torch.tensor(rows)))
+        if back_M is not None:
+            logits_MV = logits_MV[self._sent(back_M)]
+        if self.scale:
+            conditional_MV, unconditional_MV = logits_MV.chunk(2)
+            return guided(conditional_MV, unconditional_MV, self.scale)
+        return logits_MV
 
-        arguments: dict[str, Any] = {"input_ids": ids_UQ}
-        hidden = self.canvases.ragged and not bool(attention_UK.all())
+    def _sent(self, values: torch.Tensor) -> torch.Tensor:
+        """The same on the model's device."""
+        return values if values.device == self.device else values.to(self.device, non_blocking=True)
+
+    def _framed(self, rows: list[int], columns: slice | torch.Tensor, seen: int) -> _Frame:
+        """The frame of a pass: that of the last one, if its rows and columns are the same."""
+        canvases, B = self.canvases, len(self.nfe)
+        key = (rows, columns, seen, canvases.shape) if isinstance(columns, slice) else None
+        if key is not None and key == self.framed[0]:
+            known: _Frame = self.framed[1]
+            return known
+        rows_U, billed = torch.tensor(rows, device=canvases.device), [row % B for row in rows]
+        billed_U = rows_U % B if self.scale else rows_U
+        hidden = any(canvases.begins[row] or canvases.ends[row] < seen for row in billed)
+        arguments, attention_UK = {}, canvases.attention_BL[billed_U, :seen]
+        real_UQ = attention_UK[:, columns] if isinstance(columns, slice) else self._own(attention_UK, columns)
+        if hidden or not isinstance(columns, slice) or columns.start:
+            position_UK = canvases.position_BL[billed_U, :seen]
+            position_UQ = position_UK[:, columns] if isinstance(columns, slice) else self._own(position_UK, columns)
+            arguments["position_ids"] = self._sent(position_UQ)
         if self.family.layout != "full" or (hidden and self.store is not None):
-            arguments["attention_mask"] = self._mask(attention_UK, columns, hidden)
+            arguments["attention_mask"] = self._mask(attention_UK if hidden else None, columns, seen)
         elif hidden:
             assert self.denoiser.calling.honours_mask, "rows of one length are batched together"
-            arguments["attention_mask"] = attention_UK
-        if hidden or not isinstance(columns, slice) or columns.start:
-            arguments["position_ids"] = position_UQ
-        if self.store is not None:
-            self.store.begin(rows_U, columns, seen, keeps)
-            arguments["past_key_values"] = self.store
-        asked_UC = torch.zeros(len(rows_U), len(kept_C), dtype=torch.long, device=rows_A.device)
-        asked_UC = asked_UC.index_add_(0, which_A, asked_AC.long().repeat(self.copies, 1)).bool()
-        logits_PV = self.denoiser.raw_logits(self.denoiser.model, arguments, kept_C, asked_UC)
-        if self.store is not None and keeps and len(rows_U) < len(rows_A):
-            self.store.copy(rows_U[which_A], rows_A)
-        place_UC = asked_UC.flatten().cumsum(0).view_as(asked_UC) - 1
-        return logits_PV, place_UC[which_A]
+            arguments["attention_mask"] = self._sent(attention_UK)
+        frame = _Frame(self._sent(rows_U), arguments, real_UQ.sum(1).tolist())
+        self.framed = key, frame
+        return frame
+
+    def _own(self, values_UK: torch.Tensor, columns_UQ: torch.Tensor) -> torch.Tensor:
+        """What stands in each row's own columns, `(U, Q)`, 0 in those that fill up."""
+        seen = values_UK.shape[1]
+        return values_UK.gather(1, columns_UQ.clamp(max=seen - 1)).masked_fill_(columns_UQ >= seen, 0)
 
     def _distinct(
-        self, rows_A: torch.Tensor, shown_AK: torch.Tensor, whole: bool, keeps: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which rows go through a pass: the first of each kind, `(U,)` in rising order, and the kind of each row, `(A,)`.
+        self, rows: list[int], ids_AK: torch.Tensor, columns: slice | torch.Tensor, keeps: bool
+    ) -> tuple[list[int], list[int]]:
+        """Which rows go through a pass: the first of each kind, in rising order, and the kind of each row.
 
-        Rows of a kind show the pass the same (`shown_AK`: tokens, padding, columns) and, unless it is `whole` and computes
-        all keys anew, the same keys.
+        Rows of a kind show the pass the same tokens, padding and columns and, unless it computes all keys anew, the same
+        keys.
         """
-        each_A = torch.arange(len(rows_A), device=rows_A.device)
+        each, canvases = list(range(len(rows))), self.canvases
         if not self.may_share:
-            return each_A, each_A
+            return each, each
+        shown_AK = ids_AK
+        if canvases.ragged:
+            billed = [row % len(self.nfe) for row in rows]
+            shown_AK = 2 * ids_AK + canvases.attention_BL[billed, : ids_AK.shape[1]]
+        if not isinstance(columns, slice):
+            shown_AK = torch.cat([shown_AK, columns], dim=1)
+        whole = columns == slice(0, ids_AK.shape[1])
         stale = self.cache in ("prefix", "dual", "interval") and not whole
-        history_A = self.history_R[rows_A] if stale else torch.zeros_like(rows_A)
-        hash_A = (shown_AK * self.weight_K[: shown_AK.shape[1]]).sum(1) ^ history_A
-        first_A = (hash_A[:, None] == hash_A).long().argmax(1)
-        if not torch.equal(shown_AK, shown_AK[first_A]) or not torch.equal(history_A, history_A[first_A]):
+        hash_A = (shown_AK * self.weight_K[: shown_AK.shape[1]]).sum(1).tolist()
+        first_of: dict[tuple[int, int], int] = {}
+        seen_A = zip(hash_A, [self.history[row] if stale else 0 for row in rows], strict=True)
+        first_A = [first_of.setdefault(key, a) for a, key in enumerate(seen_A)]
+        if first_A != each and not torch.equal(shown_AK, shown_AK[first_A]):
             first_A = (
-                each_A  # different rows of one hash: they will hardly ever be, but must not be taken for one another
+                each  # different rows of one hash: they will hardly ever be, but must not be taken for one another
             )
         if keeps:
             self.turn += 1
-            self.history_R[rows_A] = self.turn * len(self.history_R) + rows_A[first_A]
-        own_A = first_A == each_A
-        return each_A[own_A], (own_A.cumsum(0) - 1)[first_A]
+            for row, first in zip(rows, first_A, strict=True):
+                self.history[row] = self.turn * len(self.history) + rows[first]
+        own = [a for a in each if first_A[a] == a]
+        number = {a: u for u, a in enumerate(own)}
+        return own, [number[first] for first in first_A]
 
-    def _mask(self, attention_UK: torch.Tensor, columns: slice | torch.Tensor, hidden: bool) -> torch.Tensor:
+    def _mask(self, attention_UK: torch.Tensor | None, columns: slice | torch.Tensor, seen: int) -> torch.Tensor:
         """An additive mask, `(U or 1, 1, Q, K)`, in the model's own type: eager attention misreads a bool one."""
-        column_K = torch.arange(attention_UK.shape[1], device=attention_UK.device)
         # Rows have columns of their own under the full layout alone, where every column sees all.
-        query_Q = column_K[columns] if isinstance(columns, slice) else columns[0]
-        seen = visible(self.family.layout, query_Q, column_K, self.number_L, self._low())[None, None]
-        if hidden:
-            seen = seen & attention_UK.bool()[:, None, None]
-        dtype = self.denoiser.model.dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=attention_UK.device)
-        return mask.masked_fill_(~seen, torch.finfo(dtype).min)
+        key = (columns.start, columns.stop, seen) if isinstance(columns, slice) else None
+        if key is None or key not in self.visible:
+            column_K = torch.arange(seen)
+            query_Q = column_K[columns] if isinstance(columns, slice) else columns[0]
+            visible_QK = visible(self.family.layout, query_Q, column_K, self.number_L, self._low())
+            dtype = self.denoiser.model.dtype
+            mask_QK = torch.zeros(visible_QK.shape, dtype=dtype).masked_fill_(~visible_QK, torch.finfo(dtype).min)
+            self.visible[key] = self._sent(mask_QK)[None, None]
+        mask = self.visible[key]
+        if attention_UK is None:
+            return mask
+        return mask.masked_fill(self._sent(attention_UK == 0)[:, None, None], torch.finfo(mask.dtype).min)
 
     def _share_prompts(self) -> None:
         """One pass over the prompts that rows with different canvases have in common, up to the first block.
@@ -306,15 +369,17 @@ class Passes:
         source_B = [first_of.setdefault(ids, b) for b, ids in enumerate(prompts)]
         if len(first_of) == len({*zip(prompts, map(tuple, self.canvases.canvas_BG.tolist()), strict=True)}):
             return
-        firsts = torch.tensor(list(first_of.values()), device=self.canvases.device)
-        last_1 = torch.tensor([self.base - 1], device=self.canvases.device)
-        asked_A1 = torch.ones(len(firsts), 1, dtype=torch.bool, device=self.canvases.device)
-        self._forward(firsts, slice(0, self.base), self.base, last_1, asked_A1)
-        self.waits_B += 1
-        self.nfe_B[firsts] += self.copies
-        source = torch.tensor(source_B, device=self.canvases.device)
-        target = torch.arange(len(source), device=self.canvases.device)
+        firsts = list(first_of.values())
+        each = torch.arange(len(firsts))
+        self._forward(
+            torch.tensor(firsts), slice(0, self.base), self.base, (each, torch.full_like(each, self.base - 1))
+        )
+        self.waits = [waits + 1 for waits in self.waits]
+        for row in firsts:
+            self.nfe[row] += self.copies
+        source = torch.tensor(source_B, device=self.device)
+        target = torch.arange(len(source), device=self.device)
         assert self.store is not None
         for copy in range(self.copies):
             self.store.copy(source + copy * len(source), target + copy * len(source))
-        self.written_B[:] = self.base
+        self.written = [self.base] * len(self.written)

@@ -1,10 +1,14 @@
 """The state of a batch: tokens, what is masked, and the trace that becomes the trajectories.
 
+All of it stands in host memory, where what to do next is decided: the model's device is sent what a pass reads, and gives
+back what was drawn.
+
 Rows are left-padded, so that the canvas stands in the same columns everywhere.
 
 Axes: B rows, A of them, G canvas positions, L columns (padding, prompt, canvas), M places (a row and a position), N bans.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +20,13 @@ from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
 
 Canvas = Sequence[int | None]
 Bans = Sequence[tuple[int, int]]
-Place = tuple[torch.Tensor, torch.Tensor]
+Place = tuple[torch.Tensor, torch.Tensor]  # rows and positions
+
+
+def places(marked_AL: torch.Tensor) -> Place:
+    """Where a bool tensor is True, row by row."""
+    row_M, position_M = marked_AL.nonzero().unbind(1)
+    return row_M, position_M
 
 
 @dataclass(frozen=True)
@@ -55,14 +65,19 @@ class Look:
 
 
 class Canvases:
-    """The canvases of a batch, all tensors `(B, ...)` on the model's device.
+    """The canvases of a batch, all tensors `(B, ...)` in host memory.
 
     Attributes:
+        device: the host.
         width: columns before the canvas.
         ids_BL, attention_BL: tokens, and 1 where a column is neither padding nor beyond its row's canvas.
+        canvas_BG: a view of the canvas columns of `ids_BL`.
         masked_BG: what is still to be committed.
         length_B: positions of each row's canvas.
+        position_BL: where columns are, counted from each row's first real one.
+        begins, ends: each row's first real column and the one after its last.
         ragged: whether there is padding, or rows' canvases differ in length.
+        shape: another number whenever the length of a canvas has changed.
         running_B: rows that are not finished.
         step_B: denoising steps so far.
         commit_step_BG, confidence_BG, entropy_BG, block_BG, edits: the trace, as in `Trajectory`.
@@ -72,24 +87,26 @@ class Canvases:
     def __init__(self, denoiser: Denoiser, rows: list[Row], length: int, room: int, kept: int | None = None) -> None:
         """Canvases of `length` positions, with room to grow to `room`; completions are cut off after `kept` of them."""
         self.kept = kept or room
-        self.device, B = denoiser.device, len(rows)
+        self.device, B = torch.device("cpu"), len(rows)
         self.mask_id = denoiser.mask_id
         self.prompts = [tuple(row.prompt_ids) for row in rows]
         self.width = max(len(ids) for ids in self.prompts)
-        ids_BL = torch.full((B, self.width + room), denoiser.pad_id)
+        ids_BL = torch.full((B, self.width + room), denoiser.pad_id, device=self.device)
         attention_BL = torch.ones_like(ids_BL)
         attention_BL[:, self.width + length :] = 0
         for b, row in enumerate(rows):
             pad = self.width - len(row.prompt_ids)
             attention_BL[b, :pad] = 0
-            ids_BL[b, pad : self.width] = torch.tensor(row.prompt_ids)
+            ids_BL[b, pad : self.width] = torch.tensor(row.prompt_ids, device=self.device)
         canvas = [[self.mask_id if token is None else token for token in row.canvas] for row in rows]
-        ids_BL[:, self.width : self.width + length] = torch.tensor(canvas)
-        self.ids_BL, self.attention_BL = ids_BL.to(self.device), attention_BL.to(self.device)
-        self.ragged = not bool(attention_BL.all())
-        self.pinned_BG = torch.zeros(B, room, dtype=torch.bool)
-        self.pinned_BG[:, :length] = torch.tensor([[token is not None for token in row.canvas] for row in rows])
-        self.pinned_BG = self.pinned_BG.to(self.device)
+        ids_BL[:, self.width : self.width + length] = torch.tensor(canvas, device=self.device)
+        self.ids_BL, self.attention_BL, self.canvas_BG = ids_BL, attention_BL, ids_BL[:, self.width :]
+        self.length_B = torch.full((B,), length, device=self.device)
+        self.shape = -1
+        self._measure()
+        pinned = [[token is not None for token in row.canvas] for row in rows]
+        self.pinned_BG = torch.zeros(B, room, dtype=torch.bool, device=self.device)
+        self.pinned_BG[:, :length] = torch.tensor(pinned, device=self.device)
         self.masked_BG = ~self.pinned_BG & self.attention_BL[:, self.width :].bool()
         self.commit_step_BG = torch.where(self.pinned_BG, 0, -1)
         self.confidence_BG = self.pinned_BG.float()
@@ -101,28 +118,21 @@ class Canvases:
         pairs = [(b, position, token) for b, row in enumerate(rows) for position, token in row.bans]
         self.bans_N3 = torch.tensor(pairs, dtype=torch.long, device=self.device).view(-1, 3)
         self.seeds_B = torch.tensor([row.seed for row in rows], device=self.device)
-        self.eos_ids = torch.tensor(denoiser.eos_ids, device=self.device)
-        self.length_B = torch.full((B,), length, device=self.device)
+        # Without the mask token, so that what is masked holds no end.
+        self.eos_ids = torch.tensor([i for i in denoiser.eos_ids if i != self.mask_id], device=self.device).long()
         self.running_B = torch.ones(B, dtype=torch.bool, device=self.device)
         self.step_B = torch.zeros(B, dtype=torch.long, device=self.device)
-        self.seconds_B = torch.zeros(B, dtype=torch.double, device=self.device)
+        self.seconds = [0.0] * B
 
-    @property
-    def canvas_BG(self) -> torch.Tensor:
-        """A view of the canvas columns."""
-        return self.ids_BL[:, self.width :]
-
-    def ban(self, logits_MV: torch.Tensor, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> None:
-        """Sets the logits of what must not be committed at the places that `asked_AG` marks in the given rows."""
+    def ban(self, logits_MV: torch.Tensor, rows_A: torch.Tensor, asked: Place) -> None:
+        """Sets the logits of what must not be committed at places (rows of `rows_A`, positions)."""
         if not len(self.bans_N3):
             return
         row_N, position_N, token_N = self.bans_N3.unbind(1)
-        row_M, position_M = asked_AG.nonzero(as_tuple=True)
-        place_AG = torch.full(asked_AG.shape, -1, device=self.device)
-        place_AG[row_M, position_M] = torch.arange(len(row_M), device=self.device)
-        row_P, ban_P = (rows_A[:, None] == row_N).nonzero(as_tuple=True)
-        place_P, token_P = place_AG[row_P, position_N[ban_P]], token_N[ban_P]
-        logits_MV[place_P[place_P >= 0], token_P[place_P >= 0]] = -torch.inf
+        place_M, ban_M = ((rows_A[asked[0]][:, None] == row_N) & (asked[1][:, None] == position_N)).nonzero(
+            as_tuple=True
+        )
+        logits_MV[place_M.to(logits_MV.device), token_N[ban_M].to(logits_MV.device)] = -torch.inf
 
     def before_end_BG(self) -> torch.Tensor:
         """Positions up to each row's first EOS (which may be given), all where there is none."""
@@ -135,9 +145,9 @@ class Canvases:
 
     def finished(self, canvas_AG: torch.Tensor, masked_AG: torch.Tensor) -> torch.Tensor:
         """Whether everything before the first EOS is committed on canvases as these, bool `(A,)`."""
-        end_A1 = first_eos(canvas_AG, masked_AG, self.eos_ids)[:, None]
-        before_AG = torch.arange(masked_AG.shape[1], device=self.device) < end_A1
-        return ~((masked_AG & before_AG).any(1) | before_AG.all(1))
+        eos_AG = torch.isin(canvas_AG, self.eos_ids)
+        first_A1 = (eos_AG | masked_AG).long().argmax(1, keepdim=True)  # of what is open or ends the row
+        return eos_AG.gather(1, first_A1)[:, 0]
 
     def look(self, rows_A: torch.Tensor, numbers: Sequence[int]) -> Look:
         """Some rows as they are now, under the numbers that the rows of the batch have elsewhere."""
@@ -156,6 +166,12 @@ class Canvases:
         if fork_M is not None:
             self.fork_BG[at] = fork_M
             self.forks_B.index_add_(0, at[0], fork_M.long())
+
+    def spend(self, rows_A: torch.Tensor, began: float) -> None:
+        """Shares the time since a moment of `perf_counter` out among rows."""
+        share = (time.perf_counter() - began) / len(rows_A)
+        for row in rows_A.tolist():
+            self.seconds[row] += share
 
     def take_back(self, at: Place, steps_M: torch.Tensor) -> None:
         """Reopens committed places at the given steps, and notes in the trace what stood there."""
@@ -192,16 +208,24 @@ class Canvases:
             values_G[position : position + count] = fill
         self.length_B[row] += count
         self.attention_BL[row, self.width + length : self.width + length + count] = 1
+        self._measure()
 
     def cut(self, length_B: torch.Tensor) -> None:
         """Cuts empty canvases off after `length_B` positions."""
         inside_BG = torch.arange(self.masked_BG.shape[1], device=self.device) < length_B[:, None]
         self.length_B, self.masked_BG = length_B, self.masked_BG & inside_BG
         self.attention_BL[:, self.width :] = inside_BG.long()
+        self._measure()
+
+    def _measure(self) -> None:
+        """Notes what follows from which columns are real."""
+        self.position_BL = (self.attention_BL.cumsum(1) - 1).clamp(min=0)
+        self.begins, self.ends = self.attention_BL.argmax(1).tolist(), (self.width + self.length_B).tolist()
         self.ragged = not bool(self.attention_BL.all())
+        self.shape += 1
 
     def trajectories(
-        self, denoiser: Denoiser, rows: list[Row], nfe_B: torch.Tensor, tokens_B: torch.Tensor, waits_B: torch.Tensor
+        self, denoiser: Denoiser, rows: list[Row], nfe: list[int], tokens: list[int], waits: list[int]
     ) -> list[Trajectory]:
         """The finished records, with the bill of the passes (see `Passes`)."""
         lengths = self.length_B.tolist()
@@ -210,8 +234,7 @@ class Canvases:
         most = most_B.tolist()
         canvas, steps, blocks = self.canvas_BG.tolist(), self.commit_step_BG.tolist(), self.block_BG.tolist()
         confidence, entropy = self.confidence_BG.tolist(), self.entropy_BG.tolist()
-        nfe, tokens, waits = nfe_B.tolist(), tokens_B.tolist(), waits_B.tolist()
-        seconds, forks, fork_BG = self.seconds_B.tolist(), self.forks_B.tolist(), self.fork_BG.tolist()
+        forks, fork_BG = self.forks_B.tolist(), self.fork_BG.tolist()
         texts = denoiser.decode([ids[:end] for ids, end in zip(canvas, ends, strict=True)])
         return [
             Trajectory(
@@ -231,7 +254,7 @@ class Canvases:
                     nfe=nfe[b],
                     tokens_forwarded=tokens[b],
                     sequential_steps=waits[b],
-                    seconds=seconds[b],
+                    seconds=self.seconds[b],
                     forks=forks[b],
                 ),
                 forks=tuple(position for position, fork in enumerate(fork_BG[b]) if fork),

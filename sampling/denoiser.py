@@ -3,7 +3,7 @@
 A family is a layout with its conventions (`families.py`); its models are transformers' own classes (`loading.py`), or run
 the code of an unknown checkpoint as far as that does what is asked of it (`remote.py`). Leaves out uniform noise.
 
-Axes: B rows, L positions, C columns, M places (a row and a position), V vocabulary.
+Axes: B rows, L positions, C columns, M places (a row and a column), V vocabulary.
 """
 
 import logging
@@ -223,11 +223,12 @@ class Denoiser:
         model: torch.nn.Module,
         arguments: dict[str, Any],
         columns: torch.Tensor | None,
-        asked_BC: torch.Tensor | None = None,
+        place_M: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What `model(**arguments)` says in the given columns of its input, unshifted: `(B, C, V)`.
 
-        With `asked_BC` only where it is True, `(M, V)`: what other rows are asked for costs a row nothing.
+        With `place_M`, indices into `B * C`, at these places alone, `(M, V)`: what other rows are asked for costs a row
+        nothing.
         """
         if self.calling.keeps_keys and "past_key_values" not in arguments:
             arguments = {
@@ -237,13 +238,13 @@ class Denoiser:
         if not self.calling.keeps_columns:
             logits: torch.Tensor = model(**arguments).logits
             logits = logits if columns is None else logits[:, columns]
-            return logits if asked_BC is None else logits[asked_BC]
+            return logits if place_M is None else logits.flatten(0, 1)[place_M]
         if columns is not None:
             arguments = {**arguments, "logits_to_keep": columns}
-        if asked_BC is None or bool(asked_BC.all()):
+        if place_M is None:
             logits = model(**arguments).logits
-            return logits if asked_BC is None else logits.flatten(0, 1)
-        with _reads(self.model.get_output_embeddings(), asked_BC):
+            return logits
+        with _reads(self.model.get_output_embeddings(), place_M):
             logits = model(**arguments).logits
         return logits
 
@@ -256,9 +257,9 @@ def _base_of(cls: type[Denoiser], adapter: Adapter, loading: dict[str, Any]) -> 
 
 
 @contextmanager
-def _reads(head: torch.nn.Module, asked_BC: torch.Tensor) -> Iterator[None]:
+def _reads(head: torch.nn.Module, place_M: torch.Tensor) -> Iterator[None]:
     """Gives the head the asked places alone: a model can be asked for columns, but not for some of each row."""
-    handle = head.register_forward_pre_hook(lambda _, arguments: (arguments[0][asked_BC],))
+    handle = head.register_forward_pre_hook(lambda _, arguments: (arguments[0].flatten(0, 1)[place_M],))
     try:
         yield
     finally:

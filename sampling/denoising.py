@@ -9,6 +9,7 @@ Axes: B rows in a batch, A of them active, G canvas positions, W positions of th
 and a position), V vocabulary.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +18,13 @@ from itertools import count
 import torch
 from lockstitch.sampling import corrections, policies, room
 from lockstitch.sampling.caches import Passes
-from lockstitch.sampling.canvases import Canvases, Look, Row
+from lockstitch.sampling.canvases import Canvases, Look, Place, Row, places
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import alignment, blocks
-from lockstitch.sampling.noise import uniform
+from lockstitch.sampling.noise import Noise, uniform
 from lockstitch.sampling.speculation import Speculation
-from lockstitch.sampling.tokens import Drawn, NotANumberError, draw
+from lockstitch.sampling.tokens import Drawn, NotANumberError, draw, on_host
 from lockstitch.sampling.trajectory import Trajectory
 
 _ORDER, _REOPEN = 1, 2  # streams of noise beside that of the tokens
@@ -75,8 +76,9 @@ class Denoising:
         kept = config.max_length or config.canvas_length
         self.canvases = Canvases(denoiser, rows, length, config.max_length or length, kept)
         self.passes = Passes(denoiser, self.canvases, config)
-        self.forbidden = denoiser.never_drawn
-        self.position_G = torch.arange(self.canvases.masked_BG.shape[1], device=denoiser.device)
+        self.forbidden = torch.tensor(denoiser.never_drawn, device=denoiser.device)
+        self.noise = Noise(self.canvases.seeds_B)
+        self.position_G = torch.arange(self.canvases.masked_BG.shape[1], device=self.canvases.device)
         # What a block's end may still take back must not end a row before that.
         self.stops_midway = config.stop_at_eos and config.correction not in ("remdm", "edit")
 
@@ -89,7 +91,7 @@ class Denoising:
             room.grow_to_fit(self)
         elif config.length == "survival":
             room.cut_to_length(self)
-        self._show(torch.arange(len(self.rows), device=self.denoiser.device))
+        self._show(torch.arange(len(self.rows), device=canvases.device))
         number = 0
         for stage, length in enumerate(config.stage_blocks):
             if stage:
@@ -98,7 +100,7 @@ class Denoising:
             passes.begin_stage(self.lead)
             self._walk(cuts[0][1], length, number)
             number += len(cuts)
-        return canvases.trajectories(self.denoiser, self.rows, passes.nfe_B, passes.tokens_B, passes.waits_B)
+        return canvases.trajectories(self.denoiser, self.rows, passes.nfe, passes.tokens, passes.waits)
 
     def _show(self, rows_A: torch.Tensor) -> None:
         if self.on_step is not None and len(rows_A):
@@ -157,73 +159,87 @@ class Denoising:
         if config.speculate is not None:
             Speculation(self, block, step).denoise(rows_B)
         edits_left_B = torch.zeros_like(initial_B)  # steps in which a row whose masks are gone may still edit
+        active: list[int] = []
+        rows_A = rows_B
         for now in count(turn):
             masks_B = masked_BW.any(1)
-            active_A = (rows_B & canvases.running_B & (masks_B | (edits_left_B > 0))).nonzero()[:, 0]
-            if not len(active_A):
+            open_B = masks_B | (edits_left_B > 0) if config.correction == "edit" else masks_B
+            still = [row for row, goes in enumerate((rows_B & canvases.running_B & open_B).tolist()) if goes]
+            if not still:
                 break
-            changed_A, late_A = self._step(active_A, block, step + now, now)
-            if config.correction == "edit":
-                left_A = torch.where(masks_B[active_A], corrections.EDIT_STEPS, edits_left_B[active_A] - 1)
-                edits_left_B[active_A] = left_A * changed_A
-            if stop < limit and bool(late_A.any()):
+            if still != active:
+                active, rows_A = still, torch.tensor(still, device=canvases.device)
+            changed_A, late_A = self._step(rows_A, block, step + now, now)
+            if changed_A is not None:
+                left_A = torch.where(masks_B[rows_A], corrections.EDIT_STEPS, edits_left_B[rows_A] - 1)
+                edits_left_B[rows_A] = left_A * changed_A
+            if late_A is not None and bool(late_A.any()):
                 late_B = torch.zeros_like(rows_B)
-                late_B[active_A[late_A]] = True
+                late_B[rows_A[late_A]] = True
                 late.append((now + 1, late_B))
                 rows_B = rows_B & ~late_B
         if config.stop_at_eos:
             canvases.stop_finished()
         return late
 
-    def _step(self, rows_A: torch.Tensor, block: Block, step: int, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(
+        self, rows_A: torch.Tensor, block: Block, step: int, turn: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """One denoising step of the given rows.
 
-        Returns which of them it changed, bool `(A,)`, and which it left alone, because they want a longer block. `step`
-        keys the noise, `turn` counts in the block's schedule.
+        Returns which of them it changed where they may be edited, and which it left alone because they want a longer block
+        where there is one, both bool `(A,)` or None. `step` keys the noise, `turn` counts in the block's schedule.
         """
         began = time.perf_counter()
-        config, canvases = self.config, self.canvases
-        masked_AW = canvases.masked_BG[rows_A, block.start : block.stop]
-        held_AW = canvases.commit_step_BG[rows_A, block.start : block.stop] > 0
+        config, canvases, span = self.config, self.canvases, slice(block.start, block.stop)
+        masked_AW = canvases.masked_BG[rows_A, span]
         count_A = self.due(rows_A, block, masked_AW, turn)
-        committed_A = block.initial_B[rows_A] - masked_AW.sum(1)
         if config.policy == "deferred" and self.stops_midway:
             # What follows the end can wait, for ever.
-            masked_AW = masked_AW & canvases.before_end_BG()[rows_A, block.start : block.stop]
-        may_AW = self.may_commit(block, masked_AW)
-        asked_AW = masked_AW if config.length == "dynamic" else may_AW
-        if config.correction == "edit":
-            asked_AW = asked_AW | held_AW
-        logits_MV, end_A = self._read(rows_A, block, asked_AW)
-        drawn_M = self._draw(logits_MV, rows_A, block, step, asked_AW, held_AW)
-        self.check_finite(drawn_M.entropy, rows_A, asked_AW)
-        drawn = Drawn(*(torch.zeros_like(asked_AW, dtype=v.dtype).masked_scatter_(asked_AW, v) for v in drawn_M))
+            masked_AW = masked_AW & canvases.before_end_BG()[rows_A, span]
+        asked_AW = may_AW = self.may_commit(block, masked_AW)
+        if config.length == "dynamic":
+            asked_AW = masked_AW
+        held_AW = None
+        if config.correction in ("remdm", "edit"):
+            held_AW = canvases.commit_step_BG[rows_A, span] > 0
+            if config.correction == "edit":
+                asked_AW = asked_AW | held_AW
+        row_M, column_M = places(asked_AW)
+        logits_MV, end_A = self._read(rows_A, (row_M, column_M + block.start))
+        drawn_M = self._draw(logits_MV, block, step, (rows_A[row_M], column_M), held_AW, asked_AW)
+        drawn = on_host(drawn_M, row_M, column_M, asked_AW.shape)
+        self.check_finite(drawn.entropy, rows_A)
 
         canvases.step_B[rows_A] += 1
-        taken_AW = torch.zeros_like(held_AW)
+        taken_AW = None
         if config.correction == "remdm":
-            taken_AW = self._reopened(rows_A, block, step, held_AW, committed_A, committed_A + count_A)
+            assert held_AW is not None
+            assert count_A is not None
+            taken_AW = self._reopened(rows_A, block, step, held_AW, count_A, masked_AW)
             count_A = count_A + taken_AW.sum(1)
         commit_AW = self.choose(drawn, may_AW, count_A, rows_A, block, step)
         late_A = self._wants_room(rows_A, block, masked_AW, drawn.certainty, commit_AW)
         if config.correction == "edit":
+            assert held_AW is not None
             assert config.edit_threshold is not None
-            written_AW = canvases.canvas_BG[rows_A, block.start : block.stop]
+            written_AW = canvases.canvas_BG[rows_A, span]
             taken_AW = corrections.edits(written_AW, drawn.token, drawn.confidence, held_AW, config.edit_threshold)
             commit_AW = commit_AW | taken_AW
-        commit_AW, taken_AW = commit_AW & ~late_A[:, None], taken_AW & ~late_A[:, None]
-        changed_A = (commit_AW | taken_AW).any(1)
-
-        row, position = taken_AW.nonzero(as_tuple=True)
-        canvases.take_back((rows_A[row], position + block.start), canvases.step_B[rows_A[row]])
+        if late_A is not None:
+            commit_AW = commit_AW & ~late_A[:, None]
+            taken_AW = None if taken_AW is None else taken_AW & ~late_A[:, None]
+        if taken_AW is not None:
+            row, position = places(taken_AW)
+            canvases.take_back((rows_A[row], position + block.start), canvases.step_B[rows_A[row]])
         self._commit(rows_A, block, drawn, commit_AW, taken_AW)
         if end_A is not None:
             room.make_room(self, rows_A, block.start, drawn.confidence, masked_AW & ~commit_AW, end_A)
-        canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
+        canvases.spend(rows_A, began)
         self._show(rows_A)
         if self.stops_midway:
             canvases.stop_finished()
-        return changed_A, late_A
+        return (commit_AW.any(1) if config.correction == "edit" else None), late_A
 
     def may_commit(self, block: Block, masked_AW: torch.Tensor) -> torch.Tensor:
         """Which of the masked positions of a block the policy may choose from, bool `(A, W)`."""
@@ -237,17 +253,20 @@ class Denoising:
 
     def due(
         self, rows_A: torch.Tensor, block: Block, masked_AW: torch.Tensor, turn: int | torch.Tensor
-    ) -> torch.Tensor:
-        """How many positions the schedule has each row commit, `(A,)`, at a turn of the block or each at its own."""
+    ) -> torch.Tensor | None:
+        """How many positions the schedule has each row commit, `(A,)`, at a turn of the block or each at its own.
+
+        None for policies without a schedule.
+        """
         config = self.config
-        planned_A, steps_A, masks_A = block.planned_B[rows_A], block.steps_B[rows_A], masked_AW.sum(1)
+        if config.policy not in ("quota", "random") and config.steps is None:
+            return None
         if config.schedule_eps is not None:
-            return policies.share_of_masks(masks_A, turn, steps_A, config.schedule_eps)
-        target_A = policies.quota_total(planned_A, turn, steps_A)
+            return policies.share_of_masks(masked_AW.sum(1), turn, block.steps_B[rows_A], config.schedule_eps)
+        target_A = policies.quota_total(block.planned_B[rows_A], turn, block.steps_B[rows_A])
         if config.policy == "threshold":  # a floor of each step, whatever earlier ones were ahead
-            before_A = policies.quota_total(planned_A, turn - 1, steps_A)
-            return target_A - before_A if config.steps else torch.ones_like(target_A)
-        return target_A - (block.initial_B[rows_A] - masks_A)
+            return target_A - policies.quota_total(block.planned_B[rows_A], turn - 1, block.steps_B[rows_A])
+        return target_A - (block.initial_B[rows_A] - masked_AW.sum(1))
 
     def settle(self, rows_A: torch.Tensor, block: Block, drawn: Drawn, commit_AW: torch.Tensor) -> None:
         """Ends a step that a draft foresaw: rows commit what they chose from candidates that were there already."""
@@ -265,7 +284,7 @@ class Denoising:
         commit_AW: torch.Tensor,
         taken_AW: torch.Tensor | None = None,
     ) -> None:
-        row, position = commit_AW.nonzero(as_tuple=True)
+        row, position = places(commit_AW)
         chosen, fork_M = Drawn(*(values_AW[row, position] for values_AW in drawn)), None
         if self.config.threshold is not None:
             fork_M = chosen.certainty < self.config.threshold
@@ -273,11 +292,10 @@ class Denoising:
                 fork_M = fork_M & ~taken_AW[row, position]
         self.canvases.commit((rows_A[row], position + block.start), chosen, block.number, fork_M)
 
-    def check_finite(self, entropy_M: torch.Tensor, rows_A: torch.Tensor, asked_AW: torch.Tensor) -> None:
+    def check_finite(self, entropy_AW: torch.Tensor, rows_A: torch.Tensor) -> None:
         """Raises `NotANumberError`, naming the first row whose logits are not finite: what was drawn from them is noise."""
-        if not bool(entropy_M.isfinite().all()):
-            at = int((~entropy_M.isfinite()).nonzero()[0, 0])
-            row = int(rows_A[asked_AW.nonzero()[at, 0]])
+        if not math.isfinite(entropy_AW.sum()):
+            row = int(rows_A[(~entropy_AW.isfinite()).nonzero()[0, 0]])
             raise NotANumberError(
                 f"the model's logits are no numbers: logits of trajectory {self.numbers[row]} are not finite at denoising "
                 f"step {int(self.canvases.step_B[row]) + 1}; the model runs in {self.denoiser.model.dtype}, and float32 and "
@@ -291,47 +309,44 @@ class Denoising:
         masked_AW: torch.Tensor,
         certainty_AW: torch.Tensor,
         commit_AW: torch.Tensor,
-    ) -> torch.Tensor:
-        """Rows that would commit something doubtful at their block's right edge, and may have a longer one, bool `(A,)`."""
+    ) -> torch.Tensor | None:
+        """Rows that would commit something doubtful at their block's right edge, bool `(A,)`; None if it is the last one."""
         config = self.config
         if block.stop == block.limit:
-            return torch.zeros_like(rows_A, dtype=torch.bool)
+            return None
         least_A = certainty_AW.masked_fill(~commit_AW, torch.inf).min(1).values
         edge_A = policies.touches_edge(masked_AW, config.window or 16, config.window_limit or 128)
         if self.stops_midway:
             edge_A &= self.canvases.before_end_BG()[rows_A, block.stop - 1]
         return edge_A & (least_A < policies.UNSURE)
 
-    def _read(
-        self, rows_A: torch.Tensor, block: Block, asked_AW: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _read(self, rows_A: torch.Tensor, asked: Place) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits `(M, V)` without what is banned; under a dynamic length also how sure the end is, `(A,)`."""
-        asked_AG = torch.zeros(len(rows_A), len(self.position_G), dtype=torch.bool, device=rows_A.device)
-        asked_AG[:, block.start : block.stop] = asked_AW
         if self.config.length == "dynamic":
-            return room.read_with_end(self, rows_A, asked_AG)
-        logits_MV = self.passes.logits(rows_A, asked_AG)
-        self.canvases.ban(logits_MV, rows_A, asked_AG)
+            return room.read_with_end(self, rows_A, asked)
+        logits_MV = self.passes.logits(rows_A, asked)
+        self.canvases.ban(logits_MV, rows_A, asked)
         return logits_MV, None
 
     def _draw(
         self,
         logits_MV: torch.Tensor,
-        rows_A: torch.Tensor,
         block: Block,
         step: int,
+        at: Place,
+        held_AW: torch.Tensor | None,
         asked_AW: torch.Tensor,
-        held_AW: torch.Tensor,
     ) -> Drawn:
-        """Candidates of the M asked positions; where one is held, the most likely token whatever the temperature."""
+        """Candidates of M places (rows of the batch, positions of the block); where one is held, the most likely token
+        whatever the temperature."""
         config, noise_M = self.config, None
         settings = (self.forbidden, config.top_k, config.top_p, config.certainty)
         if config.temperature > 0:
-            position_W = self.position_G[block.start : block.stop]
-            noise_M = uniform(self.canvases.seeds_B[rows_A], block.number, step, position_W)[asked_AW]
+            noise_M = self.noise.at(block.number, step, slice(block.start, block.stop))[at].to(logits_MV.device)
         drawn = draw(logits_MV, noise_M, config.temperature, *settings)
         if config.correction == "edit" and config.temperature > 0:
-            held_M, likely = held_AW[asked_AW], draw(logits_MV, None, 0.0, *settings)
+            assert held_AW is not None
+            held_M, likely = held_AW[asked_AW].to(logits_MV.device), draw(logits_MV, None, 0.0, *settings)
             drawn = Drawn(*(torch.where(held_M, a, b) for a, b in zip(likely, drawn, strict=True)))
         return drawn
 
@@ -339,7 +354,7 @@ class Denoising:
         self,
         drawn: Drawn,
         masked_AW: torch.Tensor,
-        count_A: torch.Tensor,
+        count_A: torch.Tensor | None,
         rows_A: torch.Tensor,
         block: Block,
         step: int | Sequence[int],
@@ -347,10 +362,15 @@ class Denoising:
         """What the policy commits, bool `(A, W)`; `step` keys the noise of all rows, or is one for each."""
         config, certainty_AW = self.config, drawn.certainty
         if config.policy == "quota":
+            assert count_A is not None
             return policies.quota(certainty_AW, masked_AW, count_A)
         if config.policy == "random":
-            position_W = self.position_G[block.start : block.stop]
-            order_AW = uniform(self.canvases.seeds_B[rows_A], block.number, step, position_W, _ORDER)
+            assert count_A is not None
+            if isinstance(step, int):
+                order_AW = self.noise.at(block.number, step, slice(block.start, block.stop), _ORDER)[rows_A]
+            else:
+                position_W = self.position_G[block.start : block.stop]
+                order_AW = uniform(self.canvases.seeds_B[rows_A], block.number, step, position_W, _ORDER)
             return policies.quota(order_AW, masked_AW, count_A)
         if config.policy == "factor":
             assert config.factor is not None
@@ -361,8 +381,7 @@ class Denoising:
         assert config.threshold is not None
         if config.fallback == "leftmost":
             return policies.threshold_or_leftmost(certainty_AW, masked_AW, config.threshold)
-        floor_A = count_A if config.policy == "threshold" else None
-        return policies.threshold(certainty_AW, masked_AW, config.threshold, floor_A)
+        return policies.threshold(certainty_AW, masked_AW, config.threshold, count_A)
 
     def _reopened(
         self,
@@ -370,19 +389,17 @@ class Denoising:
         block: Block,
         step: int,
         held_AW: torch.Tensor,
-        committed_A: torch.Tensor,
-        target_A: torch.Tensor,
+        count_A: torch.Tensor,
+        masked_AW: torch.Tensor,
     ) -> torch.Tensor:
-        """What ReMDM takes back at a step after which `target_A` positions of the block should be committed."""
+        """What ReMDM takes back at a step that is due to bring the committed positions of a block forward by `count_A`."""
         config, canvases = self.config, self.canvases
         assert config.sigma is not None
-        total_A = block.initial_B[rows_A].float()
+        committed_A, total_A = block.initial_B[rows_A] - masked_AW.sum(1), block.initial_B[rows_A].float()
         confidence_AW = canvases.confidence_BG[rows_A, block.start : block.stop]
-        share_AW = corrections.remdm_share(
-            config.sigma, config.share_reopened, committed_A / total_A, target_A / total_A, confidence_AW, held_AW
-        )
-        position_W = self.position_G[block.start : block.stop]
-        return uniform(canvases.seeds_B[rows_A], block.number, step, position_W, _REOPEN) < share_AW
+        now_A, then_A = committed_A / total_A, (committed_A + count_A) / total_A
+        share_AW = corrections.remdm_share(config.sigma, config.share_reopened, now_A, then_A, confidence_AW, held_AW)
+        return self.noise.at(block.number, step, slice(block.start, block.stop), _REOPEN)[rows_A] < share_AW
 
     def _reopen_least_confident(self) -> None:
         """Begins a stage of `revise`: what was least sure when it was committed is denoised again, in every row."""

@@ -59,7 +59,6 @@ class DraftPasses:
         self.room = self.width * (config.block if self.each else 1)
         self.store = Store(denoiser.model.config.num_hidden_layers, B, self.room + L + 1)
         self.spare = self.room + L  # a column that nothing sees
-        self.position_BL = (canvases.attention_BL.cumsum(1) - 1).clamp(min=0)
         self.nfe_B = torch.zeros(B, dtype=torch.long, device=canvases.device)
         self.tokens_B, self.waits_B, self.read_B = (torch.zeros_like(self.nfe_B) for _ in range(3))
 
@@ -88,7 +87,7 @@ class DraftPasses:
         mask_AM = torch.full((len(rows_A), blocks * self.width), self.denoiser.mask_id, device=rows_A.device)
         place_M = torch.arange(blocks * self.width, device=rows_A.device)
         ids_AQ = torch.cat([drafted_AL.gather(1, inside_AQ).where(real_AQ, self.denoiser.pad_id), mask_AM], 1)
-        position_AL = self.position_BL[rows_A]
+        position_AL = self.canvases.position_BL[rows_A]
         mask_position_ANW = position_AL.gather(1, anchor_AN)[:, :, None] + 1 + k_W
         position_AQ = torch.cat([position_AL.gather(1, inside_AQ), mask_position_ANW.flatten(1)], 1)
         stored_AQ = torch.where(real_AQ, self.room + column_AQ, self.spare)
@@ -99,16 +98,17 @@ class DraftPasses:
         self.nfe_B[rows_A] += 1
         self.waits_B[rows_A] += 1
         self.tokens_B[rows_A] += real_AQ.sum(1) + there_AN.sum(1) * self.width
-        dtype = self.denoiser.model.dtype
-        attention = torch.zeros(seen_AQK.shape, dtype=dtype, device=rows_A.device)
-        self.store.begin(rows_A, stored_AQ, seen)
+        dtype, device = self.denoiser.model.dtype, self.denoiser.device
+        hidden_AQK = (~seen_AQK).to(device)
+        attention = torch.zeros(seen_AQK.shape, dtype=dtype, device=device)
+        self.store.begin(rows_A.to(device), stored_AQ.to(device), seen)
         arguments: dict[str, Any] = {
-            "input_ids": ids_AQ,
-            "position_ids": position_AQ,
-            "attention_mask": attention.masked_fill_(~seen_AQK, torch.finfo(dtype).min)[:, None],
+            "input_ids": ids_AQ.to(device),
+            "position_ids": position_AQ.to(device),
+            "attention_mask": attention.masked_fill_(hidden_AQK, torch.finfo(dtype).min)[:, None],
             "past_key_values": self.store,
         }
-        kept = torch.arange(Q - D, Q + len(place_M), device=rows_A.device)
+        kept = torch.arange(Q - D, Q + len(place_M), device=device)
         causal_ADV, hidden_AMH = self._forward(arguments, kept, D)
         hidden_ANWH = hidden_AMH.view(len(rows_A), blocks, self.width, -1) if blocks else hidden_AMH[:, None]
         return Answer(causal_ADV, hidden_ANWH, D - count_A)

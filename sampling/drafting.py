@@ -16,10 +16,11 @@ import time
 from typing import Any
 
 import torch
+from lockstitch.sampling.canvases import places
 from lockstitch.sampling.denoising import Denoising
 from lockstitch.sampling.draft_passes import Answer, DraftPasses
 from lockstitch.sampling.noise import uniform
-from lockstitch.sampling.tokens import Drawn, draw, keep_likely
+from lockstitch.sampling.tokens import Drawn, draw, keep_likely, on_host
 from lockstitch.sampling.trajectory import Trajectory
 
 _KEEP, _INSTEAD = 3, 4  # streams of noise beside those of denoising: whether a draft is kept, and what stands instead
@@ -48,11 +49,12 @@ class Drafting(Denoising):
         canvases, drafts = self.canvases, self.drafts
         if self.config.stop_at_eos:
             canvases.stop_finished()  # a pinned canvas may hold its EOS already
-        self._show(torch.arange(len(self.rows), device=self.denoiser.device))
+        self._show(torch.arange(len(self.rows), device=canvases.device))
         while True:
             active_A = (canvases.running_B & canvases.masked_BG.any(1)).nonzero()[:, 0]
             if not len(active_A):
-                return canvases.trajectories(self.denoiser, self.rows, drafts.nfe_B, drafts.tokens_B, drafts.waits_B)
+                bill = (drafts.nfe_B.tolist(), drafts.tokens_B.tolist(), drafts.waits_B.tolist())
+                return canvases.trajectories(self.denoiser, self.rows, *bill)
             self._pass(active_A)
 
     def _pass(self, rows_A: torch.Tensor) -> None:
@@ -74,7 +76,7 @@ class Drafting(Denoising):
             is_end_AD = torch.isin(drawn.token, canvases.eos_ids) & commit_AD
             commit_AD &= is_end_AD.long().cumsum(1) - is_end_AD.long() == 0
         canvases.step_B[rows_A] += 1
-        row_M, d_M = (commit_AD & ~pinned_AD).nonzero(as_tuple=True)
+        row_M, d_M = places(commit_AD & ~pinned_AD)
         at = (rows_A[row_M], place_AD[row_M, d_M])
         step_M = canvases.step_B[at[0]]
         canvases.commit(at, Drawn(*(values[row_M, d_M] for values in drawn)), 0)
@@ -82,7 +84,7 @@ class Drafting(Denoising):
         self.written_B[rows_A] += kept_A + 1
         self.drafts.keep(rows_A, canvases.width + written_A + kept_A)
         self._draft_on(rows_A, answer, kept_A)
-        canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
+        canvases.spend(rows_A, began)
         self._show(rows_A)
         if self.config.stop_at_eos:
             canvases.stop_finished()
@@ -101,11 +103,12 @@ class Drafting(Denoising):
         self._ban(logits_MV, rows_A, place_AD, asked_AD)
         if self.by_ratio:
             drawn_M, kept_AD = self._by_ratio(rows_A, logits_MV, place_AD, asked_AD)
-            drawn = self._spread(drawn_M, asked_AD)
+            drawn = on_host(drawn_M, *places(asked_AD), asked_AD.shape)
         else:
-            drawn = self._spread(self._draw_at(rows_A, logits_MV, place_AD, asked_AD), asked_AD)
+            drawn_M = self._draw_at(rows_A, logits_MV, place_AD, asked_AD)
+            drawn = on_host(drawn_M, *places(asked_AD), asked_AD.shape)
             kept_AD = torch.zeros_like(asked_AD)
-        self.check_finite(drawn.entropy[asked_AD], rows_A, asked_AD)
+        self.check_finite(drawn.entropy, rows_A)
         inside_AD = place_AD.clamp(min=0)
         pinned_AD = canvases.pinned_BG[rows_A].gather(1, inside_AD)
         token_AD = torch.where(pinned_AD, canvases.canvas_BG[rows_A].gather(1, inside_AD), drawn.token)
@@ -121,17 +124,17 @@ class Drafting(Denoising):
     ) -> tuple[Drawn, torch.Tensor]:
         """Candidates of the asked places, and whether the drafted token is kept there, bool `(A, D)`."""
         lenience = 1.0 if self.config.lenience is None else self.config.lenience
-        row_M, d_M = asked_AD.nonzero(as_tuple=True)
+        row_M, d_M = places(asked_AD)
         seeds_M, place_M = self.canvases.seeds_B[rows_A[row_M]], place_AD[row_M, d_M]
-        p_MV = self._distribution(logits_MV)
+        p_MV, device = self._distribution(logits_MV), logits_MV.device
         q_MV = torch.zeros_like(p_MV)
         start_A = asked_AD.long().argmax(1)
         nth_M = d_M - start_A[row_M]  # of the draft
         drafted_M = d_M < asked_AD.shape[1] - 1
         if self.q_BWV is not None:
             q_MV[drafted_M] = self.q_BWV[rows_A[row_M[drafted_M]], nth_M[drafted_M]]
-        draft_M = self.draft_BG[rows_A[row_M], place_M]
-        keep_u_M, instead_u_M = (_noise(seeds_M, place_M, stream) for stream in (_KEEP, _INSTEAD))
+        draft_M, drafted_M = self.draft_BG[rows_A[row_M], place_M].to(device), drafted_M.to(device)
+        keep_u_M, instead_u_M = (_noise(seeds_M, place_M, stream).to(device) for stream in (_KEEP, _INSTEAD))
         p_M, q_M = (values.gather(1, draft_M[:, None])[:, 0] for values in (p_MV, q_MV))
         kept_M = drafted_M & (keep_u_M * lenience * q_M < p_M)
         over_MV = (p_MV - lenience * q_MV).clamp_(min=0)
@@ -141,7 +144,7 @@ class Drafting(Denoising):
         token_M = torch.where(kept_M, draft_M, other_M.clamp(max=p_MV.shape[1] - 1))
         plain = draw(logits_MV, None, 0.0, self.forbidden)
         p_plain_M = logits_MV.float().softmax(-1).gather(1, token_M[:, None])[:, 0]
-        kept_AD = torch.zeros_like(asked_AD).masked_scatter_(asked_AD, kept_M)
+        kept_AD = torch.zeros_like(asked_AD).masked_scatter_(asked_AD, kept_M.cpu())
         return Drawn(token_M, p_plain_M, plain.entropy, p_plain_M), kept_AD
 
     def _distribution(self, logits_MV: torch.Tensor) -> torch.Tensor:
@@ -157,22 +160,16 @@ class Drafting(Denoising):
         """Candidates of the asked places, by the noise of each place alone."""
         config, noise_M = self.config, None
         if config.temperature > 0:
-            row_M, d_M = asked_AD.nonzero(as_tuple=True)
-            noise_M = _noise(self.canvases.seeds_B[rows_A[row_M]], place_AD[row_M, d_M], 0)
+            row_M, d_M = places(asked_AD)
+            noise_M = _noise(self.canvases.seeds_B[rows_A[row_M]], place_AD[row_M, d_M], 0).to(logits_MV.device)
         return draw(logits_MV, noise_M, config.temperature, self.forbidden, config.top_k, config.top_p)
 
     def _ban(
         self, logits_MV: torch.Tensor, rows_A: torch.Tensor, place_AD: torch.Tensor, asked_AD: torch.Tensor
     ) -> None:
         """Sets the logits of what must not be committed at the asked places."""
-        row_M, d_M = asked_AD.nonzero(as_tuple=True)
-        asked_AG = torch.zeros(len(rows_A), self.draft_BG.shape[1], dtype=torch.bool, device=rows_A.device)
-        asked_AG[row_M, place_AD[row_M, d_M]] = True  # places rise with D, so the order is the same
-        self.canvases.ban(logits_MV, rows_A, asked_AG)
-
-    @staticmethod
-    def _spread(drawn: Drawn, asked_AD: torch.Tensor) -> Drawn:
-        return Drawn(*(torch.zeros_like(asked_AD, dtype=v.dtype).masked_scatter_(asked_AD, v) for v in drawn))
+        row_M, d_M = places(asked_AD)
+        self.canvases.ban(logits_MV, rows_A, (row_M, place_AD[row_M, d_M]))
 
     def _draft_on(self, rows_A: torch.Tensor, answer: Answer, kept_A: torch.Tensor) -> None:
         """Draws what comes after the token that is certain now, from the masks after the last token that was kept."""
@@ -196,14 +193,14 @@ class Drafting(Denoising):
         hidden_AWH = answer.hidden_ANWH[torch.arange(len(rows_A), device=rows_A.device), last_A.clamp(max=blocks - 1)]
         logits_MV = self.drafts.head(hidden_AWH[:, skip:][asked_AW])
         self._ban(logits_MV, rows_A, place_AW, asked_AW)
-        row_M, w_M = asked_AW.nonzero(as_tuple=True)
+        row_M, w_M = places(asked_AW)
         at = (rows_A[row_M], place_AW[row_M, w_M])
         if self.by_ratio:
             q_MV = self._distribution(logits_MV.clone())
             if self.q_BWV is None:
                 self.q_BWV = q_MV.new_zeros(len(canvases.step_B), W - skip, q_MV.shape[1])
             self.q_BWV[at[0], w_M] = q_MV
-        token_M = self._draw_at(rows_A, logits_MV, place_AW, asked_AW).token
+        token_M = self._draw_at(rows_A, logits_MV, place_AW, asked_AW).token.cpu()
         pinned_M = canvases.pinned_BG[at]
         self.draft_BG[at] = torch.where(pinned_M, canvases.canvas_BG[at], token_M)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from lockstitch.sampling.caches import Passes
-from lockstitch.sampling.canvases import Canvases
+from lockstitch.sampling.canvases import Canvases, Place
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.denoising import Denoising
@@ -59,14 +59,14 @@ class _Meter(Passes):
         super().open_block(starts, stop)
         self.plain.open_block(starts, stop)
 
-    def logits(self, rows_A: torch.Tensor, asked_AG: torch.Tensor) -> torch.Tensor:
-        logits_MV = super().logits(rows_A, asked_AG)
+    def logits(self, rows_A: torch.Tensor, asked: Place) -> torch.Tensor:
+        logits_MV = super().logits(rows_A, asked)
         least = torch.finfo(torch.float32).min  # so that 0 log 0 is 0
         logp_MV = logits_MV.float().log_softmax(-1).clamp_(min=least)
-        plain_MV = self.plain.logits(rows_A, asked_AG).float().log_softmax(-1).clamp_(min=least)
+        plain_MV = self.plain.logits(rows_A, asked).float().log_softmax(-1).clamp_(min=least)
         kl_M = (plain_MV.exp() * (plain_MV - logp_MV)).sum(-1)
-        masked_M = self.canvases.masked_BG[rows_A][asked_AG]
-        self.kl += float(kl_M[masked_M].double().sum())
+        masked_M = self.canvases.masked_BG[rows_A[asked[0]], asked[1]]
+        self.kl += float(kl_M.cpu()[masked_M].double().sum())
         self.asked += int(masked_M.sum())
         return logits_MV
 

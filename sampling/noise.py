@@ -49,10 +49,37 @@ def uniform(
     if isinstance(step, int):
         keyed_B = seeds_B ^ _place(block, step, stream)
     else:
-        keyed_B = seeds_B ^ torch.tensor([_place(block, one, stream) for one in step], device=seeds_B.device)
+        places = {one: _place(block, one, stream) for one in set(step)}
+        keyed_B = seeds_B ^ torch.tensor([places[one] for one in step], device=seeds_B.device)
     x = keyed_B[:, None] + positions_L[None, :] * _signed(0x9E3779B97F4A7C15)
     for _ in range(2):  # twice: one round leaves neighbouring positions visibly related
         x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
         x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
         x = x ^ _shift_right(x, 31)
     return _shift_right(x, 11).double() / (1 << 53)
+
+
+class Noise:
+    """The uniform draws of a batch's rows in the block that is being denoised, made for several steps at a time.
+
+    Args:
+        seeds_B: the rows' seeds.
+    """
+
+    AHEAD = 16  # steps: making one step's draws takes as many operations as making those of sixteen
+
+    def __init__(self, seeds_B: torch.Tensor) -> None:
+        self.seeds_B = seeds_B
+        self.held: dict[int, tuple[tuple[int, int, int], int, torch.Tensor]] = {}
+
+    def at(self, block: int, step: int, span: slice, stream: int = 0) -> torch.Tensor:
+        """What `uniform` says of all rows at the positions of a span, `(B, W)`."""
+        key = (block, span.start, span.stop)
+        made_for, first, draws_SBW = self.held.get(stream, (None, 0, self.seeds_B))
+        if made_for != key or not 0 <= step - first < self.AHEAD:
+            steps = [step + s for s in range(self.AHEAD) for _ in self.seeds_B]
+            position_W = torch.arange(span.start, span.stop, device=self.seeds_B.device)
+            draws = uniform(self.seeds_B.repeat(self.AHEAD), block, steps, position_W, stream)
+            first, draws_SBW = step, draws.view(self.AHEAD, len(self.seeds_B), -1)
+            self.held[stream] = key, first, draws_SBW
+        return draws_SBW[step - first]

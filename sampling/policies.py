@@ -15,10 +15,7 @@ UNSURE = 0.3  # certainty below which a commitment at the block's edge waits for
 
 def _ranks(score_BL: torch.Tensor, masked_BL: torch.Tensor) -> torch.Tensor:
     """The rank of each masked position by falling score, from 0, ties to the left; the others come last."""
-    ranked_BL = score_BL.masked_fill(~masked_BL, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return torch.empty_like(ranked_BL).scatter_(
-        1, ranked_BL, torch.arange(ranked_BL.shape[1], device=ranked_BL.device).expand_as(ranked_BL)
-    )
+    return score_BL.masked_fill(~masked_BL, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
 def quota(certainty_BL: torch.Tensor, masked_BL: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:

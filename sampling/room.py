@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from lockstitch.sampling import lengths
+from lockstitch.sampling.canvases import Place, places
 
 if TYPE_CHECKING:
     from lockstitch.sampling.denoising import Denoising
@@ -17,17 +18,20 @@ if TYPE_CHECKING:
 LOGITS = 2**28  # most logits that the pass of `cut_to_length` makes at a time, unless one row alone has more
 
 
-def read_with_end(run: "Denoising", rows_A: torch.Tensor, asked_AG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def read_with_end(run: "Denoising", rows_A: torch.Tensor, asked: Place | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits that are asked for, `(M, V)`, and how sure it is that each row ends within its canvas, `(A,)`."""
     canvases = run.canvases
+    asked_AG = torch.zeros(len(rows_A), len(run.position_G), dtype=torch.bool, device=canvases.device)
+    if asked is not None:
+        asked_AG[asked] = True
     length_A = canvases.length_B[rows_A]
     distance_AG = length_A[:, None] - run.position_G
     read_AG = asked_AG | ((distance_AG > 0) & (distance_AG <= lengths.TAIL))
-    logits_TV = run.passes.logits(rows_A, read_AG)
-    p_eos_T = logits_TV.float().softmax(-1)[..., canvases.eos_ids].sum(-1)
-    is_eos_T = torch.isin(logits_TV.argmax(-1), canvases.eos_ids)
-    p_end_AG = torch.zeros_like(read_AG, dtype=p_eos_T.dtype).masked_scatter_(read_AG, p_eos_T * is_eos_T)
-    return logits_TV[asked_AG[read_AG]], lengths.end_confidence(p_end_AG, length_A)
+    logits_TV = run.passes.logits(rows_A, places(read_AG))
+    eos_ids = canvases.eos_ids.to(logits_TV.device)
+    p_end_T = logits_TV.float().softmax(-1)[..., eos_ids].sum(-1) * torch.isin(logits_TV.argmax(-1), eos_ids)
+    p_end_AG = torch.zeros_like(read_AG, dtype=p_end_T.dtype).masked_scatter_(read_AG, p_end_T.cpu())
+    return logits_TV[asked_AG[read_AG].to(logits_TV.device)], lengths.end_confidence(p_end_AG, length_A)
 
 
 def grow_to_fit(run: "Denoising") -> None:
@@ -36,8 +40,8 @@ def grow_to_fit(run: "Denoising") -> None:
     rows_A = (canvases.length_B < room).nonzero()[:, 0]
     while len(rows_A):
         began = time.perf_counter()
-        _, end_A = read_with_end(run, rows_A, torch.zeros_like(canvases.masked_BG[rows_A]))
-        canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
+        _, end_A = read_with_end(run, rows_A, None)
+        canvases.spend(rows_A, began)
         enough_A = end_A >= lengths.ENOUGH_TO_START
         for row, enough in zip(rows_A.tolist(), enough_A.tolist(), strict=True):
             length = int(canvases.length_B[row])
@@ -76,13 +80,11 @@ def cut_to_length(run: "Denoising") -> None:
         rows_A = firsts_U[at : at + portion]
         passes.open_block((0,), 0)  # whatever is kept, a first pass reads all
         asked_AG = canvases.masked_BG[rows_A]
-        logits_MV = passes.logits(rows_A, asked_AG).float()
+        logits_MV = passes.logits(rows_A, places(asked_AG)).float()
         logits_MV[:, run.forbidden] = -torch.inf
-        p_end_AG = logits_MV.softmax(-1)[:, canvases.eos_ids].sum(-1).view(asked_AG.shape)
+        p_end_M = logits_MV.softmax(-1)[:, canvases.eos_ids.to(logits_MV.device)].sum(-1)
+        p_end_AG = p_end_M.cpu().view(asked_AG.shape)
         canvases.length_B[rows_A] = lengths.in_blocks(lengths.expected(p_end_AG), run.config.block)
-    others = [b for b, source in enumerate(source_B) if b != source]
-    others_A = torch.tensor(others, dtype=torch.long, device=canvases.device)
-    passes.nfe_B[others_A] += passes.copies
-    passes.waits_B[others_A] += 1
+    passes.bill([b for b, source in enumerate(source_B) if b != source])
     canvases.cut(canvases.length_B[torch.tensor(source_B, device=canvases.device)])
-    canvases.seconds_B += (time.perf_counter() - began) / len(source_B)
+    canvases.spend(torch.arange(len(source_B)), began)

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from lockstitch.sampling.canvases import places
 from lockstitch.sampling.noise import uniform
-from lockstitch.sampling.tokens import Drawn, draw
+from lockstitch.sampling.tokens import Drawn, draw, on_host
 
 if TYPE_CHECKING:
     from lockstitch.sampling.denoising import Block, Denoising
@@ -99,7 +100,7 @@ class Speculation:
             self.turns[state.row] = state.turn + 1
             self.base[state.row] = self.known[state.row][state.tokens]
         self.run.settle(rows_A, self.block, drawn, commit_AW)
-        self.run.canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(states)
+        self.run.canvases.spend(rows_A, began)
 
     def _choose(
         self, states: Sequence[_State], candidates: Sequence[Drawn]
@@ -139,14 +140,15 @@ class Speculation:
             states = self._draft(states)
         rows_N, tokens_NW = self._tensors(states)
         asked_NW = run.may_commit(block, tokens_NW == run.denoiser.mask_id)
-        canvas_NG, asked_NG = self._canvases(rows_N, tokens_NW)
-        asked_NG[:] = False
-        asked_NG[:, block.start : block.stop] = asked_NW
-        passes = run.passes
-        logits_MV = passes.logits(rows_N, asked_NG) if opens else passes.foreseen(rows_N, canvas_NG, asked_NG)
-        run.canvases.ban(logits_MV, rows_N, asked_NG)
+        at_M, column_M = places(asked_NW)
+        asked = at_M, column_M + block.start
+        if opens:
+            logits_MV = run.passes.logits(rows_N, asked)
+        else:
+            logits_MV = run.passes.foreseen(rows_N, self._canvases(rows_N, tokens_NW)[0], asked)
+        run.canvases.ban(logits_MV, rows_N, asked)
         self._learn(states, logits_MV, rows_N, asked_NW)
-        run.canvases.seconds_B[rows_A] += (time.perf_counter() - began) / len(rows_A)
+        run.canvases.spend(rows_A, began)
 
     def _learn(
         self, states: Sequence[_State], logits_MV: torch.Tensor, rows_N: torch.Tensor, asked_NW: torch.Tensor
@@ -162,20 +164,15 @@ class Speculation:
                     for d in range(self.ahead + 1)
                 ],
                 dim=1,
-            )
+            ).to(logits_MV.device)
         drawn_MD = draw(
             logits_MV, noise_MD, config.temperature, run.forbidden, config.top_k, config.top_p, config.certainty
         )
         if self.greedy:
             drawn_MD = Drawn(*(values[:, None] for values in drawn_MD))
-        run.check_finite(drawn_MD.entropy[:, 0], rows_N, asked_NW)
-        shape, fills = (*asked_NW.shape, drawn_MD.token.shape[1]), (-1, 0, 0, 0)
-        drawn = Drawn(
-            *(
-                values.new_full(shape, fill).masked_scatter_(asked_NW[..., None], values)
-                for values, fill in zip(drawn_MD, fills, strict=True)
-            )
-        )
+        drawn = on_host(drawn_MD, *places(asked_NW), asked_NW.shape)
+        run.check_finite(drawn.entropy, rows_N)
+        drawn.token.masked_fill_(~asked_NW[..., None], -1)
         for n, state in enumerate(states):
             known = self.known.setdefault(state.row, {})
             if (

@@ -3,6 +3,7 @@
 Axes: `...` positions in any arrangement, M all of them in a row, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,17 @@ class Drawn(NamedTuple):
     certainty: torch.Tensor
 
 
+def on_host(drawn_M: Drawn, row_M: torch.Tensor, column_M: torch.Tensor, shape: Sequence[int]) -> Drawn:
+    """Candidates `(M, ...)` laid out in host memory, each field `(*shape, ...)`: 0 where there is none.
+
+    One transfer brings all of them, as bits; so a step that decides on the host waits for the device once.
+    """
+    bits_4M = torch.stack([drawn_M.token.int(), *(values.view(torch.int32) for values in drawn_M[1:])]).cpu()
+    bits_4AW = bits_4M.new_zeros(4, *shape, *bits_4M.shape[2:])
+    bits_4AW[:, row_M, column_M] = bits_4M
+    return Drawn(bits_4AW[0].long(), *bits_4AW[1:].view(torch.float32))
+
+
 class NotANumberError(ValueError):
     """A model's logits from which nothing can be drawn."""
 
@@ -35,7 +47,7 @@ def draw(
     logits: torch.Tensor,
     uniform: torch.Tensor | None,
     temperature: float,
-    forbidden: list[int],
+    forbidden: Sequence[int] | torch.Tensor,
     top_k: int | None = None,
     top_p: float | None = None,
     certainty: str | None = None,
@@ -53,34 +65,33 @@ def draw(
     shape = logits.shape[:-1] if uniform is None else uniform.shape
     logits_MV, D = logits.reshape(-1, V), 1 if len(shape) < logits.dim() else shape[-1]
     uniform_MD = None if uniform is None else uniform.reshape(len(logits_MV), D)
+    forbidden = torch.as_tensor(forbidden, dtype=torch.long, device=logits.device)
     size = max(1, (CPU_SLICE if logits.device.type == "cpu" else SLICE) // V)
-    parts = [
-        _draw(
-            logits_MV[at : at + size],
-            None if uniform_MD is None else uniform_MD[at : at + size],
-            temperature,
-            forbidden,
-            top_k,
-            top_p,
-            certainty,
-        )
-        for at in range(0, max(1, len(logits_MV)), size)
-    ]
-    return Drawn(*(torch.cat(values).view(shape) for values in zip(*parts, strict=True)))
+    settings = temperature, forbidden, top_k, top_p, certainty
+
+    def part(rows: slice) -> Drawn:
+        return _draw(logits_MV[rows], None if uniform_MD is None else uniform_MD[rows], *settings)
+
+    if len(logits_MV) <= size:
+        whole = _draw(logits_MV, uniform_MD, *settings)
+    else:
+        parts = [part(slice(at, at + size)) for at in range(0, len(logits_MV), size)]
+        whole = Drawn(*map(torch.cat, zip(*parts, strict=True)))
+    return Drawn(*(values.reshape(shape) for values in whole))
 
 
 def _draw(
     logits: torch.Tensor,
     uniform_MD: torch.Tensor | None,
     temperature: float,
-    forbidden: list[int],
+    forbidden: torch.Tensor,
     top_k: int | None,
     top_p: float | None,
     certainty: str | None,
 ) -> Drawn:
     """Candidates `(M, D)` of logits `(M, V)`."""
     logits = logits.float()
-    logits[..., forbidden] = -torch.inf
+    logits.index_fill_(-1, forbidden, -torch.inf)
     logp = logits.log_softmax(-1).clamp_(min=torch.finfo(logits.dtype).min)  # so that 0 log 0 is 0
     p = logp.exp()
     entropy = -(p * logp).sum(-1, keepdim=True)

@@ -20,6 +20,8 @@ class Ledger:
         forks: tokens that were committed below the threshold because nothing reached it.
         scorer_passes: forward passes of a scoring model that a trajectory took part in. Passes of the diffusion model are
             `nfe`, whatever they were for.
+        solver_passes: forward passes of the model that wrote an answer or a plan; one a token, unless it checks its own
+            drafts.
     """
 
     nfe: int = 0
@@ -30,6 +32,12 @@ class Ledger:
     seconds: float = 0.0
     forks: int = 0
     scorer_passes: int = 0
+    solver_passes: int = 0
+
+    @property
+    def passes(self) -> int:
+        """All forward passes, of any model, one for each row: what is spent, however much of it was side by side."""
+        return self.nfe + self.scorer_passes + self.solver_passes
 
     def then(self, other: "Ledger") -> "Ledger":
         """The cost of this and, after it, the other."""

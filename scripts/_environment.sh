@@ -10,6 +10,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 PYTHON="$ROOT/.venv/bin/python"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 unset PYTHONHOME PYTHONPATH
+unset PYTHONDONTWRITEBYTECODE  # pytest keeps its rewritten tests as bytecode: seconds of every run, for each process
 if [[ -n "${CI:-}" ]]; then export TQDM_DISABLE=1; fi
 
 stage() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }

@@ -1,11 +1,14 @@
-"""How fast the sampler is, in six comparisons, each side by side in one run.
+"""How fast the sampler is, in seven comparisons, each side by side in one run.
 
     python scripts/bench_sampling.py --json embedded.json                      # the embedded models
     python scripts/bench_sampling.py --model DIR --json smollm2.json           # a Llama, Qwen2 or Qwen3 (fetch_smollm2.py)
     python scripts/bench_sampling.py --only memory block_cache
 
 exact            LLaDA's published loop against this sampler without a cache, one token a step: the same tokens.
-approximate      The same loop against the dual cache: on a directory's model at one token a step too; on the embedded one
+fast_dllm        Fast-dLLM's published loop (a threshold; no cache, prefix and dual cache), which takes one prompt at a time,
+                 against this sampler with the same settings, in batches of 1 and 8 prompts of mixed lengths: the same
+                 tokens.
+approximate      LLaDA's loop against the dual cache: on a directory's model at one token a step too; on the embedded one
                  under a threshold, the fastest of a sweep whose accuracy is within a point of greedy decoding in the
                  best of three block lengths, or the most accurate one of it. The sweep's problems choose; `accuracy` is that
                  of as many others. `uncached` is a threshold without a cache, with its accuracy on both.
@@ -18,11 +21,11 @@ memory           Peak of tensor memory: the published loop against this sampler,
 
 A comparison's `ratio` is the least of the median ratios of its `runs`, and `quartiles` are that run's.
 
-The published loop is `tests/llada_reference.py`: every step a whole pass, logits everywhere, softmax and noise in
-float64, all rows to the end of their canvas. `exact` has a lighter one beside it, without noise at temperature 0 and with
-the softmax in float32, which shows how much of the ratio is precision and needless noise. On the
-embedded model everything is run whole: both sides write the same completions, the published loop up to the end of every
-canvas. On a larger model a whole run of it takes an hour or two, but its steps all cost the same, so steps are compared: a
+The published loops are `tests/llada_reference.py` and `tests/fast_dllm_reference.py`, as their authors' code stands today:
+logits at every position that a pass computes, all rows to the end of their canvas. LLaDA's reads the whole batch at every
+step and takes the softmax in the model's precision; Fast-dLLM's takes it in float64. On the embedded model everything is
+run whole: both sides write the same completions, the published loop up to the end of every canvas. On a larger model a
+whole run of LLaDA's takes an hour or two, but its steps all cost the same, so steps are compared: a
 block of 32 is open, the rest of a canvas of 128 is given, and the loop takes one step where this sampler takes two
 (`exact`, 16 tokens each) or four (`approximate`, 8 each). From these, tokens per second at one token a step follow: for
 the loop and `exact` a step's time, for the dual cache the opening pass and 31 of the later ones. That is unfavourable to
@@ -53,6 +56,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lockstitch import embedded_model
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from fast_dllm_reference import fast_dllm
 from llada_reference import llada_loop
 from models import random_diffusion_gemma
 from uniform_reference import generate_with_noise_of, generation_arguments
@@ -64,6 +68,7 @@ SHORT = 8  # of the embedded model, whose canvas has 48 positions
 CANVAS, NEW, PROMPT, N = 128, 256, 512, 8
 SWEPT_BLOCKS, SWEPT_THRESHOLDS = (12, 24, 48), (0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # 12 is about a line
 POINT = 0.01
+FAST = {"block_length": 12, "threshold": 0.9}  # Fast-dLLM's threshold
 UNCACHED = {"block_length": 12, "policy": "threshold", "threshold": 0.95}
 
 
@@ -110,9 +115,9 @@ class Embedded:
     def prompts(self, count, seed=0):
         return self.denoiser.encode([TASK.prompt(p.question) for p in problems(count, seed)])
 
-    def plain(self, prompts, light=False):
+    def plain(self, prompts):
         """Completions of the published loop: what stands up to the first end-of-sequence token."""
-        canvases = llada_loop(self.denoiser, prompts, self.length, SHORT, self.length, light=light)
+        canvases = llada_loop(self.denoiser, prompts, self.length, SHORT, self.length)
         ends = self.denoiser.eos_ids
         return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in canvases]
 
@@ -129,15 +134,18 @@ class Embedded:
             tokens = sum(map(len, plain))
             sides = {
                 "loop": timed(lambda p=prompts: self.plain(p)),
-                "lighter loop": timed(lambda p=prompts: self.plain(p, light=True)),
                 "exact": timed(lambda p=prompts: self.ours(p)),
             }
             found = compare(f"exact, batch {batch}", "loop", sides, self.repeats)
-            runs[f"batch {batch}"] = with_rates(found["exact"], dict.fromkeys(("loop", "exact"), tokens)) | {
-                "against the lighter loop": found["exact"]["ratio"] / found["lighter loop"]["ratio"],
-            }
+            runs[f"batch {batch}"] = with_rates(found["exact"], dict.fromkeys(("loop", "exact"), tokens))
         return result(
             runs, conditions=f"{TASK.name}, canvas {self.length}, blocks of {SHORT}, whole runs, same completions"
+        )
+
+    def fast_dllm(self):
+        prompts = self.prompts(BATCHES[0])
+        return fast_dllm_runs(
+            self.denoiser, prompts, self.length, FAST["block_length"], FAST["threshold"], self.repeats
         )
 
     def approximate(self):
@@ -219,9 +227,9 @@ class Larger:
             row[2 * BLOCK : 3 * BLOCK] = [None] * BLOCK
         return prompts, canvases
 
-    def plain(self, prompts, canvases, light=False):
+    def plain(self, prompts, canvases):
         """One step of the published loop."""
-        return llada_loop(self.denoiser, prompts, CANVAS, BLOCK, CANVAS // BLOCK, 0.0, canvases, light)
+        return llada_loop(self.denoiser, prompts, CANVAS, BLOCK, CANVAS // BLOCK, 0.0, canvases)
 
     def ours(self, prompts, canvases, steps, cache="none"):
         """So many steps of the open block."""
@@ -255,7 +263,6 @@ class Larger:
         prompts, canvases = self.batch(batch)
         must_agree(f"one step, batch {batch}", self.ours(prompts, canvases, 1), self.plain(prompts, canvases))
         loop = timed(lambda: self.plain(prompts, canvases))
-        lighter = timed(lambda: self.plain(prompts, canvases, light=True))
         exact = timed(lambda: self.ours(prompts, canvases, 2))
         sides = {
             "loop": lambda: BLOCK * loop(),
@@ -264,7 +271,7 @@ class Larger:
         }
         if batch == BATCHES[0]:
             body = timed(lambda: self.body(prompts, canvases))
-            sides |= {"lighter loop": lambda: BLOCK * lighter(), "body": lambda: BLOCK * body()}
+            sides["body"] = lambda: BLOCK * body()
         return compare(f"steps, batch {batch}", "loop", sides, self.repeats)
 
     def exact(self):
@@ -272,8 +279,7 @@ class Larger:
         for batch in BATCHES:
             found = self.steps(batch)
             run = with_rates(found["exact"], dict.fromkeys(("loop", "exact"), batch * BLOCK))
-            if "lighter loop" in found:
-                run["against the lighter loop"] = run["ratio"] / found["lighter loop"]["ratio"]
+            if "body" in found:
                 run["most that is possible"] = found["body"]["ratio"]
             runs[f"batch {batch}"] = run
         return result(runs, conditions=STEPS, whole_run=self.whole_run())
@@ -284,6 +290,10 @@ class Larger:
             for batch in BATCHES
         }
         return result(runs, conditions=STEPS)
+
+    def fast_dllm(self):
+        prompts = random_prompts(self.denoiser, [16 + 48 * i // 7 for i in range(BATCHES[0])])
+        return fast_dllm_runs(self.denoiser, prompts, 2 * BLOCK, BLOCK, FAST["threshold"], self.repeats)
 
     def whole_run(self):
         """A short canvas, one token a step, from beginning to end: the tokens must be the same."""
@@ -316,6 +326,29 @@ class Larger:
 STEPS = (
     f"steps of an open block of {BLOCK} in a canvas of {CANVAS}, prompts of 16 to 64 tokens, as at one token a step"
 )
+
+
+def fast_dllm_runs(denoiser, prompts, length, block, threshold, repeats):
+    """Whole runs of Fast-dLLM's loop and of this sampler, by cache and batch."""
+    runs = {}
+    for kept in ("none", "prefix", "dual"):
+        config = SamplerConfig(length, block, policy="threshold", threshold=threshold, cache=kept, stop_at_eos=False)
+
+        def loop(given, kept=kept):
+            return [fast_dllm(denoiser, prompt, length, block, threshold, kept) for prompt in given]
+
+        def ours(given, config=config):
+            return canvases_of(sample(denoiser, given, config))
+
+        must_agree(f"fast_dllm, {kept}", ours(prompts), loop(prompts))
+        for label, given in (("batch 1", prompts[len(prompts) // 2 :][:1]), (f"batch {len(prompts)}", prompts)):
+            name = f"{kept}, {label}"
+            sides = {"loop": timed(lambda g=given: loop(g)), "ours": timed(lambda g=given: ours(g))}
+            runs[name] = compare(f"fast_dllm, {name}", "loop", sides, repeats)["ours"]
+    lengths = f"{min(map(len, prompts))} to {max(map(len, prompts))}"
+    return result(
+        runs, conditions=f"canvas {length}, blocks of {block}, threshold {threshold}, prompts of {lengths} tokens"
+    )
 
 
 def problems(count, seed):
@@ -486,6 +519,7 @@ def main():
     steps = (Embedded if small else Larger)(denoiser, arguments)
     measures = {
         "exact": steps.exact,
+        "fast_dllm": steps.fast_dllm,
         "approximate": steps.approximate,
         "block_cache": lambda: block_cache(denoiser, path, small, arguments.repeats),
         "shared_prefix": lambda: shared_prefix(denoiser, path, arguments.repeats),
@@ -496,7 +530,7 @@ def main():
         results.add(name, measures[name])
 
 
-NAMES = ("exact", "approximate", "block_cache", "shared_prefix", "diffusion_gemma", "memory")
+NAMES = ("exact", "fast_dllm", "approximate", "block_cache", "shared_prefix", "diffusion_gemma", "memory")
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 
-from lockstitch.rewards.tasks.task import get_task
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample

@@ -1,12 +1,18 @@
-"""The stitching table: every method on the embedded models, by trajectories per problem and tokens per denoising step.
+"""The stitching tables: every method on the embedded models, by scorer, N trajectories and tokens a denoising step.
 
-    python scripts/bench_stitching.py --models sudoku sudoku-early countdown arithmetic --n 500 --output runs/bench
+    python scripts/bench_stitching.py --scorers exact prm bmc confidence --n 500 --output runs/bench --images docs/images
 
-Trajectories are drawn once per (model, tokens per step) for the largest N; smaller N take the first of them. `stitched, no
-solver` is the same stitching with the answer taken from the evidence; where the solver is asked, `stitched` is what it said.
-`--ablate` adds, at N = 8, what each part of the search brings: remembering steps, remembering failures, and several canvases
-a round. Results are appended chunk by chunk to files in OUTPUT and a second run goes on where the first stopped; the tables
-are printed as Markdown and written with all costs to OUTPUT/stitching.json.
+Trajectories are drawn once per (model, tokens a step, scorer) for the largest N; smaller N take the first of them. `exact`
+is the task's checker in scores and chains; all other scorers stitch without it (`--checker none`), and `flip-P` gives P % of
+the exact verdicts the other way. Methods that a scorer cannot serve are left out. `stitched, no solver` is the same
+stitching with the answer taken from the evidence.
+
+Two axes: passes that wait for one another, and all passes of any model, one for each row. For each axis a table, and with
+`--images` a picture (it needs matplotlib): the best accuracy of each method within so many, over its N and tokens a step.
+
+`--ablate` adds, at N = 8, what each part of the search brings. Results are appended chunk by chunk to files in OUTPUT and a
+second run goes on where the first stopped, also with a larger `--n`; the tables are printed as Markdown and written with all
+costs to OUTPUT/stitching.json.
 """
 
 import argparse
@@ -14,6 +20,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from compare_scorers import Flipped
 from lockstitch.rewards.statistics import paired_difference, wilson
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.config import SamplerConfig
@@ -21,37 +28,44 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.stitching.answers import evidence_answer
 from lockstitch.stitching.inputs import generate_problems
-from lockstitch.stitching.method_names import METHODS
+from lockstitch.stitching.method_names import METHODS, WALKS
 from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row, summarise
+from lockstitch.stitching.plans import AnswerPlanner
 from lockstitch.stitching.refine import load_solver
 from lockstitch.stitching.rounds import TABU, stitch_rounds
-from lockstitch.stitching.score import load_scorer
+from lockstitch.stitching.score import OF_DENOISER, TRACED, load_scorer
+from lockstitch.stitching.unchecked import unchecked
 from tqdm import tqdm
 
 from lockstitch import embedded_model
 from lockstitch.files import finished_rows, write_whole
 
-TRAJECTORIES = (4, 8, 16)
 DELTA = 0.9
-RIVALS = ("majority_vote", "best_of_n", "best_of_n_refine", "remask_loop")
+RIVALS = ("best_of_n", "weighted_vote", "best_of_n_refine", "remask_loop", "value_guided_reveal", "vgb_momentum",
+          "guided_remask", "stitched_wide")  # fmt: skip
+OF_SOLVER = ("all_traces", "solver_alone")
 NO_SOLVER = "stitched, no solver"
+AXES = {"sequential_steps": "passes in sequence", "passes": "all passes"}
+SPENT = (5, 10, 20, 40, 80, 160, 320, 640, 1280)
 ABLATED_N = 8
-# label -> (canvases a round, whether all steps are remembered, failures banned)
+# label -> (canvases a round, whether all steps are remembered, failures banned, whether canvases of a round learn ahead)
 ABLATIONS = {
-    "the loop": (1, False, 0),
-    "and bans failures": (1, False, TABU),
-    "remembers steps": (1, True, 0),
-    "both": (1, True, TABU),
-    "both, 2 canvases a round": (2, True, TABU),
-    "both, 4 canvases a round": (4, True, TABU),
+    "the loop": (1, False, 0, False),
+    "and bans failures": (1, False, TABU, False),
+    "remembers steps": (1, True, 0, False),
+    "both": (1, True, TABU, False),
+    "both, 2 canvases a round": (2, True, TABU, False),
+    "both, 2 that learn ahead": (2, True, TABU, True),
+    "both, 4 canvases a round": (4, True, TABU, False),
+    "both, 4 that learn ahead": (4, True, TABU, True),
 }
 
 
 def ablation(task, denoiser, config, scorer, pools, seeds):
     """Per problem and variant of the search: whether it was right, its forward passes and those that had to wait."""
     found = [{} for _ in pools]
-    for label, (width, memory, tabu) in ABLATIONS.items():
+    for label, (width, memory, tabu, ahead) in ABLATIONS.items():
         grown = [pool.head(width) for pool in pools]
         results = stitch_rounds(
             denoiser,
@@ -65,6 +79,7 @@ def ablation(task, denoiser, config, scorer, pools, seeds):
             seeds=[derive_seed(seed, 4) for seed in seeds],
             memory=memory,
             tabu=tabu,
+            ahead=ahead,
         )
         for row, pool, result in zip(found, grown, results, strict=True):
             answer = evidence_answer(task, pool, result.evidence, DELTA)
@@ -72,22 +87,56 @@ def ablation(task, denoiser, config, scorer, pools, seeds):
     return found
 
 
-def measure(name, tokens, arguments, solver):
-    """Rows of one (model, tokens per step): per problem, the methods by N."""
-    path = arguments.output / f"{name}-{tokens}.jsonl"
+def scorer_of(name, task, denoiser):
+    """The scorer of that name."""
+    if name.startswith("flip-"):
+        return Flipped(task, int(name.removeprefix("flip-")) / 100)
+    spec = {"exact": "calculator", "prm": f"prm:embedded:{task.name}"}.get(name, name)
+    return load_scorer(spec, task, denoiser=denoiser)
+
+
+def methods_of(scorer, solver, wanted):
+    """The methods that a scorer can serve, and that are wanted."""
+    names = [name for name in METHODS if wanted is None or name in wanted]
+    if solver is None:
+        names = [name for name in names if name not in OF_SOLVER]
+    if scorer in TRACED:
+        names = [name for name in names if name not in ("guided_remask", "plan_then_diffuse")]
+    if scorer in OF_DENOISER:
+        names = [name for name in names if name not in WALKS]
+    return tuple(names)
+
+
+def measure(name, tokens, scorer_name, arguments, solver):
+    """Rows of one (model, tokens a step, scorer): per problem, the methods by N."""
+    of_scorer = "" if scorer_name == "exact" else f"-{scorer_name}"
+    path = arguments.output / f"{name}-{tokens}{of_scorer}.jsonl"
+    done = finished_rows(path)
+    if len(done) >= arguments.n or arguments.only_tables:
+        return done[: arguments.n]
     task = get_task(name.removesuffix("-early"))
     denoiser = Denoiser.from_pretrained(str(embedded_model(name)))
     steps = -(-task.canvas_length // tokens)
     config = SamplerConfig(
         canvas_length=task.canvas_length, steps=steps, temperature=arguments.temperature, batch_size=512
     )
-    scorer = load_scorer("calculator", task)
+    scorer = scorer_of(scorer_name, task, denoiser)
+    judged_by = task if scorer_name == "exact" else unchecked(task)
+    methods = methods_of(scorer_name, solver, arguments.methods)
+    planner = AnswerPlanner(load_solver(str(embedded_model("solver")), task), task)
     given = generate_problems(task, arguments.n, arguments.seed)
-    done = finished_rows(path)
-    sampler = Sample(task, scorer, max(TRAJECTORIES), denoiser, config)
+    sampler = Sample(judged_by, scorer, max(arguments.trajectories), denoiser, config)
     stages = {
-        n: Compare(task, scorer, StitchSettings(n, "path", DELTA, rounds=True), solver, denoiser, config)
-        for n in TRAJECTORIES
+        n: Compare(
+            judged_by,
+            scorer,
+            StitchSettings(n, "path", DELTA, True, methods=methods),
+            solver,
+            denoiser,
+            config,
+            planner,
+        )
+        for n in arguments.trajectories
     }
 
     def judged(one, answer):
@@ -104,13 +153,14 @@ def measure(name, tokens, arguments, solver):
                 pools = [pool.head(n) for pool in batch["pool"]]
                 compared = stage({**batch, "pool": pools})["compared"]
                 for i, (one, found) in enumerate(zip(part, compared, strict=True)):
-                    answer = evidence_answer(task, found.pool, found.evidence, DELTA)
-                    methods = result_row(task, start + i, one, found)["methods"]
-                    rows[i][str(n)] = {"methods": methods, NO_SOLVER: judged(one, answer)}
+                    answer = evidence_answer(judged_by, found.pool, found.evidence, DELTA)
+                    outcomes = result_row(task, start + i, one, found)["methods"]
+                    kept = {name: {"correct": of["correct"], "ledger": of["ledger"]} for name, of in outcomes.items()}
+                    rows[i][str(n)] = {"methods": kept, NO_SOLVER: judged(one, answer)}
             if arguments.ablate:
                 heads = [pool.head(ABLATED_N) for pool in batch["pool"]]
                 for row, one, found in zip(
-                    rows, part, ablation(task, denoiser, config, scorer, heads, seeds), strict=True
+                    rows, part, ablation(judged_by, denoiser, config, scorer, heads, seeds), strict=True
                 ):
                     row["ablation"] = {
                         label: {"correct": judged(one, got["answer"]), "ledger": got["ledger"]}
@@ -122,51 +172,115 @@ def measure(name, tokens, arguments, solver):
     return finished_rows(path)
 
 
-def summary_of(task, rows, n, tokens, absent):
-    """The summary of one (model, tokens per step, N), with the stitching that asks no solver beside."""
-    summary = summarise(
-        task, [row[str(n)] for row in rows], absent, {"num_trajectories": n, "tokens_per_step": tokens}
-    )
+def summary_of(task, rows, n, tokens):
+    """The summary of one (model, tokens a step, N), with the stitching that asks no solver beside."""
+    summary = summarise(task, [row[str(n)] for row in rows], {}, {"num_trajectories": n, "tokens_per_step": tokens})
     alone = [row[str(n)][NO_SOLVER] for row in rows]
-    loop = [bool(row[str(n)]["methods"]["remask_loop"]["correct"]) for row in rows]
     summary[NO_SOLVER] = {
         "accuracy": sum(alone) / len(alone),
         "ci95": list(wilson(sum(alone), len(alone))),
         "n": len(alone),
     }
-    summary["paired"][f"{NO_SOLVER} - remask_loop"] = paired_difference(alone, loop)
+    for name in RIVALS:
+        if name in summary["methods"]:
+            theirs = [bool(row[str(n)]["methods"][name]["correct"]) for row in rows]
+            summary["paired"][f"{NO_SOLVER} - {name}"] = paired_difference(alone, theirs)
     return summary
 
 
 def print_tables(table):
     """Accuracies with their forward passes, then paired differences with their standard errors, as Markdown."""
-    first = next(iter(table.values()))
-    shown = [name for name in METHODS if name in first["methods"] and name != "weighted_vote"]
-    head = "\n| model | tokens a step | N | "
+    first = {name for summary in table.values() for name in summary["methods"]}
+    shown = [name for name in METHODS if name in first]
+    head = "\n| model | scorer | tokens a step | N | n | "
     print(head + " | ".join(name.replace("_", " ") for name in shown) + f" | {NO_SOLVER} |")
-    print("|---|---|---|" + "---|" * (len(shown) + 1))
+    print("|---" * 5 + "|" + "---|" * (len(shown) + 1))
     for key, summary in table.items():
+        of = summary["methods"]
         cells = [
-            f"{100 * summary['methods'][name]['accuracy']:.1f} ({summary['methods'][name]['nfe']:.0f})"
+            f"{100 * of[name]['accuracy']:.1f} ({of[name]['sequential_steps']:.0f}, {of[name]['passes']:.0f})"
+            if name in of
+            else ""
             for name in shown
         ]
-        print("| " + " | ".join([*key.split("/"), *cells, f"{100 * summary[NO_SOLVER]['accuracy']:.1f}"]) + " |")
-    pairs = [*(f"stitched - {name}" for name in RIVALS), f"{NO_SOLVER} - remask_loop"]
-    print(head + " | ".join(name.replace("_", " ") for name in pairs) + " |")
-    print("|---|---|---|" + "---|" * len(pairs))
+        own = f"{100 * summary[NO_SOLVER]['accuracy']:.1f}"
+        print("| " + " | ".join([*key.split("/"), str(summary["n"]), *cells, own]) + " |")
+    print(head + " | ".join(name.replace("_", " ") for name in RIVALS) + " |")
+    print("|---" * 5 + "|" + "---|" * len(RIVALS))
     for key, summary in table.items():
+        pairs = [summary["paired"].get(f"{NO_SOLVER} - {name}") for name in RIVALS]
         cells = [
-            f"{100 * one['difference']:+.1f} ± {100 * one['standard_error']:.1f}"
-            for one in map(summary["paired"].__getitem__, pairs)
+            "" if one is None else f"{100 * one['difference']:+.1f} ± {100 * one['standard_error']:.1f}"
+            for one in pairs
         ]
-        print("| " + " | ".join([*key.split("/"), *cells]) + " |")
+        print("| " + " | ".join([*key.split("/"), str(summary["n"]), *cells]) + " |")
+
+
+def curves(table, axis):
+    """By model and scorer, by method: (mean passes on the axis, accuracy), rising, each better than all cheaper ones."""
+    points = {}
+    for key, summary in table.items():
+        model, scorer, *_ = key.split("/")
+        for name, one in summary["methods"].items():
+            points.setdefault((model, scorer), {}).setdefault(name, []).append((one[axis], one["accuracy"]))
+    return {
+        key: {
+            name: [
+                (x, y) for i, (x, y) in enumerate(sorted(found)) if all(y > other for _, other in sorted(found)[:i])
+            ]
+            for name, found in of.items()
+        }
+        for key, of in points.items()
+    }
+
+
+def print_curves(table):
+    """For each axis, the best accuracy of every method within so many passes."""
+    for axis, label in AXES.items():
+        print(f"\nBest accuracy within so many {label}, over N and tokens a step:\n")
+        print("| model | scorer | method | " + " | ".join(map(str, SPENT)) + " |")
+        print("|---|---|---|" + "---|" * len(SPENT))
+        for (model, scorer), of in curves(table, axis).items():
+            for name, points in of.items():
+                best = [max((y for x, y in points if x <= spent), default=None) for spent in SPENT]
+                cells = ["" if one is None else f"{100 * one:.1f}" for one in best]
+                print(f"| {model} | {scorer} | {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+
+
+def draw(table, images):
+    """Accuracy over passes: a row of panels for each axis, a panel for each model and scorer, a line a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    keys = list(curves(table, "passes"))
+    figure, panels = plt.subplots(
+        len(AXES), len(keys), figsize=(3.6 * len(keys), 6.4), layout="constrained", squeeze=False, sharey="col"
+    )
+    for row, (axis, label) in zip(panels, AXES.items(), strict=True):
+        for axes, (key, of) in zip(row, curves(table, axis).items(), strict=True):
+            for name, points in of.items():
+                i = METHODS.index(name)
+                style = {
+                    "color": f"C{i % 10}",
+                    "marker": "os^vDP"[i % 6],
+                    "linewidth": 2.2 if name == "stitched" else 1,
+                }
+                label_of = name.replace("_", " ")
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, [100 * y for y in ys], markersize=4, label=label_of, drawstyle="steps-post", **style)
+            axes.set(xlabel=label, xscale="log", title=f"{key[0]}, {key[1]}")
+        row[0].set_ylabel("accuracy, %")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8)
+    figure.savefig(images / "arms.png", dpi=110)
 
 
 def print_ablation(rows_by_model):
     """What each part of the search brings: accuracy, forward passes, those in sequence, and the difference to the loop."""
-    print("\n| model | tokens a step | search | accuracy | NFE | in sequence | minus the loop |")
-    print("|---|---|---|---|---|---|---|")
-    for (name, tokens), rows in rows_by_model.items():
+    print("\n| model | scorer | tokens a step | search | accuracy | NFE | in sequence | minus the loop |")
+    print("|---|---|---|---|---|---|---|---|")
+    for key, rows in rows_by_model.items():
         loop = [row["ablation"]["the loop"]["correct"] for row in rows]
         for label in ABLATIONS:
             found = [row["ablation"][label] for row in rows]
@@ -176,25 +290,32 @@ def print_ablation(rows_by_model):
             )
             pair = paired_difference(right, loop)
             print(
-                f"| {name} | {tokens} | {label} | {100 * sum(right) / len(right):.1f} | {nfe:.0f} | {waits:.0f} | "
+                f"| {key.replace('/', ' | ')} | {label} | {100 * sum(right) / len(right):.1f} | {nfe:.0f} | {waits:.0f} | "
                 f"{100 * pair['difference']:+.1f} ± {100 * pair['standard_error']:.1f} |"
             )
 
 
 def main():
-    """Measures, prints and writes the tables."""
+    """Measures, prints, draws and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--models", nargs="+", default=["sudoku", "sudoku-early", "countdown", "arithmetic"], help="embedded models"
     )
+    parser.add_argument("--scorers", nargs="+", default=["exact"], help="exact, prm, bmc, confidence, bound, flip-P")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, help="some of the methods (default: all that can run)"
+    )
     parser.add_argument("--tokens_per_step", nargs="+", type=int, default=[4, 2, 1])
+    parser.add_argument("--trajectories", nargs="+", type=int, default=[4, 8, 16], help="the numbers N")
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--chunk", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--solver", default="embedded", help="embedded, none, or any solver")
     parser.add_argument("--ablate", action="store_true", help="also measure the parts of the search")
+    parser.add_argument("--only_tables", action="store_true", help="of what is there; measure nothing")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--images", type=Path, help="also draw the two axes into this directory")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     table, ablated = {}, {}
@@ -204,17 +325,21 @@ def main():
         if arguments.solver != "none":
             embedded = arguments.solver == "embedded"
             solver = load_solver(str(embedded_model("solver")) if embedded else arguments.solver, task)
-        for tokens in arguments.tokens_per_step:
-            rows = measure(name, tokens, arguments, solver)
-            absent = dict.fromkeys(("all_traces", "solver_alone"), "no solver") if solver is None else {}
-            for n in TRAJECTORIES:
-                table[f"{name}/{tokens}/{n}"] = summary_of(task, rows, n, tokens, absent)
-            if arguments.ablate:
-                ablated[name, tokens] = rows
+        for scorer in arguments.scorers:
+            for tokens in arguments.tokens_per_step:
+                rows = measure(name, tokens, scorer, arguments, solver)
+                for n in arguments.trajectories:
+                    if rows and str(n) in rows[0]:
+                        table[f"{name}/{scorer}/{tokens}/{n}"] = summary_of(task, rows, n, tokens)
+                if rows and "ablation" in rows[0]:
+                    ablated[f"{name}/{scorer}/{tokens}"] = rows
     write_whole(arguments.output / "stitching.json", json.dumps(table, indent=1) + "\n")
     print_tables(table)
+    print_curves(table)
     if ablated:
         print_ablation(ablated)
+    if arguments.images is not None:
+        draw(table, arguments.images)
 
 
 if __name__ == "__main__":

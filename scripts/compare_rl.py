@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
-from lockstitch.recipes.layers import config_file
+from compare_rl_arms import ARMS, CHANGED, STEPS, SWAPPED, TASKS, TOKENS, settings
 from lockstitch.rewards.statistics import wilson
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import held_out_problems
@@ -40,101 +40,11 @@ from lockstitch import embedded_model
 from lockstitch.files import to_json, write_whole
 from lockstitch.options import read_yaml
 
-TASKS = ("sudoku", "countdown")
-ARMS = ("sft", "d1", "wd1", "coupled", "espo", "spg", "d2", "ours")
-# Our recipe with another estimator in the place of the trajectory's, all else as it is: asked for by --arms. Not part of the
-# rules: it was added once the sudoku table was there, to say where its differences come from.
-SWAPPED = {
-    "ours-mean_field": {"estimator": "mean_field"},
-    "ours-coupled": {"estimator": "coupled", "num_samples": 1},
-    "ours-elbo": {"estimator": "elbo", "num_samples": 1, "mask_schedule": "complement"},
-}
 RATES = (3e-4, 1e-3, 3e-3)
 TUNING_SEED = 100
-PROBLEMS, TEST, VALIDATION = 4096, 1000, 256
+TEST, VALIDATION = 1000, 256
 TEST_SEED, VALIDATION_SEED = 200, 100
-TOKENS = (1, 4)
-CHECKPOINTS = {"sudoku": 4, "countdown": 1}
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-
-ADAPTER = {"use_peft": True, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0, "load_in_4bit": False}
-QUIET = {"bf16": False, "dtype": "float32", "use_cpu": True, "report_to": "none", "logging_steps": 1}
-# What becomes of a preset on models of half a million parameters whose canvas is one block; the rest stays the paper's.
-SCALED = {
-    "prompt_form": "plain", "num_problems": PROBLEMS, "num_generations": 8, "per_device_train_batch_size": 512,
-    "gradient_accumulation_steps": 1, "rollout_micro_batch_size": 512, "temperature": 1.0, "recompute_passes": False,
-    "num_completions_to_print": 0, "html": False, "held_out_problems": 0,
-}  # fmt: skip
-# Where a paper has a value of its own for these tasks.
-PUBLISHED = {
-    "d1": {"num_iterations": 8},
-    "wd1": {"num_iterations": 8},
-    "d2": {"num_iterations": 8, "segments": None},
-    "spg": {"eubo_beta": 1.0},
-}
-ESPO_BETA = {"sudoku": 1e-2, "countdown": 3e-3}
-# Optimizer's steps, a multiple of the inner iterations.
-STEPS = {
-    "sudoku": {
-        "sft": 640,
-        "d1": 80,
-        "wd1": 128,
-        "coupled": 38,
-        "espo": 32,
-        "spg": 84,
-        "d2": 24,
-        "ours": 24,
-        "ours-mean_field": 72,
-        "ours-coupled": 42,
-        "ours-elbo": 54,
-    },
-    "countdown": {"sft": 450, "d1": 56, "wd1": 88, "coupled": 26, "espo": 24, "spg": 60, "d2": 16, "ours": 13},
-}
-
-
-def settings(arm, task, seed, rate, steps, output):
-    """All settings of a run; `sft` is the supervised recipe's."""
-    own = {
-        "seed": seed,
-        "max_steps": steps,
-        "output_dir": str(output),
-        "save_steps": math.ceil(steps / CHECKPOINTS[task]),
-        "save_total_limit": None,
-    } | QUIET
-    if rate is not None:
-        own["learning_rate"] = rate
-    model, length = {"model_name_or_path": f"embedded:{task}-early"}, get_task(task).canvas_length
-    if arm == "sft":
-        return (
-            model
-            | ADAPTER
-            | own
-            | {
-                "objective": "diffusion",
-                "generate": task,
-                "num_problems": PROBLEMS,
-                "canvas_length": length,
-                "loss_weighting": "mean",
-                "per_device_train_batch_size": 64,
-                "lr_scheduler_type": "linear",
-                "warmup_steps": 0,
-                "weight_decay": 0.0,
-                "gradient_checkpointing": False,
-                "max_length": None,
-            }
-        )
-    if arm == "ours" or arm in SWAPPED:
-        recipe = read_yaml(config_file(f"tiny/{task}.yaml"))
-        return recipe | {"num_problems": PROBLEMS, "held_out_problems": 0, "html": False} | SWAPPED.get(arm, {}) | own
-    canvas = {
-        "task": task,
-        "reward_funcs": [task],
-        "max_completion_length": length,
-        "block_length": length,
-        "steps": math.ceil(length / TOKENS[-1]),
-    }
-    tuned = {"beta": ESPO_BETA[task]} if arm == "espo" else {}
-    return {"rl_preset": arm} | model | ADAPTER | SCALED | canvas | PUBLISHED.get(arm, {}) | tuned | own
 
 
 def train(run):
@@ -230,7 +140,7 @@ def tune(arguments):
     """Each arm at each learning rate, for two thirds of the steps; the best rate by arm, for both tasks."""
     calls = []
     for arm, rate in itertools.product(arguments.arms, RATES):
-        if not arm.startswith("ours"):  # its file says its rate
+        if arm in ARMS and arm != "ours":  # its file says its rate
             run = arguments.output / "tuning" / f"{arm}-{rate:g}"
             calls.append((run, "sudoku", arm, TUNING_SEED, rate, 2 * STEPS["sudoku"][arm] // 3, False))
     best = {}
@@ -295,7 +205,7 @@ def print_table(task, start, rows):
 
     print("| start | | | | | " + " | ".join(cell(start[f"test@{tokens}"]) for tokens in TOKENS) + " |")
     d1 = [row["right"] for row in rows if row["arm"] == "d1"]
-    for arm in (*ARMS, *SWAPPED):
+    for arm in (*ARMS, *SWAPPED, *CHANGED):
         runs = [row for row in rows if row["arm"] == arm]
         for row in runs:
             rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
@@ -351,7 +261,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     parser.add_argument("--tune", action="store_true", help="choose learning rates first")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *SWAPPED], default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *SWAPPED, *CHANGED], default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--images", type=Path, help="also draw the curves into this directory")

@@ -1,11 +1,11 @@
 """Throughput and peak memory of random Llamas on one device: what `gpu_check.py` measures.
 
-throughput  LLaDA's loop as one would write it today: every step a whole pass with logits everywhere, softmax and ranking in
-            bfloat16, no noise (`tests/llada_reference.py` without its float64). Against it this sampler without a cache,
-            which asks for the same choices, and with the caches of Fast-dLLM, which are approximate. One token a step, to
-            the end of every canvas, in batches of 1 and 8 prompts of one length. Sides take turns; where a turn of all
-            takes long there are fewer. Rounding differs between sides, so that tokens of a random model, whose
-            probabilities are all but equal, agree in part: the share is shown.
+throughput  LLaDA's published loop (`tests/llada_reference.py`): every step a whole pass with logits everywhere, softmax and
+            ranking in bfloat16. Against it this sampler without a cache, which asks for the same choices, and with the
+            caches of Fast-dLLM, which are approximate. One token a step, to the end of every canvas, in batches of 1 and 8
+            prompts of one length. Sides take turns; where a turn of all takes long there are fewer. Rounding differs
+            between sides, so that tokens of a random model, whose probabilities are all but equal, agree in part: the share
+            is shown.
 memory      The most memory that tensors hold in two optimisation steps of reinforcement learning, the model included:
             d1's settings, 8 completions, as `rl_steps.py` runs them (no rollouts). An adapter on bfloat16 weights, and all
             weights in float32, both with a reference and passes in bfloat16. Beside it the formula's parts for such a step.
@@ -108,7 +108,7 @@ def works_of(denoiser, size, batch):
         config = SamplerConfig(canvas, block, cache=cache, stop_at_eos=False)
         return [list(t.canvas_ids) for t in sample(denoiser, prompts, config)]
 
-    works = {LOOP: partial(llada_loop, denoiser, prompts, canvas, block, canvas, light=True)}
+    works = {LOOP: partial(llada_loop, denoiser, prompts, canvas, block, canvas)}
     return works | {side: partial(ours, cache) for side, cache in OURS.items()}
 
 

@@ -2,8 +2,9 @@
 
     python scripts/kill_table.py --kills 100
 
-Each is started, sees its programs and answers scored for a random time, and is killed by SIGKILL or SIGTERM. What it
-leaves is counted two seconds later: processes that descend from it, whoever they have as a parent by then, control groups,
+Each is started and killed by SIGKILL or SIGTERM: every other one at a random moment of its first two seconds, the rest at a
+random moment of the half second after it was seen at work on programs and answers, when it has children. What it leaves is
+counted two seconds later: processes that descend from it, whoever they have as a parent by then, control groups,
 and files in its folder for temporary ones. Whatever is found is cleared away before the next is started.
 """
 
@@ -24,6 +25,8 @@ from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
 _PR_SET_CHILD_SUBREAPER = 36
 GRACE = 2.0
+SOON, AT_WORK = 2.0, 0.5  # seconds in which one is killed: of its start, or of its work
+LATEST = 120.0  # seconds until one must be at work
 
 GOOD = "```python\ndef f(n):\n    return sum(range(n))\n```"
 SLOW = "```python\nimport os, time\nfor _ in range(5):\n    os.fork()\ntime.sleep(1)\n```"
@@ -57,8 +60,9 @@ def groups() -> set[Path]:
     return set(where.parent.glob("lockstitch-*")) if where else set()
 
 
-def kill_one(command: list[str], number: signal.Signals, seconds: float) -> tuple[bool, list[str]]:
-    """Runs a command for so long and kills it; whether it was at work by then, and what is left of it."""
+def kill_one(command: list[str], number: signal.Signals, seconds: float, working: bool) -> tuple[bool, list[str]]:
+    """Runs a command for so long (from its work on, if `working`) and kills it; whether it was at work by then, and what is
+    left of it."""
     with tempfile.TemporaryDirectory(prefix="kill-table-") as folder:
         before = groups()
         if "grade" in command:
@@ -74,6 +78,9 @@ def kill_one(command: list[str], number: signal.Signals, seconds: float) -> tupl
                 env={**os.environ, "TMPDIR": str(temporary)},
                 start_new_session=True,
             )
+        deadline = time.monotonic() + LATEST
+        while working and len(processes_of(victim.pid)) == 1 and time.monotonic() < deadline:
+            time.sleep(0.005)
         time.sleep(seconds)
         at_work = len(processes_of(victim.pid)) > 1
         victim.send_signal(number)
@@ -113,7 +120,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100, help="of each victim, half of them by each signal")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--longest", type=float, default=2.0, help="seconds until one is killed, at most (default 2)")
     options = parser.parse_args()
     moments = random.Random(options.seed)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -121,8 +127,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kill-table-") as folder:
         for name, command in victims(Path(folder)).items():
             for number in (signal.SIGKILL, signal.SIGTERM):
-                times = [moments.uniform(0.0, options.longest) for _ in range(options.kills // 2)]
-                ends = [kill_one(command, number, seconds) for seconds in times]
+                ends = [
+                    kill_one(command, number, moments.uniform(0.0, SOON if i % 2 else AT_WORK), not i % 2)
+                    for i in range(options.kills // 2)
+                ]
                 left = sorted({thing.split()[0] for _, things in ends for thing in things})
                 at_work, leaving = sum(at for at, _ in ends), sum(bool(things) for _, things in ends)
                 row = (name, number.name, len(ends), at_work, leaving, ", ".join(left))

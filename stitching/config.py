@@ -90,7 +90,7 @@ class StitchConfig:
     scorer: str = field(
         default="calculator",
         metadata={
-            "help": "calculator, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:sudoku) or "
+            "help": "calculator, consensus, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:sudoku) or "
             "module:function; a+b combines."
         },
     )

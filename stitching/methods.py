@@ -234,5 +234,7 @@ class Solve:
     def _outcome(self, asked: _Asked, answered: Answered) -> Outcome:
         """The answer at the cost of what came before and its tokens and passes."""
         passes = answered.written if answered.passes is None else answered.passes
-        cost = Ledger(solver_tokens=answered.tokens, sequential_steps=passes, seconds=answered.seconds)
+        cost = Ledger(
+            solver_tokens=answered.tokens, sequential_steps=passes, seconds=answered.seconds, solver_passes=passes
+        )
         return Outcome(self.task.extract(answered.text), answered.text, asked.cost.then(cost))

@@ -143,6 +143,7 @@ def summarise(
             "ci95": list(wilson(sum(judged), len(judged))) if judged else None,
             "n": len(judged),
             **costs,
+            "passes": costs["nfe"] + costs["scorer_passes"] + costs["solver_passes"],
         }
         outcomes[name] = judged
     mine = outcomes.get("stitched", [])

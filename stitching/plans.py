@@ -55,7 +55,10 @@ class AnswerPlanner:
         for question, answered in zip(questions, self.solver(questions, [""] * len(questions)), strict=True):
             answer = self.task.extract(answered.text)
             steps = () if answer is None else tuple(self.task.spell_out(question, answer))
-            cost = Ledger(solver_tokens=answered.tokens, sequential_steps=answered.written, seconds=answered.seconds)
+            passes = answered.written if answered.passes is None else answered.passes
+            cost = Ledger(
+                solver_tokens=answered.tokens, sequential_steps=passes, seconds=answered.seconds, solver_passes=passes
+            )
             plans.append(Plan(steps, "", cost))
         return plans
 
@@ -111,6 +114,7 @@ class TextPlanner:
             solver_tokens=len(ids) + len(written),
             sequential_steps=len(written),
             seconds=time.perf_counter() - began,
+            solver_passes=len(written),
         )
         return Plan((), self.tokenizer.decode(written, skip_special_tokens=True).strip(), cost)
 

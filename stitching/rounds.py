@@ -17,9 +17,9 @@ token that was blamed comes back.
 A step's score is its own in its trajectory, and says nothing of whether it follows in a chain. With `rescore` the scorer
 reads each chain that was put together once more, and what it says there decides what is pinned and whether the chain stands.
 
-Several canvases a round cannot learn from one another, unless they do so **ahead**: all are built around the pins that come
-first, and each is forbidden what those before it are expected to fail by, so that they try different repairs of one failure
-in place of the same one. With one canvas a round that is nothing, and the rounds are those above.
+Several canvases a round cannot learn from one another, unless they do so **ahead**: each but the first is forbidden what
+those before it are expected to fail by, so that they try different repairs of one failure in place of the same one. With one
+canvas a round that is nothing, and the rounds are those above.
 
 Problems are independent: all problems that still run share each call of the sampler.
 """
@@ -107,8 +107,8 @@ def stitch_rounds(
         memory: stitch over everything written so far; False looks at the newest trajectory alone (the loop).
         tabu: how many of the latest failures around the same pins are banned; 0 bans nothing (the loop).
         rescore: have the scorer read every new chain again, which it must be able to do without a trace.
-        ahead: canvases of a round share its best pins, and each must not write what those before it are expected to fail by:
-            the tokens of the chain's first failing step of which the model was least sure, in that order.
+        ahead: canvas k of a round must not write the token by which the k-th likeliest failure is expected: of its chain's
+            first failing step, the tokens in the order of the model's doubt.
         progress: called with the number of problems just finished.
 
     Returns:
@@ -137,21 +137,17 @@ def stitch_rounds(
             if memory:
                 chains += [own_chain(task, pool, k) for k in range(len(pool.texts_K))]
             candidates = _candidates(chains, delta)
-            expected: list[tuple[int, int]] = []
             for k in range(width):
-                if k == 0 or not ahead:
-                    key = min(candidates, key=lambda key, tried=tries[i]: (tried[key], -len(key)))  # type: ignore[misc]
+                key = min(candidates, key=lambda key, tried=tries[i]: (tried[key], -len(key)))  # type: ignore[misc]
                 canvas = pin_chain(denoiser, task, candidates[key], {t for t, _ in key}, config.canvas_length)
                 left -= _passes(canvas, config)
                 if k > 0 and left < 0:
                     break
-                if k == 0 or not ahead:
-                    tries[i][key] += 1
+                tries[i][key] += 1
                 latest = failures[i].get(key, [])[-tabu:] if tabu else []
-                if ahead and k == 0:
+                if ahead and k > 0:
                     expected = _expected(denoiser, task, pool, candidates[key], delta, latest)
-                if ahead and k > 0 and expected:
-                    latest = [*latest, expected[(k - 1) % len(expected)]]
+                    latest = [*latest, *expected[k - 1 : k]]
                 bans = [(place, token) for place, token in latest if canvas[place] is None]
                 requests.append(_Request(i, key, canvas, bans, derive_seed(seeds[i], round_index, k)))
         if not requests:

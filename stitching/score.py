@@ -1,4 +1,5 @@
-"""Scoring steps: exactly (`calculator`), by the sampler (`confidence`, `bmc`, `bound`), by another model, or by yours.
+"""Scoring steps: exactly (`calculator`), by agreement (`consensus`), by the sampler (`confidence`, `bmc`, `bound`), by
+another model, or by yours.
 
 A scorer reads all trajectories of one problem at once and gives every step a score in [0, 1], the step's within its own
 trajectory. Here are what scorers share, those that need no model, and their names; the others have files of their own:
@@ -9,6 +10,7 @@ Axes: K trajectories, N steps of one trajectory (ragged).
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -119,6 +121,23 @@ def _mean_confidence(step: Step, trajectory: Trajectory) -> float:
     return min(1.0, math.exp(sum(map(math.log, confidences)) / len(confidences)))
 
 
+class Consensus:
+    """What the trajectories agree on: the share of the others that wrote the same step, word for word, at the same place.
+
+    0.5 where there is no other trajectory. It needs neither model nor checker, and is as right as the majority.
+    """
+
+    def __call__(
+        self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None = None
+    ) -> Scores:
+        """See `Scorer`; the trajectories are not read."""
+        wrote = Counter((step.index, step.text) for steps in steps_KN for step in steps)
+        others = len(steps_KN) - 1
+        return Scores(
+            [[(wrote[s.index, s.text] - 1) / others if others else 0.5 for s in steps] for steps in steps_KN]
+        )
+
+
 class Custom:
     """A user's function with the arguments of `Scorer`; it returns `Scores`, or a list of scores per trajectory."""
 
@@ -142,14 +161,14 @@ class Custom:
 
 
 _ACCEPTED = (
-    "'calculator', 'confidence', 'bmc', 'bound', 'likelihood:MODEL', 'prm:MODEL' (a folder, a name on the hub or "
-    "embedded:sudoku), 'module:function', 'file.py:function', or several of them with + between, such as "
+    "'calculator', 'consensus', 'confidence', 'bmc', 'bound', 'likelihood:MODEL', 'prm:MODEL' (a folder, a name on the "
+    "hub or embedded:sudoku), 'module:function', 'file.py:function', or several of them with + between, such as "
     "'confidence+bmc'"
 )
 OF_DENOISER = frozenset({"bmc", "bound"})  # the model that wrote the trajectories is what they ask
 TRACED = OF_DENOISER | {"confidence"}  # what the sampler left behind is what they read
 # Where a sum goes on: a plus sign before something that names a scorer, and not one inside a path.
-_PLUS = re.compile(r"\+(?=(?:calculator|confidence|bmc|bound)(?:\+|$)|[A-Za-z_][\w.]*:)")
+_PLUS = re.compile(r"\+(?=(?:calculator|consensus|confidence|bmc|bound)(?:\+|$)|[A-Za-z_][\w.]*:)")
 
 
 def scorer_parts(spec: str) -> list[str]:
@@ -168,7 +187,7 @@ def load_scorer(
     """The scorer that a command line or YAML names.
 
     Args:
-        spec: `calculator`, `confidence`, `bmc`, `bound`, `likelihood:MODEL`, `prm:MODEL`, `module:function`,
+        spec: `calculator`, `consensus`, `confidence`, `bmc`, `bound`, `likelihood:MODEL`, `prm:MODEL`, `module:function`,
             `file.py:function`, or a sum of several (`a+b`).
         task: the task whose step checker `calculator` uses, and whose prompts models read.
         trust_remote_code: whether a process reward model may bring code of its own.
@@ -191,6 +210,8 @@ def load_scorer(
 def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None") -> Scorer:
     if spec == "calculator":
         return Calculator(task)
+    if spec == "consensus":
+        return Consensus()
     if spec == "confidence":
         return Confidence()
     if spec in OF_DENOISER:

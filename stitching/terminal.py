@@ -170,6 +170,7 @@ _COSTS = {
     "scorer_tokens": "scorer",
     "solver_tokens": "solver",
     "sequential_steps": "sequential",
+    "passes": "passes",
     "seconds": "seconds",
 }
 
@@ -204,7 +205,8 @@ def render_summary(summary: dict[str, Any], *, color: bool) -> str:
     """The table of methods, the methods that did not run, and the paired differences.
 
     Accuracies and differences are in percent (points), costs are means per problem: NFE, tokens forwarded by the
-    diffusion model, tokens read by the scorer and by the solver, forward passes in sequence, seconds.
+    diffusion model, tokens read by the scorer and by the solver, forward passes in sequence, all forward
+    passes, seconds.
 
     Args:
         summary: the record of `summary.json`.

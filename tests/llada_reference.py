@@ -1,10 +1,9 @@
-"""LLaDA's published sampler (2502.09992), written down plainly: the reference for `quota`, in tokens and in cost.
+"""LLaDA's published sampler (2502.09992) as it stands today, written down plainly: the reference for `quota`.
 
-At every step it does all of it: a full pass over the batch, logits at every position of prompt and canvas, and in float64
-their softmax and Gumbel noise over the whole vocabulary (at temperature 0 as well, where noise counts for nothing; it was
-released so); on to the last step, whatever rows have ended. What is added costs nothing: prompts of unequal length
-(padded on the left, hidden from attention), ids that must not be written, positions that are given. Blocks without a
-mask are passed over.
+At every step it does all of it: a full pass over the batch, logits at every position of prompt and canvas, their softmax in
+the model's precision and, at a temperature, Gumbel noise in float64 over the whole vocabulary; on to the last step, whatever
+rows have ended. What is added costs nothing: prompts of unequal length (padded on the left, hidden from attention), ids
+that must not be written, positions that are given. Blocks without a mask are passed over.
 
 Axes: B rows, L columns (padding, prompt, canvas), G canvas positions, V vocabulary.
 """
@@ -12,10 +11,16 @@ Axes: B rows, L columns (padding, prompt, canvas), G canvas positions, V vocabul
 import torch
 
 
+def noisy(logits, temperature):
+    """Logits whose largest is a draw from softmax(logits / temperature); as they are at temperature 0."""
+    if temperature == 0:
+        return logits
+    noise = torch.rand_like(logits, dtype=torch.float64)
+    return logits.double().exp() / (-noise.log()) ** temperature
+
+
 @torch.inference_mode()
-def llada_loop(
-    denoiser, prompts, length, block, steps, temperature=0.0, canvases=None, light=False
-) -> list[list[int]]:
+def llada_loop(denoiser, prompts, length, block, steps, temperature=0.0, canvases=None) -> list[list[int]]:
     """The canvases of a batch of token-id prompts, each of `length` positions.
 
     Args:
@@ -24,7 +29,6 @@ def llada_loop(
         length, block, steps: positions of the canvas and of a block, and denoising steps of the whole canvas.
         temperature: of the Gumbel noise, which comes from the global generator.
         canvases: tokens that are given, None where a position is to be denoised.
-        light: no noise at temperature 0, and the softmax in the model's own precision.
     """
     mask, padding = denoiser.mask_id, denoiser.pad_id
     width = max(map(len, prompts))
@@ -50,13 +54,8 @@ def llada_loop(
         for step in range(per_block if masks_B.any() else 0):
             logits_BLV = denoiser.model(input_ids=ids_BL, **arguments).logits
             logits_BLV[..., forbidden] = -torch.inf
-            noisy_BLV = logits_BLV
-            if temperature > 0 or not light:
-                noise_BLV = torch.rand_like(logits_BLV, dtype=torch.float64)
-                noisy_BLV = logits_BLV.double() - temperature * (-noise_BLV.log()).log()
-            token_BL = noisy_BLV.argmax(-1)
-            p_BLV = logits_BLV.softmax(-1) if light else logits_BLV.double().softmax(-1)
-            confidence_BL = p_BLV.gather(-1, token_BL[..., None])[..., 0]
+            token_BL = noisy(logits_BLV, temperature).argmax(-1)
+            confidence_BL = logits_BLV.softmax(-1).gather(-1, token_BL[..., None])[..., 0]
             confidence_BL[ids_BL != mask] = -torch.inf
             confidence_BL[:, high:] = -torch.inf
             for b, masks in enumerate(masks_B.tolist()):

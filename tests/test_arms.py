@@ -310,7 +310,8 @@ def test_a_plan_pins_the_steps_that_the_scorer_finds_sound(denoiser):
     plan, *_ = AnswerPlanner(Answers("#### 3142241342131324"), SUDOKU)([QUESTION])
     assert plan.steps == ("3142", "2413", "4213", "1324")
     canvas, cost = planned(denoiser, SUDOKU, Calculator(SUDOKU), QUESTION, plan, 20, 0.9)
-    assert cost == Ledger(solver_tokens=30, sequential_steps=17)
+    assert cost == Ledger(solver_tokens=30, sequential_steps=17, solver_passes=17)
+    assert cost.passes == 17
     assert denoiser.decode([canvas[:5]]) == ["3142\n"]
     assert canvas[5:9] == [None] * 4  # 2413 leaves no row below it for the clue under its 1
     text, _ = planned(denoiser, SUDOKU, Calculator(SUDOKU), QUESTION, Plan((), "12", Ledger()), 20, 0.9)

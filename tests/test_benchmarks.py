@@ -140,9 +140,13 @@ def test_a_row_that_lacks_something_is_refused(name, row, says):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_prompts_ask_in_the_form(name):
-    question = {"countdown": "30,100,93=23", "sudoku": "3102200002100320", "arithmetic": "12, +7"}.get(
-        name, "How many?"
-    )
+    questions = {
+        "countdown": "30,100,93=23",
+        "sudoku": "3102200002100320",
+        "arithmetic": "12, +7",
+        "sudoku9": "0" * 81,
+    }
+    question = questions.get(name, "How many?")
     task = get_task(name)
     for form in task.forms:
         text = task.prompt(question, form)
@@ -172,6 +176,11 @@ def test_the_public_files_are_read_whole(name, data_dir, caplog):
         [] if count == expected else [True]
     )
     assert all(row["prompt"][0]["content"].endswith(get_task(name).ask(row["question"])) for row in rows)
+
+
+def test_so_many_rows_as_are_asked_for_are_demanded(data_dir):
+    name = "humaneval"
+    count = FILES[name][1]
     load_rows(name, path=data_dir, rows=count)
     with pytest.raises(ValueError, match=rf"holds {count} rows of task '{name}', and {count + 1} are expected"):
         load_rows(name, path=data_dir, rows=count + 1)

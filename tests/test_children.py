@@ -145,20 +145,11 @@ print(*processes_of(os.getpid())[1:], flush=True)
 
 
 @pytest.mark.usefixtures("bubblewrap")
-@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(48, marks=pytest.mark.slow)])
 def test_whoever_is_killed_leaves_nothing(kills):
-    longest = "2" if kills < 100 else "4"  # so that half of them are at work beside other work, too
-    command = [
-        sys.executable,
-        str(KILL_TABLE),
-        "--kills",
-        str(kills),
-        "--seed",
-        str(os.getpid()),
-        "--longest",
-        longest,
-    ]
+    """Half of them are killed as they start, and half at work."""
+    command = [sys.executable, str(KILL_TABLE), "--kills", str(kills), "--seed", str(os.getpid())]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1200)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
     assert [(row[2], row[4]) for row in rows] == [(str(kills // 2), "0")] * 4, done.stdout + done.stderr
-    assert kills < 100 or all(int(row[3]) > 25 for row in rows)
+    assert all(int(row[3]) >= kills // 6 for row in rows), done.stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import own_tasks
 import pytest
-from lockstitch.recipes import grpo, sft
+from lockstitch.recipes import grpo, sft, sft_data
 from lockstitch.rewards.tasks import grade_cli, tasks_cli
 from lockstitch.rewards.tasks.named import available_tasks, get_task
 from lockstitch.rewards.tasks.rows import load_rows
@@ -170,9 +170,9 @@ def test_training(place, way, recipe, monkeypatch):
 def test_supervised_rows_are_prompts_and_solutions(place):
     from models import tokenizer
 
-    rows = sft.task_rows(sft.RecipeArguments(task="sums.yaml", num_problems=2), tokenizer())
+    rows = sft_data.task_rows(sft.RecipeArguments(task="sums.yaml", num_problems=2), tokenizer())
     assert rows.to_list() == [{"prompt": row["problem"] + "\n", "completion": row["solution"]} for row in ROWS[:2]]
-    made = sft.task_rows(sft.RecipeArguments(task="sudoku", num_problems=3), tokenizer())
+    made = sft_data.task_rows(sft.RecipeArguments(task="sudoku", num_problems=3), tokenizer())
     task = get_task("sudoku")
     assert all(task.is_correct(row["prompt"].replace("\n", ""), None, task.extract(row["completion"])) for row in made)
 
@@ -183,9 +183,9 @@ def test_a_system_prompt_begins_every_conversation(place):
     (place / "sums.yaml").write_text(TASK + "system: Be brief.\n")
     chat = tokenizer()
     with pytest.raises(ValueError, match="need a tokenizer with a chat template"):
-        sft.task_rows(sft.RecipeArguments(task="sums.yaml"), chat)
+        sft_data.task_rows(sft.RecipeArguments(task="sums.yaml"), chat)
     chat.chat_template = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
-    row = sft.task_rows(sft.RecipeArguments(task="sums.yaml"), chat)[0]
+    row = sft_data.task_rows(sft.RecipeArguments(task="sums.yaml"), chat)[0]
     assert [message["role"] for message in row["prompt"]] == ["system", "user"]
     assert row["prompt"][0]["content"] == "Be brief."
     assert row["completion"] == [{"role": "assistant", "content": "24"}]

@@ -8,7 +8,7 @@ import textwrap
 
 import own_tasks
 import pytest
-from lockstitch.recipes import grpo, sft
+from lockstitch.recipes import grpo, sft, sft_data
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.own import KEYS, load_task_file
 from lockstitch.rewards.tasks.task import Source, Task
@@ -158,14 +158,14 @@ def test_training_refuses_tasks_without_rows_or_gold(place):
     kept = [line for line in TASK.strip().split("\n") if not line.startswith("answer")]
     (place / "goldless.yaml").write_text("\n".join(kept))
     with pytest.raises(ValueError, match="row 0 of task 'goldless' has no solution and no gold answer to train on"):
-        sft.task_rows(sft.RecipeArguments(task="goldless.yaml"), tokenizer())
+        sft_data.task_rows(sft.RecipeArguments(task="goldless.yaml"), tokenizer())
     (place / "bare.yaml").write_text("\n".join(line for line in kept if not line.startswith("dataset")))
     with pytest.raises(ValueError, match="task 'bare' has no dataset to take rows from"):
-        sft.task_rows(sft.RecipeArguments(task="bare.yaml"), tokenizer())
+        sft_data.task_rows(sft.RecipeArguments(task="bare.yaml"), tokenizer())
     with pytest.raises(ValueError, match="task 'math500' has no rows to train on, only test to measure on"):
-        sft.task_rows(sft.RecipeArguments(task="math500"), tokenizer())
+        sft_data.task_rows(sft.RecipeArguments(task="math500"), tokenizer())
     with pytest.raises(ValueError, match=r"makes its rows up: say how many \(num_problems\)"):
-        sft.task_rows(sft.RecipeArguments(task="sudoku"), tokenizer())
+        sft_data.task_rows(sft.RecipeArguments(task="sudoku"), tokenizer())
     for words, says in (
         ({}, "given: none"),
         ({"task": "a", "generate": "sudoku"}, "given: generate, task"),

@@ -26,7 +26,9 @@ import lockstitch
 
 ROOT = Path(__file__).resolve().parent.parent
 _ALL = sorted((ROOT / "recipes/configs").glob("*/*.yaml"))
-CONFIGS = [path for path in _ALL if path.parent.name != "embedded" and not path.stem.startswith("prm_")]  # not of grpo
+CONFIGS = [
+    path for path in _ALL if path.parent.name != "embedded" and not path.stem.startswith(("prm_", "adapt"))
+]  # of grpo
 PAPERS = {"coupled", "d1", "d2", "espo", "gdpo", "justgrpo", "spg", "wd1"}
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 CPU = ["--bf16", "false", "--use_cpu", "true"]

@@ -107,6 +107,7 @@ def summary() -> dict[str, Any]:
         "scorer_tokens": 0.0,
         "solver_tokens": 210.25,
         "sequential_steps": 32.0,
+        "passes": 78.0,
         "seconds": 0.41,
     }
     return {
@@ -241,7 +242,7 @@ def test_summary_is_aligned(summary: dict[str, Any]) -> None:
     table = [line for line in text.split("\n") if line.startswith(("method", "greedy", "stitched  ", "solver alone"))]
     assert len(table) == 4
     assert len({len(line) for line in table}) == 1
-    assert re.search(r"^stitched +50\.0 +\[25\.0, 75\.0\] +64 +14,096 +0 +210 +32 +0\.41$", text, re.MULTILINE)
+    assert re.search(r"^stitched +50\.0 +\[25\.0, 75\.0\] +64 +14,096 +0 +210 +32 +78 +0\.41$", text, re.MULTILINE)
     assert "remask loop: not run, no correction" in text
     assert re.search(r"^stitched - majority vote +\+12\.5 +\[\+3\.0, \+22\.0\]$", text, re.MULTILINE)
     assert ESCAPES.sub("", render_summary(summary, color=True)) == text
@@ -251,7 +252,10 @@ def test_the_page_says_what_every_method_and_cost_is(tmp_path: Path, summary: di
     path = tmp_path / "report.html"
     write_report(path, [], summary)
     text = path.read_text(encoding="utf-8")
-    for name, expected in (("METHODS", set(ALL_METHODS)), ("WORDS", {one.name for one in fields(Ledger)})):
+    for name, expected in (
+        ("METHODS", set(ALL_METHODS)),
+        ("WORDS", {one.name for one in fields(Ledger)} | {"passes"}),
+    ):
         (body,) = re.findall(rf"const {name} = \{{\n(.*?)\n\}};", text, re.DOTALL)
         assert set(re.findall(r"^  (\w+): \"", body, re.MULTILINE)) == expected
 

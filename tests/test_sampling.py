@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from fast_dllm_reference import fast_dllm
 from llada_reference import llada_loop
 from lockstitch.sampling.canvases import Row
 from lockstitch.sampling.config import SamplerConfig
@@ -41,6 +42,14 @@ def test_quota_is_the_published_loop(kind, block, steps):
     assert [list(ids) for ids in tokens(drawn)] == llada_loop(denoiser, prompts, G, block, steps)
     if kind == "llama":
         assert [list(drawn[0].canvas_ids)] == llada_loop(denoiser, prompts[:1], G, block, steps)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize(("block", "threshold"), [(12, 0.5), (4, 0.5), (4, 0.9)])
+def test_threshold_is_the_published_loop(denoiser, cache, block, threshold):
+    settings = {"policy": "threshold", "threshold": threshold, "cache": cache, "block_length": block}
+    expected = [fast_dllm(denoiser, prompt, G, block, threshold, cache) for prompt in denoiser.encode(PROMPTS)]
+    assert [list(ids) for ids in tokens(run(denoiser, **settings))] == expected
 
 
 def reference_banned(denoiser, prompt, bans):

@@ -431,3 +431,47 @@ def allowed():
 """
     assert ctypes.sizeof(ctypes.c_void_p) == 8
     assert told(Bubblewrap(), source, "allowed()") == [{"value": []}]
+
+
+NAMESPACE = """
+import ctypes, fcntl, os, socket, struct
+from lockstitch.rewards.sandbox import sandbox_watch as watch
+
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+assert ctypes.CDLL(None).unshare(CLONE_NEWNET | (CLONE_NEWUSER if os.getuid() else 0)) == 0
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asks:  # the loopback interface goes up and runs
+    fcntl.ioctl(asks, 0x8914, struct.pack("16sh14s", b"lo", 0x41, b""))
+
+def check(sockets, queued):
+    every = watch._sockets_in_use
+    found = watch.sockets_of(os.getpid())
+    watch._sockets_in_use = lambda path: {}  # then every list is read
+    assert found == watch.sockets_of(os.getpid()) == (sockets, queued), (found, sockets, queued)
+    watch._sockets_in_use = every
+
+check(0, 0)
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+datagrams.bind(("127.0.0.1", 0))
+check(1, 0)
+datagrams.connect(datagrams.getsockname())
+datagrams.send(b"x")
+assert watch.sockets_of(os.getpid())[1] > 0
+datagrams.close()
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen(8)
+check(1, 0)
+callers = [socket.create_connection(listener.getsockname()) for _ in range(3)]
+check(7, 3)  # whom nobody has accepted: they are queued, and belong to no process
+for caller in callers:
+    caller.send(b"x" * 1000)
+check(7, 3003)
+pair = socket.socketpair()
+check(9, 3003)
+"""
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_sockets_are_counted_where_they_are_and_lists_without_any_are_not_read():
+    done = subprocess.run([sys.executable, "-c", NAMESPACE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ import pytest
 from lockstitch.rewards.steps import check_steps
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.trajectory import Ledger, Trajectory
-from lockstitch.stitching.score import Calculator, Confidence, Scores, load_scorer
+from lockstitch.stitching.score import Calculator, Confidence, Consensus, Scores, load_scorer
 from lockstitch.stitching.segment import steps_of
 from lockstitch.stitching.steps import Step
 
@@ -52,11 +52,14 @@ def test_scorers_by_name() -> None:
     task = get_task("gsm8k")
     assert isinstance(load_scorer("calculator", task), Calculator)
     assert isinstance(load_scorer("confidence", task), Confidence)
+    assert isinstance(load_scorer("consensus", task), Consensus)
 
 
 @pytest.mark.parametrize("spec", ["", "calculators", "prm:", ":f", "module"])
 def test_another_name_is_refused_with_the_accepted_forms(spec: str) -> None:
-    with pytest.raises(ValueError, match=r"'calculator', 'confidence', 'bmc'.*'prm:MODEL'.*'module:function'"):
+    with pytest.raises(
+        ValueError, match=r"'calculator', 'consensus', 'confidence', 'bmc'.*'prm:MODEL'.*'module:function'"
+    ):
         load_scorer(spec, get_task("gsm8k"))
 
 

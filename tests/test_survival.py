@@ -56,11 +56,16 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("disguise", [lambda denoiser: denoiser, without_mask], ids=["padded", "one_length"])
-def test_a_cut_canvas_is_one_of_that_length(settings, disguise, monkeypatch):
-    if disguise is without_mask and "cache" in settings:
-        return
+# Rows padded to one length, and rows of one length each for code without masks, which takes no cache: these mostly slow.
+CASES = [(lambda denoiser: denoiser, settings) for settings in SETTINGS] + [
+    pytest.param(without_mask, settings, marks=[pytest.mark.slow] * ("policy" not in settings))
+    for settings in SETTINGS
+    if "cache" not in settings
+]
+
+
+@pytest.mark.parametrize(("disguise", "settings"), CASES)
+def test_a_cut_canvas_is_one_of_that_length(disguise, settings, monkeypatch):
     denoiser = ending()
     prompts = [*PROMPTS, PROMPTS[0][::-1]]  # two of one length
     expected = [survival(denoiser, prompt, settings.get("cfg_scale", 0.0)) for prompt in prompts]

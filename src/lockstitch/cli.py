@@ -37,6 +37,7 @@ COMMANDS = {
     "grpo": Command(
         "lockstitch.recipes.launch", "train by reinforcement learning, on a task or one's own data", "grpo"
     ),
+    "adapt": Command("lockstitch.recipes.launch", "turn an autoregressive model into a diffusion model", "adapt"),
     "prm": Command(
         "lockstitch.recipes.launch", "label reasoning steps and train a process reward model on them", "prm"
     ),

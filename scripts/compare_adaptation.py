@@ -1,0 +1,312 @@
+"""From autoregressive to diffusion on models of half a million parameters: every preset and the published ablations.
+
+    python scripts/compare_adaptation.py --output runs/adaptation [--tasks sudoku] [--images docs/images]
+
+The rules, which stood before any result was looked at:
+
+- The parent is an autoregressive Llama of the embedded models' shape, trained from scratch on a task's generated problems by
+  `recipes.sft` (`objective: autoregressive`). It is what every child starts from, and is measured greedily, token by token.
+- Every arm is a preset of `recipes.adapt` with the same optimizer, learning rate, rows a step and steps, so that all see
+  as many tokens; what is said of loss, layout, masks and states stays the paper's. Blocks are at most 4, as in OPDLM and
+  mix-scale. `opdlm` sees the prompts of the same problems alone. `cap` goes on from the child of `mixscale`, for as many
+  steps again.
+- Measured is the end of every run, on test problems by which nothing was chosen, without noise: the share solved, NFE and
+  seconds a problem (one thread), in the child's own blocks at one token a step and by a threshold of .9.
+- Draft and revise: `mixscale`'s child and `mixscale-off`'s (no rows with the whole canvas) draft in blocks of 4, two
+  tokens a step, and write the least sure half again, all of the canvas in view, two tokens a step; beside it a plain draft
+  of equal NFE.
+
+Runs that are there are not run again, and one that was cut off goes on from its checkpoint. All arms of a seed are run
+before the next seed. A picture needs matplotlib.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+from lockstitch.rewards.statistics import wilson
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import held_out_problems
+from tqdm import tqdm
+
+from lockstitch.files import to_json, write_whole
+
+TASKS = ("sudoku", "countdown", "arithmetic")
+ROOT = Path(__file__).resolve().parent.parent
+SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 4}  # fmt: skip
+BLOCK, ROWS, TEST, TEST_SEED = 4, 32, 300, 200
+STEPS = {"sudoku": 200, "countdown": 800, "arithmetic": 800}
+PARENT_STEPS = {"sudoku": 200, "countdown": 6000, "arithmetic": 6000}
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+# What an arm says beside its preset.
+ARMS = {
+    "nbdiff": {},
+    "tidar": {},
+    "idlm": {},
+    "mixscale": {},
+    "opdlm": {},
+    "cap": {},
+    "nbdiff-no_ar": {"ar_loss": "none", "ar_weight": None},
+    "nbdiff-no_growth": {"block_growth": "constant", "block_growth_steps": None},
+    "nbdiff-block_causal": {"layout": "block_causal", "ar_loss": "none", "ar_weight": None},
+    "nbdiff-annealed": {"block_growth": "constant", "block_growth_steps": None, "mask_ratio_high": 0.1,
+                        "mask_ratio_high_end": 1.0},
+    "opdlm-random": {"states": "random"},
+    "mixscale-off": {"whole_canvas_fraction": 0.0},
+}  # fmt: skip
+QUIET = {"bf16": False, "dtype": "float32", "use_cpu": True, "report_to": "none", "logging_steps": 10, "disable_tqdm": True,
+         "save_total_limit": 1, "gradient_checkpointing": False}  # fmt: skip
+SAME = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": None, "warmup_steps": 20,
+        "weight_decay": 0.01, "adam_beta2": 0.98, "max_grad_norm": 1.0, "per_device_train_batch_size": ROWS,
+        "gradient_accumulation_steps": 1, "max_length": None, "use_peft": False}  # fmt: skip
+
+
+def parent_settings(task, output):
+    """The autoregressive parent, by the supervised recipe."""
+    return QUIET | {
+        "objective": "autoregressive", "generate": task, "num_problems": 64 * PARENT_STEPS[task], "new_model": SHAPE,
+        "model_name_or_path": str(ROOT / "src/lockstitch/embedded/tokenizer"), "output_dir": str(output),
+        "max_steps": PARENT_STEPS[task], "save_steps": 100, "per_device_train_batch_size": 64, "learning_rate": 3e-3,
+        "lr_scheduler_type": "cosine", "warmup_steps": 50, "weight_decay": 0.01, "adam_beta2": 0.98, "seed": 0,
+        "max_length": None,
+    }  # fmt: skip
+
+
+def settings(arm, task, seed, base, output):
+    """All settings of an arm's run."""
+    steps, preset = STEPS[task], arm.partition("-")[0]
+    own = {"model_name_or_path": str(base), "generate": task, "num_problems": ROWS * steps, "seed": seed, "max_steps": steps,
+           "save_steps": 100, "output_dir": str(output), "canvas_length": get_task(task).canvas_length}  # fmt: skip
+    scaled = {"block_length": BLOCK}
+    if preset == "nbdiff":
+        scaled["block_growth_steps"] = steps // 8  # full blocks after a quarter of the steps
+    if preset in ("opdlm", "cap"):
+        scaled |= {"rollout_length_start": None, "rollout_ramp_steps": None}
+    if preset == "opdlm":
+        scaled["distill_end"] = True  # here the end has one place, where the canvas ends
+    if preset == "cap":
+        scaled |= {"block_length": None}
+    return {"adapt_preset": preset} | QUIET | SAME | scaled | ARMS[arm] | own
+
+
+def launch(recipe, run, values):
+    """Runs a recipe to its end, unless it got there; processor time goes to `cpu.jsonl`, a line for each leg."""
+    if (run / "trainer_state.json").exists():
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    write_whole(run / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    command = [sys.executable, "-m", f"lockstitch.recipes.{recipe}", "--config", str(run / "config.yaml")]
+    with (run / "log.txt").open("a", encoding="utf-8") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=ONE_THREAD)
+        _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    with (run / "cpu.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"seconds": usage.ru_utime + usage.ru_stime, "exit": child.returncode}) + "\n")
+    if child.returncode:
+        raise RuntimeError(f"{run} ended with {child.returncode}: see its log.txt")
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def decodings(denoiser, length):
+    """How a model is decoded, by name: settings that fit its layout."""
+    from lockstitch.sampling.config import SamplerConfig
+    from lockstitch.sampling.layouts import in_blocks_of
+    from lockstitch.sampling.presets import PRESETS, preset
+
+    block = min(denoiser.block_length or length, length)
+    base = {"canvas_length": length, "block_length": block, "cache": "block", "batch_size": 64}
+    found = {"one": SamplerConfig(**base)}
+    if block > 1:
+        found["threshold"] = SamplerConfig(**base, policy="threshold", threshold=0.9)
+    if denoiser.family.name in PRESETS:  # drafts that the model checks itself
+        found["verify"] = in_blocks_of(preset(denoiser.family.name, length), denoiser.family)
+    if denoiser.family.layout == "block_causal":
+        two = {**base, "cache": "none", "steps": length // block * (block // 2)}
+        more = {**base, "cache": "none", "steps": length // block * (block // 2 + block // 4)}
+        found["draft"], found["draft+"] = SamplerConfig(**two), SamplerConfig(**more)
+        found["revise"] = SamplerConfig(**two, correction="revise", revise_fraction=0.5)
+    return found
+
+
+def measure(path, task, parent):
+    """What a model reaches on the test problems: bits, a problem each, NFE, processor seconds and answers, by decoding."""
+    import dataclasses
+
+    import torch
+    from lockstitch.sampling.denoiser import Denoiser
+    from lockstitch.sampling.families import CONTEXT_CAUSAL
+    from lockstitch.sampling.loop import sample
+
+    torch.set_num_threads(1)
+    of = get_task(task)
+    problems = held_out_problems(of, TEST, TEST_SEED)
+    denoiser = Denoiser.from_pretrained(str(path), family="context_causal" if parent else None, device="cpu")
+    if parent:  # blocks of one token, the first of each from the causal pass: greedy autoregressive decoding
+        denoiser.family = dataclasses.replace(CONTEXT_CAUSAL, block_length=1)
+    made = {}
+    for name, config in decodings(denoiser, of.canvas_length).items():
+        began = time.process_time()
+        drawn = sample(denoiser, [of.prompt(problem.question) for problem in problems], config)
+        seconds = time.process_time() - began
+        answers = [of.extract(trajectory.text) for trajectory in drawn]
+        made[name] = {
+            "right": "".join(
+                "01"[bool(answer) and bool(of.is_correct(p.question, p.answer, answer))]
+                for p, answer in zip(problems, answers, strict=True)
+            ),
+            "passes": statistics.mean(t.ledger.sequential_steps for t in drawn),
+            "tokens": statistics.mean(t.length for t in drawn),
+            "seconds": seconds / len(drawn),
+            "answers": answers,
+        }
+    return made
+
+
+def measured(path, task, parent=False):
+    """The same, in a process of its own and kept beside the model."""
+    results = path / "results.json"
+    if not results.exists():
+        command = [sys.executable, __file__, "--measure", task, str(path), *(["--parent"] if parent else [])]
+        done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"measuring {path}: {done.stderr[-2000:]}")
+        write_whole(results, done.stdout.splitlines()[-1] + "\n")
+    return json.loads(results.read_text(encoding="utf-8"))
+
+
+def cpu_seconds(run):
+    """Processor seconds of a run, all legs together."""
+    lines = (run / "cpu.jsonl").read_text(encoding="utf-8").splitlines()
+    return sum(json.loads(line)["seconds"] for line in lines)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def cell(bits):
+    """A share with Wilson's interval, in percent."""
+    low, high = wilson(bits.count("1"), len(bits))
+    return f"{100 * bits.count('1') / len(bits):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def print_tables(task, output, arms, seeds):
+    """What there is of a task, as Markdown."""
+    folder = output / task
+    parent = json.loads((folder / "parent" / "results.json").read_text(encoding="utf-8"))["one"]
+    runs = {
+        (arm, seed): json.loads((folder / arm / f"seed-{seed}" / "results.json").read_text(encoding="utf-8"))
+        for arm, seed in itertools.product(arms, seeds)
+        if (folder / arm / f"seed-{seed}" / "results.json").exists()
+    }
+    print(f"\n{task}: the parent, token by token, {cell(parent['right'])}; {parent['passes']:.1f} passes, "
+          f"{1000 * parent['seconds']:.1f} ms of a processor a problem, n {len(parent['right'])}\n")  # fmt: skip
+    print(
+        "| arm | seed | one a step, % | threshold .9, % | passes | checked by itself, % | passes | ms | training, s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (arm, seed), found in runs.items():
+        by = found["threshold"]
+        own = found.get("verify")
+        checked = f"{cell(own['right'])} | {own['passes']:.1f}" if own else "|"
+        print(f"| {arm} | {seed} | {cell(found['one']['right'])} | {cell(by['right'])} | {by['passes']:.1f} | {checked} | "
+              f"{1000 * (own or by)['seconds']:.1f} | {cpu_seconds(folder / arm / f'seed-{seed}'):.0f} |")  # fmt: skip
+    print("\n| | seed | draft, 2 a step | draft of as many passes | draft and revise | passes of each |")
+    print("|---|---|---|---|---|---|")
+    for (arm, seed), found in runs.items():
+        if "revise" in found and arm.startswith("mixscale"):
+            names = ("draft", "draft+", "revise")
+            print(f"| {arm} | {seed} | " + " | ".join(cell(found[name]["right"]) for name in names) + " | "
+                  + ", ".join(f"{found[name]['passes']:.1f}" for name in names) + " |")  # fmt: skip
+    print("\n| | seed | passes before | passes after | answers that stayed |\n|---|---|---|---|---|")
+    for (arm, seed), found in runs.items():
+        start = runs.get(("mixscale", seed))
+        if arm == "cap" and start is not None:
+            before, after = start["threshold"], found["threshold"]
+            same = "".join("01"[a == b] for a, b in zip(before["answers"], after["answers"], strict=True))
+            print(f"| cap | {seed} | {before['passes']:.1f} | {after['passes']:.1f} | {cell(same)} |")
+
+
+def draw(tasks, output, arms, seeds, images):
+    """Accuracy over passes: the parent, and of each arm the mean of its seeds, one a step and by the threshold."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(
+        1, len(tasks), figsize=(5.6 * len(tasks) + 1.6, 4.0), layout="constrained", squeeze=False
+    )
+    for axes, task in zip(panels[0], tasks, strict=True):
+        folder = output / task
+        for i, arm in enumerate(arms):
+            found = [
+                json.loads(path.read_text(encoding="utf-8"))
+                for seed in seeds
+                if (path := folder / arm / f"seed-{seed}" / "results.json").exists()
+            ]
+            if not found:
+                continue
+            points = [
+                (
+                    statistics.mean(one[name]["passes"] for one in found),
+                    statistics.mean(100 * one[name]["right"].count("1") / len(one[name]["right"]) for one in found),
+                )
+                for name in ("one", "threshold", "verify")
+                if name in found[0]
+            ]
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=arm, color=f"C{i % 10}",
+                      linestyle="--" if "-" in arm else "-", linewidth=1.2)  # fmt: skip
+        parent = json.loads((folder / "parent" / "results.json").read_text(encoding="utf-8"))["one"]
+        axes.plot([parent["passes"]], [100 * parent["right"].count("1") / len(parent["right"])], "k*", markersize=11,
+                  label="the parent, token by token")  # fmt: skip
+        axes.set(title=task, xlabel="passes a problem", ylabel="solved, %")
+    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(images / "adaptation-tiny.png", dpi=110)
+
+
+def main():
+    """Runs what is not there, and reports what is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/adaptation"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["sudoku"])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--images", type=Path, help="also draw the picture into this directory")
+    parser.add_argument("--report", action="store_true", help="run nothing: tables and picture of what is there")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # a task and a directory: the script's own call
+    parser.add_argument("--parent", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        task, path = arguments.measure
+        print(to_json(measure(Path(path), task, arguments.parent)).replace("\n", ""), flush=True)
+        return
+    output, arms = arguments.output, arguments.arms
+    for task in [] if arguments.report else arguments.tasks:
+        parent = output / task / "parent"
+        launch("sft", parent, parent_settings(task, parent))
+        measured(parent, task, parent=True)
+        for seed, arm in tqdm(list(itertools.product(arguments.seeds, arms))):
+            run, base = output / task / arm / f"seed-{seed}", parent
+            if arm == "cap":
+                base = output / task / "mixscale" / f"seed-{seed}"
+                launch("adapt", base, settings("mixscale", task, seed, parent, base))
+            launch("adapt", run, settings(arm, task, seed, base, run))
+            measured(run, task)
+    for task in arguments.tasks:
+        print_tables(task, output, arms, arguments.seeds)
+    if arguments.images is not None:
+        draw(arguments.tasks, output, arms, arguments.seeds, arguments.images)
+
+
+if __name__ == "__main__":
+    main()
