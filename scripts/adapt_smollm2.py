@@ -189,6 +189,7 @@ def batches(path: Path, options: argparse.Namespace, done: int) -> Iterator[tupl
 
 def train(options: argparse.Namespace) -> None:
     """Trains, with a checkpoint, the averaged adapter and a line of `curve.jsonl` every so many steps."""
+    from lockstitch.rl.adaptation_losses import forward_kl
     from lockstitch.rl.lora import lora_config
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.families import IDLM
@@ -257,8 +258,7 @@ def train(options: argparse.Namespace) -> None:
             group["lr"] = options.learning_rate * min(1.0, (state["step"] + 1) / 20)
         packed = Packed(rows, anchors, options.masks, denoiser.mask_id)
         parent_MV, logits_MV = passes(model, packed)
-        parent_MV, logp_MV = parent_MV.log_softmax(-1), logits_MV.log_softmax(-1)
-        loss = (parent_MV.exp() * (parent_MV - logp_MV)).sum(-1).mean()
+        loss = forward_kl(parent_MV, logits_MV).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
