@@ -3,13 +3,16 @@
     lockstitch prm --config tiny/prm_sudoku.yaml
     accelerate launch -m lockstitch.recipes.prm --config tiny/prm_sudoku.yaml
     lockstitch prm --task gsm8k --input train.jsonl --eval_input test.jsonl --label_model GSAI-ML/LLaDA-8B-Instruct ...
+    lockstitch prm --task gsm8k --traces a.jsonl --eval_traces b.jsonl --model_name_or_path features --output_dir runs/a
     lockstitch prm --dataset_name steps.jsonl --model_name_or_path MODEL --output_dir runs/mine
 
 Three stages, each of which goes on where it stopped. Trajectories of `label_model` are labelled (`step_labels.py`; into
-`OUTPUT/labels`, in TRL's form of stepwise supervision), unless `--dataset_name` has labels already. `model_name_or_path` is
-trained on them under a new head (`step_training.py`). The result is judged on rows that it was not trained on
-(`step_judging.py`): `summary.json` has AUC and calibration against the labels, the task's exact checker and the answers,
-`calibration.html` draws them. `lockstitch stitch --scorer prm:OUTPUT` then scores with it.
+`OUTPUT/labels`, in TRL's form of stepwise supervision), unless `--dataset_name` has labels already, or `--traces` come from
+elsewhere and are labelled by their answers (`trace_labels.py`). `model_name_or_path` is trained on them under a new head
+(`step_training.py`); `features` in its place is a regression on what can be counted in traces of arithmetic. The result is
+judged on rows that it was not trained on (`step_judging.py`): `summary.json` has AUC and calibration against the labels, the
+task's exact checker and the answers, `calibration.html` draws them. `lockstitch stitch --scorer prm:OUTPUT` (or
+`verifier:OUTPUT`) then scores with it.
 
 Beside the options below there are all of transformers' `TrainingArguments` and of TRL's `ModelConfig`; `--use_peft true`
 trains an adapter and the head.
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from lockstitch.recipes.run_directory import Run
 
 LABELS = "labels"
+FEATURES = "features"  # in the place of a model: a regression on what can be counted
 DTYPES = ("float32", "float16", "bfloat16")
 SPLITS = ("train", "fit", "test")
 
@@ -83,6 +87,14 @@ class RecipeArguments:
     system_prompt: str | None = field(default=None, metadata={"help": "What every conversation begins with."})
     sample_batch_size: int = field(default=256, metadata={"help": "Most rows in one pass of the sampler."})
     chunk: int = field(default=25, metadata={"help": "Problems labelled together; rows are saved after each chunk."})
+    traces: str | None = field(
+        default=None,
+        metadata={
+            "help": "Completions from elsewhere, a file as `lockstitch stitch --trajectories` reads it: each step is "
+            "labelled by whether its completion's answer is right."
+        },
+    )
+    eval_traces: str | None = field(default=None, metadata={"help": "Such completions to judge on."})
     labels_only: bool = field(default=False, metadata={"help": "Label, and train nothing."})
     dataset_name: str | None = field(
         default=None,
@@ -141,12 +153,20 @@ class RecipeArguments:
                     raise ValueError(f"{name}={getattr(self, name)!r} is of labelling a task, and task=None")
             if self.labels_only or self.num_fit_problems:
                 raise ValueError("labels_only and num_fit_problems are of labelling a task, and task=None")
+        elif self.traces is not None:
+            from lockstitch.recipes.trace_labels import check_traces
+
+            check_traces(self)
         elif self.label_model is None:
             raise ValueError("label_model=None: say which diffusion model writes and completes the trajectories")
         else:
             for name in ("dataset_config", "columns", "dataset_test_split"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)!r} is of dataset_name, which is missing")
+        if self.eval_traces is not None and self.traces is None:
+            raise ValueError(f"eval_traces={self.eval_traces!r} goes with traces, which is missing")
+        if self.traces is not None and self.task is None:
+            raise ValueError(f"traces={self.traces!r} are of a task: say which, task=NAME")
         if self.eval_input is not None and self.input is None:
             raise ValueError(
                 f"eval_input={self.eval_input!r} goes with input, which is missing: made-up problems have "
@@ -194,6 +214,7 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     """The rows of each split, labelled now or in an earlier launch."""
     from dataclasses import replace
 
+    from lockstitch.recipes.prm_data import problems_of
     from lockstitch.recipes.step_labels import Labelling, label_problems, write_labels
     from lockstitch.rewards.tasks.named import get_task
     from lockstitch.sampling.chat import Chat
@@ -250,40 +271,9 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     return rows
 
 
-def problems_of(recipe: RecipeArguments, task: Any) -> dict[str, list[Any]]:
-    """The problems of each split; none of one is in another. `ValueError` where there are too few."""
-    from itertools import islice
-
-    from lockstitch.rewards.tasks.task import held_out_problems, training_problems
-    from lockstitch.stitching.inputs import read_problems
-
-    fit = recipe.num_fit_problems
-    if recipe.input is not None:
-        own = [given.problem for given in read_problems(Path(recipe.input), task)]
-        train = own[: len(own) - fit][: recipe.num_problems]
-        if not train:
-            raise ValueError(
-                f"input={recipe.input!r} has {len(own)} problems, of which num_fit_problems={fit} leave none"
-            )
-        test = (
-            [] if recipe.eval_input is None else [one.problem for one in read_problems(Path(recipe.eval_input), task)]
-        )
-        return {"train": train, "fit": own[len(own) - fit :], "test": test[: recipe.num_eval_problems]}
-    count = 1000 if recipe.num_problems is None else recipe.num_problems
-    train = list(training_problems(task, count, recipe.problem_seed))
-    seen = {problem.question for problem in train}
-    more = training_problems(task, 20 * (count + fit), recipe.problem_seed + 1)
-    fresh = (one for one in more if one.question not in seen)
-    evaluated = 200 if recipe.num_eval_problems is None else recipe.num_eval_problems
-    return {
-        "train": train,
-        "fit": list(islice(fresh, fit)),
-        "test": held_out_problems(task, evaluated, recipe.problem_seed),
-    }
-
-
 def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tuple[Run | None, dict[str, Any], Any]":
     """The run, ready to go or None where it is finished, the rows of each split, and how the model reads."""
+    from lockstitch.recipes.prm_data import own_rows
     from lockstitch.recipes.run_directory import is_finished, run_of
     from lockstitch.recipes.step_training import StepCollator, StepRewardTrainer, encode_rows
     from lockstitch.rl.lora import loading_of
@@ -298,11 +288,20 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
         raise ValueError("model_name_or_path=None: say which model to train, the one that is labelled for example")
     if recipe.labels_only:
         return None, labelled(recipe, output), None
+    if model_arguments.model_name_or_path == FEATURES:
+        from lockstitch.recipes.trace_labels import fit_on_features
+
+        return None, fit_on_features(output, recipe), FEATURES
     path = model_arguments.model_name_or_path = model_path(model_arguments.model_name_or_path)
     settings = changed_settings(recipe, training, model_arguments)
     record = RunRecord(model_name(path), None, "prm", None, recipe.task, recipe.dataset_name, None, settings)
     finished = is_finished(output, record, training)
-    rows = labelled(recipe, output) if recipe.task is not None else own_rows(recipe)
+    if recipe.traces is not None:
+        from lockstitch.recipes.trace_labels import labelled_traces
+
+        rows = labelled_traces(recipe)
+    else:
+        rows = labelled(recipe, output) if recipe.task is not None else own_rows(recipe)
     if finished:
         return None, rows, Reader.beside(str(output))
     body, tokenizer, attention = load_body(
@@ -357,20 +356,6 @@ def adapted(model: Any, arguments: Any, base: str) -> Any:
     )
     model.config._name_or_path = base
     return get_peft_model(model, config)
-
-
-def own_rows(recipe: RecipeArguments) -> dict[str, list[dict[str, Any]]]:
-    """The rows of one's own data, under the names of the splits."""
-    from lockstitch.rewards.tasks.data import load_split, read_columns, renamed
-
-    assert recipe.dataset_name is not None
-    named = {"train": recipe.dataset_train_split, "test": recipe.dataset_test_split}
-    return {
-        split: []
-        if name is None
-        else list(renamed(load_split(recipe.dataset_name, name, recipe.dataset_config), read_columns(recipe.columns)))
-        for split, name in named.items()
-    }
 
 
 def main() -> None:

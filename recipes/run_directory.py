@@ -90,7 +90,12 @@ def run_of(trainer: Any, record: RunRecord, base: str, revision: str) -> Run:
     checkpoint = training.resume_from_checkpoint or last_checkpoint(
         Path(training.output_dir), trainer.accelerator.print
     )
-    record = replace(record, revision=base_revision(base, revision))
+    record = replace(
+        record,
+        revision=base_revision(base, revision),
+        device=str(trainer.accelerator.device),
+        dtype=str(trainer.model.dtype).removeprefix("torch."),
+    )
     return Run(trainer, record, None if checkpoint is None else str(checkpoint))
 
 

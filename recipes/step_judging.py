@@ -19,6 +19,8 @@ from lockstitch.stitching.score import Scorer, load_scorer, scorer_parts
 from lockstitch.stitching.segment import steps_of, token_spans
 from lockstitch.stitching.steps import Step
 from lockstitch.stitching.stitch import geometric_mean
+from lockstitch.stitching.verifier import FILE as VERIFIER
+from lockstitch.stitching.verifier import Verifier
 
 from lockstitch.files import SUMMARY, to_json, write_whole
 from lockstitch.pages import embed, write_page
@@ -41,7 +43,9 @@ def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, An
         }
     scored: dict[str, dict[str, Any]] = {}
     if rows["test"]:
-        scored["prm"] = figures(prm_scores(ProcessRewardModel(str(output)), rows["test"]), rows["test"])
+        is_verifier = (output / VERIFIER).is_file()
+        scorer: Any = Verifier(str(output), get_task(recipe.task)) if is_verifier else ProcessRewardModel(str(output))
+        scored["verifier" if is_verifier else "prm"] = figures(prm_scores(scorer, rows["test"]), rows["test"])
         scored |= other_scorers(recipe, output, rows)
     summary["scorers"] = scored
     write_whole(output / SUMMARY, to_json(summary))

@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 from lockstitch.rl import losses
+from lockstitch.rl.distilled import DistilledTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
-from lockstitch.rl.grpo_likelihoods import LikelihoodTrainer, at_iteration
+from lockstitch.rl.grpo_likelihoods import at_iteration
 from lockstitch.rl.models import as_denoiser, name_of
+from lockstitch.rl.self_distillation import LOSS as SELF_DISTILLATION
 from lockstitch.rl.teaching import Columns, Teaching, target_loss
 from peft import PeftConfig
 
 logger = logging.getLogger(__name__)
 
 
-class DiffusionGRPOTrainer(LikelihoodTrainer):
+class DiffusionGRPOTrainer(DistilledTrainer):
     """`GRPOTrainer` for a diffusion language model.
 
     Args:
@@ -114,6 +116,8 @@ class DiffusionGRPOTrainer(LikelihoodTrainer):
         iteration = 0
         if self.model.training:
             iteration = self._step // self.args.steps_per_generation % self.num_iterations
+        if self.args.policy_loss == SELF_DISTILLATION:
+            return self._distilled(model, inputs, iteration)
         weights_B = self._clipped_ratios(inputs, iteration) if self.args.policy_loss == "self_normalized" else None
         scored_BGC = self._new_likelihoods(model, inputs, iteration)
         logp_BG = scored_BGC[..., 0]

@@ -6,7 +6,7 @@ from typing import Any
 
 from lockstitch.sampling.config import SamplerConfig
 
-POLICY_LOSSES = ("token", "sequence", "sandwich", "weighted", "self_normalized", "regression")
+POLICY_LOSSES = ("token", "sequence", "sandwich", "weighted", "self_normalized", "regression", "self_distillation")
 RATIO_NORMS = ("canvas", "valid", "none")
 KL_FORMS = ("k2", "k3")
 NORM = {"sequence": "canvas", "weighted": "none", "self_normalized": "valid", "regression": "canvas"}

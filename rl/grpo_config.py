@@ -17,6 +17,7 @@ from lockstitch.rl.grpo_checks import (
     refuse_autoregressive,
 )
 from lockstitch.rl.rollout_engine_config import RolloutEngineConfig
+from lockstitch.rl.self_distillation import SelfDistillationOptions
 from lockstitch.rl.sft_config import check_counts, precision_of
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
@@ -30,7 +31,7 @@ _ESTIMATOR = ("estimator", "num_samples", "mask_schedule", "mask_distribution", 
 
 
 @dataclass
-class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
+class DiffusionGRPOConfig(RolloutEngineConfig, SelfDistillationOptions, GRPOConfig):
     """TRL's `GRPOConfig` plus estimator, policy loss and sampler; `max_completion_length` is the length of the canvas."""
 
     gradient_checkpointing: bool = field(
@@ -141,7 +142,8 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
             "help": "token: TRL's own (see loss_type, importance_sampling_level); sequence: one ratio per "
             "completion; sandwich: advantage times likelihood; weighted: group softmax of advantages times "
             "likelihood; self_normalized: the same with clipped ratios that add up to one; regression: the log-ratio is "
-            "taken to psi times the advantage (GDSD)."
+            "taken to psi times the advantage (GDSD); self_distillation: at each step of right completions the model "
+            "without its adapter, which sees later blocks, teaches (d-OPSD)."
         },
     )
     ratio_norm: str | None = field(
@@ -226,6 +228,7 @@ class DiffusionGRPOConfig(RolloutEngineConfig, GRPOConfig):
         check_loss(self)
         check_positions(self)
         self.check_rollout_engine()
+        self.check_distillation(self)
         if self.pad_to_multiple_of is not None:
             raise ValueError(
                 f"pad_to_multiple_of={self.pad_to_multiple_of}: a canvas has max_completion_length positions"

@@ -41,6 +41,8 @@ from lockstitch.rl.rollouts import (
     trace_columns,
 )
 from lockstitch.rl.scoring import check_trains
+from lockstitch.rl.self_distillation import LOSS as SELF_DISTILLATION
+from lockstitch.rl.self_distillation import first_right
 from lockstitch.rl.taught import TaughtTrainer
 from lockstitch.rl.teaching import Columns, Teaching
 from lockstitch.sampling.denoiser import Denoiser
@@ -88,7 +90,8 @@ class RolloutTrainer(TaughtTrainer):
 
         adapted = peft_config is not None or isinstance(denoiser.model, PeftModel)
         # TRL would load the reference anew from where the config says that the model came from; ours is the model as it is.
-        reference = copy.deepcopy(denoiser.model).requires_grad_(False) if args.beta and not adapted else None
+        refers = (args.beta or args.policy_loss == SELF_DISTILLATION) and not adapted
+        reference = copy.deepcopy(denoiser.model).requires_grad_(False) if refers else None
         beta = args.beta
         if reference is not None:
             args.beta = 0.0
@@ -123,6 +126,7 @@ class RolloutTrainer(TaughtTrainer):
         self._seeds: list[int] = []
         self._rewards_NF = torch.empty(0)
         self._eval_rows = 0
+        self._without_signal = 0  # generations in a row without a group that can teach
         self._given: deque[dict[str, Any]] = deque(maxlen=args.generation_batch_size)  # as TRL keeps completions
 
     def _check_refill(self) -> None:
@@ -181,9 +185,11 @@ class RolloutTrainer(TaughtTrainer):
             with self.sampling_denoiser() as denoiser:
                 self._rollouts = sample(denoiser, prompt_ids, self._sampler, seed=self._seeds)
         seconds = time.perf_counter() - began
-        statistics_N8 = gather(row_statistics(self._rollouts, seconds, self.accelerator.device))
+        statistics_NS = gather(row_statistics(self._rollouts, seconds, self.accelerator.device))
         mode = "train" if self.model.training else "eval"
-        metrics = rollout_metrics(statistics_N8, num_generations)
+        metrics = rollout_metrics(statistics_NS, num_generations)
+        if self._sampler.threshold is None:  # nothing forks
+            metrics.pop("rollout/fork_share")
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         if self._engine is not None and num_generations > 1:
@@ -250,6 +256,12 @@ class RolloutTrainer(TaughtTrainer):
         if self.args.policy_loss == "weighted":
             known_N = ~rewards_NF.isnan().all(1)
             columns["weight"] = losses.group_weights(gather(columns["advantages"]), known_N, W)[own]
+        if self.args.policy_loss == SELF_DISTILLATION:  # what teaches is a right rollout, whatever the others are
+            right_N = first_right(self._summed(rewards_NF), self.args.distill["distill_reward"], K)
+            columns["weight"] = right_N[own].float()
+            columns["signal"] = right_N.view(-1, K).any(1).repeat_interleave(K)[own]
+            if self.model.training:
+                self._metrics["train"]["distill/right"].append(right_N.float().sum().item() * K / len(right_N))
         return columns
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Columns:
@@ -270,9 +282,15 @@ class RolloutTrainer(TaughtTrainer):
                 columns, changed = self._refill(columns, generation, turn, first)
                 if not changed:
                     break
+            usable = gather(columns["signal"].double()).mean().item()
+            self._without_signal = 0 if usable else self._without_signal + 1
+            self._metrics["train"]["rollout/usable_groups"].append(usable)
+            self._metrics["train"]["rollout/without_signal"].append(self._without_signal)
             # Groups without variance have no advantage, but an entropy all the same.
             dropped = self.args.drop_zero_variance and not self._entropy_bonus_enabled
             active_B = columns["signal"] if dropped else torch.ones_like(columns["signal"])
+            if self.args.policy_loss == SELF_DISTILLATION:
+                active_B = columns["weight"] > 0
             columns["active"] = active_B & columns["tool_mask"].any(1)
             if self._teaching is not None and self._teaching.role == "only":
                 columns["active"] = torch.zeros_like(columns["active"])

@@ -42,6 +42,7 @@ class Rule:
         above: whether values above the limit are bad, or those below it.
         words: what the number is.
         relative: whether the limit is a share of the first value that was logged.
+        at_once: whether one log beyond the limit is enough: the number counts how long it has been so.
     """
 
     option: str
@@ -49,6 +50,7 @@ class Rule:
     above: bool
     words: str
     relative: bool = False
+    at_once: bool = False
 
     def broken(self, value: float, limit: float, first: float) -> bool:
         """Whether a finite value is on the wrong side of the limit."""
@@ -61,9 +63,17 @@ RULES = (
     Rule("health_elbo_drift", "ratio/drift", True, "drift of the likelihoods"),
     Rule("health_sample_size", "ratio/effective_sample_size", False, "effective sample size"),
     Rule("health_unique", "rollout/unique", False, "different completions in a group"),
+    Rule("health_equal_groups", "rollout/equal_groups", True, "groups whose completions are all the same"),
     Rule("health_eos_rate", "rollout/eos_rate", False, "completions that end", True),
     Rule("health_repetition", "rollout/repetition", True, "tokens that repeat the one before"),
     Rule("health_zero_variance", "frac_reward_zero_std", True, "groups whose rewards all agree"),
+    Rule(
+        "health_without_signal",
+        "rollout/without_signal",
+        True,
+        "generations in a row without a group whose rewards differ",
+        at_once=True,
+    ),
 )
 
 
@@ -96,6 +106,10 @@ class HealthConfig:
             "task with one right answer has few."
         },
     )
+    health_equal_groups: float | None = field(
+        default=0.99,
+        metadata={"help": "Most groups whose completions may all be the same, as a share: nothing can be told apart."},
+    )
     health_eos_rate: float | None = field(
         default=0.1, metadata={"help": "Least share of completions that end, as a share of the first logged one."}
     )
@@ -104,6 +118,12 @@ class HealthConfig:
     )
     health_zero_variance: float | None = field(
         default=0.99, metadata={"help": "Most groups that may have equal rewards throughout, as a share."}
+    )
+    health_without_signal: float | None = field(
+        default=20,
+        metadata={
+            "help": "Most generations in a row without a group whose rewards differ; health_patience does not add."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -143,10 +163,11 @@ class Watch:
             broken = not math.isfinite(value) or rule.broken(value, limit, first)
             streak = self._streaks[rule.metric] = self._streaks.get(rule.metric, 0) + 1 if broken else 0
             well = well and not broken
-            if streak >= self.config.health_patience:
+            if streak >= (1 if rule.at_once else self.config.health_patience):
                 side = "above" if rule.above else "below"
                 bound = f"{limit:g} times {first:.3g}" if rule.relative else f"{limit:g}"
-                return False, f"{rule.metric} ({rule.words}) is {value:.3g}, {side} {bound} for {streak} logs in a row"
+                wrong = f"{rule.metric} ({rule.words}) is {value:.3g}, {side} {bound}"
+                return False, wrong if rule.at_once else f"{wrong} for {streak} logs in a row"
         return well, None
 
     def forget(self) -> None:

@@ -70,15 +70,21 @@ class RolloutEngineConfig:
                     f"{name}={value!r} would be ignored by rollout_engine={self.rollout_engine!r}, whose server is "
                     "started with its own algorithm, threshold and blocks"
                 )
-        for name, only, why in (
-            ("scope", "valid", "which stops after the block with EOS"),
-            ("top_entropy_quantile", 1.0, "which tells no entropies"),
-            ("surprisal_temperature", None, "which tells no confidences"),
-            ("position_temperature", None, "which tells no confidences"),
+        for name, value, why in (
+            ("scope", "canvas", "which stops after the block with EOS"),
+            ("estimator", "forks", "which does not tell forks"),
+        ):
+            if getattr(self, name) == value:
+                raise ValueError(f"{name}={value!r} does not go with rollout_engine={self.rollout_engine!r}, {why}")
+        for name, only in (
+            ("top_entropy_quantile", 1.0),
+            ("surprisal_temperature", None),
+            ("position_temperature", None),
         ):
             if (value := getattr(self, name)) != only:
                 raise ValueError(
-                    f"{name}={value!r} does not go with rollout_engine={self.rollout_engine!r}, {why}: {only!r}"
+                    f"{name}={value!r} does not go with rollout_engine={self.rollout_engine!r}, which tells no entropies "
+                    "and no confidences"
                 )
 
     def _check_url(self) -> None:

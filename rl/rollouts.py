@@ -65,10 +65,11 @@ def fingerprint(ids: Sequence[int]) -> int:
 
 
 def row_statistics(trajectories: Sequence[Trajectory], seconds: float, device: torch.device) -> torch.Tensor:
-    """`(B, 8)` float64: fingerprint, tokens, NFE, finished, repetition, mean confidence and entropy, the rank's seconds."""
+    """`(B, 10)` float64: fingerprint, tokens, NFE, finished, repetition, mean confidence and entropy, forks and the sum of
+    their entropies, the rank's seconds."""
     rows = []
     for t in trajectories:
-        ids = t.completion_ids
+        ids, forks = t.completion_ids, [position for position in t.forks if position < t.length]
         rows.append(
             (
                 fingerprint(ids),
@@ -78,16 +79,23 @@ def row_statistics(trajectories: Sequence[Trajectory], seconds: float, device: t
                 repetition(ids),
                 sum(t.confidence[: t.length]) / t.length,
                 sum(t.entropy[: t.length]) / t.length,
+                len(forks),
+                sum(t.entropy[position] for position in forks),
                 seconds,
             )
         )
     return torch.tensor(rows, dtype=torch.float64, device=device)
 
 
-def rollout_metrics(statistics_N8: torch.Tensor, per_prompt: int) -> dict[str, float]:
-    """Means over all ranks' rows, for the log: `unique` is the share of different completions in a group, `seconds` the time
-    of the slowest rank. What an engine does not tell (confidence, entropy) is left out."""
-    prints_N, tokens_N, nfe_N, finished_N, repetition_N, confidence_N, entropy_N, seconds_N = statistics_N8.unbind(1)
+def rollout_metrics(statistics_NS: torch.Tensor, per_prompt: int) -> dict[str, float]:
+    """Means over all ranks' rows, for the log.
+
+    `unique` is the share of different completions in a group, `equal_groups` that of groups with a single one, `fork_share`
+    that of tokens which are forks, `fork_entropy` their mean entropy in nats (left out without forks), `seconds` the time of
+    the slowest rank. What an engine does not tell (confidence, entropy) is left out.
+    """
+    prints_N, tokens_N, nfe_N, finished_N, repetition_N, confidence_N, entropy_N, *rest = statistics_NS.unbind(1)
+    forks_N, fork_entropy_N, seconds_N = rest
     seconds = seconds_N.max().item()
     groups_PK = prints_N[: len(prints_N) // per_prompt * per_prompt].view(-1, per_prompt).sort(1).values
     different_P = (groups_PK[:, 1:] != groups_PK[:, :-1]).sum(1) + 1
@@ -98,6 +106,9 @@ def rollout_metrics(statistics_N8: torch.Tensor, per_prompt: int) -> dict[str, f
         "rollout/eos_rate": finished_N.mean().item(),
         "rollout/repetition": repetition_N.mean().item(),
         "rollout/unique": (different_P / per_prompt).mean().item() if len(different_P) else 1.0,
+        "rollout/equal_groups": (different_P == 1).double().mean().item() if len(different_P) else 0.0,
+        "rollout/fork_share": (forks_N.sum() / tokens).item(),
+        "rollout/fork_entropy": (fork_entropy_N.sum() / forks_N.sum()).item(),
         "rollout/confidence": confidence_N.mean().item(),
         "rollout/entropy": entropy_N.mean().item(),
         "rollout/seconds": seconds,

@@ -38,6 +38,8 @@ class RunRecord:
         data: the data set, if it was one.
         preset: the preset of the recipe, if there was one.
         config: the settings that differ from their defaults.
+        device: where it was last trained: `cpu`, `cuda:0`.
+        dtype: the numbers that the model's weights are held in, `float32` say.
     """
 
     base: str
@@ -48,6 +50,8 @@ class RunRecord:
     data: str | None = None
     preset: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    dtype: str | None = None
 
 
 def base_revision(base: str, asked: str) -> str | None:

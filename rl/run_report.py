@@ -175,6 +175,8 @@ def report_run(run: Path, page: Path, history: Sequence[Mapping[str, Any]] | Non
         "title": f"{kind} on {of or run.resolve().name}",
         "model": known.get("base"),
         "revision": known.get("revision"),
+        "device": known.get("device"),
+        "dtype": known.get("dtype"),
         "steps": steps,
         "held_out": settings.get("held_out_problems") or None,
     }

@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import gather
 from lockstitch.rl.resume import ResumableGRPOTrainer
 from lockstitch.rl.rollouts import counted, replace_rows, trace_columns
+from lockstitch.rl.self_distillation import LOSS as SELF_DISTILLATION
 from lockstitch.rl.teaching import (
     Columns,
     Group,
@@ -66,6 +67,8 @@ class TaughtTrainer(ResumableGRPOTrainer):
                 "a teacher needs advantages that depend on their own group: scale_rewards='group' or 'none', "
                 "multi_objective_aggregation='sum_then_normalize'"
             )
+        if self.args.policy_loss == SELF_DISTILLATION:
+            raise ValueError(f"policy_loss={SELF_DISTILLATION!r} has a teacher of its own, and groups no statistics")
         if self.args.rollout_engine != "transformers":
             raise ValueError(
                 f"rollout_engine={self.args.rollout_engine!r} has no teacher: lessons are denoised in this process"

@@ -18,6 +18,11 @@ memory   The most memory that a step takes beyond what was taken before, each fo
 shares   Whole training steps of `DiffusionGRPOTrainer` on sudoku, for d1 and for trajectory likelihoods: the shares of
          rollouts, rewards, likelihoods scored beforehand, forward and backward passes, and the optimizer.
 
+exact    An update of the embedded model on rollouts of the fork policy (threshold .8, temperature .8), 8 groups of 8
+         sudokus: passes of the model, rows in them, and seconds of likelihoods, loss, backward pass and AdamW, for the three
+         estimators whose ratios are the sampling policy's: forks, trajectory, autoregressive. Before that all three must
+         have the same log-likelihoods where they score the same: on rollouts whose every step is a fork.
+
 Both forms get the same masked prompts and start from the same weights. Before anything is timed their losses must agree to
 1e-5, and what their updates do to the weights to a hundredth.
 
@@ -42,10 +47,15 @@ from datasets import Dataset
 from lockstitch.rewards.puzzle_rewards import sudoku_reward
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import training_problems
+from lockstitch.rl.estimator_config import EstimatorConfig
+from lockstitch.rl.estimators import estimate
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.lora import lora_config
+from lockstitch.rl.scoring import Canvases, Scorer
+from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.loop import sample
 from rl_steps import CANVAS, D1, GROUP, PROMPT, QUIET, Steps, trained
 from side_by_side import Results, compare, parse, peak_memory, timed
 from transformers import TrainerCallback
@@ -132,6 +142,63 @@ def dropped(arguments):
     """Two groups, one without variance."""
     runs = whole("1 of 2 groups dropped", ITERATIONS, arguments, {"ours": {}}, groups=2, beta=0.0)
     return {"conditions": f"{CONDITIONS}, beta 0, no variance in one of two groups", "runs": runs}
+
+
+FORKING = {"canvas_length": 20, "policy": "threshold", "fallback": "leftmost", "temperature": 0.8}
+
+
+def forked(threshold, groups):
+    """The embedded model with rollouts of the fork policy, and random advantages."""
+    task, denoiser = get_task("sudoku"), Denoiser.from_pretrained(str(embedded_model("sudoku-early")), device="cpu")
+    prompts = [task.prompt(p.question) for p in training_problems(task, groups, seed=0)]
+    rollouts = sample(denoiser, prompts, SamplerConfig(threshold=threshold, **FORKING), n=GROUP, seed=0)
+    advantage_B = torch.randn(len(rollouts), generator=torch.Generator().manual_seed(2))
+    return denoiser, Canvases.from_trajectories(rollouts, denoiser), advantage_B
+
+
+def update(estimator, denoiser, canvases, advantage_B, optimizer=None):
+    """One update (without an optimizer, its likelihoods alone): each completion's mean over the tokens that are scored.
+
+    Returns the mean of log-likelihoods times advantages: the value of a loss at ratio 1 would say nothing of its tokens.
+    """
+    config = EstimatorConfig(estimator)
+    logp_BG = estimate(config, Scorer(denoiser, denoiser.model, FORKING["temperature"]), canvases)
+    scored_BG = logp_BG != 0
+    mean_B = (((logp_BG - logp_BG.detach()).exp() * scored_BG).sum(1)) / scored_BG.sum(1).clamp(min=1)
+    loss = -(advantage_B * mean_B).mean()
+    if optimizer is not None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float((advantage_B * logp_BG.detach().sum(1)).mean())
+
+
+def exact(arguments):
+    """Passes, rows and seconds of an update, by estimator."""
+    estimators = ("trajectory", "forks", "autoregressive")
+    every = forked(1.01, 2)
+    losses = {name: update(name, *every) for name in estimators}
+    if max(losses.values()) - min(losses.values()) > LOSS_APART:
+        raise SystemExit(f"where every step is a fork, log-likelihoods are {losses}")
+    sides, counts = {}, {}
+    for name in estimators:
+        denoiser, canvases, advantage_B = forked(0.8, 8)
+        optimizer = torch.optim.AdamW(denoiser.model.parameters(), 1e-6)
+        seen = []
+        handle = denoiser.model.register_forward_pre_hook(
+            lambda m, a, kw, seen=seen: seen.append(len(kw["input_ids"])), with_kwargs=True
+        )
+        with torch.no_grad():
+            update(name, denoiser, canvases, advantage_B)
+        handle.remove()
+        counts[name] = {"passes": len(seen), "rows": sum(seen)}
+        print(f"exact: {name} takes {len(seen)} passes over {sum(seen)} rows", flush=True)
+        work = (name, denoiser, canvases, advantage_B, optimizer)
+        sides[name] = lambda work=work: timed(lambda: update(*work))()
+    tokens = int(((canvases.commit_step_BG > 0) & canvases.valid_BG).sum())
+    forks = int((canvases.fork_BG & canvases.valid_BG).sum())
+    runs = compare("an update", "trajectory", sides, arguments.repeats)
+    return {"losses": losses, "forks": forks, "tokens": tokens, "counts": counts, "runs": runs}
 
 
 def resident(field):
@@ -290,8 +357,8 @@ def main():
     arguments = parse(parser, EMBEDDED)
     small = arguments.model == EMBEDDED
     only = arguments.only or (NAMES if small else ("step", "memory"))
-    if not small and {"dropped", "shares"} & set(only):
-        parser.error("--only: dropped and shares are of the embedded model")
+    if not small and {"dropped", "shares", "exact"} & set(only):
+        parser.error("--only: dropped, shares and exact are of the embedded model")
     try:
         results = Results(arguments.json, {"model": arguments.model, "repeats": arguments.repeats})
     except ValueError as error:
@@ -301,12 +368,13 @@ def main():
         "dropped": lambda: dropped(arguments),
         "memory": lambda: memory(arguments.model),
         "shares": shares,
+        "exact": lambda: exact(arguments),
     }
     for name in only:
         results.add(name, measures[name])
 
 
-NAMES = ("step", "dropped", "memory", "shares")
+NAMES = ("step", "dropped", "memory", "shares", "exact")
 
 if __name__ == "__main__":
     main()

@@ -2,6 +2,10 @@
 
     python scripts/compare_rl.py --tune --output runs/compare      # learning rates, on validation problems alone
     python scripts/compare_rl.py --output runs/compare [--images docs/images]
+    python scripts/compare_rl.py --second --tune --output runs/second  # stitching as a teacher, forks, self-distillation
+    python scripts/compare_rl.py --second --output runs/second
+    python scripts/compare_rl.py --long --tasks sudoku --output runs/long       # ten times as long
+    python scripts/compare_rl.py --second --pass_at_k --output runs/second      # of the start and the ends of those runs
 
 The rules, which stood before any test problem was looked at:
 
@@ -14,6 +18,10 @@ The rules, which stood before any test problem was looked at:
 - The budget is processor time, about the same for each arm: the optimizer's steps that fit into it are below, and the time
   taken stands in the table. What is reported is the end of every run, for every seed, on 1,000 test problems by which
   nothing was chosen, without noise, at 1 and at 4 tokens a step.
+
+The second comparison has the same rules, on arithmetic too, but that every arm is tuned, ours as well, each on three rates
+around its own (`--untuned` takes those that files and presets say). Results are also written line by line into
+`results.jsonl`. pass@k is that of 64 draws of 200 test problems at temperature 1 and 4 tokens a step.
 
 Runs that are there are not run again, and one that was cut off goes on from its checkpoint. Pictures need matplotlib.
 """
@@ -30,8 +38,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
-from compare_rl_arms import ARMS, CHANGED, STEPS, SWAPPED, TASKS, TOKENS, settings
-from lockstitch.rewards.statistics import wilson
+from compare_rl_arms import (
+    ARMS,
+    FIRST_TASKS,
+    KEPT,
+    LATER,
+    LONG,
+    SECOND,
+    SWAPPED,
+    TASKS,
+    TIMES,
+    TOKENS,
+    settings,
+    steps_of,
+)
+from lockstitch.rewards.statistics import pass_at_k, wilson
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import held_out_problems
 from tqdm import tqdm
@@ -41,6 +62,9 @@ from lockstitch.files import to_json, write_whole
 from lockstitch.options import read_yaml
 
 RATES = (3e-4, 1e-3, 3e-3)
+SECOND_RATES = (6e-4, 2e-3, 6e-3)
+DRAWS, DRAWN, AT = 64, 200, (1, 4, 16, 64)
+UNTUNED = dict.fromkeys(LATER, 1e-3)  # a paper's rate is for a model ten thousand times as large
 TUNING_SEED = 100
 TEST, VALIDATION = 1000, 256
 TEST_SEED, VALIDATION_SEED = 200, 100
@@ -64,16 +88,41 @@ def train(run):
         raise RuntimeError(f"{run} ended with {child.returncode}: see its log.txt")
 
 
+def loaded(path, task):
+    """The early model with the adapter of a directory, if it has one."""
+    from lockstitch.sampling.denoiser import Denoiser
+    from peft import PeftModel
+
+    denoiser = Denoiser.from_pretrained(str(embedded_model(f"{task}-early")))
+    if (path / "adapter_config.json").exists():
+        PeftModel.from_pretrained(denoiser.model, str(path)).merge_and_unload()
+    return denoiser
+
+
+def draws(path, task):
+    """How many of `DRAWS` draws of each of `DRAWN` test problems are right."""
+    from lockstitch.sampling.config import SamplerConfig
+    from lockstitch.sampling.loop import sample
+
+    denoiser, of = loaded(path, task), get_task(task)
+    problems = held_out_problems(of, DRAWN, TEST_SEED)
+    config = SamplerConfig(
+        canvas_length=of.canvas_length, steps=math.ceil(of.canvas_length / TOKENS[-1]), temperature=1.0, batch_size=256
+    )
+    drawn = sample(denoiser, [of.prompt(p.question) for p in problems], config, n=DRAWS, seed=TEST_SEED)
+    right = []
+    for i, problem in enumerate(problems):
+        answers = [of.extract(t.text) for t in drawn[i * DRAWS : (i + 1) * DRAWS]]
+        right.append(sum(bool(a) and bool(of.is_correct(problem.question, problem.answer, a)) for a in answers))
+    return right
+
+
 def measure(path, task, test):
     """Accuracy of a model or adapter directory, by what is measured and tokens a step: bits, a problem each."""
     from lockstitch.sampling.config import SamplerConfig
-    from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.loop import sample
-    from peft import PeftModel
 
-    denoiser, of = Denoiser.from_pretrained(str(embedded_model(f"{task}-early"))), get_task(task)
-    if (path / "adapter_config.json").exists():
-        PeftModel.from_pretrained(denoiser.model, str(path)).merge_and_unload()
+    denoiser, of = loaded(path, task), get_task(task)
     problems = {"validation": held_out_problems(of, VALIDATION, VALIDATION_SEED)}
     if test:
         seen = {problem.question for problem in problems["validation"]}
@@ -93,13 +142,15 @@ def measure(path, task, test):
     return right
 
 
-def one(run, task, arm, seed, rate, steps, test):
+def one(run, task, arm, seed, rate, steps, test, long=False):
     """A run from its settings to its results, which are returned: of the checkpoints and of the end."""
     results = run / "results.json"
     if results.exists():
         return json.loads(results.read_text(encoding="utf-8"))
     run.mkdir(parents=True, exist_ok=True)
-    write_whole(run / "config.yaml", yaml.safe_dump(settings(arm, task, seed, rate, steps, run), sort_keys=False))
+    write_whole(
+        run / "config.yaml", yaml.safe_dump(settings(arm, task, seed, rate, steps, run, long), sort_keys=False)
+    )
     train(run)
     checkpoints = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     command = [sys.executable, __file__, "--measure", task, *(str(path) for path in (*checkpoints, run))]
@@ -117,6 +168,8 @@ def one(run, task, arm, seed, rate, steps, test):
         ], "right": end,
     }  # fmt: skip
     write_whole(results, to_json(found))
+    with (run.parents[2] / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
     return found
 
 
@@ -139,10 +192,11 @@ def all_of(calls, jobs):
 def tune(arguments):
     """Each arm at each learning rate, for two thirds of the steps; the best rate by arm, for both tasks."""
     calls = []
-    for arm, rate in itertools.product(arguments.arms, RATES):
-        if arm in ARMS and arm != "ours":  # its file says its rate
+    for arm, rate in itertools.product(arguments.arms, SECOND_RATES if arguments.second else RATES):
+        if arguments.second or (arm in ARMS and arm != "ours"):  # its file says its rate
+            rate = rate if not arguments.second or arm not in LATER else rate / 2
             run = arguments.output / "tuning" / f"{arm}-{rate:g}"
-            calls.append((run, "sudoku", arm, TUNING_SEED, rate, 2 * STEPS["sudoku"][arm] // 3, False))
+            calls.append((run, "sudoku", arm, TUNING_SEED, rate, 2 * steps_of(arm, "sudoku") // 3, False))
     best = {}
     print("\n| arm | " + " | ".join(f"{rate:g}" for rate in RATES) + " |\n|---|" + "---|" * len(RATES))
     rows = all_of(calls, arguments.jobs)
@@ -158,12 +212,14 @@ def tune(arguments):
 
 def compare(arguments):
     """All runs, the tables and the pictures."""
-    rates = json.loads((arguments.output / "rates.json").read_text(encoding="utf-8"))
+    tuned = arguments.output / "rates.json"
+    rates = json.loads(tuned.read_text(encoding="utf-8")) if tuned.exists() else {}
     start = {task: measured(arguments.output / f"start-{task}.json", task) for task in arguments.tasks}
     calls = []
     for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, arguments.arms):
         run = arguments.output / task / arm / f"seed-{seed}"
-        calls.append((run, task, arm, seed, rates.get(arm), STEPS[task][arm], True))
+        steps = steps_of(arm, task) * (TIMES if arguments.long else 1)
+        calls.append((run, task, arm, seed, rates.get(arm, UNTUNED.get(arm)), steps, True, arguments.long))
     rows = all_of(calls, arguments.jobs)
     for task in arguments.tasks:
         print_table(task, start[task], [row for row in rows if row["task"] == task])
@@ -205,7 +261,7 @@ def print_table(task, start, rows):
 
     print("| start | | | | | " + " | ".join(cell(start[f"test@{tokens}"]) for tokens in TOKENS) + " |")
     d1 = [row["right"] for row in rows if row["arm"] == "d1"]
-    for arm in (*ARMS, *SWAPPED, *CHANGED):
+    for arm in dict.fromkeys((*ARMS, *SWAPPED, *SECOND, *KEPT)):
         runs = [row for row in rows if row["arm"] == arm]
         for row in runs:
             rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
@@ -224,6 +280,27 @@ def print_table(task, start, rows):
                 print(f"| **{arm}** | | | | above {name} | {listed} |")
 
 
+def print_pass_at_k(arguments):
+    """pass@k of the start and of the arms' ends, as Markdown; counts are kept beside each run."""
+    print("\n| task | arm | seed | " + " | ".join(f"pass@{k}" for k in AT) + " |\n|---|---|---|" + "---|" * len(AT))
+    for task in arguments.tasks:
+        runs = [("start", "", arguments.output / f"start-{task}")]
+        runs += [
+            (arm, seed, arguments.output / task / arm / f"seed-{seed}")
+            for arm, seed in itertools.product(arguments.arms, arguments.seeds)
+        ]
+        for arm, seed, run in runs:
+            if arm != "start" and not (run / "results.json").exists():
+                continue
+            kept = run / "draws.json"
+            if not kept.exists():
+                run.mkdir(parents=True, exist_ok=True)
+                write_whole(kept, to_json(draws(run, task)))
+            right = json.loads(kept.read_text(encoding="utf-8"))
+            cells = (f"{100 * statistics.mean(pass_at_k(DRAWS, c, k) for c in right):.1f}" for k in AT)
+            print(f"| {task} | {arm} | {seed} | " + " | ".join(cells) + " |", flush=True)
+
+
 def draw(task, start, rows, images):
     """Validation accuracy over processor time, the mean of the seeds, an arm a line, tokens a step side by side."""
     import matplotlib
@@ -233,7 +310,7 @@ def draw(task, start, rows, images):
 
     figure, panels = plt.subplots(1, len(TOKENS), figsize=(9.6, 4.0), layout="constrained", sharey=True)
     for axes, tokens in zip(panels, TOKENS, strict=True):
-        for i, arm in enumerate(ARMS):
+        for i, arm in enumerate(dict.fromkeys((*ARMS, *SECOND, *KEPT))):
             runs = [row for row in rows if row["arm"] == arm]
             if not runs:
                 continue
@@ -260,8 +337,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     parser.add_argument("--tune", action="store_true", help="choose learning rates first")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *SWAPPED, *CHANGED], default=list(ARMS))
+    parser.add_argument("--second", action="store_true", help="the second comparison's arms")
+    parser.add_argument("--long", action="store_true", help="its long runs, ten times the time")
+    parser.add_argument("--untuned", action="store_true", help="take rates as files say them, without --tune before")
+    parser.add_argument("--pass_at_k", action="store_true", help="of the start and of runs that are there")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS)
+    parser.add_argument("--arms", nargs="+", choices=[*dict.fromkeys((*ARMS, *SWAPPED, *SECOND, *KEPT))])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--images", type=Path, help="also draw the curves into this directory")
@@ -270,13 +351,18 @@ def main():
     )  # a task and the directories: the script's own call
     parser.add_argument("--test", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.untuned |= arguments.long
+    arguments.arms = arguments.arms or list(LONG if arguments.long else SECOND if arguments.second else ARMS)
+    arguments.tasks = arguments.tasks or list(TASKS if arguments.second else FIRST_TASKS)
     if arguments.measure:
         task, *paths = arguments.measure
         for path in paths:
             print(json.dumps(measure(Path(path), task, arguments.test and path == paths[-1])), flush=True)
     elif arguments.tune:
         tune(arguments)
-    elif not (arguments.output / "rates.json").exists():
+    elif arguments.pass_at_k:
+        print_pass_at_k(arguments)
+    elif not arguments.untuned and not (arguments.output / "rates.json").exists():
         parser.error(f"--output {arguments.output}: no rates.json there; choose learning rates with --tune first")
     else:
         compare(arguments)

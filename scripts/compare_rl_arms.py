@@ -1,7 +1,8 @@
 """The arms of `scripts/compare_rl.py`: what each is trained with, and how many steps of it fit into the time.
 
-`ARMS` are the first comparison: every preset, supervised training on gold answers and our recipe. `SECOND` are the second:
-our recipe with one thing changed (`CHANGED`), all at its own rate or at those that `--tune` tries.
+`ARMS` are the first comparison: every preset, supervised training on gold answers and our recipe. `SECOND` are the second
+(`--second`): our recipe, the same with one thing changed (`CHANGED`), and the presets that came later (`LATER`). `LONG` are
+ten times as long (`--long`), with limits of health as the recipe has them.
 """
 
 import math
@@ -11,7 +12,8 @@ from lockstitch.rewards.tasks.named import get_task
 
 from lockstitch.options import read_yaml
 
-TASKS = ("sudoku", "countdown")
+TASKS = ("sudoku", "countdown", "arithmetic")
+FIRST_TASKS = TASKS[:2]
 ARMS = ("sft", "d1", "wd1", "coupled", "espo", "spg", "d2", "ours")
 # Our recipe with another estimator in the place of the trajectory's, all else as it is: asked for by --arms. Not part of the
 # rules: it was added once the sudoku table was there, to say where its differences come from.
@@ -20,17 +22,24 @@ SWAPPED = {
     "ours-coupled": {"estimator": "coupled", "num_samples": 1},
     "ours-elbo": {"estimator": "elbo", "num_samples": 1, "mask_schedule": "complement"},
 }
-# Our recipe with one thing changed, all else as it is: the second comparison.
+# Our recipe with one thing changed, all else as it is: the second comparison. Leftmost forks have no number of steps.
 CHANGED = {
+    "ours-leftmost": {"policy": "threshold", "threshold": 0.9, "fallback": "leftmost", "steps": None},
     "stitch-target": {"stitch_teacher": "target"},
     "stitch-join": {"stitch_teacher": "join"},
     "sft-stitched": {"stitch_teacher": "only"},
     "best-of-n": {"stitch_teacher": "only", "stitch_method": "best_of_n"},
 }
-SECOND = ("ours", *CHANGED)
+LATER = ("forkgrpo", "rldf", "d_opsd")
+SECOND = ("ours", *CHANGED, *LATER)
+# Ten times as long. `ours-refilled` replaces groups that all agree by fresh ones, and has larger groups: what there is to
+# learn from does not run out.
+KEPT = {"ours-refilled": {"num_generations": 16, "refill_groups": 3, "learning_rate": 1e-3}}
+LONG = ("ours", "ours-refilled", "forkgrpo")
+TIMES, LONG_PROBLEMS, LONG_CHECKPOINTS = 10, 65536, 6
 TOKENS = (1, 4)
 PROBLEMS = 4096
-CHECKPOINTS = {"sudoku": 4, "countdown": 1}
+CHECKPOINTS = {"sudoku": 4, "countdown": 1, "arithmetic": 1}
 
 ADAPTER = {"use_peft": True, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0, "load_in_4bit": False}
 QUIET = {"bf16": False, "dtype": "float32", "use_cpu": True, "report_to": "none", "logging_steps": 1}
@@ -46,7 +55,11 @@ PUBLISHED = {
     "wd1": {"num_iterations": 8},
     "d2": {"num_iterations": 8, "segments": None},
     "spg": {"eubo_beta": 1.0},
+    "forkgrpo": {"steps": None},
+    "rldf": {"steps": None},
 }
+# The teacher of d_opsd sees later blocks: a row of a sudoku is one, a part of the canvas elsewhere. Two tokens a step.
+D_OPSD_BLOCK = {"sudoku": 5, "countdown": 13, "arithmetic": 16}
 ESPO_BETA = {"sudoku": 1e-2, "countdown": 3e-3}
 # Optimizer's steps, a multiple of the inner iterations.
 STEPS = {
@@ -62,22 +75,56 @@ STEPS = {
         "ours-mean_field": 72,
         "ours-coupled": 42,
         "ours-elbo": 54,
+        "ours-leftmost": 24,
         "stitch-target": 22,
         "stitch-join": 20,
         "sft-stitched": 48,
         "best-of-n": 50,
+        "forkgrpo": 48,
+        "rldf": 24,
+        "d_opsd": 48,
+        "ours-refilled": 8,
     },
-    "countdown": {"sft": 450, "d1": 56, "wd1": 88, "coupled": 26, "espo": 24, "spg": 60, "d2": 16, "ours": 13},
+    "countdown": {
+        "sft": 450,
+        "d1": 56,
+        "wd1": 88,
+        "coupled": 26,
+        "espo": 24,
+        "spg": 60,
+        "d2": 16,
+        "ours": 13,
+    },
+    "arithmetic": {},
 }
+# Where an arm was not timed on a task, as many steps as on sudoku, by what a step of ours costs there.
+_STEP_COST = {"countdown": 24 / 13, "arithmetic": 2.2}
 
 
-def settings(arm, task, seed, rate, steps, output):
-    """All settings of a run; `sft` is the supervised recipe's."""
+def steps_of(arm, task):
+    """The optimizer's steps of an arm; `d_opsd` needs a multiple of its inner iterations."""
+    known = STEPS[task].get(arm)
+    steps = known if known is not None else max(1, round(STEPS["sudoku"][arm] / _STEP_COST[task]))
+    return -(-steps // 4) * 4 if arm == "d_opsd" else steps
+
+
+def ours(task):
+    """Our recipe on a task; arithmetic has a recipe of another kind, and takes countdown's."""
+    if task != "arithmetic":
+        return read_yaml(config_file(f"tiny/{task}.yaml"))
+    length = get_task(task).canvas_length
+    own = {"task": task, "reward_funcs": [task], "model_name_or_path": f"embedded:{task}-early"}
+    canvas = {"max_completion_length": length, "steps": math.ceil(length / TOKENS[-1])}
+    return read_yaml(config_file("tiny/countdown.yaml")) | own | canvas
+
+
+def settings(arm, task, seed, rate, steps, output, long=False):
+    """All settings of a run; `sft` is the supervised recipe's. A long one has more problems, and more checkpoints."""
     own = {
         "seed": seed,
         "max_steps": steps,
         "output_dir": str(output),
-        "save_steps": math.ceil(steps / CHECKPOINTS[task]),
+        "save_steps": math.ceil(steps / (LONG_CHECKPOINTS if long else CHECKPOINTS[task])),
         "save_total_limit": None,
     } | QUIET
     if rate is not None:
@@ -102,10 +149,10 @@ def settings(arm, task, seed, rate, steps, output):
                 "max_length": None,
             }
         )
-    if arm == "ours" or arm in SWAPPED or arm in CHANGED:
-        recipe = read_yaml(config_file(f"tiny/{task}.yaml"))
-        changed = SWAPPED.get(arm, {}) | CHANGED.get(arm, {})
-        return recipe | {"num_problems": PROBLEMS, "held_out_problems": 0, "html": False} | changed | own
+    problems = {"num_problems": LONG_PROBLEMS if long else PROBLEMS}
+    if arm == "ours" or arm in SWAPPED | CHANGED | KEPT:
+        changed = (SWAPPED | CHANGED | KEPT).get(arm, {})
+        return ours(task) | {"held_out_problems": 0, "html": False} | problems | changed | own
     canvas = {
         "task": task,
         "reward_funcs": [task],
@@ -114,4 +161,8 @@ def settings(arm, task, seed, rate, steps, output):
         "steps": math.ceil(length / TOKENS[-1]),
     }
     tuned = {"beta": ESPO_BETA[task]} if arm == "espo" else {}
-    return {"rl_preset": arm} | model | ADAPTER | SCALED | canvas | PUBLISHED.get(arm, {}) | tuned | own
+    if arm == "d_opsd":
+        block = D_OPSD_BLOCK[task]
+        tuned = {"block_length": block, "steps": math.ceil(length / block) * math.ceil(block / 2)}
+    scaled = SCALED | problems
+    return {"rl_preset": arm} | model | ADAPTER | scaled | canvas | PUBLISHED.get(arm, {}) | tuned | own

@@ -85,7 +85,8 @@ class Steps:
             "prompt_mask": torch.ones(rows, prompt, dtype=torch.long),
             "completion_ids": torch.tensor(random_prompts(self.denoiser, [canvas] * rows, seed=1)),
             "completion_mask": ones_BG, "tool_mask": ones_BG, "commit_step": ones_BG, "block": 0 * ones_BG,
-            "entropy": torch.zeros(rows, canvas), "noise_seed": torch.arange(rows),
+            "entropy": torch.zeros(rows, canvas), "confidence": ones_BG.float(), "fork": ones_BG.bool(),
+            "noise_seed": torch.arange(rows),
             "prompt_seed": torch.arange(rows) // GROUP, "advantages": advantage_B, "weight": advantage_B,
             "active": active_B, "num_items_in_batch": ones_BG.sum(),
         }  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lockstitch.rewards.extract import NUMBER, clean, same_number
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.trajectory import Ledger
+from lockstitch.stitching.evidence_model import EvidenceModel, results_stated
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.rounds import stands
 from lockstitch.stitching.steps import Evidence
@@ -57,13 +58,19 @@ def votes(task: Task, pool: Pool, n: int) -> dict[str, Outcome]:
     }
 
 
-def evidence_vote(task: Task, pool: Pool, evidence: Evidence) -> str | None:
+def evidence_vote(task: Task, pool: Pool, evidence: Evidence, model: EvidenceModel | None = None) -> str | None:
     """The answer with the most evidence behind it, for text whose answer no chain of steps spells out.
 
     A vote of the trajectories, each with the geometric mean of its scores times 1 + its agreement: the mean Jaccard
-    overlap between the results that its kept steps state and those of every other trajectory.
+    overlap between the results that its kept steps state and those of every other trajectory. With a `model` that of the
+    trajectory which it finds likeliest to be right.
     """
     K = len(pool.texts_K)
+    answers = [task.extract(text) for text in pool.texts_K]
+    if model is not None:
+        stated_K = [results_stated([step.text for step in steps]) for steps in pool.steps_KN]
+        best = model.best(same_answers(answers), pool.weights(), stated_K)
+        return None if best is None else answers[best]
     results: list[set[str]] = [set() for _ in range(K)]
     for clue in evidence.clues:
         stated = {clean(number) for number in _RESULT.findall(clue.step.text)}
@@ -74,16 +81,17 @@ def evidence_vote(task: Task, pool: Pool, evidence: Evidence) -> str | None:
         others = [results[j] for j in range(K) if j != k]
         return sum(len(results[k] & other) / max(1, len(results[k] | other)) for other in others) / max(1, len(others))
 
-    answers = [task.extract(text) for text in pool.texts_K]
     weights = [weight * (1 + agreement(k)) for k, weight in enumerate(pool.weights())]
     chosen = weighted_vote(answers, weights, same_answers(answers))
     return None if chosen is None else answers[chosen]
 
 
-def evidence_answer(task: Task, pool: Pool, evidence: Evidence, delta: float) -> str | None:
+def evidence_answer(
+    task: Task, pool: Pool, evidence: Evidence, delta: float, model: EvidenceModel | None = None
+) -> str | None:
     """The answer that the evidence amounts to without a solver: its chain's if that stands, or else `evidence_vote`'s."""
     if stands(task, pool.question, evidence.chain, delta):
         answer = task.conclude([clue.step.text for clue in evidence.chain])
         if answer is not None:
             return answer
-    return evidence_vote(task, pool, evidence)
+    return evidence_vote(task, pool, evidence, model)

@@ -90,12 +90,19 @@ class StitchConfig:
     scorer: str = field(
         default="calculator",
         metadata={
-            "help": "calculator, consensus, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:sudoku) or "
-            "module:function; a+b combines."
+            "help": "calculator, consensus, confidence, bmc, bound, likelihood:MODEL, prm:MODEL (prm:embedded:sudoku), "
+            "verifier:DIR or module:function; a+b combines."
         },
     )
     scorer_weights: str | None = field(
         default=None, metadata={"help": "Fitted weights of this scorer (`lockstitch prm` writes scorer_weights.json)."}
+    )
+    evidence_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Fitted weights of the vote by evidence of `stitched` (`lockstitch prm --traces` writes "
+            "evidence_weights.json)."
+        },
     )
     checker: str = field(
         default="exact",
@@ -137,7 +144,7 @@ class StitchConfig:
         default=None,
         metadata={
             "help": "Canvases denoised side by side in a round (default 1: each learns from all before "
-            "it; more wait less for one another); of stitched_wide 4 by default."
+            "it; more wait less for one another); of stitched_wide 4 by default, or half of N."
         },
     )
     round_temperature: float | None = field(

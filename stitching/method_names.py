@@ -19,7 +19,7 @@ DENOISING = (
     "plan_then_diffuse",
     "stitched_wide",
 )
-WIDE = 4  # canvases a round of stitched_wide
+WIDE = 4  # canvases a round of stitched_wide, where N is 8 or more
 
 
 def absent(*, samples: bool, solves: bool, methods: Sequence[str] = USUAL) -> dict[str, str]:

@@ -19,6 +19,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching import arms
 from lockstitch.stitching.answers import Outcome, evidence_answer, votes
+from lockstitch.stitching.evidence_model import EvidenceModel
 from lockstitch.stitching.method_names import METHODS, USUAL, WALKS, WIDE, absent
 from lockstitch.stitching.plans import Planner
 from lockstitch.stitching.pool import Pool
@@ -49,10 +50,12 @@ class StitchSettings:
         delta: steps that score at least this are kept.
         rounds: whether to denoise again around the evidence (needs the diffusion model and the rule `path`).
         round_width: trajectories drawn first, and canvases denoised side by side in every round: at 1 each learns from all
-            before it, more wait less for one another; None is 1 for `stitched` and 4 for `stitched_wide`.
+            before it, more wait less for one another; None is 1 for `stitched` and 4, or
+            half of N where that is less, for `stitched_wide`.
         rescore: whether the scorer reads the stitched chain again, as it was put together.
         round_temperature: of every canvas that is denoised again, by whatever method; None is the sampler's own.
         methods: those that run, if they can.
+        evidence: fitted weights of the vote by evidence, or None for the vote as it is.
     """
 
     num_trajectories: int
@@ -63,6 +66,7 @@ class StitchSettings:
     round_temperature: float | None = None
     rescore: bool = False
     methods: tuple[str, ...] = USUAL
+    evidence: EvidenceModel | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Compare:
                 if name in settings.methods:
                     add(name, arm(given))
             if "stitched_wide" in settings.methods:
-                width = settings.round_width or WIDE
+                width = settings.round_width or max(1, min(WIDE, settings.num_trajectories // 2))
                 add("stitched_wide", arms.of_evidence(given, *arms.stitched(
                     given, width, rescore=settings.rescore, ahead=True)))  # fmt: skip
         if given is not None and settings.rounds and "stitched" in settings.methods:
@@ -155,7 +159,7 @@ class Compare:
                 ]
         for pool, evidence, outcome in zip(stitched_pools, evidences, outcomes, strict=True):
             text = "\n".join(clue.step.text for clue in evidence.chain)
-            answer = evidence_answer(self.task, pool, evidence, settings.delta)
+            answer = evidence_answer(self.task, pool, evidence, settings.delta, settings.evidence)
             outcome["stitched"] = Outcome(answer, text, pool.ledger)
         compared = [
             Compared(_sorted(found, settings.methods), evidence, pool)

@@ -162,8 +162,8 @@ class Custom:
 
 _ACCEPTED = (
     "'calculator', 'consensus', 'confidence', 'bmc', 'bound', 'likelihood:MODEL', 'prm:MODEL' (a folder, a name on the "
-    "hub or embedded:sudoku), 'module:function', 'file.py:function', or several of them with + between, such as "
-    "'confidence+bmc'"
+    "hub or embedded:sudoku), 'verifier:DIR', 'module:function', 'file.py:function', or several of them with + between, "
+    "such as 'confidence+bmc'"
 )
 OF_DENOISER = frozenset({"bmc", "bound"})  # the model that wrote the trajectories is what they ask
 TRACED = OF_DENOISER | {"confidence"}  # what the sampler left behind is what they read
@@ -187,8 +187,8 @@ def load_scorer(
     """The scorer that a command line or YAML names.
 
     Args:
-        spec: `calculator`, `consensus`, `confidence`, `bmc`, `bound`, `likelihood:MODEL`, `prm:MODEL`, `module:function`,
-            `file.py:function`, or a sum of several (`a+b`).
+        spec: `calculator`, `consensus`, `confidence`, `bmc`, `bound`, `likelihood:MODEL`, `prm:MODEL`, `verifier:DIR`,
+            `module:function`, `file.py:function`, or a sum of several (`a+b`).
         task: the task whose step checker `calculator` uses, and whose prompts models read.
         trust_remote_code: whether a process reward model may bring code of its own.
         denoiser: the diffusion model whose trajectories are scored; `bmc` and `bound` ask it.
@@ -230,6 +230,10 @@ def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | 
         from lockstitch.stitching.prm import ProcessRewardModel  # imports torch and transformers
 
         return ProcessRewardModel(name, task=task, trust_remote_code=trust_remote_code)
+    if kind == "verifier":
+        from lockstitch.stitching.verifier import Verifier
+
+        return Verifier(name, task)
     if kind == "likelihood":
         from lockstitch.stitching.likelihood import Likelihood
 

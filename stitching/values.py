@@ -94,8 +94,10 @@ class Values:
         began = time.perf_counter()
         if self.checker is not None:
             texts = [self.text(one.ids_G) for one in canvases]
-            values = [partial_soundness(self.checker, question, text, HOLE) for text in texts]
-            return values, Ledger(seconds=time.perf_counter() - began)
+            for text in texts:
+                if (question, text) not in self.known:
+                    self.known[question, text] = partial_soundness(self.checker, question, text, HOLE)
+            return [self.known[question, text] for text in texts], Ledger(seconds=time.perf_counter() - began)
         filled = [one.filled(self.denoiser, prompt_ids, 0) for one in canvases]
         # What reads the same is scored once, if the text is all that the scorer reads.
         keys = [(question, t.text) if self.once else (question, str(k)) for k, t in enumerate(filled)]

@@ -24,7 +24,7 @@ from lockstitch.sampling.canvases import Canvas
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import CPU_TOKENS
-from lockstitch.sampling.noise import uniform
+from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.tokens import Drawn, draw
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.values import Partial, Values
@@ -88,7 +88,7 @@ class Walk:
 
     def noise(self, stream: int, place: int = 0) -> float:
         """A number in [0, 1) of this move."""
-        return float(uniform(torch.tensor([self.seed]), 0, self.moves, torch.tensor([place]), stream)[0, 0])
+        return derive_seed(self.seed, self.moves, stream, place) / 2**63
 
     def choose(self, law: dict[Child, float], number: int) -> Child:
         """One child by its probability; `number` counts what this move has chosen."""

@@ -22,6 +22,7 @@ from lockstitch.sampling.loading import is_remote, load_tokenizer, read_config
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.stitching import loading, method_names
 from lockstitch.stitching.config import NONE, StitchConfig, solver_name
+from lockstitch.stitching.evidence_model import EvidenceModel
 from lockstitch.stitching.kept import KeptAnswers
 from lockstitch.stitching.methods import Compare, Solve, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row
@@ -101,6 +102,7 @@ class Stitching:
             config.round_temperature,
             config.rescore,
             method_names.USUAL if config.methods is None else tuple(config.methods),
+            None if config.evidence_weights is None else EvidenceModel.read(config.evidence_weights),
         )
 
     @property

@@ -14,7 +14,7 @@ from lockstitch.rl.estimator_config import EstimatorConfig
 from lockstitch.rl.estimators import estimate
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
-from lockstitch.rl.rollout_engine import SGLangEngine, write_weights
+from lockstitch.rl.rollout_engine import SGLangEngine, check_mergeable, write_weights
 from lockstitch.rl.scoring import Canvases, Scorer
 from lockstitch.sampling import cli as sampling_cli
 from lockstitch.sampling.config import SamplerConfig
@@ -312,6 +312,21 @@ def test_an_adapters_weights_are_written_merged_and_its_base_is_left_as_it_was(t
     assert not torch.equal(written[name], model().model.state_dict()[name])
 
 
+def test_adapters_without_merged_weights_are_refused():
+    base = model().model
+    base.config.tie_word_embeddings = True
+    tied = get_peft_model(base, LoraConfig(r=2, target_modules=["lm_head"]))
+    with pytest.raises(
+        ValueError, match="is given merged weights, and the adapter changes the head of a base whose head"
+    ):
+        check_mergeable(tied)
+    rounded = get_peft_model(model().model, LoraConfig(r=2, target_modules=["q_proj"]))
+    weight = rounded.get_base_model().model.layers[0].mlp.up_proj.weight
+    weight.requires_grad_(False).data = weight.data.to(torch.int8)
+    with pytest.raises(ValueError, match="an adapter on a quantised base has none"):
+        check_mergeable(rounded)
+
+
 def test_weights_go_out_under_published_names(tmp_path):
     denoiser = Denoiser.from_pretrained(str(LLADA2))
     write_weights(denoiser.model, tmp_path / "weights")
@@ -327,7 +342,7 @@ def test_weights_go_out_under_published_names(tmp_path):
 EVEN = ["1+2=", "12*3+45=", "7*7=", "30-12-9=", "5+5=", "8-3="]
 LOCAL = {"policy": "threshold", "threshold": 0.6}
 RUN = {"steps": None, "block_length": BLOCK, "max_completion_length": 12, "estimator": "trajectory", "max_steps": 2,
-       "temperature": 0.9, "per_device_train_batch_size": 8, "top_p": 0.95, "beta": 0.04}  # fmt: skip
+       "temperature": 0.9, "per_device_train_batch_size": 8, "beta": 0.04}  # fmt: skip
 
 
 class Seen(DiffusionGRPOTrainer):
@@ -414,6 +429,9 @@ def test_weights_that_were_not_loaded_stop_the_run(tmp_path):
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "threshold": 0.5}, "threshold=0.5 would be ignored by"),
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "scope": "canvas"}, "scope='canvas' does not go with"),
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "top_entropy_quantile": 0.5}, "tells no entropies"),
+        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "estimator": "forks"}, "estimator='forks' does not go"),
+        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "estimator": "trajectory", "position_temperature": 0.5},
+         "position_temperature=0.5 does not go with"),
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_attempts": 0}, "rollout_engine_attempts=0"),
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_timeout": 0.0}, "timeout=0.0 must be"),
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_attempts": "2"}, "attempts='2' is no"),

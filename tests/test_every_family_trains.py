@@ -80,6 +80,39 @@ def test_two_steps_of_reinforcement_learning(name, preset, adapter, tmp_path):
         assert len(moved) > 0.8 * len(moved | still)
 
 
+NEW = {
+    "forkgrpo": {"steps": None},
+    "rldf": {"steps": None},
+    "mask_aware": {},
+    "gdsd": {},
+}
+
+
+@every_family
+@pytest.mark.parametrize("preset", NEW)
+def test_two_steps_of_the_presets_that_read_the_trace(name, preset, tmp_path):
+    """And of the regression. All weights: on the policy that sampled, and off it in a second inner iteration."""
+    settings = SMALL | {
+        "rl_preset": preset,
+        "model_name_or_path": GOLDEN / name,
+        "output_dir": tmp_path / "run",
+        "use_peft": "false",
+        "gradient_accumulation_steps": 1,
+        "num_iterations": 2,
+        "num_train_epochs": 1,
+    }
+    settings = {key: value for key, value in (settings | NEW[preset]).items() if value is not None}
+    del settings["lora_r"]
+    grpo.train(*grpo.parse(words(settings)))
+    first, second = history(tmp_path / "run")
+    assert first["ratio/spread"] == 0.0
+    assert second["ratio/spread"] > 0.0
+    assert all(math.isfinite(entry["loss"]) and entry["grad_norm"] > 0 for entry in (first, second))
+    if preset == "forkgrpo":
+        assert 0 < first["rollout/fork_share"] <= 1
+        assert first["rollout/fork_entropy"] > 0
+
+
 # Sizes alone: whatever else the file says is what is run.
 SIZES = {
     "num_problems": 16, "held_out_problems": 4, "max_steps": 2, "per_device_train_batch_size": 4,

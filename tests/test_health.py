@@ -10,7 +10,8 @@ from lockstitch.rl.health import RULES, HealthCallback, HealthConfig, Watch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 WELL = {"loss": 0.1, "grad_norm": 1.0, "ratio/spread": 0.3, "ratio/drift": -0.01, "ratio/effective_sample_size": 0.9,
-        "rollout/unique": 0.8, "rollout/eos_rate": 0.9, "rollout/repetition": 0.1, "frac_reward_zero_std": 0.3}  # fmt: skip
+        "rollout/unique": 0.8, "rollout/eos_rate": 0.9, "rollout/repetition": 0.1, "frac_reward_zero_std": 0.3,
+        "rollout/equal_groups": 0.1, "rollout/without_signal": 0}  # fmt: skip
 
 
 def verdicts(config, changes):
@@ -30,6 +31,7 @@ def test_a_well_run_is_left_alone():
         ({"ratio/effective_sample_size": 0.01}, r"effective_sample_size .* is 0.01, below 0.05 for 3"),
         ({"rollout/unique": 0.05}, r"rollout/unique .* is 0.05, below 0.1 for 3"),
         ({"rollout/repetition": 0.95}, r"rollout/repetition .* is 0.95, above 0.8 for 3"),
+        ({"rollout/equal_groups": 1.0}, r"rollout/equal_groups .* is 1, above 0.99 for 3"),
         ({"frac_reward_zero_std": 1.0}, r"frac_reward_zero_std .* is 1, above 0.99 for 3"),
         ({"rollout/repetition": math.inf}, r"rollout/repetition .* is inf"),
     ],
@@ -44,6 +46,14 @@ def test_a_limit_is_a_collapse_once_it_is_passed_often_enough(change, says):
     name = next(rule.option for rule in RULES if rule.metric in change)
     off = HealthConfig(health_patience=1, **{name: None})
     assert verdicts(off, [change] * 4) == [(True, None)] * 4
+
+
+def test_too_long_without_signal_is_a_collapse_at_once():
+    found = verdicts(HealthConfig(health_patience=3), [{"rollout/without_signal": n} for n in (19, 20, 21)])
+    assert found[:2] == [(True, None)] * 2
+    assert found[2][1] == (
+        "rollout/without_signal (generations in a row without a group whose rewards differ) is 21, above 20"
+    )
 
 
 def test_the_share_that_ends_is_compared_with_its_start():

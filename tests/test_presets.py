@@ -32,6 +32,8 @@ def take_two_steps(preset, denoiser, folder, *more):
         blocks = ["--steps", "4"]
     if preset == "forkgrpo":  # of random models nothing is sure
         blocks = ["--block_length", "4", "--threshold", "0.3"]
+    if preset == "d_opsd":  # whose every completion is right here
+        blocks = ["--block_length", "2", "--steps", "4", "--distill_reward", "0", "--distill_share", "1"]
     if preset == "rldf":
         blocks = ["--block_length", "4", "--threshold", "0.6"]
     _, _, training, _ = parse([*SMALL, "--rl_preset", preset, *blocks, "--output_dir", str(folder), *more])
@@ -50,7 +52,21 @@ def take_two_steps(preset, denoiser, folder, *more):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "preset",
-    ["coupled", "d1", "d2", "espo", "forkgrpo", "gdpo", "gdsd", "justgrpo", "mask_aware", "rldf", "spg", "wd1"],
+    [
+        "coupled",
+        "d1",
+        "d2",
+        "d_opsd",
+        "espo",
+        "forkgrpo",
+        "gdpo",
+        "gdsd",
+        "justgrpo",
+        "mask_aware",
+        "rldf",
+        "spg",
+        "wd1",
+    ],
 )
 def test_every_preset_takes_two_steps(preset, tmp_path):
     first, _ = take_two_steps(preset, random_denoiser(), tmp_path)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lockstitch.recipes.prm import RecipeArguments, parse, problems_of
+from lockstitch.recipes.prm import RecipeArguments, parse
+from lockstitch.recipes.prm_data import problems_of
 from lockstitch.recipes.step_training import IGNORED, StepCollator, encode_rows, step_loss
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.prm import ProcessRewardModel

@@ -1,0 +1,48 @@
+"""What a process reward model is trained and judged on: the problems that are labelled, or labelled rows that there are."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lockstitch.rewards.tasks.data import load_split, read_columns, renamed
+from lockstitch.rewards.tasks.task import held_out_problems, training_problems
+from lockstitch.stitching.inputs import read_problems
+
+
+def problems_of(recipe: Any, task: Any) -> dict[str, list[Any]]:
+    """The problems of each split; none of one is in another. `ValueError` where there are too few."""
+    fit = recipe.num_fit_problems
+    if recipe.input is not None:
+        own = [given.problem for given in read_problems(Path(recipe.input), task)]
+        train = own[: len(own) - fit][: recipe.num_problems]
+        if not train:
+            raise ValueError(
+                f"input={recipe.input!r} has {len(own)} problems, of which num_fit_problems={fit} leave none"
+            )
+        test = (
+            [] if recipe.eval_input is None else [one.problem for one in read_problems(Path(recipe.eval_input), task)]
+        )
+        return {"train": train, "fit": own[len(own) - fit :], "test": test[: recipe.num_eval_problems]}
+    count = 1000 if recipe.num_problems is None else recipe.num_problems
+    train = list(training_problems(task, count, recipe.problem_seed))
+    seen = {problem.question for problem in train}
+    more = training_problems(task, 20 * (count + fit), recipe.problem_seed + 1)
+    fresh = (one for one in more if one.question not in seen)
+    evaluated = 200 if recipe.num_eval_problems is None else recipe.num_eval_problems
+    return {
+        "train": train,
+        "fit": list(islice(fresh, fit)),
+        "test": held_out_problems(task, evaluated, recipe.problem_seed),
+    }
+
+
+def own_rows(recipe: Any) -> dict[str, list[dict[str, Any]]]:
+    """The rows of one's own data, under the names of the splits."""
+    assert recipe.dataset_name is not None
+    named = {"train": recipe.dataset_train_split, "test": recipe.dataset_test_split}
+    return {
+        split: []
+        if name is None
+        else list(renamed(load_split(recipe.dataset_name, name, recipe.dataset_config), read_columns(recipe.columns)))
+        for split, name in named.items()
+    }
