@@ -32,7 +32,7 @@ class RunRecord:
     Attributes:
         base: the model that it started from: a hub name or a path.
         revision: the base's commit on the hub (`base_revision`), None for a path.
-        stage: `sft` or `grpo`.
+        stage: `sft`, `adapt`, `grpo` or `prm`.
         family: the base's, one of `lockstitch.sampling.families.FAMILIES`; None for an autoregressive model.
         task: the task whose problems it was trained on, if it was one.
         data: the data set, if it was one.

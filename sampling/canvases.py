@@ -41,6 +41,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Canvas positions `start:stop`, the `number`-th block of the run, with its masks at the outset and their schedule.
+
+    `limit` is how far it may be extended; `origin` is where its sub-blocks are counted from; the schedule commits
+    `planned_B` in `steps_B` steps.
+    """
+
+    start: int
+    stop: int
+    limit: int
+    origin: int
+    number: int
+    initial_B: torch.Tensor
+    planned_B: torch.Tensor
+    steps_B: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Look:
     """What a denoising step left: the canvases that it worked on, as copies.
 

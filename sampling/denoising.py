@@ -12,13 +12,13 @@ and a position), V vocabulary.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 
 import torch
 from lockstitch.sampling import corrections, policies, room
 from lockstitch.sampling.caches import Passes
-from lockstitch.sampling.canvases import Canvases, Look, Place, Row, places
+from lockstitch.sampling.canvases import Block, Canvases, Look, Place, Row, places
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import alignment, blocks
@@ -28,24 +28,6 @@ from lockstitch.sampling.tokens import Drawn, NotANumberError, draw, on_host
 from lockstitch.sampling.trajectory import Trajectory
 
 _ORDER, _REOPEN = 1, 2  # streams of noise beside that of the tokens
-
-
-@dataclass(frozen=True)
-class Block:
-    """Canvas positions `start:stop`, the `number`-th block of the run, with its masks at the outset and their schedule.
-
-    `limit` is how far it may be extended; `origin` is where its sub-blocks are counted from; the schedule commits
-    `planned_B` in `steps_B` steps.
-    """
-
-    start: int
-    stop: int
-    limit: int
-    origin: int
-    number: int
-    initial_B: torch.Tensor
-    planned_B: torch.Tensor
-    steps_B: torch.Tensor
 
 
 class Denoising:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from lockstitch.sampling.batching import batches
 from lockstitch.sampling.caches import Passes
 from lockstitch.sampling.canvases import Canvases, Place
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.denoising import Denoising
 from lockstitch.sampling.layouts import in_blocks_of, is_exact
-from lockstitch.sampling.loop import Prompt, batches, make_rows, sample
+from lockstitch.sampling.loop import Prompt, make_rows, sample
 from lockstitch.sampling.trajectory import Trajectory
 
 

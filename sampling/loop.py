@@ -1,22 +1,21 @@
 """Prompts in, trajectories out: what is asked for is checked, and goes into batches for the denoising loop."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from lockstitch.sampling.batching import batches
 from lockstitch.sampling.blanks import given
 from lockstitch.sampling.canvases import Bans, Canvas, Look, Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.denoising import Denoising
 from lockstitch.sampling.drafting import Drafting
-from lockstitch.sampling.layouts import alignment, check_layout, in_blocks_of
+from lockstitch.sampling.layouts import check_layout, in_blocks_of
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
 
 Prompt = str | Sequence[int]
-
-CPU_TOKENS = 3072  # of a whole pass on a CPU: what is made of more leaves its caches, and costs 1.5 times as much
 
 
 @torch.inference_mode()
@@ -170,35 +169,3 @@ def _check_room(denoiser: Denoiser, ids: Sequence[Sequence[int]], config: Sample
                 f"prompt {i} has {len(prompt_ids)} tokens and its canvas up to {canvas}: more than the "
                 f"{longest} positions that the model was made for"
             )
-
-
-def batches(rows: Sequence[Row], denoiser: Denoiser, config: SamplerConfig) -> Iterator[list[int]]:
-    """Indices of rows, those that can share a batch together, shortest prompts first so that little is padded.
-
-    As many as `batch_size` says, and on a CPU no more whole rows than one pass computes well.
-    """
-    family = denoiser.family
-
-    def group(i: int) -> int:
-        length = len(rows[i].prompt_ids)
-        return length % alignment(config, family) if denoiser.calling.honours_mask else length
-
-    order = sorted(range(len(rows)), key=lambda i: (group(i), len(rows[i].prompt_ids), i))
-    states = 1 + (config.speculate or 0)  # a row brings its drafts along
-    whole = config.cache == "none" and denoiser.device.type == "cpu"
-    alone = config.length != "fixed" and not denoiser.calling.honours_mask  # whose rows must have one length
-
-    def most(i: int) -> int:
-        if alone:
-            return 1
-        tokens = len(rows[i].prompt_ids) + (config.max_length or config.canvas_length)
-        return max(1, min(config.batch_size, CPU_TOKENS // tokens if whole else config.batch_size) // states)
-
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) >= most(i) or group(batch[0]) != group(i)):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

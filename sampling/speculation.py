@@ -24,7 +24,8 @@ from lockstitch.sampling.noise import uniform
 from lockstitch.sampling.tokens import Drawn, draw, on_host
 
 if TYPE_CHECKING:
-    from lockstitch.sampling.denoising import Block, Denoising
+    from lockstitch.sampling.canvases import Block
+    from lockstitch.sampling.denoising import Denoising
 
 Tokens = tuple[int, ...]
 

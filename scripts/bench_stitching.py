@@ -256,21 +256,25 @@ def draw(table, images):
 
     keys = list(curves(table, "passes"))
     figure, panels = plt.subplots(
-        len(AXES), len(keys), figsize=(3.6 * len(keys), 6.4), layout="constrained", squeeze=False, sharey="col"
+        len(AXES), len(keys), figsize=(1.6 + 3.6 * len(keys), 6.4), layout="constrained", squeeze=False, sharey="col"
     )
     for row, (axis, label) in zip(panels, AXES.items(), strict=True):
         for axes, (key, of) in zip(row, curves(table, axis).items(), strict=True):
             for name, points in of.items():
                 i = METHODS.index(name)
                 style = {
-                    "color": f"C{i % 10}",
+                    "color": plt.cm.tab20(i),
                     "marker": "os^vDP"[i % 6],
                     "linewidth": 2.2 if name == "stitched" else 1,
                 }
-                label_of = name.replace("_", " ")
                 xs, ys = zip(*points, strict=True)
-                axes.plot(xs, [100 * y for y in ys], markersize=4, label=label_of, drawstyle="steps-post", **style)
+                named = {"label": name.replace("_", " "), "drawstyle": "steps-post", "markersize": 4}
+                axes.plot(xs, [100 * y for y in ys], **named, **style)
             axes.set(xlabel=label, xscale="log", title=f"{key[0]}, {key[1]}")
+            low, high = axes.get_xlim()
+            axes.set_xticks([spent for spent in SPENT if low <= spent <= high], minor=False)
+            axes.minorticks_off()
+            axes.xaxis.set_major_formatter("{x:.0f}")
         row[0].set_ylabel("accuracy, %")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8)
     figure.savefig(images / "arms.png", dpi=110)

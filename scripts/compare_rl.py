@@ -192,13 +192,14 @@ def all_of(calls, jobs):
 def tune(arguments):
     """Each arm at each learning rate, for two thirds of the steps; the best rate by arm, for both tasks."""
     calls = []
-    for arm, rate in itertools.product(arguments.arms, SECOND_RATES if arguments.second else RATES):
+    rates = SECOND_RATES if arguments.second else RATES
+    for arm, rate in itertools.product(arguments.arms, rates):
         if arguments.second or (arm in ARMS and arm != "ours"):  # its file says its rate
             rate = rate if not arguments.second or arm not in LATER else rate / 2
             run = arguments.output / "tuning" / f"{arm}-{rate:g}"
             calls.append((run, "sudoku", arm, TUNING_SEED, rate, 2 * steps_of(arm, "sudoku") // 3, False))
     best = {}
-    print("\n| arm | " + " | ".join(f"{rate:g}" for rate in RATES) + " |\n|---|" + "---|" * len(RATES))
+    print("\n| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |\n|---|" + "---|" * len(rates))
     rows = all_of(calls, arguments.jobs)
     for arm, found in itertools.groupby(rows, key=lambda row: row["arm"]):
         found = list(found)
@@ -260,14 +261,15 @@ def print_table(task, start, rows):
         return f"{100 * share(bits):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     print("| start | | | | | " + " | ".join(cell(start[f"test@{tokens}"]) for tokens in TOKENS) + " |")
-    d1 = [row["right"] for row in rows if row["arm"] == "d1"]
+    against = "d1" if any(row["arm"] == "d1" for row in rows) else "ours"
+    theirs = [row["right"] for row in rows if row["arm"] == against]
     for arm in dict.fromkeys((*ARMS, *SWAPPED, *SECOND, *KEPT)):
         runs = [row for row in rows if row["arm"] == arm]
         for row in runs:
             rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
             cells = " | ".join(cell(row["right"][f"test@{tokens}"]) for tokens in TOKENS)
             print(f"| {arm} | {rate} | {row['steps']} | {row['cpu_seconds']:.0f} | {row['seed']} | {cells} |")
-        for name, befores in (("the start", [start]), ("d1", d1)) if runs else ():
+        for name, befores in (("the start", [start]), (against, theirs)) if runs else ():
             if befores and arm != name:
                 gains = (
                     gain(

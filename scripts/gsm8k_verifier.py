@@ -103,7 +103,7 @@ def table(found):
             )
     print("\n| source alone | accuracy | 95 % interval | n | stitched (fitted vote) minus it |\n|---|---|---|---|---|")
     rows = found["verifier, fitted vote"]
-    for k, source in enumerate(SOURCES):
+    for source, k in (*((name, k) for k, name in enumerate(SOURCES)), ("LLaDA-8B, else 175B with a verifier", -1)):
         pairs = [
             (bool(row["methods"]["stitched"]["correct"]), bool(row["trajectories"][k]["correct"]))
             for row in rows

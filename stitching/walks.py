@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from lockstitch.sampling.batching import CPU_TOKENS
 from lockstitch.sampling.canvases import Canvas
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.loop import CPU_TOKENS
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.tokens import Drawn, draw
 from lockstitch.sampling.trajectory import Ledger, Trajectory

@@ -341,3 +341,22 @@ def test_all_methods_that_are_asked_for_run_and_nothing_else(denoiser):
         settings = StitchSettings(2, "path", 0.9, rounds=True, methods=methods)
         compare = Compare(SUDOKU, scorer, settings, solver, denoiser, CONFIG, AnswerPlanner(solver, SUDOKU))
         assert set(compare(sampled)["compared"][0].outcomes) == set(methods)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"methods": ["nothing"]}, "must be of greedy, single"),
+        ({"methods": []}, "must be of greedy, single"),
+        ({"methods": ["guided_remask"], "scorer": "confidence"}, "no sampler's trace"),
+        ({"methods": ["vgb_momentum"], "scorer": "bmc"}, "asks the diffusion model again"),
+        ({"methods": ["stitched_wide"], "rounds": False}, "denoises in rounds by the rule path"),
+        ({"methods": ["stitched"], "planner": "embedded"}, "would be ignored"),
+        ({"methods": ["all_traces"], "solver": "none"}, "no solver was given"),
+    ],
+)
+def test_methods_that_cannot_run_are_refused_before_anything_is_loaded(settings, said):
+    from lockstitch.stitching.config import StitchConfig
+
+    with pytest.raises(ValueError, match=said):
+        StitchConfig("sudoku", generate=1, output="out", **settings).settle(SUDOKU)

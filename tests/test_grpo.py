@@ -31,7 +31,7 @@ PAIRS = {
     "rldf": {"estimator": "trajectory", "segments_drawn": 2, "surprisal_temperature": 1.0, "clean_threshold": 0.3,
              "beta": 0.01, "use_bias_correction_kl": False},
     "mask_aware": {"estimator": "trajectory", "position_temperature": 0.5},
-    "gdsd": {"estimator": "elbo", "mask_schedule": "complement", "policy_loss": "regression", "psi": 0.1, "epsilon": 0.5,
+    "gdsd": {"estimator": "elbo", "mask_schedule": "complement", "policy_loss": "regression", "psi": 10.0, "epsilon": 0.5,
              "scope": "canvas"},
 }  # fmt: skip
 WITH_RATIOS = (

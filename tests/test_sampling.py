@@ -1,16 +1,20 @@
 """The sampler against independent references and against itself under every change that must not matter."""
 
+import itertools
 import json
 import re
 
 import pytest
 import torch
 from fast_dllm_reference import fast_dllm
+from hypothesis import given
+from hypothesis import strategies as st
 from llada_reference import llada_loop
+from lockstitch.sampling.batching import CPU_TOKENS, batches, cut
 from lockstitch.sampling.canvases import Row
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.families import family_of
-from lockstitch.sampling.loop import CPU_TOKENS, batches, sample
+from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
 from models import dream_like, random_denoiser, without_mask
@@ -157,6 +161,25 @@ def test_a_cpu_takes_no_more_tokens_at_a_time_than_it_computes_well(denoiser):
         assert max(len(batch) for batch in cut) == config.batch_size // states  # of the shortest rows
     cached = SamplerConfig(canvas_length=G, block_length=4, cache="dual")
     assert {len(batch) for batch in batches(rows, denoiser, cached)} == {64, 180 - 128}
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(1, 9), st.integers(0, 12), st.integers(6, 60))
+def test_passes_are_cut_where_they_cost_least(lengths, most, fixed, tokens):
+    lengths = sorted(lengths)
+
+    def costs(start):  # of every way to cut the rest, by brute force
+        if start == len(lengths):
+            yield 0
+        for stop in range(start + 1, min(len(lengths), start + most) + 1):
+            size = (stop - start) * lengths[stop - 1]
+            if stop == start + 1 or size <= tokens:
+                yield from (fixed + size + rest for rest in costs(stop))
+
+    counts = cut(lengths, most, fixed, tokens)
+    ends = list(itertools.accumulate(counts))
+    assert ends[-1] == len(lengths)
+    assert sum(fixed + count * lengths[end - 1] for count, end in zip(counts, ends, strict=True)) == min(costs(0))
+    assert cut(lengths, most, 1, None) == [min(most, len(lengths) - at) for at in range(0, len(lengths), most)]
 
 
 def test_seed_per_prompt(denoiser):

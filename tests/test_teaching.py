@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 import torch
-from grpo_runs import PROMPTS, even_tokens, make_trainer, train
+from grpo_runs import PROMPTS, even_tokens, finish, launch, make_trainer, train
 from lockstitch.recipes.stitch_teacher import StitchTeacher, StitchTeacherArguments, best_of_n
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import held_out_problems
@@ -262,6 +262,19 @@ def test_a_taught_run_resumes_to_the_same_weights(tmp_path):
         whole, _ = train(settings, tmp_path / role, **more)
         resumed, _ = train(settings, tmp_path / role, resume=str(tmp_path / role / "checkpoint-3"), **more)
         assert_same(whole, resumed, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["join", "target"])
+def test_a_taught_run_of_two_processes_is_that_of_one(role, tmp_path):
+    settings = {"max_steps": 2, "gradient_accumulation_steps": 2}
+    more = {"teaching": Teaching(half, role)}
+    one = finish(launch(1, {**settings, "per_device_train_batch_size": 8}, tmp_path / "one", **more), tmp_path / "one")
+    two = finish(launch(2, {**settings, "per_device_train_batch_size": 4}, tmp_path / "two", **more), tmp_path / "two")
+    assert_same(one["weights"], two["weights"], atol=1e-5)
+    for before, after in zip(one["log"][:2], two["log"][:2], strict=True):
+        for name in ("teacher/lessons", "teacher/reward", "teacher/gain", "teacher/nfe"):
+            assert after[name] == pytest.approx(before[name], abs=1e-6), name
 
 
 def test_lessons_and_fresh_groups_go_together(tmp_path):

@@ -145,6 +145,7 @@ def test_the_fitted_vote_trusts_the_better_source(tmp_path):
     assert vote.best(["b", "c", "c"], [0.5] * 3, [{"1"}, {"2"}, {"2"}]) == 1  # two that agree outweigh one source
 
 
+@pytest.mark.slow
 def test_the_commands_fit_and_use_it(tmp_path):
     train, test = write(tmp_path / "a.jsonl", made_up(4, 60)), write(tmp_path / "b.jsonl", made_up(5, 30))
     fitted = tmp_path / "fitted"
