@@ -217,10 +217,14 @@ def train(options: argparse.Namespace) -> None:
     def save(losses: list[float]) -> None:
         partial = checkpoint.with_suffix(".partial")
         torch.save(
-            {"state": state, "optimizer": optimizer.state_dict(), "average": average,
-             "weights": [weight.detach() for weight in weights]},
+            {
+                "state": state,
+                "optimizer": optimizer.state_dict(),
+                "average": average,
+                "weights": [weight.detach() for weight in weights],
+            },
             partial,
-        )  # fmt: skip
+        )
         partial.rename(checkpoint)
         now = [weight.detach().clone() for weight in weights]
         for weight, mean in zip(weights, average, strict=True):
