@@ -105,9 +105,20 @@ def fit_evidence(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Logi
 
 
 _OF_COMPLETION = (
-    "label_model", "completion_model", "input", "eval_input", "num_problems", "num_eval_problems", "scorers",
-    "canvas_length", "block_length", "steps", "completion_steps", "labels_only", "num_fit_problems",
-)  # fmt: skip
+    "label_model",
+    "completion_model",
+    "input",
+    "eval_input",
+    "num_problems",
+    "num_eval_problems",
+    "scorers",
+    "canvas_length",
+    "block_length",
+    "steps",
+    "completion_steps",
+    "labels_only",
+    "num_fit_problems",
+)
 
 
 def check_traces(recipe: Any) -> None:

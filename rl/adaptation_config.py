@@ -40,8 +40,14 @@ _CHOICES = {
     "block_growth": GROWTHS,
     "ar_loss": AR_LOSSES,
 }
-_NOISE = ("mask_ratio_low", "mask_ratio_high", "full_mask_fraction", "mask_ratio_low_end", "mask_ratio_high_end",
-          "full_mask_fraction_end")  # fmt: skip
+_NOISE = (
+    "mask_ratio_low",
+    "mask_ratio_high",
+    "full_mask_fraction",
+    "mask_ratio_low_end",
+    "mask_ratio_high_end",
+    "full_mask_fraction_end",
+)
 # An option belongs to some values of another: elsewhere it is refused unless it is at its default.
 _BELONGS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "block_growth_steps": ("block_growth", ("doubling",)),
@@ -178,9 +184,14 @@ class AdaptationConfig(DiffusionSFTConfig):
                     f"{name}={getattr(self, name)!r} would be ignored by {axis}={getattr(self, axis)!r}; it is for "
                     f"{', '.join(values)}"
                 )
-        for name, least in (("block_growth_steps", 1), ("teacher_top_k", 1), ("rollout_block_length", 1),
-                            ("rollout_length_start", 1), ("rollout_ramp_steps", 1),
-                            ("rollout_micro_batch_size", 1)):  # fmt: skip
+        for name, least in (
+            ("block_growth_steps", 1),
+            ("teacher_top_k", 1),
+            ("rollout_block_length", 1),
+            ("rollout_length_start", 1),
+            ("rollout_ramp_steps", 1),
+            ("rollout_micro_batch_size", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
@@ -261,8 +272,10 @@ class AdaptationConfig(DiffusionSFTConfig):
         assert family is not None
         block = self.block_length if self.block_length is not None or self.layout is not None else family.block_length
         check_block_length(family, block)
-        for name, given in (("block_growth", self.block_growth != "constant"),
-                            ("whole_canvas_fraction", self.whole_canvas_fraction > 0)):  # fmt: skip
+        for name, given in (
+            ("block_growth", self.block_growth != "constant"),
+            ("whole_canvas_fraction", self.whole_canvas_fraction > 0),
+        ):
             if given and family.layout == "full":
                 raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: a full layout has no blocks")
         if self.ar_loss != "none" and family.layout not in ("context_causal", "causal"):

@@ -46,10 +46,18 @@ class DistilledTrainer(LikelihoodTrainer):
 
         def score(module: torch.nn.Module) -> torch.Tensor:
             apart_A, over_A = self_distillation(
-                self._denoiser, module, teach, canvases, block, (iteration, self.num_iterations),
-                share=options["distill_share"], top_k=options["distill_top_k"], positions=options["distill_positions"],
-                clip=options["distill_clip"], recompute=self.args.recompute_passes,
-            )  # fmt: skip
+                self._denoiser,
+                module,
+                teach,
+                canvases,
+                block,
+                (iteration, self.num_iterations),
+                share=options["distill_share"],
+                top_k=options["distill_top_k"],
+                positions=options["distill_positions"],
+                clip=options["distill_clip"],
+                recompute=self.args.recompute_passes,
+            )
             return torch.stack([apart_A, over_A])
 
         with self.accelerator.autocast():

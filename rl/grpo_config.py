@@ -25,9 +25,22 @@ from trl import GRPOConfig
 
 _SAMPLER = ("block_length", "steps", "policy", "threshold", "fallback", "factor", "entropy_bound", "window",
             "window_limit", "certainty", "cache", "cfg_scale")  # fmt: skip
-_ESTIMATOR = ("estimator", "num_samples", "mask_schedule", "mask_distribution", "perturb_ratio", "prompt_mask_ratio",
-              "segments", "segments_drawn", "surprisal_temperature", "clean_threshold", "position_temperature",
-              "eubo_beta", "eubo_mix", "scope")  # fmt: skip
+_ESTIMATOR = (
+    "estimator",
+    "num_samples",
+    "mask_schedule",
+    "mask_distribution",
+    "perturb_ratio",
+    "prompt_mask_ratio",
+    "segments",
+    "segments_drawn",
+    "surprisal_temperature",
+    "clean_threshold",
+    "position_temperature",
+    "eubo_beta",
+    "eubo_mix",
+    "scope",
+)
 
 
 @dataclass

@@ -8,8 +8,20 @@ from lockstitch.server import Retries
 
 ENGINES = ("transformers", "sglang")
 # Set where the server is started, not by a request: what an engine would ignore.
-_SERVERS = ("preset", "steps", "policy", "threshold", "fallback", "factor", "entropy_bound", "window", "window_limit",
-            "certainty", "cache", "cfg_scale")  # fmt: skip
+_SERVERS = (
+    "preset",
+    "steps",
+    "policy",
+    "threshold",
+    "fallback",
+    "factor",
+    "entropy_bound",
+    "window",
+    "window_limit",
+    "certainty",
+    "cache",
+    "cfg_scale",
+)
 _ENGINES = ("rollout_engine_url", "rollout_engine_timeout", "rollout_engine_attempts", "rollout_engine_weights")
 
 

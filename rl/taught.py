@@ -100,8 +100,10 @@ class TaughtTrainer(ResumableGRPOTrainer):
             lessons = list(teaching.teacher(denoiser, self._sampler, groups))
         check_lessons(lessons, groups)
         # Groups without a lesson have a row all the same, that counts in nothing.
-        shown = [group.trajectories[0] if lesson.trajectory is None else lesson.trajectory
-                 for lesson, group in zip(lessons, groups, strict=True)]  # fmt: skip
+        shown = [
+            group.trajectories[0] if lesson.trajectory is None else lesson.trajectory
+            for lesson, group in zip(lessons, groups, strict=True)
+        ]
         more = {name: values[::K] for name, values in columns.items() if values.ndim > 0}
         device, valid = self.accelerator.device, (self.args.scope, self._drops_truncated)
         more |= trace_columns(shown, device)

@@ -183,8 +183,19 @@ def lesson_statistics(
         opens = taught and bool(known) and not varies and abs(reward - mean) > 1e-6 * max(1.0, abs(mean))
         given = 0.0 if t is None else sum(step == 0 for step in t.commit_step[: t.length]) / t.length
         scored = taught and reward == reward
-        rows.append((taught, scored, reward if scored else 0.0, reward - mean if scored else 0.0, given * taught, opens,
-                     cost.nfe, cost.scorer_passes, seconds))  # fmt: skip
+        rows.append(
+            (
+                taught,
+                scored,
+                reward if scored else 0.0,
+                reward - mean if scored else 0.0,
+                given * taught,
+                opens,
+                cost.nfe,
+                cost.scorer_passes,
+                seconds,
+            )
+        )
     return torch.tensor(rows, dtype=torch.float64, device=reward_P.device)
 
 

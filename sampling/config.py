@@ -293,8 +293,13 @@ class SamplerConfig:
 
     def _check_verify(self) -> None:
         """Drafted tokens move over the canvas one pass after another, whatever the blocks of other policies."""
-        for name, needed in (("correction", "none"), ("length", "fixed"), ("cfg_scale", 0.0), ("whole_blocks", False),
-                             ("speculate", None)):  # fmt: skip
+        for name, needed in (
+            ("correction", "none"),
+            ("length", "fixed"),
+            ("cfg_scale", 0.0),
+            ("whole_blocks", False),
+            ("speculate", None),
+        ):
             if getattr(self, name) != needed:
                 raise ValueError(f"{name}={getattr(self, name)!r} does not go with policy='verify': {needed!r} does")
         if self.cache not in ("none", "block"):

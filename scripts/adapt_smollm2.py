@@ -3,6 +3,7 @@
     python scripts/fetch_smollm2.py models/smollm2
     python scripts/adapt_smollm2.py complete --model models/smollm2 --data DIR --output runs/smollm2
     python scripts/adapt_smollm2.py train --model models/smollm2 --output runs/smollm2 --steps 400
+    python scripts/adapt_smollm2.py curve --output runs/smollm2 --image curve.png
     python scripts/bench_drafting.py --model models/smollm2 --adapter runs/smollm2/adapter --data DIR --output runs/smollm2
 
 `complete` writes the parent's greedy completions of real prompts (GSM8K's and MATH's questions, MBPP's texts), of which 256
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 
 MASK = "<jupyter_script>"  # a token that SmolLM2 reserves and its chats never hold
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 KEPT_APART = 256
 Pair = dict[str, list[int]]
 
@@ -187,6 +189,7 @@ def batches(path: Path, options: argparse.Namespace, done: int) -> Iterator[tupl
 
 def train(options: argparse.Namespace) -> None:
     """Trains, with a checkpoint, the averaged adapter and a line of `curve.jsonl` every so many steps."""
+    from lockstitch.rl.adaptation_losses import forward_kl
     from lockstitch.rl.lora import lora_config
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.families import IDLM
@@ -214,10 +217,14 @@ def train(options: argparse.Namespace) -> None:
     def save(losses: list[float]) -> None:
         partial = checkpoint.with_suffix(".partial")
         torch.save(
-            {"state": state, "optimizer": optimizer.state_dict(), "average": average,
-             "weights": [weight.detach() for weight in weights]},
+            {
+                "state": state,
+                "optimizer": optimizer.state_dict(),
+                "average": average,
+                "weights": [weight.detach() for weight in weights],
+            },
             partial,
-        )  # fmt: skip
+        )
         partial.rename(checkpoint)
         now = [weight.detach().clone() for weight in weights]
         for weight, mean in zip(weights, average, strict=True):
@@ -255,8 +262,7 @@ def train(options: argparse.Namespace) -> None:
             group["lr"] = options.learning_rate * min(1.0, (state["step"] + 1) / 20)
         packed = Packed(rows, anchors, options.masks, denoiser.mask_id)
         parent_MV, logits_MV = passes(model, packed)
-        parent_MV, logp_MV = parent_MV.log_softmax(-1), logits_MV.log_softmax(-1)
-        loss = (parent_MV.exp() * (parent_MV - logp_MV)).sum(-1).mean()
+        loss = forward_kl(parent_MV, logits_MV).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -281,19 +287,43 @@ def save_small(model: Any, directory: Path) -> None:
     """The adapter in half precision: numbers of about 0.01 keep three digits, and PEFT reads them back into float32."""
     from safetensors.torch import load_file, save_file
 
+    model.active_peft_config.base_model_name_or_path = BASE  # on any machine, and not where it lay here
     model.save_pretrained(directory)
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's form, with nothing filled in
     path = directory / "adapter_model.safetensors"
     save_file({name: weight.half() for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
 
 
+def curve(options: argparse.Namespace) -> None:
+    """Prints `curve.jsonl` as a table, and draws it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_lines(Path(options.output) / "curve.jsonl")
+    print("| steps | tokens read | masks | tokens a pass | first mask | second | third |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        right = " | ".join(f"{share:.2f}" for share in row["right"])
+        print(f"| {row['step']} | {row['tokens']:,} | {row['masks']:,} | {row['tokens_per_pass']:.2f} | {right} |")
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    axes.plot([row["masks"] for row in rows], [row["tokens_per_pass"] for row in rows], "o-", markersize=4)
+    axes.set(
+        xlabel="masks of training", ylabel="tokens a pass", title="SmolLM2-135M with a draft adapter, blocks of 4"
+    )
+    figure.savefig(options.image, dpi=110)
+
+
 def main() -> None:
-    """Parses the command line and runs one of the two."""
+    """Parses the command line and runs one of the three."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, run in (("complete", complete), ("train", train)):
+    for name, run in (("complete", complete), ("train", train), ("curve", curve)):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
-        command.add_argument("--model", required=True, help="the parent's directory")
+        if name != "curve":
+            command.add_argument("--model", required=True, help="the parent's directory")
         command.add_argument("--output", required=True, help="a directory for everything that is written")
         if name == "complete":
             command.add_argument("--data", required=True, help="a directory of benchmark files")
@@ -314,6 +344,8 @@ def main() -> None:
             command.add_argument("--masks", type=int, default=3, help="masks after each: drafted tokens but the first")
             command.add_argument("--save_every", type=int, default=25)
             command.add_argument("--held_out", type=int, default=12, help="completions that the curve is measured on")
+        if name == "curve":
+            command.add_argument("--image", required=True, help="a PNG file")
     options = parser.parse_args()
     options.run(options)
 

@@ -42,8 +42,16 @@ from lockstitch import embedded_model
 from lockstitch.files import finished_rows, write_whole
 
 DELTA = 0.9
-RIVALS = ("best_of_n", "weighted_vote", "best_of_n_refine", "remask_loop", "value_guided_reveal", "vgb_momentum",
-          "guided_remask", "stitched_wide")  # fmt: skip
+RIVALS = (
+    "best_of_n",
+    "weighted_vote",
+    "best_of_n_refine",
+    "remask_loop",
+    "value_guided_reveal",
+    "vgb_momentum",
+    "guided_remask",
+    "stitched_wide",
+)
 OF_SOLVER = ("all_traces", "solver_alone")
 NO_SOLVER = "stitched, no solver"
 AXES = {"sequential_steps": "passes in sequence", "passes": "all passes"}

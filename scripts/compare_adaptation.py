@@ -40,8 +40,13 @@ from lockstitch.files import to_json, write_whole
 
 TASKS = ("sudoku", "countdown", "arithmetic")
 ROOT = Path(__file__).resolve().parent.parent
-SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
-         "num_key_value_heads": 4}  # fmt: skip
+SHAPE = {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 BLOCK, ROWS, TEST, TEST_SEED = 4, 32, 300, 200
 STEPS = {"sudoku": 200, "countdown": 800, "arithmetic": 800}
 PARENT_STEPS = {"sudoku": 200, "countdown": 6000, "arithmetic": 6000}
@@ -57,34 +62,75 @@ ARMS = {
     "nbdiff-no_ar": {"ar_loss": "none", "ar_weight": None},
     "nbdiff-no_growth": {"block_growth": "constant", "block_growth_steps": None},
     "nbdiff-block_causal": {"layout": "block_causal", "ar_loss": "none", "ar_weight": None},
-    "nbdiff-annealed": {"block_growth": "constant", "block_growth_steps": None, "mask_ratio_high": 0.1,
-                        "mask_ratio_high_end": 1.0},
+    "nbdiff-annealed": {
+        "block_growth": "constant",
+        "block_growth_steps": None,
+        "mask_ratio_high": 0.1,
+        "mask_ratio_high_end": 1.0,
+    },
     "opdlm-random": {"states": "random"},
     "mixscale-off": {"whole_canvas_fraction": 0.0},
-}  # fmt: skip
-QUIET = {"bf16": False, "dtype": "float32", "use_cpu": True, "report_to": "none", "logging_steps": 10, "disable_tqdm": True,
-         "save_total_limit": 1, "gradient_checkpointing": False}  # fmt: skip
-SAME = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": None, "warmup_steps": 20,
-        "weight_decay": 0.01, "adam_beta2": 0.98, "max_grad_norm": 1.0, "per_device_train_batch_size": ROWS,
-        "gradient_accumulation_steps": 1, "max_length": None, "use_peft": False}  # fmt: skip
+}
+QUIET = {
+    "bf16": False,
+    "dtype": "float32",
+    "use_cpu": True,
+    "report_to": "none",
+    "logging_steps": 10,
+    "disable_tqdm": True,
+    "save_total_limit": 1,
+    "gradient_checkpointing": False,
+}
+SAME = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "lr_scheduler_kwargs": None,
+    "warmup_steps": 20,
+    "weight_decay": 0.01,
+    "adam_beta2": 0.98,
+    "max_grad_norm": 1.0,
+    "per_device_train_batch_size": ROWS,
+    "gradient_accumulation_steps": 1,
+    "max_length": None,
+    "use_peft": False,
+}
 
 
 def parent_settings(task, output):
     """The autoregressive parent, by the supervised recipe."""
     return QUIET | {
-        "objective": "autoregressive", "generate": task, "num_problems": 64 * PARENT_STEPS[task], "new_model": SHAPE,
-        "model_name_or_path": str(ROOT / "src/lockstitch/embedded/tokenizer"), "output_dir": str(output),
-        "max_steps": PARENT_STEPS[task], "save_steps": 100, "per_device_train_batch_size": 64, "learning_rate": 3e-3,
-        "lr_scheduler_type": "cosine", "warmup_steps": 50, "weight_decay": 0.01, "adam_beta2": 0.98, "seed": 0,
+        "objective": "autoregressive",
+        "generate": task,
+        "num_problems": 64 * PARENT_STEPS[task],
+        "new_model": SHAPE,
+        "model_name_or_path": str(ROOT / "src/lockstitch/embedded/tokenizer"),
+        "output_dir": str(output),
+        "max_steps": PARENT_STEPS[task],
+        "save_steps": 100,
+        "per_device_train_batch_size": 64,
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 50,
+        "weight_decay": 0.01,
+        "adam_beta2": 0.98,
+        "seed": 0,
         "max_length": None,
-    }  # fmt: skip
+    }
 
 
 def settings(arm, task, seed, base, output):
     """All settings of an arm's run."""
     steps, preset = STEPS[task], arm.partition("-")[0]
-    own = {"model_name_or_path": str(base), "generate": task, "num_problems": ROWS * steps, "seed": seed, "max_steps": steps,
-           "save_steps": 100, "output_dir": str(output), "canvas_length": get_task(task).canvas_length}  # fmt: skip
+    own = {
+        "model_name_or_path": str(base),
+        "generate": task,
+        "num_problems": ROWS * steps,
+        "seed": seed,
+        "max_steps": steps,
+        "save_steps": 100,
+        "output_dir": str(output),
+        "canvas_length": get_task(task).canvas_length,
+    }
     scaled = {"block_length": BLOCK}
     if preset == "nbdiff":
         scaled["block_growth_steps"] = steps // 8  # full blocks after a quarter of the steps
@@ -208,8 +254,10 @@ def print_tables(task, output, arms, seeds):
         for arm, seed in itertools.product(arms, seeds)
         if (folder / arm / f"seed-{seed}" / "results.json").exists()
     }
-    print(f"\n{task}: the parent, token by token, {cell(parent['right'])}; {parent['passes']:.1f} passes, "
-          f"{1000 * parent['seconds']:.1f} ms of a processor a problem, n {len(parent['right'])}\n")  # fmt: skip
+    print(
+        f"\n{task}: the parent, token by token, {cell(parent['right'])}; {parent['passes']:.1f} passes, "
+        f"{1000 * parent['seconds']:.1f} ms of a processor a problem, n {len(parent['right'])}\n"
+    )
     print(
         "| arm | seed | one a step, % | threshold .9, % | passes | checked by itself, % | passes | ms | training, s |"
     )
@@ -218,15 +266,22 @@ def print_tables(task, output, arms, seeds):
         by = found["threshold"]
         own = found.get("verify")
         checked = f"{cell(own['right'])} | {own['passes']:.1f}" if own else "|"
-        print(f"| {arm} | {seed} | {cell(found['one']['right'])} | {cell(by['right'])} | {by['passes']:.1f} | {checked} | "
-              f"{1000 * (own or by)['seconds']:.1f} | {cpu_seconds(folder / arm / f'seed-{seed}'):.0f} |")  # fmt: skip
+        print(
+            f"| {arm} | {seed} | {cell(found['one']['right'])} | {cell(by['right'])} | {by['passes']:.1f} | {checked} | "
+            f"{1000 * (own or by)['seconds']:.1f} | {cpu_seconds(folder / arm / f'seed-{seed}'):.0f} |"
+        )
     print("\n| | seed | draft, 2 a step | draft of as many passes | draft and revise | passes of each |")
     print("|---|---|---|---|---|---|")
     for (arm, seed), found in runs.items():
         if "revise" in found and arm.startswith("mixscale"):
             names = ("draft", "draft+", "revise")
-            print(f"| {arm} | {seed} | " + " | ".join(cell(found[name]["right"]) for name in names) + " | "
-                  + ", ".join(f"{found[name]['passes']:.1f}" for name in names) + " |")  # fmt: skip
+            print(
+                f"| {arm} | {seed} | "
+                + " | ".join(cell(found[name]["right"]) for name in names)
+                + " | "
+                + ", ".join(f"{found[name]['passes']:.1f}" for name in names)
+                + " |"
+            )
     print("\n| | seed | passes before | passes after | answers that stayed |\n|---|---|---|---|---|")
     for (arm, seed), found in runs.items():
         start = runs.get(("mixscale", seed))
@@ -264,11 +319,23 @@ def draw(tasks, output, arms, seeds, images):
                 for name in ("one", "threshold", "verify")
                 if name in found[0]
             ]
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=arm, color=f"C{i % 10}",
-                      linestyle="--" if "-" in arm else "-", linewidth=1.2)  # fmt: skip
+            axes.plot(
+                *zip(*sorted(points), strict=True),
+                marker="o",
+                markersize=4,
+                label=arm,
+                color=f"C{i % 10}",
+                linestyle="--" if "-" in arm else "-",
+                linewidth=1.2,
+            )
         parent = json.loads((folder / "parent" / "results.json").read_text(encoding="utf-8"))["one"]
-        axes.plot([parent["passes"]], [100 * parent["right"].count("1") / len(parent["right"])], "k*", markersize=11,
-                  label="the parent, token by token")  # fmt: skip
+        axes.plot(
+            [parent["passes"]],
+            [100 * parent["right"].count("1") / len(parent["right"])],
+            "k*",
+            markersize=11,
+            label="the parent, token by token",
+        )
         axes.set(title=task, xlabel="passes a problem", ylabel="solved, %")
     panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(images / "adaptation-tiny.png", dpi=110)

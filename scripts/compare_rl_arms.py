@@ -45,10 +45,18 @@ ADAPTER = {"use_peft": True, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0
 QUIET = {"bf16": False, "dtype": "float32", "use_cpu": True, "report_to": "none", "logging_steps": 1}
 # What becomes of a preset on models of half a million parameters whose canvas is one block; the rest stays the paper's.
 SCALED = {
-    "prompt_form": "plain", "num_problems": PROBLEMS, "num_generations": 8, "per_device_train_batch_size": 512,
-    "gradient_accumulation_steps": 1, "rollout_micro_batch_size": 512, "temperature": 1.0, "recompute_passes": False,
-    "num_completions_to_print": 0, "html": False, "held_out_problems": 0,
-}  # fmt: skip
+    "prompt_form": "plain",
+    "num_problems": PROBLEMS,
+    "num_generations": 8,
+    "per_device_train_batch_size": 512,
+    "gradient_accumulation_steps": 1,
+    "rollout_micro_batch_size": 512,
+    "temperature": 1.0,
+    "recompute_passes": False,
+    "num_completions_to_print": 0,
+    "html": False,
+    "held_out_problems": 0,
+}
 # Where a paper has a value of its own for these tasks.
 PUBLISHED = {
     "d1": {"num_iterations": 8},

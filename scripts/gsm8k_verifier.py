@@ -62,8 +62,21 @@ def main():
     found = {}
     for half, test in enumerate(parts):
         verifier = output / f"verifier-{half}"
-        told = run("-m", "lockstitch", "prm", "--task", "gsm8k", "--traces", parts[1 - half], "--eval_traces", test,
-                   "--model_name_or_path", "features", "--output_dir", verifier)  # fmt: skip
+        told = run(
+            "-m",
+            "lockstitch",
+            "prm",
+            "--task",
+            "gsm8k",
+            "--traces",
+            parts[1 - half],
+            "--eval_traces",
+            test,
+            "--model_name_or_path",
+            "features",
+            "--output_dir",
+            verifier,
+        )
         print("\n".join(line for line in told.split("\n") if "AUC" in line), flush=True)
         evidence = ("--evidence_weights", verifier / "evidence_weights.json")
         both = f"calculator+verifier:{verifier}"

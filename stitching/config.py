@@ -222,10 +222,25 @@ class StitchConfig:
         if self.column is not None and self.trajectories is None:
             raise ValueError(f"column={self.column!r} would be ignored without --trajectories")
         if self.trajectories is not None:
-            sampling = ("model", "family", "mask_id", "device", "chat_template", "system_prompt", "num_trajectories",
-                        "canvas_length", "preset",
-                        "block_length", "policy", "steps", "threshold", "temperature", "rounds", "round_width",
-                        "round_temperature")  # fmt: skip
+            sampling = (
+                "model",
+                "family",
+                "mask_id",
+                "device",
+                "chat_template",
+                "system_prompt",
+                "num_trajectories",
+                "canvas_length",
+                "preset",
+                "block_length",
+                "policy",
+                "steps",
+                "threshold",
+                "temperature",
+                "rounds",
+                "round_width",
+                "round_temperature",
+            )
             ignored = [name for name in sampling if getattr(self, name) is not None]
             if self.trust_remote_code and "prm:" not in self.scorer:
                 ignored.append("trust_remote_code")

@@ -3,10 +3,22 @@
 from collections.abc import Sequence
 
 METHODS = (
-    "greedy", "single", "majority_vote", "best_of_n", "weighted_vote", "best_of_n_refine", "remask_loop",
-    "value_guided_reveal", "vgb_momentum", "guided_remask", "plan_then_diffuse", "all_traces", "solver_alone", "stitched",
+    "greedy",
+    "single",
+    "majority_vote",
+    "best_of_n",
+    "weighted_vote",
+    "best_of_n_refine",
+    "remask_loop",
+    "value_guided_reveal",
+    "vgb_momentum",
+    "guided_remask",
+    "plan_then_diffuse",
+    "all_traces",
+    "solver_alone",
+    "stitched",
     "stitched_wide",
-)  # fmt: skip
+)
 ASKED_FOR = ("value_guided_reveal", "vgb_momentum", "guided_remask", "plan_then_diffuse", "stitched_wide")
 USUAL = tuple(name for name in METHODS if name not in ASKED_FOR)  # what runs where nothing is asked for
 WALKS = ("value_guided_reveal", "vgb_momentum")

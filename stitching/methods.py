@@ -143,8 +143,10 @@ class Compare:
                     add(name, arm(given))
             if "stitched_wide" in settings.methods:
                 width = settings.round_width or max(1, min(WIDE, settings.num_trajectories // 2))
-                add("stitched_wide", arms.of_evidence(given, *arms.stitched(
-                    given, width, rescore=settings.rescore, ahead=True)))  # fmt: skip
+                add(
+                    "stitched_wide",
+                    arms.of_evidence(given, *arms.stitched(given, width, rescore=settings.rescore, ahead=True)),
+                )
         if given is not None and settings.rounds and "stitched" in settings.methods:
             stitched_pools, results = arms.stitched(given, settings.round_width or 1, rescore=settings.rescore)
             evidences = [result.evidence for result in results]

@@ -33,11 +33,34 @@ _LATEX = re.compile(r"\\[([a-z]")
 _SPACED = re.compile(r"\d [-+*/x] \d")
 
 FEATURES = (
-    "latex", "calculators", "spaced", "floats", "steps", "characters", "repeated", "least_sound", "mean_sound",
-    "wrong_steps", "unknown_steps", "whole", "positive", "size", "of_question", "used", "foreign", "decimals", "negatives",
-    "question_characters", "question_numbers", "surplus", "ends_in_result", "step_wrong", "step_unknown", "step_foreign",
+    "latex",
+    "calculators",
+    "spaced",
+    "floats",
+    "steps",
+    "characters",
+    "repeated",
+    "least_sound",
+    "mean_sound",
+    "wrong_steps",
+    "unknown_steps",
+    "whole",
+    "positive",
+    "size",
+    "of_question",
+    "used",
+    "foreign",
+    "decimals",
+    "negatives",
+    "question_characters",
+    "question_numbers",
+    "surplus",
+    "ends_in_result",
+    "step_wrong",
+    "step_unknown",
+    "step_foreign",
     "step_place",
-)  # fmt: skip
+)
 
 
 def _numbers(text: str) -> list[str]:

@@ -30,10 +30,24 @@ class FakeEngine:
 
     def config(self, length, greedy=False, temperature=1.0, top_p=1.0, top_k=-1):
         """The sampler's settings: SGLang's LowConfidence."""
-        drawn = {} if greedy else {"temperature": temperature, "top_p": None if top_p == 1 else top_p,
-                                   "top_k": None if top_k == -1 else top_k}  # fmt: skip
-        return SamplerConfig(length, block_length=self.block, whole_blocks=True, policy="threshold",
-                             threshold=self.threshold, stop_at_eos=False, **drawn)  # fmt: skip
+        drawn = (
+            {}
+            if greedy
+            else {
+                "temperature": temperature,
+                "top_p": None if top_p == 1 else top_p,
+                "top_k": None if top_k == -1 else top_k,
+            }
+        )
+        return SamplerConfig(
+            length,
+            block_length=self.block,
+            whole_blocks=True,
+            policy="threshold",
+            threshold=self.threshold,
+            stop_at_eos=False,
+            **drawn,
+        )
 
     def generate(self, body):
         assert body["return_step_maps"] is True

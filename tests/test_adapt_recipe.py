@@ -38,8 +38,13 @@ def test_a_preset_is_accepted_and_every_value_has_a_source(name):
     for key, value in yaml.safe_load(path.read_text()).items():
         found = getattr(training, key, None) if hasattr(training, key) else getattr(model, key)
         assert found == value, key
-    published = {"nbdiff": ("context_causal", 32), "tidar": ("tidar", 16), "idlm": ("idlm", 4), "opdlm": ("block_causal", 4),
-                 "mixscale": ("block_causal", 4)}  # fmt: skip
+    published = {
+        "nbdiff": ("context_causal", 32),
+        "tidar": ("tidar", 16),
+        "idlm": ("idlm", 4),
+        "opdlm": ("block_causal", 4),
+        "mixscale": ("block_causal", 4),
+    }
     if name in published:
         family = training.family(None)
         assert (family.name, family.block_length) == published[name]
@@ -92,8 +97,20 @@ def test_wrong_options_are_refused(more, says):
 )
 def test_what_does_not_go_together_is_refused_before_any_model_loads(more, says, tmp_path):
     with pytest.raises(ValueError, match=says):
-        prepare(*parse(["--model_name_or_path", "embedded:solver", "--generate", "sudoku", "--output_dir", str(tmp_path),
-                        *CPU, *more]))  # fmt: skip
+        prepare(
+            *parse(
+                [
+                    "--model_name_or_path",
+                    "embedded:solver",
+                    "--generate",
+                    "sudoku",
+                    "--output_dir",
+                    str(tmp_path),
+                    *CPU,
+                    *more,
+                ]
+            )
+        )
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +125,53 @@ def parent(tmp_path_factory):
     return folder
 
 
-SMALL = ["--generate", "sudoku", "--num_problems", "16", "--max_steps", "2", "--per_device_train_batch_size", "4",
-         "--gradient_accumulation_steps", "1", "--report_to", "none", "--logging_steps", "1", "--canvas_length", "20",
-         "--learning_rate", "1e-3", "--disable_tqdm", "true", "--warmup_steps", "0", *CPU]  # fmt: skip
+SMALL = [
+    "--generate",
+    "sudoku",
+    "--num_problems",
+    "16",
+    "--max_steps",
+    "2",
+    "--per_device_train_batch_size",
+    "4",
+    "--gradient_accumulation_steps",
+    "1",
+    "--report_to",
+    "none",
+    "--logging_steps",
+    "1",
+    "--canvas_length",
+    "20",
+    "--learning_rate",
+    "1e-3",
+    "--disable_tqdm",
+    "true",
+    "--warmup_steps",
+    "0",
+    *CPU,
+]
 
 
 def adapt(parent, output, preset, *more):
     """A model that the recipe made of a parent in two steps."""
     blocks = ["--block_length", "4"] if preset != "cap" else ["--lora_r", "2", "--lora_alpha", "2"]
     ramp = ["--rollout_length_start", "8", "--rollout_ramp_steps", "2"] if preset == "opdlm" else []
-    train(*parse(["--adapt_preset", preset, "--model_name_or_path", str(parent), "--output_dir", str(output), *SMALL,
-                  *blocks, *ramp, *more]))  # fmt: skip
+    train(
+        *parse(
+            [
+                "--adapt_preset",
+                preset,
+                "--model_name_or_path",
+                str(parent),
+                "--output_dir",
+                str(output),
+                *SMALL,
+                *blocks,
+                *ramp,
+                *more,
+            ]
+        )
+    )
     return output
 
 
@@ -150,10 +203,27 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(parent, tmp_path):
     ends = []
     for name, stops in (("whole", (4,)), ("twice", (2, 4))):
         for steps in stops:
-            arguments = ["--adapt_preset", "opdlm", "--model_name_or_path", str(parent), "--output_dir",
-                         str(tmp_path / name), *SMALL, "--block_length", "4", "--save_steps", "2", "--max_steps", str(steps),
-                         "--lr_scheduler_type", "constant", "--rollout_length_start", "8",
-                         "--rollout_ramp_steps", "4"]  # fmt: skip
+            arguments = [
+                "--adapt_preset",
+                "opdlm",
+                "--model_name_or_path",
+                str(parent),
+                "--output_dir",
+                str(tmp_path / name),
+                *SMALL,
+                "--block_length",
+                "4",
+                "--save_steps",
+                "2",
+                "--max_steps",
+                str(steps),
+                "--lr_scheduler_type",
+                "constant",
+                "--rollout_length_start",
+                "8",
+                "--rollout_ramp_steps",
+                "4",
+            ]
             run(prepare(*parse([*arguments, "--lr_scheduler_kwargs", "{}"])))
         ends.append(Denoiser.from_pretrained(str(tmp_path / name), device="cpu").model)
     assert all(torch.equal(a, b) for a, b in zip(*(end.parameters() for end in ends), strict=True))
@@ -170,13 +240,48 @@ def test_own_texts_own_prompts_and_a_gate(parent, tmp_path):
     )
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"question": f"{a}+{a}="}) + "\n" for a in range(8)))
-    train(*parse(["--adapt_preset", "opdlm", *common, "--dataset_name", str(prompts), "--columns", "prompt:question",
-                  "--rollout_length_start", "4", "--rollout_ramp_steps", "2", "--output_dir",
-                  str(tmp_path / "b")]))  # fmt: skip
-    train(*parse(["--adapt_preset", "idlm", *common, "--dataset_name", str(rows), "--use_peft", "true", "--lora_gate",
-                  "true", "--ar_loss", "none", "--output_dir", str(tmp_path / "c")]))  # fmt: skip
-    gated, plain = (Denoiser.from_pretrained(str(path), **more, device="cpu")
-                    for path, more in ((tmp_path / "c", {}), (parent, {"family": "idlm"})))  # fmt: skip
+    train(
+        *parse(
+            [
+                "--adapt_preset",
+                "opdlm",
+                *common,
+                "--dataset_name",
+                str(prompts),
+                "--columns",
+                "prompt:question",
+                "--rollout_length_start",
+                "4",
+                "--rollout_ramp_steps",
+                "2",
+                "--output_dir",
+                str(tmp_path / "b"),
+            ]
+        )
+    )
+    train(
+        *parse(
+            [
+                "--adapt_preset",
+                "idlm",
+                *common,
+                "--dataset_name",
+                str(rows),
+                "--use_peft",
+                "true",
+                "--lora_gate",
+                "true",
+                "--ar_loss",
+                "none",
+                "--output_dir",
+                str(tmp_path / "c"),
+            ]
+        )
+    )
+    gated, plain = (
+        Denoiser.from_pretrained(str(path), **more, device="cpu")
+        for path, more in ((tmp_path / "c", {}), (parent, {"family": "idlm"}))
+    )
     assert (gated.family.name, gated.block_length) == ("idlm", 4)
     ids = torch.tensor([[9, 10, 11, 12, 13]])
     with torch.no_grad():

@@ -309,8 +309,10 @@ def test_losses_are_put_together_as_the_settings_say(tmp_path):
     assert parts == pytest.approx(
         {"none": d, "sum": d + 0.5 * n, "mean": (2 * n + d) / 3, "balanced": 2 * d}, rel=1e-5
     )
-    logits = [trainer.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, len(p) - 1 : -1] for row, p in
-              zip(ROWS, PROMPTS, strict=True)]  # fmt: skip
+    logits = [
+        trainer.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, len(p) - 1 : -1]
+        for row, p in zip(ROWS, PROMPTS, strict=True)
+    ]
     assert n == pytest.approx(F.cross_entropy(torch.cat(logits), torch.tensor(ANSWER * 3)).item(), rel=1e-4)
 
 
@@ -356,9 +358,17 @@ def test_growth_and_mixed_scales_choose_the_blocks(tmp_path, monkeypatch):
 
 def test_what_is_written_stays_the_parent_s_under_a_gate(tmp_path):
     trainer = trainer_of(
-        IDLM, tmp_path, gated=True, full_mask_fraction=1.0, loss_weighting="mean", max_steps=2, learning_rate=1e-2,
-        warmup_steps=0, per_device_train_batch_size=3, objective="masked_diffusion",
-    )  # fmt: skip
+        IDLM,
+        tmp_path,
+        gated=True,
+        full_mask_fraction=1.0,
+        loss_weighting="mean",
+        max_steps=2,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        per_device_train_batch_size=3,
+        objective="masked_diffusion",
+    )
     clean = torch.tensor([ROWS[2]["input_ids"]])
     drafted = torch.cat([clean, torch.full((1, 4), trainer._denoiser.mask_id)], 1)
     with torch.no_grad():
@@ -426,8 +436,10 @@ def test_the_end_and_what_follows_are_not_distilled(tmp_path):
         ({"states": "on_policy"}, "states='on_policy' are those of rollouts"),
         ({"text": "rollouts", "canvas_length": None}, "canvas_length=None: text='rollouts' needs"),
         ({"text": "rollouts", "states": "on_policy"}, "loss_weighting='inverse_t' weighs by a mask ratio"),
-        ({"text": "rollouts", "states": "on_policy", "objective": "distillation", "full_mask_fraction": 0.5},
-         "full_mask_fraction=0.5 would be ignored by states='on_policy'"),
+        (
+            {"text": "rollouts", "states": "on_policy", "objective": "distillation", "full_mask_fraction": 0.5},
+            "full_mask_fraction=0.5 would be ignored by states='on_policy'",
+        ),
         ({"objective": "distillation", "loss_weighting": "mean"}, "loss_weighting='mean' would be ignored"),
         ({"teacher_top_k": 16}, "teacher_top_k=16 would be ignored by objective='masked_diffusion'"),
         ({"certainty_temperature": 0.5}, "certainty_temperature=0.5 would be ignored: certainty_weight=None"),
@@ -439,7 +451,7 @@ def test_the_end_and_what_follows_are_not_distilled(tmp_path):
         ({"certainty_weight": 0.0}, "certainty_weight=0.0 must be positive"),
         ({"rollout_threshold": 0.5}, "rollout_threshold=0.5 would be ignored by text='data'"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_mean_nothing_are_refused(more, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         settings(tmp_path, **more)
@@ -510,8 +522,17 @@ def test_prompts_alone():
 
 
 def small_qwen(rows):
-    return Qwen3ForCausalLM(Qwen3Config(vocab_size=rows, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                                        num_attention_heads=2, num_key_value_heads=1, head_dim=8))  # fmt: skip
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=rows,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
+    )
 
 
 def test_a_tokenizer_without_a_mask_is_taught_one():

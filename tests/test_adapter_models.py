@@ -259,5 +259,5 @@ def test_an_adapter_on_another_base_than_it_names(tmp_path, capsys):
     assert sample_cli.main([*said, "--adapter", str(other)]) == 2
     assert "is no adapter" in capsys.readouterr().err
     assert sample_cli.main([*said, "--adapter", "embedded:chess"]) == 2
-    assert "no embedded adapter 'chess'; there are sudoku-early" in capsys.readouterr().err
+    assert "no embedded adapter 'chess'; there are smollm2, sudoku-early" in capsys.readouterr().err
     assert adapted

@@ -146,9 +146,12 @@ def test_lines_are_judged_up_to_the_first_one_with_a_hole():
     task = get_task("arithmetic")
     question = "12, +7, -5"
     for text, worth in {
-        "12+7=19\n19-5=14\n#### 14": 1.0, "12+7=19\n19-5=1?\n#### 14": 1.0, "12+7=18\n19-5=1?": 0.0,
-        "12+?=18\n19-5=13": 1.0, "12+7=19": 0.0,
-    }.items():  # fmt: skip
+        "12+7=19\n19-5=14\n#### 14": 1.0,
+        "12+7=19\n19-5=1?\n#### 14": 1.0,
+        "12+7=18\n19-5=1?": 0.0,
+        "12+?=18\n19-5=13": 1.0,
+        "12+7=19": 0.0,
+    }.items():
         assert partial_soundness(task.checker, question, text, "?") == worth, text
 
 

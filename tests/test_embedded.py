@@ -8,12 +8,14 @@ from lockstitch.recipes.evidence import evidence_text
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import held_out_problems
 from lockstitch.rl.export import ExportConfig, export
+from lockstitch.sampling.adapter_files import read_facts
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.stitching.inputs import generate_problems
 from lockstitch.stitching.refine import load_solver
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lockstitch import embedded_adapter, embedded_model, model_path
@@ -88,8 +90,24 @@ def test_the_reinforced_adapter_is_exported_by_the_name_of_its_base(tmp_path):
 
 
 def test_an_unknown_adapter_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"no embedded adapter 'chess'; there are sudoku-early"):
+    with pytest.raises(ValueError, match=r"no embedded adapter 'chess'; there are smollm2, sudoku-early"):
         embedded_adapter("chess")
+
+
+def test_the_draft_adapter_is_small_and_says_what_it_is(tmp_path):
+    """Its base comes from elsewhere."""
+    adapter = embedded_adapter("smollm2")
+    assert sum(path.stat().st_size for path in adapter.iterdir()) <= 6e6
+    facts = read_facts(adapter)
+    assert (facts["family"], facts["mask_token_id"]) == ("idlm", 15)
+    assert json.loads((adapter / "adapter_config.json").read_text())["alora_invocation_tokens"] == [15]
+    weights = load_file(adapter / "adapter_model.safetensors")
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+    assert {weight.shape[0] for name, weight in weights.items() if "lora_A" in name} == {8}
+    with pytest.raises(
+        ValueError, match=r"the base of the adapter 'embedded:smollm2@.*' cannot be loaded: no model at"
+    ):
+        Denoiser.from_pretrained(f"embedded:smollm2@{tmp_path}", device="cpu")
 
 
 def test_a_name_becomes_a_path_where_it_is_one_of_the_package():

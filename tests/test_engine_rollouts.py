@@ -43,8 +43,15 @@ def model(seed=0, sharpness=3.0):
 
 def drawn(denoiser, n=3, **settings):
     """Trajectories whose blocks are whole, as an engine's are."""
-    config = SamplerConfig(G, block_length=BLOCK, whole_blocks=True, policy="threshold", threshold=0.3, temperature=1.0,
-                           **{"stop_at_eos": False, **settings})  # fmt: skip
+    config = SamplerConfig(
+        G,
+        block_length=BLOCK,
+        whole_blocks=True,
+        policy="threshold",
+        threshold=0.3,
+        temperature=1.0,
+        **{"stop_at_eos": False, **settings},
+    )
     return sample(denoiser, PROMPTS, config, n=n, seed=1)
 
 
@@ -126,8 +133,24 @@ def test_what_the_contract_cannot_tell_is_refused():
 
 
 def test_the_command_writes_replies_and_they_read_back(tmp_path, capsys):
-    words = ["--model", str(SDAR), "--prompt", "12+3=", "--n", "3", "--temperature", "1", "--canvas_length", "9",
-             "--policy", "threshold", "--threshold", "0.2", "--chat_template", "false"]  # fmt: skip
+    words = [
+        "--model",
+        str(SDAR),
+        "--prompt",
+        "12+3=",
+        "--n",
+        "3",
+        "--temperature",
+        "1",
+        "--canvas_length",
+        "9",
+        "--policy",
+        "threshold",
+        "--threshold",
+        "0.2",
+        "--chat_template",
+        "false",
+    ]
     whole = ["--whole_blocks", "true", "--stop_at_eos", "false", "--replies", str(tmp_path / "replies.jsonl")]
     assert sampling_cli.main([*words, *whole, "--output", str(tmp_path / "run")]) == 0
     denoiser = Denoiser.from_pretrained(str(SDAR))
@@ -159,8 +182,14 @@ def test_the_command_writes_replies_and_they_read_back(tmp_path, capsys):
 
 def engine(url, denoiser, canvas_length=G, **more):
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
-    return SGLangEngine(url, denoiser, canvas_length=canvas_length, block_length=BLOCK, sampling=sampling,
-                        **{"timeout": 30.0, "backoff": 0.01, **more})  # fmt: skip
+    return SGLangEngine(
+        url,
+        denoiser,
+        canvas_length=canvas_length,
+        block_length=BLOCK,
+        sampling=sampling,
+        **{"timeout": 30.0, "backoff": 0.01, **more},
+    )
 
 
 def test_rows_are_sent_one_by_one_and_come_back_in_order():
@@ -207,14 +236,20 @@ def _both(change):
 
 
 BROKEN = {
-    "another version": (_meta("dllm_replay_contract_version", lambda _: 2), "dllm_replay_contract_version is 2, and 1 is"),
+    "another version": (
+        _meta("dllm_replay_contract_version", lambda _: 2),
+        "dllm_replay_contract_version is 2, and 1 is",
+    ),
     "a version in words": (_meta("dllm_replay_contract_version", lambda _: "1"), "version is '1', and 1 is"),
     "no version": (_without("dllm_replay_contract_version"), "dllm_replay_contract_version is missing"),
     "a token more": (lambda replies: replies[1]["output_ids"].append(5), r"completion_tokens=\d+, and there are \d+"),
     "another stop": (_meta("dllm_stop_length", lambda stop: stop + 1), r"dllm_stop_length=\d+, and output_ids holds"),
     "a step less": (_meta("dllm_replay_step_maps", lambda steps: steps[:-1]), r"holds \d+ steps for the \d+ tokens"),
     "steps from zero": (_meta("dllm_replay_step_maps", lambda steps: [s - 1 for s in steps]), "numbers of at least 1"),
-    "steps in halves": (_meta("dllm_replay_step_maps", lambda steps: [s + 0.5 for s in steps]), "no list of whole numbers"),
+    "steps in halves": (
+        _meta("dllm_replay_step_maps", lambda steps: [s + 0.5 for s in steps]),
+        "no list of whole numbers",
+    ),
     "other steps": (_meta("step_maps", lambda steps: [s + 1 for s in steps]), "does not begin with step_maps"),
     "other tokens": (_meta("dllm_replay_token_ids", lambda ids: [5, *ids]), r"holds \d+ steps for the"),
     "tokens changed": (_meta("dllm_replay_token_ids", lambda ids: [*ids[1:], 3]), "does not begin with output_ids"),
@@ -224,11 +259,14 @@ BROKEN = {
     "a reply less": (lambda replies: replies[1:], "was sent 2 prompts and gave 1 replies"),
     "no list": (lambda replies: {"error": "no"}, "was sent 2 prompts and gave no replies"),
     "no meta_info": (lambda replies: replies[1].pop("meta_info") and None, "no meta_info in the reply"),
-    "aborted": (_meta("finish_reason", lambda _: {"type": "abort", "message": "out of\nmemory"}), "aborted: out of memory"),
+    "aborted": (
+        _meta("finish_reason", lambda _: {"type": "abort", "message": "out of\nmemory"}),
+        "aborted: out of memory",
+    ),
     "a mask": (_both(lambda ids: ids.__setitem__(0, model().mask_id)), r"holds the mask token \d+ at position 0"),
     "no such token": (_both(lambda ids: ids.__setitem__(0, 10**6)), r"token 1000000 is none of the model's \d+"),
     "past the end": (_both(lambda ids: ids.__setitem__(0, model().eos_ids[0])), r"goes on after the EOS token \d+"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -257,8 +295,13 @@ def test_a_stop_that_is_no_end_of_the_models_is_refused():
             ids = meta["dllm_replay_token_ids"][:3]
             steps = meta["dllm_replay_step_maps"][:3]
             reply["output_ids"] = [5 for _ in ids]
-            meta |= {"dllm_replay_token_ids": [5 for _ in ids], "dllm_replay_step_maps": steps, "step_maps": steps,
-                     "dllm_stop_length": 3, "completion_tokens": 3}  # fmt: skip
+            meta |= {
+                "dllm_replay_token_ids": [5 for _ in ids],
+                "dllm_replay_step_maps": steps,
+                "step_maps": steps,
+                "dllm_stop_length": 3,
+                "completion_tokens": 3,
+            }
 
     fake.spoil = spoil
     with serving(fake) as url, pytest.raises(ValueError, match="stopped after 3 of 15 tokens, without an EOS token"):
@@ -341,8 +384,16 @@ def test_weights_go_out_under_published_names(tmp_path):
 # Lengths that end with a block: there an engine's last block is the canvas's.
 EVEN = ["1+2=", "12*3+45=", "7*7=", "30-12-9=", "5+5=", "8-3="]
 LOCAL = {"policy": "threshold", "threshold": 0.6}
-RUN = {"steps": None, "block_length": BLOCK, "max_completion_length": 12, "estimator": "trajectory", "max_steps": 2,
-       "temperature": 0.9, "per_device_train_batch_size": 8, "beta": 0.04}  # fmt: skip
+RUN = {
+    "steps": None,
+    "block_length": BLOCK,
+    "max_completion_length": 12,
+    "estimator": "trajectory",
+    "max_steps": 2,
+    "temperature": 0.9,
+    "per_device_train_batch_size": 8,
+    "beta": 0.04,
+}
 
 
 class Seen(DiffusionGRPOTrainer):
@@ -418,26 +469,63 @@ def test_weights_that_were_not_loaded_stop_the_run(tmp_path):
     ("settings", "says"),
     [
         ({"rollout_engine": "vllm"}, "rollout_engine='vllm' is not one of transformers, sglang"),
-        ({"rollout_engine_url": "http://me:secret@host"}, "rollout_engine_url would be ignored: rollout_engine='transf"),
+        (
+            {"rollout_engine_url": "http://me:secret@host"},
+            "rollout_engine_url would be ignored: rollout_engine='transf",
+        ),
         ({"rollout_engine_timeout": 3.0}, "rollout_engine_timeout would be ignored"),
         ({"rollout_engine": "sglang"}, "needs rollout_engine_url, http://HOST:PORT"),
         ({"rollout_engine": "sglang", "rollout_engine_url": "host:1"}, "rollout_engine_url='host:1' is no address"),
-        ({"rollout_engine": "sglang", "rollout_engine_url": "http://me:secret@host"}, "holds a user, a password or a query"),
-        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "cache": "block"}, "cache='block' would be ignored by"),
+        (
+            {"rollout_engine": "sglang", "rollout_engine_url": "http://me:secret@host"},
+            "holds a user, a password or a query",
+        ),
+        (
+            {"rollout_engine": "sglang", "rollout_engine_url": URL, "cache": "block"},
+            "cache='block' would be ignored by",
+        ),
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "steps": 4}, "steps=4 would be ignored by"),
-        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "preset": "block"}, "preset='block' would be ignored"),
-        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "threshold": 0.5}, "threshold=0.5 would be ignored by"),
-        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "scope": "canvas"}, "scope='canvas' does not go with"),
+        (
+            {"rollout_engine": "sglang", "rollout_engine_url": URL, "preset": "block"},
+            "preset='block' would be ignored",
+        ),
+        (
+            {"rollout_engine": "sglang", "rollout_engine_url": URL, "threshold": 0.5},
+            "threshold=0.5 would be ignored by",
+        ),
+        (
+            {"rollout_engine": "sglang", "rollout_engine_url": URL, "scope": "canvas"},
+            "scope='canvas' does not go with",
+        ),
         ({"rollout_engine": "sglang", "rollout_engine_url": URL, "top_entropy_quantile": 0.5}, "tells no entropies"),
-        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "estimator": "forks"}, "estimator='forks' does not go"),
-        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "estimator": "trajectory", "position_temperature": 0.5},
-         "position_temperature=0.5 does not go with"),
-        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_attempts": 0}, "rollout_engine_attempts=0"),
-        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_timeout": 0.0}, "timeout=0.0 must be"),
-        ({"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_attempts": "2"}, "attempts='2' is no"),
+        (
+            {"rollout_engine": "sglang", "rollout_engine_url": URL, "estimator": "forks"},
+            "estimator='forks' does not go",
+        ),
+        (
+            {
+                "rollout_engine": "sglang",
+                "rollout_engine_url": URL,
+                "estimator": "trajectory",
+                "position_temperature": 0.5,
+            },
+            "position_temperature=0.5 does not go with",
+        ),
+        (
+            {"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_attempts": 0},
+            "rollout_engine_attempts=0",
+        ),
+        (
+            {"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_timeout": 0.0},
+            "timeout=0.0 must be",
+        ),
+        (
+            {"rollout_engine": "sglang", "rollout_engine_url": URL, "rollout_engine_attempts": "2"},
+            "attempts='2' is no",
+        ),
         ({"rollout_engine": "sglang", "rollout_engine_url": 3}, "rollout_engine_url=3 is no address"),
     ],
-)  # fmt: skip
+)
 def test_options_that_an_engine_or_its_absence_would_ignore_are_refused(settings, says, tmp_path):
     common = {"output_dir": str(tmp_path), "bf16": False, "use_cpu": True, "max_completion_length": 8}
     with pytest.raises(ValueError, match=re.escape(says)) as refused:

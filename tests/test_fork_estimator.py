@@ -30,8 +30,16 @@ PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11, 12, 13, 14]]
 
 def rollouts(denoiser, threshold, block=4, pins=True, **settings):
     cache = "none" if denoiser.family.layout == "full" else "block"
-    config = SamplerConfig(canvas_length=8, block_length=block, temperature=0.8, policy="threshold", fallback="leftmost",
-                           threshold=threshold, cache=cache, **{"stop_at_eos": False, **settings})  # fmt: skip
+    config = SamplerConfig(
+        canvas_length=8,
+        block_length=block,
+        temperature=0.8,
+        policy="threshold",
+        fallback="leftmost",
+        threshold=threshold,
+        cache=cache,
+        **{"stop_at_eos": False, **settings},
+    )
     pinned = [None, None, 33, None, None, None, None, None]
     drawn = sample(denoiser, PROMPTS, config, n=2, canvases=[[None] * 8, pinned if pins else [None] * 8, [None] * 8])
     return drawn, Canvases.from_trajectories(drawn, denoiser)
@@ -88,8 +96,15 @@ def test_without_forks_it_is_zero_and_so_is_its_gradient():
 
 
 def test_a_run_without_forks_has_no_loss_and_stays_where_it_was(tmp_path):
-    settings = {"estimator": "forks", "steps": None, "policy": "threshold", "threshold": 0.0, "fallback": "leftmost",
-                "loss_type": "grpo", "max_steps": 2}  # fmt: skip
+    settings = {
+        "estimator": "forks",
+        "steps": None,
+        "policy": "threshold",
+        "threshold": 0.0,
+        "fallback": "leftmost",
+        "loss_type": "grpo",
+        "max_steps": 2,
+    }
     trainer = make_trainer(settings, tmp_path)
     before = weights(trainer)
     trainer.train()
@@ -116,9 +131,18 @@ class Loss:
 
 def test_the_trainer_s_loss_is_the_paper_s(tmp_path):
     """On a batch whose rows have different numbers of forks, one of them none, at ratios that are clipped and not."""
-    settings = {"estimator": "forks", "steps": None, "policy": "threshold", "threshold": 0.25, "fallback": "leftmost",
-                "loss_type": "grpo", "max_steps": 1, "temperature": 0.8, "num_iterations": 2,
-                "drop_zero_variance": False}  # fmt: skip
+    settings = {
+        "estimator": "forks",
+        "steps": None,
+        "policy": "threshold",
+        "threshold": 0.25,
+        "fallback": "leftmost",
+        "loss_type": "grpo",
+        "max_steps": 1,
+        "temperature": 0.8,
+        "num_iterations": 2,
+        "drop_zero_variance": False,
+    }
     trainer = make_trainer(settings, tmp_path)
     trainer.model.train()
     inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
@@ -238,8 +262,16 @@ def test_canvases_are_drawn_as_often_as_they_are_scored(name):
     drawn = sample(denoiser, PROMPTS[:1], sampler, n=n)
     seen, one = Counter(t.canvas_ids for t in drawn), {t.canvas_ids: t for t in drawn}
     c = Canvases.from_trajectories(list(one.values()), denoiser)
-    training = DiffusionGRPOConfig("x", use_cpu=True, bf16=False, estimator=name, temperature=0.6, report_to="none",
-                                   max_completion_length=length, **settings)  # fmt: skip
+    training = DiffusionGRPOConfig(
+        "x",
+        use_cpu=True,
+        bf16=False,
+        estimator=name,
+        temperature=0.6,
+        report_to="none",
+        max_completion_length=length,
+        **settings,
+    )
     assert training.scoring_temperature == 0.6
 
     def chi_square(temperature):
@@ -327,12 +359,18 @@ def test_the_bonus_is_the_mean_over_all_tokens_of_the_batch(tmp_path):
         ({"top_k": 5, "estimator": "autoregressive"}, "top_k=5: estimator='autoregressive'"),
         ({"cfg_scale": 1.5}, "cfg_scale=1.5: estimator='trajectory'"),
         ({"entropy_coef": 0.1, "estimator": "elbo"}, "entropy_coef=0.1: estimator='elbo', .* does not see"),
-        ({"use_adaptive_entropy": True, "segments": 2}, "use_adaptive_entropy=True: estimator='trajectory', segments=2"),
-        ({"entropy_coef": 0.1, "policy_loss": "sequence"}, "entropy_coef=0.1 would be ignored by policy_loss='sequence'"),
+        (
+            {"use_adaptive_entropy": True, "segments": 2},
+            "use_adaptive_entropy=True: estimator='trajectory', segments=2",
+        ),
+        (
+            {"entropy_coef": 0.1, "policy_loss": "sequence"},
+            "entropy_coef=0.1 would be ignored by policy_loss='sequence'",
+        ),
         ({"entropy_target": 0.1}, "entropy_target=0.1 would be ignored: use_adaptive_entropy=False"),
         ({"score_temperature": 0.0}, "score_temperature=0.0 must be positive"),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_meaning_is_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         DiffusionGRPOConfig("x", use_cpu=True, bf16=False, max_completion_length=8, **settings)

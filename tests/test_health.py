@@ -9,9 +9,19 @@ import torch
 from lockstitch.rl.health import RULES, HealthCallback, HealthConfig, Watch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-WELL = {"loss": 0.1, "grad_norm": 1.0, "ratio/spread": 0.3, "ratio/drift": -0.01, "ratio/effective_sample_size": 0.9,
-        "rollout/unique": 0.8, "rollout/eos_rate": 0.9, "rollout/repetition": 0.1, "frac_reward_zero_std": 0.3,
-        "rollout/equal_groups": 0.1, "rollout/without_signal": 0}  # fmt: skip
+WELL = {
+    "loss": 0.1,
+    "grad_norm": 1.0,
+    "ratio/spread": 0.3,
+    "ratio/drift": -0.01,
+    "ratio/effective_sample_size": 0.9,
+    "rollout/unique": 0.8,
+    "rollout/eos_rate": 0.9,
+    "rollout/repetition": 0.1,
+    "frac_reward_zero_std": 0.3,
+    "rollout/equal_groups": 0.1,
+    "rollout/without_signal": 0,
+}
 
 
 def verdicts(config, changes):

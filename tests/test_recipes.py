@@ -30,8 +30,11 @@ CONFIGS = [
     path for path in _ALL if path.parent.name != "embedded" and not path.stem.startswith(("prm_", "adapt"))
 ]  # of grpo
 PAPERS = {"coupled", "d1", "d2", "d_opsd", "espo", "forkgrpo", "gdpo", "gdsd", "justgrpo"} | {
-    "mask_aware", "rldf", "spg", "wd1",
-}  # fmt: skip
+    "mask_aware",
+    "rldf",
+    "spg",
+    "wd1",
+}
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 CPU = ["--bf16", "false", "--use_cpu", "true"]
 SUDOKU = ["--task", "sudoku", "--model_name_or_path", "somewhere"]

@@ -255,8 +255,16 @@ def test_accumulated_micro_batches_of_a_taught_run_are_one_batch(tmp_path):
 
 @pytest.mark.slow
 def test_a_taught_run_resumes_to_the_same_weights(tmp_path):
-    settings = {"num_iterations": 2, "gradient_accumulation_steps": 1, "steps_per_generation": 2, "num_generations": 4,
-                "per_device_train_batch_size": 4, "max_steps": 7, "save_strategy": "steps", "save_steps": 3}  # fmt: skip
+    settings = {
+        "num_iterations": 2,
+        "gradient_accumulation_steps": 1,
+        "steps_per_generation": 2,
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "max_steps": 7,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
     for role in ("join", "target"):
         more = {"prompts": PROMPTS[:4], "teaching": Teaching(half, role)}
         whole, _ = train(settings, tmp_path / role, **more)
@@ -283,8 +291,9 @@ def test_lessons_and_fresh_groups_go_together(tmp_path):
     def rare(completion_ids, **columns):
         return [float(sum(ids) % 5 == 0) for ids in completion_ids]
 
-    trainer = make_trainer({"refill_groups": 2, "max_steps": 2}, tmp_path, trainer=Seen, rewards=rare,
-                           teaching=Teaching(half, "join"))  # fmt: skip
+    trainer = make_trainer(
+        {"refill_groups": 2, "max_steps": 2}, tmp_path, trainer=Seen, rewards=rare, teaching=Teaching(half, "join")
+    )
     trainer.train()
     for columns, _ in trainer.batches:
         assert len(columns["advantages"]) == 10
@@ -323,8 +332,23 @@ def sudoku():
         ids = denoiser.encode([text])[0]
         canvas = (*ids, *[denoiser.tokenizer.eos_token_id] * (20 - len(ids)))
         length = len(ids) + 1
-        made.append(Trajectory(0, k, tuple(prompt), canvas, length, text, True, (1,) * 20, (0.5,) * 20, (0.5,) * 20,
-                               (0,) * 20, (), Ledger(nfe=5)))  # fmt: skip
+        made.append(
+            Trajectory(
+                0,
+                k,
+                tuple(prompt),
+                canvas,
+                length,
+                text,
+                True,
+                (1,) * 20,
+                (0.5,) * 20,
+                (0.5,) * 20,
+                (0,) * 20,
+                (),
+                Ledger(nfe=5),
+            )
+        )
     row = {"question": problem.question, "prompt": task.prompt(problem.question)}
     return denoiser, task, config, Group(row, made, [0.0, 0.0], 7), right
 

@@ -283,16 +283,28 @@ def test_the_regression_rests_where_the_log_ratio_is_psi_a_l_and_nowhere_else():
         ({"clean_threshold": 0.6}, "clean_threshold=0.6 needs segments_drawn"),
         ({"clean_threshold": 1.6, "segments_drawn": 4}, r"clean_threshold=1.6 must be in \[0, 1\]"),
         ({"surprisal_temperature": 0.0, "segments_drawn": 4}, "surprisal_temperature=0.0 must be positive"),
-        ({"position_temperature": 0.5, "segments": 4}, "position_temperature=0.5: segments=4 holds positions of several"),
-        ({"position_temperature": 0.5, "policy_loss": "sequence"}, "position_temperature=0.5 would be ignored by policy"),
-        ({"position_temperature": 0.5, "loss_type": "cispo"}, "position_temperature=0.5: positions are clipped as tokens"),
+        (
+            {"position_temperature": 0.5, "segments": 4},
+            "position_temperature=0.5: segments=4 holds positions of several",
+        ),
+        (
+            {"position_temperature": 0.5, "policy_loss": "sequence"},
+            "position_temperature=0.5 would be ignored by policy",
+        ),
+        (
+            {"position_temperature": 0.5, "loss_type": "cispo"},
+            "position_temperature=0.5: positions are clipped as tokens",
+        ),
         ({"position_epsilon": 0.2}, "position_epsilon=0.2 would be ignored: position_temperature=None"),
         ({"psi": 2.0}, "psi=2.0 would be ignored by policy_loss='token'"),
         ({"psi": -2.0, "policy_loss": "regression"}, "psi=-2.0 must be positive"),
         ({"entropy_coef": 0.1, "segments_drawn": 2}, "entropy_coef=0.1: estimator='trajectory'"),
-        ({"estimator": "sandwiched", "policy_loss": "regression"}, "estimator='sandwiched' does not go with policy_loss"),
+        (
+            {"estimator": "sandwiched", "policy_loss": "regression"},
+            "estimator='sandwiched' does not go with policy_loss",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_meaning_is_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         DiffusionGRPOConfig("x", use_cpu=True, bf16=False, max_completion_length=32, **settings)

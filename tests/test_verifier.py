@@ -155,8 +155,19 @@ def test_the_commands_fit_and_use_it(tmp_path):
             [sys.executable, "-m", "lockstitch", *map(str, words)], capture_output=True, text=True, check=False
         )
 
-    done = run("prm", "--task", "gsm8k", "--traces", train, "--eval_traces", test, "--model_name_or_path", "features",
-               "--output_dir", fitted)  # fmt: skip
+    done = run(
+        "prm",
+        "--task",
+        "gsm8k",
+        "--traces",
+        train,
+        "--eval_traces",
+        test,
+        "--model_name_or_path",
+        "features",
+        "--output_dir",
+        fitted,
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((fitted / "summary.json").read_text())
     assert summary["scorers"]["verifier"]["traces"]["auc"] > 0.95
@@ -168,17 +179,51 @@ def test_the_commands_fit_and_use_it(tmp_path):
         features(rows[0]["question"], rows[0]["completions"], rows[0]["sound"])
     )
     assert scorer(rows[0]["question"], [steps], None).score_KN == [pytest.approx(expected)]
-    done = run("stitch", "--task", "gsm8k", "--trajectories", test, "--scorer", f"calculator+verifier:{fitted}",
-               "--scorer_weights", fitted / "scorer_weights.json", "--evidence_weights", fitted / "evidence_weights.json",
-               "--output", tmp_path / "out")  # fmt: skip
+    done = run(
+        "stitch",
+        "--task",
+        "gsm8k",
+        "--trajectories",
+        test,
+        "--scorer",
+        f"calculator+verifier:{fitted}",
+        "--scorer_weights",
+        fitted / "scorer_weights.json",
+        "--evidence_weights",
+        fitted / "evidence_weights.json",
+        "--output",
+        tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out/summary.json").read_text())["methods"]
     assert found["stitched"]["accuracy"] >= found["majority_vote"]["accuracy"]
-    done = run("prm", "--task", "gsm8k", "--traces", train, "--eval_traces", train, "--model_name_or_path", "features",
-               "--output_dir", tmp_path / "other")  # fmt: skip
+    done = run(
+        "prm",
+        "--task",
+        "gsm8k",
+        "--traces",
+        train,
+        "--eval_traces",
+        train,
+        "--model_name_or_path",
+        "features",
+        "--output_dir",
+        tmp_path / "other",
+    )
     assert done.returncode == 2
     assert "60 questions are in traces and in eval_traces" in done.stderr
-    done = run("prm", "--task", "gsm8k", "--traces", train, "--label_model", "x", "--model_name_or_path", "features",
-               "--output_dir", tmp_path / "other")  # fmt: skip
+    done = run(
+        "prm",
+        "--task",
+        "gsm8k",
+        "--traces",
+        train,
+        "--label_model",
+        "x",
+        "--model_name_or_path",
+        "features",
+        "--output_dir",
+        tmp_path / "other",
+    )
     assert done.returncode == 2
     assert "label_model='x' is of labelling by completion" in done.stderr
