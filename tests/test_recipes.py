@@ -54,11 +54,11 @@ def test_a_preset_is_accepted_and_every_value_has_a_source(name):
     recipe, _, training, model = parse([*SUDOKU, "--rl_preset", name, *CPU, "--load_in_4bit", "false"])
     assert recipe.rl_preset == name
     lines = [line for line in (ROOT / f"recipes/presets/{name}.yaml").read_text().split("\n") if line[:1].isalpha()]
-    unsourced = [line for line in lines if not re.search(r"  # \[[PCNDO]\]", line)]
+    unsourced = [line for line in lines if not re.search(r"  # \[[PCNDJO]\]", line)]
     assert len(lines) > 15
     assert not unsourced
     assert training.max_completion_length == 256
-    assert model.use_peft == (name not in ("coupled", "justgrpo"))
+    assert model.use_peft == (name not in ("coupled", "justgrpo", "rldf"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -197,6 +197,9 @@ class Hasty(torch.nn.Module):
             eos_id,
         )
 
+    def get_output_embeddings(self):
+        return self.model.get_output_embeddings()
+
     def forward(self, **arguments):
         logits = self.model(**arguments).logits
         logits[..., self.eos_id] += 100
