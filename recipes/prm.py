@@ -34,6 +34,19 @@ LABELS = "labels"
 FEATURES = "features"  # in the place of a model: a regression on what can be counted
 DTYPES = ("float32", "float16", "bfloat16")
 SPLITS = ("train", "fit", "test")
+OF_COMPLETION = (
+    "label_model",
+    "completion_model",
+    "input",
+    "eval_input",
+    "num_problems",
+    "num_eval_problems",
+    "scorers",
+    "canvas_length",
+    "block_length",
+    "steps",
+    "completion_steps",
+)
 
 
 @dataclass
@@ -136,19 +149,7 @@ class RecipeArguments:
         if (self.task is None) == (self.dataset_name is None):
             raise ValueError("say where labelled steps come from: either task=NAME, to label, or dataset_name=NAME")
         if self.task is None:
-            for name in (
-                "label_model",
-                "completion_model",
-                "input",
-                "eval_input",
-                "num_problems",
-                "num_eval_problems",
-                "scorers",
-                "canvas_length",
-                "block_length",
-                "steps",
-                "completion_steps",
-            ):
+            for name in OF_COMPLETION:
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)!r} is of labelling a task, and task=None")
             if self.labels_only or self.num_fit_problems:
@@ -156,7 +157,7 @@ class RecipeArguments:
         elif self.traces is not None:
             from lockstitch.recipes.trace_labels import check_traces
 
-            check_traces(self)
+            check_traces(self, (*OF_COMPLETION, "labels_only", "num_fit_problems"))
         elif self.label_model is None:
             raise ValueError("label_model=None: say which diffusion model writes and completes the trajectories")
         else:

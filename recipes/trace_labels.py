@@ -104,26 +104,9 @@ def fit_evidence(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Logi
     return fit_logistic(names_of(sources), x, y, ridge=EVIDENCE_RIDGE, more={"usual": usual})
 
 
-_OF_COMPLETION = (
-    "label_model",
-    "completion_model",
-    "input",
-    "eval_input",
-    "num_problems",
-    "num_eval_problems",
-    "scorers",
-    "canvas_length",
-    "block_length",
-    "steps",
-    "completion_steps",
-    "labels_only",
-    "num_fit_problems",
-)
-
-
-def check_traces(recipe: Any) -> None:
-    """Raises `ValueError` for settings of labelling by completion, which traces from elsewhere have no use for."""
-    for name in _OF_COMPLETION:
+def check_traces(recipe: Any, of_completion: Sequence[str]) -> None:
+    """Raises `ValueError` for settings of labelling by completion, named `of_completion`: traces have no use for them."""
+    for name in of_completion:
         if getattr(recipe, name):
             raise ValueError(
                 f"{name}={getattr(recipe, name)!r} is of labelling by completion; traces are labelled by their answers"

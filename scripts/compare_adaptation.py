@@ -23,7 +23,6 @@ before the next seed. A picture needs matplotlib.
 import argparse
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import yaml
 from lockstitch.rewards.statistics import wilson
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import held_out_problems
+from recipe_runs import ONE_THREAD, launch
 from tqdm import tqdm
 
 from lockstitch.files import to_json, write_whole
@@ -50,7 +50,6 @@ SHAPE = {
 BLOCK, ROWS, TEST, TEST_SEED = 4, 32, 300, 200
 STEPS = {"sudoku": 200, "countdown": 800, "arithmetic": 800}
 PARENT_STEPS = {"sudoku": 200, "countdown": 6000, "arithmetic": 6000}
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 # What an arm says beside its preset.
 ARMS = {
     "nbdiff": {},
@@ -143,21 +142,13 @@ def settings(arm, task, seed, base, output):
     return {"adapt_preset": preset} | QUIET | SAME | scaled | ARMS[arm] | own
 
 
-def launch(recipe, run, values):
-    """Runs a recipe to its end, unless it got there; processor time goes to `cpu.jsonl`, a line for each leg."""
+def trained(recipe, run, values):
+    """Runs a recipe by the given settings to its end, unless it got there."""
     if (run / "trainer_state.json").exists():
         return
     run.mkdir(parents=True, exist_ok=True)
     write_whole(run / "config.yaml", yaml.safe_dump(values, sort_keys=False))
-    command = [sys.executable, "-m", f"lockstitch.recipes.{recipe}", "--config", str(run / "config.yaml")]
-    with (run / "log.txt").open("a", encoding="utf-8") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=ONE_THREAD)
-        _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    with (run / "cpu.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"seconds": usage.ru_utime + usage.ru_stime, "exit": child.returncode}) + "\n")
-    if child.returncode:
-        raise RuntimeError(f"{run} ended with {child.returncode}: see its log.txt")
+    launch(recipe, run)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -360,14 +351,14 @@ def main():
     output, arms = arguments.output, arguments.arms
     for task in [] if arguments.report else arguments.tasks:
         parent = output / task / "parent"
-        launch("sft", parent, parent_settings(task, parent))
+        trained("sft", parent, parent_settings(task, parent))
         measured(parent, task, parent=True)
         for seed, arm in tqdm(list(itertools.product(arguments.seeds, arms))):
             run, base = output / task / arm / f"seed-{seed}", parent
             if arm == "cap":
                 base = output / task / "mixscale" / f"seed-{seed}"
-                launch("adapt", base, settings("mixscale", task, seed, parent, base))
-            launch("adapt", run, settings(arm, task, seed, base, run))
+                trained("adapt", base, settings("mixscale", task, seed, parent, base))
+            trained("adapt", run, settings(arm, task, seed, base, run))
             measured(run, task)
     for task in arguments.tasks:
         print_tables(task, output, arms, arguments.seeds)

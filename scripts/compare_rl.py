@@ -30,7 +30,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -55,6 +54,7 @@ from compare_rl_arms import (
 from lockstitch.rewards.statistics import pass_at_k, wilson
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import held_out_problems
+from recipe_runs import ONE_THREAD, launch
 from tqdm import tqdm
 
 from lockstitch import embedded_model
@@ -68,24 +68,11 @@ UNTUNED = dict.fromkeys(LATER, 1e-3)  # a paper's rate is for a model ten thousa
 TUNING_SEED = 100
 TEST, VALIDATION = 1000, 256
 TEST_SEED, VALIDATION_SEED = 200, 100
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def train(run):
     """Runs a recipe to its end, unless it got there; processor time goes to `cpu.jsonl`, a line for each leg."""
-    if (run / "trainer_state.json").exists():
-        return
-    config = run / "config.yaml"
-    recipe = "sft" if "objective" in read_yaml(config) else "grpo"
-    command = [sys.executable, "-m", f"lockstitch.recipes.{recipe}", "--config", str(config)]
-    with (run / "log.txt").open("a", encoding="utf-8") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=ONE_THREAD)
-        _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    with (run / "cpu.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"seconds": usage.ru_utime + usage.ru_stime, "exit": child.returncode}) + "\n")
-    if child.returncode:
-        raise RuntimeError(f"{run} ended with {child.returncode}: see its log.txt")
+    launch("sft" if "objective" in read_yaml(run / "config.yaml") else "grpo", run)
 
 
 def loaded(path, task):
