@@ -243,6 +243,36 @@ def cell(bits):
     return f"{100 * bits.count('1') / len(bits):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def over_seeds(values):
+    """A mean with the least and the greatest of several."""
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} [{min(values):.1f}, {max(values):.1f}]"
+
+
+def print_means(folder, arms, runs):
+    """Of each arm the mean of its seeds, the least and the greatest."""
+
+    def of(found, name, what):
+        if what == "right":
+            return over_seeds([100 * one[name]["right"].count("1") / len(one[name]["right"]) for one in found])
+        return f"{statistics.mean(one[name][what] for one in found):.1f}"
+
+    print("\n| arm | seeds | one a step, % | threshold .9, % | passes | checked by itself, % | passes | training, s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for arm in arms:
+        seeds = [seed for name, seed in runs if name == arm]
+        found = [runs[arm, seed] for seed in seeds]
+        if not found:
+            continue
+        own = "verify" in found[0]
+        checked = f"{of(found, 'verify', 'right')} | {of(found, 'verify', 'passes')}" if own else "|"
+        seconds = statistics.mean(cpu_seconds(folder / arm / f"seed-{seed}") for seed in seeds)
+        print(
+            f"| {arm} | {len(seeds)} | {of(found, 'one', 'right')} | {of(found, 'threshold', 'right')} | "
+            f"{of(found, 'threshold', 'passes')} | {checked} | {seconds:.0f} |"
+        )
+
+
 def print_tables(task, output, arms, seeds):
     """What there is of a task, as Markdown."""
     folder = output / task
@@ -268,6 +298,7 @@ def print_tables(task, output, arms, seeds):
             f"| {arm} | {seed} | {cell(found['one']['right'])} | {cell(by['right'])} | {by['passes']:.1f} | {checked} | "
             f"{1000 * (own or by)['seconds']:.1f} | {cpu_seconds(folder / arm / f'seed-{seed}'):.0f} |"
         )
+    print_means(folder, arms, runs)
     print("\n| | seed | draft, 2 a step | draft of as many passes | draft and revise | passes of each |")
     print("|---|---|---|---|---|---|")
     for (arm, seed), found in runs.items():
