@@ -12,6 +12,7 @@ The rules, which stood before any result was looked at:
   steps again.
 - Added once seed 0 had shown that children whose logits are no longer shifted solve next to nothing: `mixscale` and `opdlm`
   with the shift kept, and `cap` from the child of `nbdiff`.
+- Beside the parent stands the parent trained on, token by token, for as many steps and rows as every child.
 - Measured is the end of every run, on test problems by which nothing was chosen, without noise: the share solved, NFE and
   seconds a problem (one thread), in the child's own blocks at one token a step and by a threshold of .9.
 - Draft and revise: `mixscale`'s child and `mixscale-off`'s (no rows with the whole canvas) draft in blocks of 4, two
@@ -76,6 +77,7 @@ ARMS = {
     "opdlm-shift": {"shift": True},
     "cap-nbdiff": {},
 }
+LONGER = "parent-longer"
 START = {"cap": "mixscale", "cap-nbdiff": "nbdiff"}  # arms that go on from another arm's child
 QUIET = {
     "bf16": False,
@@ -122,6 +124,13 @@ def parent_settings(task, output):
         "seed": 0,
         "max_length": None,
     }
+
+
+def longer_settings(task, seed, parent, output):
+    """The parent, trained on as it was for as many steps and rows as its children."""
+    own = {"objective": "autoregressive", "model_name_or_path": str(parent), "generate": task, "seed": seed}
+    steps = {"num_problems": ROWS * STEPS[task], "max_steps": STEPS[task], "save_steps": 100}
+    return QUIET | SAME | own | steps | {"output_dir": str(output)}
 
 
 def settings(arm, task, seed, base, output):
@@ -298,6 +307,14 @@ def print_tables(task, output, arms, seeds):
             f"| {arm} | {seed} | {cell(found['one']['right'])} | {cell(by['right'])} | {by['passes']:.1f} | {checked} | "
             f"{1000 * (own or by)['seconds']:.1f} | {cpu_seconds(folder / arm / f'seed-{seed}'):.0f} |"
         )
+    longer = [
+        100 * found["right"].count("1") / len(found["right"])
+        for seed in seeds
+        if (path := folder / LONGER / f"seed-{seed}" / "results.json").exists()
+        and (found := json.loads(path.read_text(encoding="utf-8"))["one"])
+    ]
+    if longer:
+        print(f"\nthe parent, trained on as long as its children, {len(longer)} seeds: {over_seeds(longer)}")
     print_means(folder, arms, runs)
     print("\n| | seed | draft, 2 a step | draft of as many passes | draft and revise | passes of each |")
     print("|---|---|---|---|---|---|")
@@ -391,6 +408,10 @@ def main():
         parent = output / task / "parent"
         trained("sft", parent, parent_settings(task, parent))
         measured(parent, task, parent=True)
+        for seed in arguments.seeds:
+            longer = output / task / LONGER / f"seed-{seed}"
+            trained("sft", longer, longer_settings(task, seed, parent, longer))
+            measured(longer, task, parent=True)
         for seed, arm in tqdm(list(itertools.product(arguments.seeds, arms))):
             run, base = output / task / arm / f"seed-{seed}", parent
             if arm in START:

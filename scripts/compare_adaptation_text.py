@@ -13,7 +13,8 @@ apart. Every arm is `lockstitch adapt` with the preset `nbdiff`, all weights, on
 
 Measured at every checkpoint, on texts that are not trained on, with noise that is always the same, at the arm's own full
 block: the likelihood bound in nats a token, and KL(parent || child) at masked positions, where the parent reads all tokens
-before. At blocks of other lengths both are other quantities: arms of one block compare. Runs that are there are not run again.
+before. At blocks of other lengths both are other quantities: arms of one block compare. Runs that are there are not run
+again.
 """
 
 import argparse
