@@ -35,7 +35,7 @@ SECOND = ("ours", *CHANGED, *LATER)
 # Ten times as long. `ours-refilled` replaces groups that all agree by fresh ones, and has larger groups: what there is to
 # learn from does not run out.
 KEPT = {"ours-refilled": {"num_generations": 16, "refill_groups": 3, "learning_rate": 1e-3}}
-LONG = ("ours", "ours-refilled", "forkgrpo")
+LONG = ("ours", "ours-refilled", "forkgrpo", "best-of-n", "sft-stitched")
 TIMES, LONG_PROBLEMS, LONG_CHECKPOINTS = 10, 65536, 6
 TOKENS = (1, 4)
 PROBLEMS = 4096
