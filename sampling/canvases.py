@@ -187,8 +187,8 @@ class Canvases:
             trace.confidence_BG[at] = torch.cat([line.drawn.confidence for line in lines])
             trace.entropy_BG[at] = torch.cat([line.drawn.entropy for line in lines])
             trace.block_BG[at] = torch.cat([torch.as_tensor(line.block).expand(len(line.step_M)) for line in lines])
-            if lines[0].fork_M is not None:
-                fork_M = torch.cat([line.fork_M for line in lines])
+            if forks := [line.fork_M for line in lines if line.fork_M is not None]:  # of all steps, or of none
+                fork_M = torch.cat(forks)
                 trace.fork_BG[at] = fork_M
                 self.forks_B.index_add_(0, row_M, fork_M.long())
         return self._trace
