@@ -22,7 +22,7 @@ from lockstitch.rl.adaptation_states import Teacher, drawn_states
 from lockstitch.rl.canvas_data import IGNORED, CanvasCollator, prompts_alone, text_canvases
 from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.models import prepare_frozen
-from lockstitch.rl.packing import block_of_column
+from lockstitch.rl.packing import Later, block_of_column
 from lockstitch.rl.sft import DiffusionSFTTrainer, halves_logits, masked_diffusion_loss, masked_logits
 from lockstitch.sampling.adapter_files import ADAPTER_FACTS
 from lockstitch.sampling.denoiser import Denoiser
@@ -199,8 +199,11 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         if block_B is None:
             logits_MV, next_NV = masked_logits(denoiser, model, noised_BL, batch["attention_mask"], asked_BL), None
         else:
+            share = losses.share_at(step, args.attention_annealing_steps)
+            later = None if share == 1 else Later(share, generator)
+            attention_BL = batch["attention_mask"]
             logits_MV, next_NV = halves_logits(
-                denoiser, model, ids_BL, noised_BL, batch["attention_mask"], asked_BL, next_BL, canvas, block_B, alone
+                denoiser, model, ids_BL, noised_BL, attention_BL, asked_BL, next_BL, canvas, block_B, alone, later
             )
         if args.objective == "distillation":
             assert self._teacher is not None
