@@ -187,6 +187,18 @@ def test_growth_and_mixed_scales_choose_the_blocks(tmp_path, monkeypatch):
     assert 0.2 < lengths.count(G) / len(lengths) < 0.4
 
 
+def test_attention_is_annealed_until_it_is_the_layout_s(tmp_path):
+    """The same masks are drawn with and without, so that the losses differ by what attention shows alone."""
+    plain = trainer_of(CONTEXT_CAUSAL, tmp_path, full_mask_fraction=0.5)
+    annealed = trainer_of(CONTEXT_CAUSAL, tmp_path, full_mask_fraction=0.5, attention_annealing_steps=4)
+    for step in range(6):
+        losses = []
+        for trainer in (plain, annealed):
+            trainer.state.global_step = step
+            losses.append(loss_of(trainer)[0].item())
+        assert (losses[0] == losses[1]) == (step >= 4)
+
+
 def test_what_is_written_stays_the_parent_s_under_a_gate(tmp_path):
     trainer = trainer_of(
         IDLM,
