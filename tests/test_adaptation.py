@@ -199,6 +199,15 @@ def test_attention_is_annealed_until_it_is_the_layout_s(tmp_path):
         assert (losses[0] == losses[1]) == (step >= 4)
 
 
+@pytest.mark.parametrize(("steps", "says"), [(4, "in 4 steps attention shows 75 % of what follows"), (5, None)])
+def test_a_run_that_ends_in_annealed_attention_says_so(steps, says, tmp_path, caplog):
+    trainer = trainer_of(CONTEXT_CAUSAL, tmp_path, attention_annealing_steps=4)
+    trainer.state.max_steps = steps
+    trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert (says is None) == ("attention_annealing_steps" not in caplog.text)
+    assert says is None or says in caplog.text
+
+
 def test_what_is_written_stays_the_parent_s_under_a_gate(tmp_path):
     trainer = trainer_of(
         IDLM,
