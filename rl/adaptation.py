@@ -314,8 +314,8 @@ class _Annealing(TrainerCallback):
         share = losses.share_at(state.max_steps - 1, self.steps)
         if share < 1 and state.is_world_process_zero:
             logger.warning(
-                "attention_annealing_steps=%d: in %d steps attention shows %.0f %% of what follows, and the model is sampled "
-                "under its whole layout; %d steps are the least that show it",
+                "attention_annealing_steps=%d: in %d steps attention shows %.0f %% of what follows, and the model is "
+                "sampled under its whole layout; %d steps are the least that show it",
                 self.steps,
                 state.max_steps,
                 100 * share,
