@@ -136,7 +136,7 @@ def _own_rows(data: str, source: Source, checked: Callable[[Mapping[str, Any]], 
 def _from_hub(task: Task, source: Source) -> list[Any]:
     if source.hub is None:
         raise ValueError(
-            f"these rows of task {task.name!r} are not on the hub: give the file or its folder (path), or set "
+            f"these rows of task {task.name!r} are not on the hub: name a file of them in its place, or set "
             f"{DATA_VARIABLE} to a folder that has {source.file}"
         )
     rows: list[Any] = load_split(source.hub, source.split, source.config).to_list()
