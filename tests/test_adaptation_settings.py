@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from adaptation_runs import settings
+from adaptation_runs import settings, trainer_of
 from datasets import Dataset
 from lockstitch.recipes.adapt import MASK, is_diffusion, with_mask_token
 from lockstitch.rl.canvas_data import prompts_alone, text_canvases
@@ -11,6 +11,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.families import (
     BIDIRECTIONAL,
     BLOCK_CAUSAL,
+    CONTEXT_CAUSAL,
     LLADA,
 )
 from models import random_denoiser, tokenizer
@@ -45,6 +46,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
         ({"text": "rollouts", "rollout_ramp_steps": 5, "rollout_length_start": 99}, "is above canvas_length=8"),
         ({"whole_canvas_fraction": 1.5}, "whole_canvas_fraction=1.5 must be from 0 to 1"),
         ({"whole_canvas_fraction": 0.5, "canvas_length": None}, "whole_canvas_fraction needs a canvas of one length"),
+        ({"attention_annealing_steps": 0}, "attention_annealing_steps=0 must be at least 1"),
         ({"certainty_weight": 0.0}, "certainty_weight=0.0 must be positive"),
         ({"rollout_threshold": 0.5}, "rollout_threshold=0.5 would be ignored by text='data'"),
     ],
@@ -67,6 +69,12 @@ def test_settings_that_mean_nothing_are_refused(more, says, tmp_path):
         ),
         ({"block_growth": "doubling", "block_growth_steps": 1}, LLADA, "a full layout has no blocks"),
         ({"layout": "causal", "block_length": 1}, None, "no mask is left to be trained"),
+        ({"attention_annealing_steps": 5}, LLADA, "attention_annealing_steps=5 would be ignored: a full layout"),
+        (
+            {"layout": "causal", "block_length": 4, "attention_annealing_steps": 5},
+            None,
+            "attention_annealing_steps=5 would be ignored: a causal layout",
+        ),
     ],
 )
 def test_families_that_cannot_be_are_refused(more, own, says, tmp_path):
@@ -86,6 +94,26 @@ def test_rollouts_grow_to_the_canvas(tmp_path):
     lengths = [args.rollout_config(BLOCK_CAUSAL, step, 2).canvas_length for step in (0, 1, 2, 4, 9)]
     assert lengths == [2, 4, 6, 8, 8]
     assert args.rollout_config(BIDIRECTIONAL, 0, None).cache == "none"
+
+
+@pytest.mark.parametrize(("steps", "every", "least"), [(4, 2, 5), (1, 1, 3), (5, 2, None)])
+def test_blocks_that_never_grow_to_the_sampler_s_are_told(steps, every, least, tmp_path, caplog):
+    trainer_of(
+        CONTEXT_CAUSAL, tmp_path, block_growth="doubling", block_growth_steps=every, max_steps=steps,
+        per_device_train_batch_size=1,
+    ).train()  # fmt: skip
+    told = [record.message for record in caplog.records if "block_growth_steps" in record.message]
+    assert len(told) == (least is not None)
+    assert least is None or told[0].endswith(f"; {least} steps are the least that show it one")
+
+
+def test_columns_that_are_no_rows_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"columns prompt; adaptation takes .*'text'.*; text='rollouts' takes prompts alone"
+    ):
+        trainer_of(CONTEXT_CAUSAL, tmp_path, rows=[{"prompt": "1+2="}])
+    with pytest.raises(ValueError, match=r"columns words; adaptation takes .* or 'input_ids' and 'labels'$"):
+        trainer_of(CONTEXT_CAUSAL, tmp_path, rows=[{"words": "1+2="}])
 
 
 # --- data and tokens -------------------------------------------------------------------------------------------------
