@@ -21,14 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lockstitch import embedded_adapter, embedded_model, model_path
 
 TASK_NAMES = ["arithmetic", "countdown", "sudoku"]
-MODELS = ["solver", *TASK_NAMES, *(f"{name}-early" for name in TASK_NAMES)]
+MODELS = ["solver", *TASK_NAMES, *(f"{name}-early" for name in TASK_NAMES), "sudoku9"]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_plain_transformers_loads_it(name):
     model = AutoModelForCausalLM.from_pretrained(embedded_model(name))
     tokenizer = AutoTokenizer.from_pretrained(embedded_model(name))
-    assert type(model).__name__ == "LlamaForCausalLM"
+    assert type(model).__name__ == ("GPT2LMHeadModel" if name == "sudoku9" else "LlamaForCausalLM")
     assert model.get_input_embeddings().num_embeddings == len(tokenizer)
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert getattr(model.config, "is_causal", True) is (name == "solver")
@@ -47,7 +47,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
 
 
 # A little under what each reaches on many problems (docs/embedded-models.md), so that chance does not decide.
-LEAST = {"arithmetic": 0.6, "countdown": 0.4, "sudoku": 0.9}
+LEAST = {"arithmetic": 0.6, "countdown": 0.4, "sudoku": 0.9, "sudoku9": 0.75}
 
 
 def solved(denoiser, task, problems, **settings):
@@ -60,7 +60,7 @@ def solved(denoiser, task, problems, **settings):
     return right / len(problems)
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", LEAST)
 def test_it_does_its_task(name):
     task = get_task(name)
     problems = [given.problem for given in generate_problems(task, 64, 11)]
