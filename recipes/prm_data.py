@@ -37,12 +37,18 @@ def problems_of(recipe: Any, task: Any) -> dict[str, list[Any]]:
 
 
 def own_rows(recipe: Any) -> dict[str, list[dict[str, Any]]]:
-    """The rows of one's own data, under the names of the splits."""
+    """The rows of one's own data, under the names of the splits. Raises `ValueError` for one of another form."""
+    from lockstitch.recipes.step_training import check_row
+
     assert recipe.dataset_name is not None
     named = {"train": recipe.dataset_train_split, "test": recipe.dataset_test_split}
-    return {
+    rows: dict[str, list[dict[str, Any]]] = {
         split: []
         if name is None
         else list(renamed(load_split(recipe.dataset_name, name, recipe.dataset_config), read_columns(recipe.columns)))
         for split, name in named.items()
     }
+    for part in rows.values():
+        for place, row in enumerate(part):
+            check_row(row, place)
+    return rows

@@ -19,7 +19,6 @@ from lockstitch.stitching.score import Scorer, load_scorer, scorer_parts
 from lockstitch.stitching.segment import steps_of, token_spans
 from lockstitch.stitching.steps import Step
 from lockstitch.stitching.stitch import geometric_mean
-from lockstitch.stitching.verifier import FILE as VERIFIER
 from lockstitch.stitching.verifier import Verifier
 
 from lockstitch.files import SUMMARY, to_json, write_whole
@@ -30,8 +29,11 @@ WEIGHTS = "scorer_weights.json"
 ROWS = 64  # scored together
 
 
-def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Writes `summary.json`, `calibration.html` and, for a sum, `scorer_weights.json`; prints the figures."""
+def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], is_verifier: bool) -> None:
+    """Writes `summary.json`, `calibration.html` and, for a sum, `scorer_weights.json`; prints the figures.
+
+    `is_verifier`: whether a regression on features was made, which reads questions, and no model, which reads prompts.
+    """
     from lockstitch.stitching.prm import ProcessRewardModel
 
     train = [row for row in rows["train"] if row["completions"]]
@@ -43,9 +45,10 @@ def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, An
         }
     scored: dict[str, dict[str, Any]] = {}
     if rows["test"]:
-        is_verifier = (output / VERIFIER).is_file()
         scorer: Any = Verifier(str(output), get_task(recipe.task)) if is_verifier else ProcessRewardModel(str(output))
-        scored["verifier" if is_verifier else "prm"] = figures(prm_scores(scorer, rows["test"]), rows["test"])
+        scored["verifier" if is_verifier else "prm"] = figures(
+            prm_scores(scorer, rows["test"], "question" if is_verifier else "prompt"), rows["test"]
+        )
         scored |= other_scorers(recipe, output, rows)
     summary["scorers"] = scored
     write_whole(output / SUMMARY, to_json(summary))
@@ -68,12 +71,12 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def prm_scores(scorer: Any, rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """The scores of the steps of every row, as they stand there."""
+def prm_scores(scorer: Any, rows: Sequence[Mapping[str, Any]], asked: str = "prompt") -> list[list[float]]:
+    """The scores of the steps of every row, as they stand there; the column `asked` is put to the scorer."""
     found = []
     for row in rows:
         steps = [Step(0, i, text, (0, len(text))) for i, text in enumerate(row["completions"])]
-        found.append(scorer(row["prompt"], [steps]).score_KN[0])
+        found.append(scorer(row[asked], [steps]).score_KN[0])
     return found
 
 
