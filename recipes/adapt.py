@@ -70,7 +70,7 @@ def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
         raise ValueError("model_name_or_path=None: say which model to adapt")
     if training.lora_gate and not model_arguments.use_peft:
         raise ValueError("lora_gate=True gates an adapter: use_peft: true")
-    if recipe.chat_template is not None and training.text != "rollouts":
+    if recipe.chat_template is not None and not training.rolls_out:
         raise ValueError(f"chat_template={recipe.chat_template} would be ignored: text={training.text!r}")
     check_data(recipe, training)
 
@@ -187,7 +187,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
         teacher = load_plain(model_path(training.teacher_name_or_path), dtype=loading["dtype"], device=training.device)
         teacher = make_causal(teacher).requires_grad_(False)
     denoiser = Denoiser(model, tokenizer, family, mask_id)
-    if training.text == "rollouts" and recipe.generate != "evidence":
+    if training.rolls_out and recipe.generate != "evidence":
         train_rows = prompt_rows(recipe, tokenizer, training.max_length)
     else:
         train_rows = load_rows(recipe, training, tokenizer)

@@ -123,7 +123,7 @@ def teaching_of(arguments: StitchTeacherArguments, task: "Task | None") -> "Teac
 
 
 def best_of_n(denoiser: "Denoiser", config: "SamplerConfig", groups: "Sequence[Group]") -> "list[Lesson]":
-    """Each group's rollout with the highest reward, the first of equals; at no cost."""
+    """Each group's rollout with the highest reward, of equals one that ends, the first of these; at no cost."""
     from dataclasses import replace
 
     from lockstitch.rl.teaching import Lesson
@@ -132,9 +132,22 @@ def best_of_n(denoiser: "Denoiser", config: "SamplerConfig", groups: "Sequence[G
     lessons = []
     for group in groups:
         known = [k for k, reward in enumerate(group.rewards) if reward == reward]
-        best = max(known, key=group.rewards.__getitem__) if known else None
+        best = max(known, key=lambda k: (group.rewards[k], group.trajectories[k].finished)) if known else None
         lessons.append(Lesson(None if best is None else replace(group.trajectories[best], ledger=Ledger())))
-    return lessons
+    return with_ends(lessons, groups)
+
+
+def with_ends(lessons: "Sequence[Lesson]", groups: "Sequence[Group]") -> "list[Lesson]":
+    """The lessons, but none where one does not end, if any rollout does."""
+    from dataclasses import replace
+
+    ends = any(t.finished for group in groups for t in group.trajectories)
+    return [
+        replace(one, trajectory=None, cost=one.cost.then(one.trajectory.ledger))
+        if ends and one.trajectory is not None and not one.trajectory.finished
+        else one
+        for one in lessons
+    ]
 
 
 class StitchTeacher:
@@ -181,7 +194,7 @@ class StitchTeacher:
         lessons = [Lesson(None, cost) for _, cost in chains]
         for i, trajectory in zip(asked, drawn, strict=True):
             lessons[i] = Lesson(trajectory, chains[i][1])
-        return lessons
+        return with_ends(lessons, groups) if self.share is None else lessons
 
     def _chain(self, denoiser: "Denoiser", scorer: "Scorer", group: "Group") -> "tuple[tuple[Clue, ...], Ledger]":
         """The best chain through a group's steps, none where all of its completions stand; and what scoring them cost."""

@@ -9,6 +9,7 @@ Axes: B rows, L columns (prompt and canvas), M masked positions of the batch in 
 """
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         teacher: the frozen parent of `objective=distillation`; None is a copy of the model as it is or, under an adapter,
             what lies below it.
         peft_config: of an adapter; under `args.lora_gate` a gated one, as `lora_config(gated=True)` makes it.
-        kwargs: as `SFTTrainer` takes them. With `text=rollouts` rows of the training data need prompts alone.
+        kwargs: as `SFTTrainer` takes them. Rows of the training data need prompts alone where the model writes the text.
 
     Rollouts and what is drawn of them depend on (`args.seed`, optimizer step, micro-step, rank), as the noise does, and on
     the weights: a resumed run sees what the uninterrupted one would have seen.
@@ -62,13 +63,16 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         parent = teacher
         if args.objective == "distillation" and teacher is None and peft_config is None:
             parent = copy.deepcopy(denoiser.model).requires_grad_(False)
-        if args.text == "rollouts":
+        if args.rolls_out:
             args.rollout_config(denoiser.family, 0, denoiser.block_length)  # refuses what does not fit
         if args.lora_gate:
             if not isinstance(peft_config, MaskGatedLoraConfig):
                 raise ValueError("lora_gate=True: an adapter that acts at mask positions alone is needed (use_peft)")
             denoiser.model, peft_config = gated(denoiser.model, peft_config), None
+        initial = args.text == "initial_rollouts" and peft_config is None and not args.lora_gate
+        frozen = copy.deepcopy(denoiser.model).requires_grad_(False) if initial else None
         super().__init__(denoiser, args, peft_config=peft_config, **kwargs)
+        self._initial = None if frozen is None else prepare_frozen(self, frozen.eval())
         self._collates = self.data_collator
         self._teacher: Teacher | None = None
         if args.objective == "distillation":
@@ -80,7 +84,7 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Dataset | IterableDataset:
         first = next(iter(dataset), None) or {}
-        if args.text == "rollouts" and dataset_name == "train":
+        if args.rolls_out and dataset_name == "train":
             dataset = prompts_alone(dataset, processing_class)
         elif "text" in first and not {"prompt", "messages", "input_ids"} & first.keys():
             if args.canvas_length is None:
@@ -98,7 +102,10 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         return losses.block_at(step, self._block, self.args.block_growth_steps)
 
     def _roll_out(self, inputs: Batch, key: tuple[int, ...]) -> tuple[Batch, list[Any]]:
-        """The batch with the model's own completions in the place of its own, and their trajectories."""
+        """The batch with the model's completions in the place of its own, and their trajectories.
+
+        Initial rollouts are those of a frozen copy or, under an adapter, of what lies below it.
+        """
         prompts = [
             row[real & (label == IGNORED)].tolist()
             for row, real, label in zip(
@@ -111,10 +118,12 @@ class AdaptationTrainer(DiffusionSFTTrainer):
             self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs
         ) as model:
             denoiser, training = copy.copy(self._denoiser), model.training
-            denoiser.model = model.eval()
+            below = self.args.text == "initial_rollouts" and self._initial is None
+            denoiser.model = model.eval() if self._initial is None else self._initial
             try:
                 seeds = [derive_seed(*key, row) for row in range(len(prompts))]
-                trajectories = sample(denoiser, prompts, config, seed=seeds)
+                with model.disable_adapter() if below else nullcontext():
+                    trajectories = sample(denoiser, prompts, config, seed=seeds)
             finally:
                 model.train(training)
         own = self._collates
@@ -154,7 +163,7 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         args, key = self.args, self._noise_key(True)
         generator = noise_generator(*key)
         trajectories: list[Any] = []
-        if args.text == "rollouts":
+        if args.rolls_out:
             inputs, trajectories = self._roll_out(inputs, key)
         loss = self._loss(model, inputs, trajectories, generator)
         if num_items_in_batch is not None:

@@ -18,7 +18,7 @@ from lockstitch.sampling.families import (
 )
 
 OBJECTIVES = ("masked_diffusion", "distillation")
-TEXTS = ("data", "rollouts")
+TEXTS = ("data", "rollouts", "initial_rollouts")
 STATES = ("random", "on_policy")
 GROWTHS = ("constant", "doubling")
 # What a layout and a shift are called.
@@ -57,12 +57,12 @@ _BELONGS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "teacher_name_or_path": ("objective", ("distillation",)),
     "teacher_top_k": ("objective", ("distillation",)),
     "distill_end": ("objective", ("distillation",)),
-    "rollout_threshold": ("text", ("rollouts",)),
-    "rollout_temperature": ("text", ("rollouts",)),
-    "rollout_block_length": ("text", ("rollouts",)),
-    "rollout_length_start": ("text", ("rollouts",)),
-    "rollout_ramp_steps": ("text", ("rollouts",)),
-    "rollout_micro_batch_size": ("text", ("rollouts",)),
+    "rollout_threshold": ("text", TEXTS[1:]),
+    "rollout_temperature": ("text", TEXTS[1:]),
+    "rollout_block_length": ("text", TEXTS[1:]),
+    "rollout_length_start": ("text", TEXTS[1:]),
+    "rollout_ramp_steps": ("text", TEXTS[1:]),
+    "rollout_micro_batch_size": ("text", TEXTS[1:]),
     **dict.fromkeys(_NOISE, ("states", ("random",))),
 }
 
@@ -106,7 +106,8 @@ class AdaptationConfig(DiffusionSFTConfig):
     text: str = field(
         default="data",
         metadata={
-            "help": "Whose completions are trained on: those of the 'data', or the model's own 'rollouts' of its prompts."
+            "help": "Whose completions are trained on: those of the 'data', the model's own 'rollouts' of its prompts, or "
+            "'initial_rollouts', those of the model as it was before this training."
         },
     )
     states: str = field(
@@ -215,12 +216,12 @@ class AdaptationConfig(DiffusionSFTConfig):
         for name, needed, when in (
             ("block_growth_steps", self.block_growth == "doubling", "block_growth='doubling' needs it"),
             ("ar_weight", self.ar_loss in ("sum", "mean"), f"ar_loss={self.ar_loss!r} needs a weight"),
-            ("canvas_length", self.text == "rollouts", "text='rollouts' needs the length of their canvases"),
+            ("canvas_length", self.rolls_out, f"text={self.text!r} needs the length of their canvases"),
             ("canvas_length", self.whole_canvas_fraction > 0, "whole_canvas_fraction needs a canvas of one length"),
         ):
             if needed and getattr(self, name) is None:
                 raise ValueError(f"{name}=None: {when}")
-        if self.states == "on_policy" and self.text != "rollouts":
+        if self.states == "on_policy" and not self.rolls_out:
             raise ValueError(f"states='on_policy' are those of rollouts, and text={self.text!r}: text='rollouts'")
         if self.states == "on_policy" and self.objective == "masked_diffusion" and self.loss_weighting != "mean":
             raise ValueError(
@@ -245,10 +246,15 @@ class AdaptationConfig(DiffusionSFTConfig):
                 f"ar_loss={self.ar_loss!r} would be ignored: under lora_gate nothing that reads the clean half "
                 "is trained; none"
             )
-        if self.ar_loss != "none" and self.text == "rollouts":
+        if self.ar_loss != "none" and self.rolls_out:
             raise ValueError(
-                f"ar_loss={self.ar_loss!r} would teach the model its own text='rollouts' token by token; none"
+                f"ar_loss={self.ar_loss!r} would teach the model its own text={self.text!r} token by token; none"
             )
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether the model writes the completions, so that data needs prompts alone."""
+        return self.text != "data"
 
     @property
     def _shifted(self) -> bool:

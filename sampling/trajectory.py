@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from operator import add, attrgetter
 from typing import Any, NamedTuple
 
 
@@ -41,7 +42,7 @@ class Ledger:
 
     def then(self, other: "Ledger") -> "Ledger":
         """The cost of this and, after it, the other."""
-        return Ledger(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Ledger(*map(add, _costs(self), _costs(other)))
 
     @staticmethod
     def together(ledgers: "list[Ledger]") -> "Ledger":
@@ -51,6 +52,9 @@ class Ledger:
             total = total.then(ledger)
         longest = max((ledger.sequential_steps for ledger in ledgers), default=0)
         return dataclasses.replace(total, sequential_steps=longest)
+
+
+_costs = attrgetter(*(field.name for field in dataclasses.fields(Ledger)))
 
 
 class Edit(NamedTuple):

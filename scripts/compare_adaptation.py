@@ -10,6 +10,8 @@ The rules, which stood before any result was looked at:
   as many tokens; what is said of loss, layout, masks and states stays the paper's. Blocks are at most 4, as in OPDLM and
   mix-scale. `opdlm` sees the prompts of the same problems alone. `cap` goes on from the child of `mixscale`, for as many
   steps again.
+- Added once seed 0 had shown that children whose logits are no longer shifted solve next to nothing: `mixscale` and `opdlm`
+  with the shift kept, and `cap` from the child of `nbdiff`.
 - Measured is the end of every run, on test problems by which nothing was chosen, without noise: the share solved, NFE and
   seconds a problem (one thread), in the child's own blocks at one token a step and by a threshold of .9.
 - Draft and revise: `mixscale`'s child and `mixscale-off`'s (no rows with the whole canvas) draft in blocks of 4, two
@@ -69,7 +71,12 @@ ARMS = {
     },
     "opdlm-random": {"states": "random"},
     "mixscale-off": {"whole_canvas_fraction": 0.0},
+    "mixscale-shift": {"shift": True},
+    "mixscale-shift_off": {"shift": True, "whole_canvas_fraction": 0.0},
+    "opdlm-shift": {"shift": True},
+    "cap-nbdiff": {},
 }
+START = {"cap": "mixscale", "cap-nbdiff": "nbdiff"}  # arms that go on from another arm's child
 QUIET = {
     "bf16": False,
     "dtype": "float32",
@@ -275,11 +282,11 @@ def print_tables(task, output, arms, seeds):
             )
     print("\n| | seed | passes before | passes after | answers that stayed |\n|---|---|---|---|---|")
     for (arm, seed), found in runs.items():
-        start = runs.get(("mixscale", seed))
-        if arm == "cap" and start is not None:
+        start = runs.get((START.get(arm), seed))
+        if start is not None:
             before, after = start["threshold"], found["threshold"]
             same = "".join("01"[a == b] for a, b in zip(before["answers"], after["answers"], strict=True))
-            print(f"| cap | {seed} | {before['passes']:.1f} | {after['passes']:.1f} | {cell(same)} |")
+            print(f"| {arm} | {seed} | {before['passes']:.1f} | {after['passes']:.1f} | {cell(same)} |")
 
 
 def draw(tasks, output, arms, seeds, images):
@@ -355,9 +362,9 @@ def main():
         measured(parent, task, parent=True)
         for seed, arm in tqdm(list(itertools.product(arguments.seeds, arms))):
             run, base = output / task / arm / f"seed-{seed}", parent
-            if arm == "cap":
-                base = output / task / "mixscale" / f"seed-{seed}"
-                trained("adapt", base, settings("mixscale", task, seed, parent, base))
+            if arm in START:
+                base = output / task / START[arm] / f"seed-{seed}"
+                trained("adapt", base, settings(START[arm], task, seed, parent, base))
             trained("adapt", run, settings(arm, task, seed, base, run))
             measured(run, task)
     for task in arguments.tasks:

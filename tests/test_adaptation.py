@@ -51,6 +51,25 @@ def test_distillation_of_the_parent_into_its_own_causal_path_is_zero_where_a_blo
     assert max(g.abs().max() for g in gradients if g is not None) < 1e-5
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_initial_rollouts_are_those_of_the_weights_that_training_began_with(gated, tmp_path):
+    """Below an adapter or by a copy; rollouts of the model as it stands follow its weights."""
+    prompts, texts = [{"prompt": tokenizer().decode(p)} for p in PROMPTS], {}
+    for text in ("rollouts", "initial_rollouts"):
+        layout = {"rollout_threshold": 2.0, "rollout_temperature": 0.0, "loss_weighting": "mean"}
+        trainer = trainer_of(CONTEXT_CAUSAL, tmp_path, rows=prompts, gated=gated, text=text, **layout)
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+        before = trainer._roll_out(batch, (0,))[0]["input_ids"]
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        texts[text] = before, trainer._roll_out(batch, (0,))[0]["input_ids"]
+    assert torch.equal(*texts["initial_rollouts"])
+    assert torch.equal(texts["initial_rollouts"][0], texts["rollouts"][0])
+    assert not torch.equal(*texts["rollouts"])
+
+
 @torch.no_grad()
 def test_distilled_from_its_own_causal_path_a_block_s_first_token_alone_loses_nothing():
     denoiser = random_denoiser("qwen3", sharpness=2.0, family=CONTEXT_CAUSAL)

@@ -31,6 +31,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
         ({"ar_loss": "balanced", "ar_weight": 0.5}, "ar_weight=0.5 would be ignored by ar_loss='balanced'"),
         ({"states": "on_policy"}, "states='on_policy' are those of rollouts"),
         ({"text": "rollouts", "canvas_length": None}, "canvas_length=None: text='rollouts' needs"),
+        ({"text": "initial_rollouts", "canvas_length": None}, "canvas_length=None: text='initial_rollouts' needs"),
         ({"text": "rollouts", "states": "on_policy"}, "loss_weighting='inverse_t' weighs by a mask ratio"),
         (
             {"text": "rollouts", "states": "on_policy", "objective": "distillation", "full_mask_fraction": 0.5},

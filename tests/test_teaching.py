@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 from grpo_runs import PROMPTS, even_tokens, finish, launch, make_trainer, train
-from lockstitch.recipes.stitch_teacher import StitchTeacher, StitchTeacherArguments, best_of_n
+from lockstitch.recipes.stitch_teacher import StitchTeacher, StitchTeacherArguments, best_of_n, with_ends
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import held_out_problems
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
@@ -239,6 +239,22 @@ def test_only_the_target_moves_where_there_is_no_policy_loss(tmp_path):
     assert max((moved[name] - value).abs().max().item() for name, value in still.items()) > 1e-4
     assert log[0]["teacher/loss"] > 0
     assert log[0]["teacher/nfe"] == 0.0
+
+
+def test_a_target_that_does_not_end_is_none_where_rollouts_do():
+    def t(token, finished):
+        return Trajectory(
+            0, 0, (1,), (token, 1), 2, "", finished, (1, 1), (1.0, 1.0), (0.0, 0.0), (0, 0), (), Ledger(3)
+        )
+
+    ended, endless = t(4, True), t(5, False)
+    groups = [Group({}, [endless, ended], [1.0, 1.0], 0), Group({}, [endless, ended], [1.0, 0.0], 1)]
+    found = best_of_n(None, None, groups)
+    assert found[0].trajectory.canvas_ids == ended.canvas_ids  # of equals
+    assert found[1] == Lesson()
+    (alone,) = best_of_n(None, None, [Group({}, [endless, endless], [0.0, 1.0], 0)])
+    assert alone.trajectory.canvas_ids == endless.canvas_ids  # where nothing ends, ends are not asked for
+    assert with_ends([Lesson(endless, Ledger(1))], groups) == [Lesson(None, Ledger(4))]
 
 
 @pytest.mark.slow

@@ -116,17 +116,16 @@ class SudokuChecker:
         """Of a grid some of whose characters are not known: 0.0 if a clue, the form or a unit is violated, else 1.0."""
         cells = list(sudoku.parse_question(question))
         side = math.isqrt(len(cells))
-        if len(text) not in (side * (side + 1) - 1, side * (side + 1)):
+        grid = text[:-1] if len(text) == side * (side + 1) and text[-1] == hole else text
+        rows = [grid[i : i + side] for i in range(0, len(grid), side + 1)]
+        breaks = grid[side :: side + 1]
+        if len(grid) != side * (side + 1) - 1 or any(between not in (hole, "\n") for between in breaks):
             return WRONG
-        for i, (row, column) in enumerate(divmod(i, side + 1) for i in range(len(text))):
-            if text[i] == hole:
-                continue
-            if column == side:
-                if text[i] != "\n" or row == side - 1:
+        digits = sudoku.digits_of(side)
+        for i, written in enumerate("".join(rows)):
+            if written != hole:
+                if written not in digits or cells[i] not in ("0", written):
                     return WRONG
-            elif text[i] not in sudoku.digits_of(side) or cells[side * row + column] not in ("0", text[i]):
-                return WRONG
-            else:
-                cells[side * row + column] = text[i]
+                cells[i] = written
         known = ([cells[i] for i in unit if cells[i] != "0"] for unit in sudoku.units(side))
         return SOUND if all(len(set(unit)) == len(unit) for unit in known) else WRONG
