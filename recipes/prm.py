@@ -208,12 +208,12 @@ def adapted(model: Any, arguments: Any, base: str) -> Any:
 
 def main() -> None:
     """Parses YAML and command line, labels, trains and judges."""
-    from lockstitch.rl.checkpoints import NotFiniteError
+    from lockstitch.recipes.run_directory import MISTAKES
 
     with one_line("prm", f"interrupted; {GOES_ON}"):
         recipe, training, model_arguments = parse(sys.argv[1:])
         prepared, rows, reader = prepare(recipe, training, model_arguments)
-    with one_line("prm", f"interrupted; {GOES_ON}", NotFiniteError):
+    with one_line("prm", f"interrupted; {GOES_ON}", MISTAKES):
         if prepared is not None:
             prepared()
     with one_line("prm", f"interrupted; {GOES_ON}"):

@@ -40,7 +40,15 @@ def trace_rows(path: Path, task: Task) -> list[dict[str, Any]]:
     Raises `ValueError` naming bad lines, and a problem whose answers cannot be judged.
     """
     rows = []
+    golds: dict[str, str | None] = {}
     for number, given in enumerate(read_trajectories(path, task)):
+        question, gold = given.problem.question, given.problem.answer
+        if given.fault is not None:
+            raise ValueError(f"{path}: the problem {question!r:.80} cannot be judged: {given.fault}")
+        if golds.setdefault(question, gold) != gold:
+            raise ValueError(
+                f"{path}: the problem {question!r:.80} has two gold answers, {golds[question]!r} and {gold!r}"
+            )
         texts = list(given.completions or ())
         answers = [task.extract(text) for text in texts]
         verdicts = task.judge(given.problem, [answer or "" for answer in answers], texts)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lockstitch.recipes.prm import RecipeArguments, parse, prepare
 from lockstitch.recipes.prm_arguments import COMPLETION, PLACES
-from lockstitch.recipes.prm_data import problems_of
+from lockstitch.recipes.prm_data import problems_in, problems_of
 from lockstitch.recipes.step_training import IGNORED, StepCollator, encode_rows, step_loss
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.prm import ProcessRewardModel
@@ -124,8 +124,32 @@ def test_problems_of_a_file(tmp_path):
     assert [problem.question for problem in parts["train"]] == ["10, +7", "11, +7", "12, +7"]
     assert [problem.question for problem in parts["fit"]] == ["14, +7", "15, +7"]
     assert [problem.question for problem in parts["test"]] == ["1, +7"]
+    for questions, says in (
+        ("10, +7", "1 questions are among those to train on and those to judge on, '10, \\+7' for one"),
+        ("15, +7", "1 questions are among those to fit weights on and those to judge on"),
+    ):
+        (tmp_path / "test.jsonl").write_text(json.dumps({"question": questions}) + "\n")
+        with pytest.raises(ValueError, match=says):
+            problems_of(RecipeArguments(**own, num_fit_problems=2), get_task("arithmetic"))
     with pytest.raises(ValueError, match="has 6 problems, of which num_fit_problems=6 leave none"):
         problems_of(RecipeArguments(**own, num_fit_problems=6), get_task("arithmetic"))
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "says"),
+    [
+        (
+            "gsm8k",
+            [{"question": "a", "answer": "1"}, {"question": "b"}],
+            "line 2: 'b' cannot be judged: there is no gold",
+        ),
+        ("sudoku9", [{"question": "55" + "0" * 79}], "line 1: .* cannot be judged: a puzzle without solution"),
+    ],
+)
+def test_problems_that_cannot_be_judged_are_named_before_any_is_labelled(task, rows, says, tmp_path):
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=says):
+        problems_in(str(tmp_path / "own.jsonl"), get_task(task))
 
 
 def test_the_loss_is_the_cross_entropy_of_soft_labels():
