@@ -27,7 +27,7 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.stitching.answers import evidence_answer
-from lockstitch.stitching.inputs import generate_problems
+from lockstitch.stitching.inputs import generate_problems, read_problems
 from lockstitch.stitching.method_names import METHODS, WALKS
 from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row, summarise
@@ -132,7 +132,10 @@ def measure(name, tokens, scorer_name, arguments, solver):
     judged_by = task if scorer_name == "exact" else unchecked(task)
     methods = methods_of(scorer_name, solver, arguments.methods)
     planner = AnswerPlanner(load_solver(str(embedded_model("solver")), task), task)
-    given = generate_problems(task, arguments.n, arguments.seed)
+    if arguments.input is None:
+        given = generate_problems(task, arguments.n, arguments.seed)
+    else:
+        given = read_problems(arguments.input, task)[: arguments.n]
     sampler = Sample(judged_by, scorer, max(arguments.trajectories), denoiser, config)
     stages = {
         n: Compare(
@@ -320,6 +323,9 @@ def main():
     parser.add_argument("--tokens_per_step", nargs="+", type=int, default=[4, 2, 1])
     parser.add_argument("--trajectories", nargs="+", type=int, default=[4, 8, 16], help="the numbers N")
     parser.add_argument("--n", type=int, default=500)
+    parser.add_argument(
+        "--input", type=Path, help="a file of problems of the one model's task (default: generated ones)"
+    )
     parser.add_argument("--chunk", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.7)
@@ -329,6 +335,8 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     parser.add_argument("--images", type=Path, help="also draw the two axes into this directory")
     arguments = parser.parse_args()
+    if arguments.input is not None and len(arguments.models) > 1:
+        parser.error(f"--input {arguments.input} is of one task; --models {' '.join(arguments.models)} are several")
     arguments.output.mkdir(parents=True, exist_ok=True)
     table, ablated = {}, {}
     for name in arguments.models:

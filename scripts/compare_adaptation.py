@@ -12,6 +12,7 @@ The rules, which stood before any result was looked at:
   steps again.
 - Added once seed 0 had shown that children whose logits are no longer shifted solve next to nothing: `mixscale` and `opdlm`
   with the shift kept, and `cap` from the child of `nbdiff`.
+- Beside the parent stands the parent trained on, token by token, for as many steps and rows as every child.
 - Measured is the end of every run, on test problems by which nothing was chosen, without noise: the share solved, NFE and
   seconds a problem (one thread), in the child's own blocks at one token a step and by a threshold of .9.
 - Draft and revise: `mixscale`'s child and `mixscale-off`'s (no rows with the whole canvas) draft in blocks of 4, two
@@ -76,6 +77,7 @@ ARMS = {
     "opdlm-shift": {"shift": True},
     "cap-nbdiff": {},
 }
+LONGER = "parent-longer"
 START = {"cap": "mixscale", "cap-nbdiff": "nbdiff"}  # arms that go on from another arm's child
 QUIET = {
     "bf16": False,
@@ -122,6 +124,13 @@ def parent_settings(task, output):
         "seed": 0,
         "max_length": None,
     }
+
+
+def longer_settings(task, seed, parent, output):
+    """The parent, trained on as it was for as many steps and rows as its children."""
+    own = {"objective": "autoregressive", "model_name_or_path": str(parent), "generate": task, "seed": seed}
+    steps = {"num_problems": ROWS * STEPS[task], "max_steps": STEPS[task], "save_steps": 100}
+    return QUIET | SAME | own | steps | {"output_dir": str(output)}
 
 
 def settings(arm, task, seed, base, output):
@@ -243,6 +252,36 @@ def cell(bits):
     return f"{100 * bits.count('1') / len(bits):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def over_seeds(values):
+    """A mean with the least and the greatest of several."""
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} [{min(values):.1f}, {max(values):.1f}]"
+
+
+def print_means(folder, arms, runs):
+    """Of each arm the mean of its seeds, the least and the greatest."""
+
+    def of(found, name, what):
+        if what == "right":
+            return over_seeds([100 * one[name]["right"].count("1") / len(one[name]["right"]) for one in found])
+        return f"{statistics.mean(one[name][what] for one in found):.1f}"
+
+    print("\n| arm | seeds | one a step, % | threshold .9, % | passes | checked by itself, % | passes | training, s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for arm in arms:
+        seeds = [seed for name, seed in runs if name == arm]
+        found = [runs[arm, seed] for seed in seeds]
+        if not found:
+            continue
+        own = "verify" in found[0]
+        checked = f"{of(found, 'verify', 'right')} | {of(found, 'verify', 'passes')}" if own else "|"
+        seconds = statistics.mean(cpu_seconds(folder / arm / f"seed-{seed}") for seed in seeds)
+        print(
+            f"| {arm} | {len(seeds)} | {of(found, 'one', 'right')} | {of(found, 'threshold', 'right')} | "
+            f"{of(found, 'threshold', 'passes')} | {checked} | {seconds:.0f} |"
+        )
+
+
 def print_tables(task, output, arms, seeds):
     """What there is of a task, as Markdown."""
     folder = output / task
@@ -268,6 +307,15 @@ def print_tables(task, output, arms, seeds):
             f"| {arm} | {seed} | {cell(found['one']['right'])} | {cell(by['right'])} | {by['passes']:.1f} | {checked} | "
             f"{1000 * (own or by)['seconds']:.1f} | {cpu_seconds(folder / arm / f'seed-{seed}'):.0f} |"
         )
+    longer = [
+        100 * found["right"].count("1") / len(found["right"])
+        for seed in seeds
+        if (path := folder / LONGER / f"seed-{seed}" / "results.json").exists()
+        and (found := json.loads(path.read_text(encoding="utf-8"))["one"])
+    ]
+    if longer:
+        print(f"\nthe parent, trained on as long as its children, {len(longer)} seeds: {over_seeds(longer)}")
+    print_means(folder, arms, runs)
     print("\n| | seed | draft, 2 a step | draft of as many passes | draft and revise | passes of each |")
     print("|---|---|---|---|---|---|")
     for (arm, seed), found in runs.items():
@@ -360,6 +408,10 @@ def main():
         parent = output / task / "parent"
         trained("sft", parent, parent_settings(task, parent))
         measured(parent, task, parent=True)
+        for seed in arguments.seeds:
+            longer = output / task / LONGER / f"seed-{seed}"
+            trained("sft", longer, longer_settings(task, seed, parent, longer))
+            measured(longer, task, parent=True)
         for seed, arm in tqdm(list(itertools.product(arguments.seeds, arms))):
             run, base = output / task / arm / f"seed-{seed}", parent
             if arm in START:

@@ -32,6 +32,12 @@ EVIDENCE = (
     ("complete evidence, scores that err", "complete", False),
     ("no evidence", "none", True),
 )
+PUBLISHED = {
+    "sudoku": ("d1's test rows", "sudoku/4x4_test_sudoku.csv"),
+    "countdown": ("d1's test rows", "countdown/countdown_cd3_test.jsonl"),
+    "sudoku9": ("the hard set", "sudoku9/hard_first_1000.csv"),
+}
+WITHOUT_SOLVER = ("sudoku9",)  # whose checkpoints and evidence are nobody's
 
 
 def problem_sets(name, n):
@@ -48,10 +54,10 @@ def problem_sets(name, n):
         ]
         return sets
     sets = {"generated": [given.problem for given in generate_problems(task, n, SEED)]}
-    files = {"sudoku": "sudoku/4x4_test_sudoku.csv", "countdown": "countdown/countdown_cd3_test.jsonl"}
     if "LOCKSTITCH_DATA" in os.environ:
-        path = Path(os.environ["LOCKSTITCH_DATA"]) / files[name]
-        sets["d1's test rows"] = [given.problem for given in read_problems(path, task)]
+        label, file = PUBLISHED[name]
+        path = Path(os.environ["LOCKSTITCH_DATA"]) / file
+        sets[label] = [given.problem for given in read_problems(path, task)]
     return sets
 
 
@@ -83,12 +89,14 @@ def evaluate(n, tasks):
     table = {}
     for name in tasks:
         task = get_task(name)
-        for model in (name, f"{name}-early"):
+        for model in (name,) if name in WITHOUT_SOLVER else (name, f"{name}-early"):
             denoiser = Denoiser.from_pretrained(str(embedded_model(model)))
             for label, problems in problem_sets(name, n).items():
                 for tokens in (1, 2, 4) if model == name else (1,):
                     key = f"{model}: {label}, {tokens} a step"
                     table[key] = show(key, accuracy(denoiser, task, problems, tokens), len(problems))
+        if name in WITHOUT_SOLVER:
+            continue
         solver = load_solver(str(embedded_model("solver")), task)
         problems = [given.problem for given in generate_problems(task, n, SEED)]
         problems = [problem for problem in problems if problem.solution is not None]
@@ -144,7 +152,7 @@ def curve(root, n, images, tasks):
 def main():
     """Evaluates the embedded models, or the checkpoints of a training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["arithmetic", "countdown", "sudoku"])
+    parser.add_argument("--tasks", nargs="+", default=["arithmetic", "countdown", "sudoku", "sudoku9"])
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation.json"))
     parser.add_argument("--curve", type=Path, help="evaluate the checkpoints below this directory instead")
