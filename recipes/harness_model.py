@@ -32,7 +32,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import check_layout, in_blocks_of
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed
-from lockstitch.sampling.presets import PRESETS
+from lockstitch.sampling.presets import PRESETS, layered
 from tqdm import tqdm
 
 NAME = "lockstitch"
@@ -352,7 +352,7 @@ def _sampler_settings(preset: str | None, settings: Mapping[str, Any]) -> dict[s
             f"model_args has {', '.join(map(repr, unknown))}, which nothing reads; there are {own}, and the "
             f"sampler's {', '.join(known)}"
         )
-    return {**(PRESETS[preset] if preset is not None else {}), **settings}
+    return dict(settings) if preset is None else layered(preset, settings)
 
 
 def _whole(name: str, value: Any) -> int:

@@ -27,6 +27,8 @@ from lockstitch.pages import embed, write_page
 PAGE = "calibration.html"
 WEIGHTS = "scorer_weights.json"
 ROWS = 64  # scored together
+AGAINST = {"labels": "labels", "checker": "the checker, each step", "prefixes": "the checker, all up to it",
+           "traces": "answers, whole traces"}  # fmt: skip
 
 
 def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], is_verifier: bool) -> None:
@@ -46,20 +48,19 @@ def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, An
     scored: dict[str, dict[str, Any]] = {}
     if rows["test"]:
         scorer: Any = Verifier(str(output), get_task(recipe.task)) if is_verifier else ProcessRewardModel(str(output))
-        scored["verifier" if is_verifier else "prm"] = figures(
-            prm_scores(scorer, rows["test"], "question" if is_verifier else "prompt"), rows["test"]
-        )
+        asked = "question" if is_verifier else "prompt"
+        own = figures(prm_scores(scorer, rows["test"], asked), rows["test"])
+        own["cost"] = {"nfe": 0, "scorer_passes": 0 if is_verifier else 1}
+        scored["verifier" if is_verifier else "prm"] = own
         scored |= other_scorers(recipe, output, rows)
     summary["scorers"] = scored
     write_whole(output / SUMMARY, to_json(summary))
     print(f"Model saved to {output}")
     for name, found in scored.items():
-        told = (
-            f"against {against}: AUC {_short(one['auc'])}, ECE {_short(one['ece'])}, n {one['n']}"
-            for against, one in found.items()
-            if "auc" in one
-        )
-        print(f"{name}: {'; '.join(told)}")
+        print(f"{name}, against")
+        for against, words in AGAINST.items():
+            if (one := found.get(against)) is not None:
+                print(f"  {words:<25}  AUC {_short(one['auc'])}, ECE {_short(one['ece'])}, n {one['n']}")
     if scored:
         template = resources.files("lockstitch.recipes").joinpath(PAGE).read_text(encoding="utf-8")
         title = f"Scorers on {recipe.task or recipe.dataset_name}"

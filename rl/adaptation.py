@@ -9,6 +9,7 @@ Axes: B rows, L columns (prompt and canvas), M masked positions of the batch in 
 """
 
 import copy
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,14 @@ from lockstitch.sampling.loop import sample
 from lockstitch.sampling.mask_gate import MaskGatedLoraConfig, facts_of, gated
 from lockstitch.sampling.noise import derive_seed
 from peft import PeftConfig, PeftModel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.models import unwrap_model_for_generation
 
 from lockstitch.files import to_json, write_whole
 
 Batch = dict[str, torch.Tensor]
+_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "labels"})
+logger = logging.getLogger(__name__)
 
 
 class AdaptationTrainer(DiffusionSFTTrainer):
@@ -72,6 +76,8 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         initial = args.text == "initial_rollouts" and peft_config is None and not args.lora_gate
         frozen = copy.deepcopy(denoiser.model).requires_grad_(False) if initial else None
         super().__init__(denoiser, args, peft_config=peft_config, **kwargs)
+        if self._block is not None and args.block_growth_steps is not None:
+            self.add_callback(_Growth(self._block, args.block_growth_steps))
         self._initial = None if frozen is None else prepare_frozen(self, frozen.eval())
         self._collates = self.data_collator
         self._teacher: Teacher | None = None
@@ -91,6 +97,12 @@ class AdaptationTrainer(DiffusionSFTTrainer):
                 raise ValueError("canvas_length=None: texts are cut into canvases, whose length must be said")
             eos, length = self._denoiser.eos_ids[0], args.canvas_length
             dataset = text_canvases(dataset, processing_class, eos, length)
+        elif first and not any(columns <= first.keys() for columns in _COLUMNS):
+            prompts = "; text='rollouts' takes prompts alone" if dataset_name == "train" and "prompt" in first else ""
+            raise ValueError(
+                f"the {dataset_name} data set has the columns {', '.join(first)}; adaptation takes 'prompt' and "
+                f"'completion' (texts or messages), 'messages', 'text', or 'input_ids' and 'labels'{prompts}"
+            )
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     # --- what is trained on ------------------------------------------------------------------------------------------
@@ -258,3 +270,28 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         model = self.accelerator.unwrap_model(self.model)
         if isinstance(model, PeftModel):  # whose base says that it is autoregressive, or nothing
             write_whole(Path(output_dir or self.args.output_dir) / ADAPTER_FACTS, to_json(facts_of(model)))
+
+
+class _Growth(TrainerCallback):
+    """Warns at the start of a training that ends before its blocks have grown to the sampler's."""
+
+    def __init__(self, longest: int, every: int) -> None:
+        self.longest, self.every = longest, every
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        reached, doublings = (
+            losses.block_at(state.max_steps - 1, self.longest, self.every),
+            (self.longest - 1).bit_length(),
+        )
+        if reached < self.longest and state.is_world_process_zero:
+            logger.warning(
+                "block_growth_steps=%d: in %d steps blocks grow to %d, and the model is sampled in blocks of "
+                "block_length=%d; %d steps are the least that show it one",
+                self.every,
+                state.max_steps,
+                reached,
+                self.longest,
+                doublings * self.every + 1,
+            )

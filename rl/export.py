@@ -225,7 +225,7 @@ def _write(config: ExportConfig, source: _Source, partial: Path, report: Report)
     report("adapter")
     adapted = source.adapted(model)
     if config.merge and (reason := no_merge(adapted)) is not None:
-        raise ValueError(reason)
+        raise ValueError(f"{reason}. Export it without --merge, or train an adapter of the blocks, ungated")
     report("check")
     agreement, expected_BLV = check_merge(adapted)
     steps, metrics = last_metrics(config.adapter)

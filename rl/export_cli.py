@@ -56,7 +56,7 @@ def summary(done: Mapping[str, Any]) -> str:
     kind = "merged model" if done["merged"] else "adapter"
     lines = [f"{kind} of {done['base']}: {done['output']}"]
     if done["error"] is None:
-        lines.append("it cannot be merged: it changes a head that is tied to the embeddings, or these")
+        lines.append(f"it cannot be merged: {done['no_merge']}")
     else:
         lines.append(
             f"merged and adapted logits differ by {done['error']:.1e} of their norm in {done['dtype']} "

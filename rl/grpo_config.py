@@ -292,6 +292,12 @@ class DiffusionGRPOConfig(RolloutEngineConfig, SelfDistillationOptions, GRPOConf
 
     def sampler_config(self) -> SamplerConfig:
         """The sampler's settings; raises `ValueError` for those that fit neither each other nor the training."""
+        try:
+            return self._sampler_config()
+        except ValueError as error:  # the canvas has TRL's name here
+            raise ValueError(str(error).replace("canvas_length", "max_completion_length")) from None
+
+    def _sampler_config(self) -> SamplerConfig:
         settings: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLER}
         settings = {name: value for name, value in settings.items() if value is not None}
         settings |= {

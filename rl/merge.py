@@ -102,12 +102,14 @@ class Agreement:
 
     Attributes:
         error: how far the merged model's logits are from it; None for an adapter that cannot be merged.
+        no_merge: why it cannot; None if it can.
         effect: how far the base's are: what the adapter does.
         tolerance: the largest error that passes in the base's dtype.
         dtype: of the base's weights.
     """
 
     error: float | None
+    no_merge: str | None
     effect: float
     tolerance: float
     dtype: str
@@ -124,13 +126,14 @@ def check_merge(model: PeftModel) -> tuple[Agreement, torch.Tensor]:
     with model.disable_adapter():
         base_BLV = probe_logits(model)
     adapted_BLV = probe_logits(model)
-    error = None
-    if no_merge(model) is None:
+    error, why_not = None, no_merge(model)
+    if why_not is None:
         with merged(model):
             error = relative(probe_logits(model), adapted_BLV)
     if fingerprint(model) != before:
         raise ValueError("the base's weights are not bit for bit what they were before the merge")
-    found = Agreement(error, relative(base_BLV, adapted_BLV), TOLERANCES[dtype], str(dtype).removeprefix("torch."))
+    effect = relative(base_BLV, adapted_BLV)
+    found = Agreement(error, why_not, effect, TOLERANCES[dtype], str(dtype).removeprefix("torch."))
     if error is not None and not error <= found.tolerance:
         raise ValueError(
             f"the merged model's logits are {error:.1e} from the adapted model's, relative to their norm; at "

@@ -99,7 +99,7 @@ def model_card(
             + _table(("metric", "value"), {name: f"{value:.4g}" for name, value in metrics.items()})
         )
     merge = (
-        "it cannot be merged, its head being tied to the embeddings;"
+        f"it cannot be merged ({agreement.no_merge});"
         if agreement.error is None
         else f"the merged model's differ by {agreement.error:.1e} (at most {agreement.tolerance:g} passes),"
     )

@@ -131,8 +131,7 @@ def no_merge(model: PeftModel) -> str | None:
         return None
     return (
         f"the adapter changes the {' and the '.join(touched)} of a base whose head is tied to its embeddings: whatever "
-        "loads the merged model would make one matrix of the two again. Export it without --merge, or train an adapter "
-        "of the blocks alone"
+        "loads the merged model would make one matrix of the two again"
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.presets import PRESETS
+from lockstitch.sampling.presets import layered
 from lockstitch.sampling.sample_options import STDIN, SampleOptions, sampler_options
 from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
@@ -173,9 +173,9 @@ def _requests(
                     f"{name}={settings[name]!r} is for {MODEL_TYPE} models, and would be ignored by this one, "
                     f"of type {of_model!r}"
                 )
-        preset = PRESETS[options.preset] if options.preset is not None else {}
         chat = Chat.of(tokenizer, options.chat_template, options.system_prompt)
-        reader = Reader(tokenizer, {**preset, **settings}, family, chat)
+        settings = settings if options.preset is None else layered(options.preset, settings)
+        reader = Reader(tokenizer, settings, family, chat)
     if asked is not None:
         requests = [reader.asked(row) for row in asked.rows]
     elif options.input is not None:

@@ -5,7 +5,9 @@ layout. Named combinations are in `presets.py`.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 POLICIES = ("quota", "random", "threshold", "factor", "entropy_bound", "deferred", "verify")
 CERTAINTIES = ("probability", "margin", "entropy")
@@ -53,12 +55,30 @@ _BELONGS = {
     "revise_fraction": ("correction", ("revise",)),
     "revise_blocks": ("correction", ("revise",)),
 }
+_DRAWN = ("top_k", "top_p")  # of a draw, which there is none of at temperature 0
 _NEEDED = ("threshold", "factor", "entropy_bound", "max_length", "sigma", "edit_threshold", "revise_fraction")
 _WHOLE = ("canvas_length", "block_length", "sub_block_length", "steps", "window", "window_limit", "extension", "refresh",
           "max_length", "speculate", "batch_size", "top_k")  # fmt: skip
 _AT_LEAST_ZERO = ("threshold", "factor", "entropy_bound", "edit_threshold", "cfg_scale", "temperature")
+_ACCEPTANCE_OF = {"trust": "agreement", "lenience": "ratio"}
 _SHARES = ("eta", "revise_fraction", "trust", "lenience")
 _ETA = {"cap": 0.008, "rescale": 0.015, "confidence": 1.0}
+
+
+def ignored(name: str, chosen: Mapping[str, Any]) -> str | None:
+    """Why a setting that is said would be ignored beside the other choices; None where it counts.
+
+    Args:
+        name: a field of `SamplerConfig`.
+        chosen: all fields, by name.
+    """
+    axis, values = _BELONGS.get(name, ("policy", POLICIES))
+    value = chosen[axis]
+    if value in values and name in ("trust", "lenience"):
+        axis, value, values = "acceptance", chosen["acceptance"] or "agreement", (_ACCEPTANCE_OF[name],)
+    if value not in values:
+        return f"by {axis}={value!r}; it is for {', '.join(values)}"
+    return "at temperature=0" if name in _DRAWN and chosen["temperature"] == 0 else None
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,7 @@ class SamplerConfig:
             (Fast-dLLM); `entropy_bound`: the lowest entropies while they add up to little (2505.24857); `deferred`: a
             threshold inside a window that slides over the block (DCD, 2601.02076); `verify`: tokens are drafted by masks and
             checked by the causal logits of what is written, in one pass (TiDAR, 2511.08923; I-DLM, 2604.11035). Its
-            `block_length` is the tokens that a pass checks.
+            `block_length` is the most tokens that a pass checks.
         steps: denoising steps of the whole canvas under `quota` and `random`; None is one token a step. Under `threshold`
             the most there may be: a step commits at least what `quota` would (LLaDA2.x); None is at least one token. A
             multiple of the number of blocks.
@@ -179,10 +199,9 @@ class SamplerConfig:
         self._check_values()
         for name, (axis, values) in _BELONGS.items():
             value, chosen = getattr(self, name), getattr(self, axis)
-            if value is not None and chosen not in values:
-                raise ValueError(
-                    f"{name}={value!r} would be ignored by {axis}={chosen!r}; it is for {', '.join(values)}"
-                )
+            reason = None if value is None else ignored(name, vars(self))
+            if reason is not None:
+                raise ValueError(f"{name}={value!r} would be ignored {reason}")
             if value is None and chosen in values and name in _NEEDED:
                 raise ValueError(
                     f"{name}=None: {axis}={chosen!r} needs a number"
@@ -222,7 +241,10 @@ class SamplerConfig:
 
     def _check_blocks(self) -> None:
         if self.canvas_length % self.block and not self.whole_blocks:
-            raise ValueError(f"block_length={self.block} does not divide canvas_length={self.canvas_length}")
+            whole = [str(one) for one in range(1, self.canvas_length + 1) if self.canvas_length % one == 0]
+            raise ValueError(
+                f"block_length={self.block} does not divide canvas_length={self.canvas_length}; {', '.join(whole)} do"
+            )
         if self.sub_block_length is not None and self.block % self.sub_block_length:
             raise ValueError(f"sub_block_length={self.sub_block_length} does not divide block_length={self.block}")
         most = self.blocks * self.block
@@ -304,11 +326,6 @@ class SamplerConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} does not go with policy='verify': {needed!r} does")
         if self.cache not in ("none", "block"):
             raise ValueError(f"cache={self.cache!r} is not for policy='verify': none, block")
-        for name, wanted in (("trust", "agreement"), ("lenience", "ratio")):
-            if getattr(self, name) is not None and (self.acceptance or "agreement") != wanted:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} would be ignored by acceptance={self.acceptance!r}; it is for {wanted}"
-                )
         if self.drafts == "last" and self.trust is not None and self.trust < 1:
             raise ValueError(f"trust={self.trust} mixes in what masks say after each drafted token: drafts='each'")
         if self.lenience == 0:

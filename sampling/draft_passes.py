@@ -52,11 +52,12 @@ class DraftPasses:
         self.keeps, self.each = config.cache == "block", config.drafts != "last"
         self.both_ways = denoiser.family.layout == "context_causal"
         # Shifted masks answer for the token after them, and the first of a draft comes from what is written.
-        self.width = config.block - int(denoiser.family.shifted)
-        if config.block == 1 and config.trust in (None, 1):
+        block = min(config.block, config.canvas_length)  # no pass checks more than there is to write
+        self.width = block - int(denoiser.family.shifted)
+        if block == 1 and config.trust in (None, 1):
             self.width = 0  # nothing is drafted beyond the token that is certain
         B, L = canvases.ids_BL.shape
-        self.room = self.width * (config.block if self.each else 1)
+        self.room = self.width * (block if self.each else 1)
         self.store = Store(denoiser.model.config.num_hidden_layers, B, self.room + L + 1)
         self.spare = self.room + L  # a column that nothing sees
         self.nfe_B = torch.zeros(B, dtype=torch.long, device=canvases.device)

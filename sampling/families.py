@@ -281,7 +281,8 @@ def family_of(raw: Mapping[str, Any], name: str | None = None) -> Family:
     """The family of a checkpoint by its config.json; a `name` that is said goes before what stands there.
 
     Read are, in this order: what Lockstitch wrote there (`diffusion`), the architecture, the model type. Raises `ValueError`
-    for a name that nobody knows, and for a type of no known family, with the known ones.
+    for a name that nobody knows, for a type of no known family, with the known ones, and for a model that says that it is
+    causal.
     """
     if name is not None and name not in FAMILIES:
         raise ValueError(f"family={name!r} is not one of {', '.join(FAMILIES)}")
@@ -294,6 +295,11 @@ def family_of(raw: Mapping[str, Any], name: str | None = None) -> Family:
         return replace(FAMILIES[facts["family"]], block_length=facts.get("block_length"))
     known = _published_as(raw)
     if name is None and known is None and raw.get("model_type") in STOCK:
+        if raw.get("is_causal") is True:
+            raise ValueError(
+                "config.json says is_causal=true: the model is autoregressive, and no diffusion model; `lockstitch adapt` "
+                f"makes one of it, or family={'|'.join(FAMILIES)} says how to read it as one"
+            )
         return BIDIRECTIONAL
     family = FAMILIES[name] if name is not None else known
     if family is None:

@@ -4,9 +4,11 @@ A preset hides nothing: `preset("fast", canvas_length=256)` is a `SamplerConfig`
 before what it says. One that does not fit a model's layout is refused by `sample`, with the reason.
 """
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.config import SamplerConfig, ignored
 
 PRESETS: dict[str, dict[str, Any]] = {
     # LLaDA-Instruct (2502.09992): one token a step in blocks of 32, the most probable first.
@@ -53,15 +55,23 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str, canvas_length: int, **settings: Any) -> SamplerConfig:
-    """The settings of that name for a canvas of `canvas_length` tokens; `settings` replace its own.
+def layered(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of that name with what is said on top; `None` takes a setting back to its default.
 
-    `None` among them takes a setting back to its default. Raises `ValueError` for an unknown name, and whatever
-    `SamplerConfig` raises: a canvas that the preset's blocks do not divide, for one.
+    What the preset alone says gives way where a choice that is said leaves it without a meaning: `threshold` of `fast`
+    under `policy="quota"`. Raises `ValueError` for an unknown name.
     """
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
-    chosen = {**PRESETS[name], **settings}
-    return SamplerConfig(
-        canvas_length=canvas_length, **{key: value for key, value in chosen.items() if value is not None}
-    )
+    chosen = {key: value for key, value in {**PRESETS[name], **said}.items() if value is not None}
+    every = {one.name: one.default for one in fields(SamplerConfig)} | chosen
+    return {key: value for key, value in chosen.items() if key in said or ignored(key, every) is None}
+
+
+def preset(name: str, canvas_length: int, **settings: Any) -> SamplerConfig:
+    """The settings of that name for a canvas of `canvas_length` tokens; `settings` go before its own, as in `layered`.
+
+    Raises `ValueError` for an unknown name, and whatever `SamplerConfig` raises: a canvas that the preset's blocks do not
+    divide, for one.
+    """
+    return SamplerConfig(canvas_length=canvas_length, **layered(name, settings))

@@ -318,7 +318,8 @@ class StitchConfig:
             missing = absent(samples=self.trajectories is None, solves=solves, methods=self.methods)
             for name, reason in missing.items():
                 raise ValueError(f"methods: {name} cannot run: {reason}")
-            if "plan_then_diffuse" in self.methods and self.planner is None and not task.embedded:
+            planless = not task.embedded or task.spell_out is None
+            if "plan_then_diffuse" in self.methods and self.planner is None and planless:
                 raise ValueError(f"methods: plan_then_diffuse needs a --planner: no embedded model plans {task.name}")
 
     def _check_server(self) -> None:

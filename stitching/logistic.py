@@ -53,6 +53,8 @@ class Logistic:
             more = {str(name): float(value) for name, value in values["more"].items()}
             named = tuple(map(str, values["features"]))
             found = cls(named, **lists, bias=float(values["bias"]), examples=int(values["examples"]), more=more)
+        except FileNotFoundError:
+            raise ValueError(f"{what}: there is no {str(path)!r}; `lockstitch prm` writes one") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{what} cannot be read from {str(path)!r}: {type(error).__name__}: {error}") from error
         numbers = [found.bias, *more.values(), *(one for values in lists.values() for one in values)]

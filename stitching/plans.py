@@ -6,7 +6,7 @@ words, without the answer; what it writes stands at the head of the canvas.
 
 The embedded solver writes answers and nothing else. Where a task can spell an answer out as steps (`Task.spell_out`: the
 rows of a grid, the equations of an expression) these are its plan, and the scorer has a say: steps that score at least delta
-in the plan are pinned, the others open. Where it cannot, the plan is empty and the canvas an ordinary one.
+in the plan are pinned, the others open. Where it cannot, there is no such plan, and another planner is needed.
 
 Left out: plans that are written again when the canvas fails.
 """
@@ -44,17 +44,18 @@ class Planner(Protocol):
 
 
 class AnswerPlanner:
-    """Plans by a solver that writes answers alone: each answer spelt out as the task's steps, if it has any."""
+    """Plans by a solver that writes answers alone: each answer spelt out as steps, in tasks whose answers say them."""
 
     def __init__(self, solver: Solver, task: Task) -> None:
-        self.solver, self.task = solver, task
+        assert task.spell_out is not None
+        self.solver, self.task, self.spell_out = solver, task, task.spell_out
 
     def __call__(self, questions: Sequence[str]) -> list[Plan]:
         """Asks without evidence."""
         plans = []
         for question, answered in zip(questions, self.solver(questions, [""] * len(questions)), strict=True):
             answer = self.task.extract(answered.text)
-            steps = () if answer is None else tuple(self.task.spell_out(question, answer))
+            steps = () if answer is None else tuple(self.spell_out(question, answer))
             passes = answered.written if answered.passes is None else answered.passes
             cost = Ledger(
                 solver_tokens=answered.tokens, sequential_steps=passes, seconds=answered.seconds, solver_passes=passes

@@ -72,8 +72,6 @@ class ProcessRewardModel:
             return
         with loaded_from(f"scorer prm:{model}"):
             self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-        self.marker_id = _single_token(self.tokenizer, marker, model) if marker else None
-        with loaded_from(f"scorer prm:{model}"):
             config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         architecture = (config.architectures or ["none"])[0]
         if architecture.endswith("ForTokenClassification"):
@@ -86,9 +84,10 @@ class ProcessRewardModel:
             face = AutoModel
         else:
             raise ValueError(
-                f"{model!r} is a {architecture}; a process reward model is a ...ForTokenClassification of two labels "
-                "or brings code of its own"
+                f"{model!r} is a {architecture}; a process reward model is one that `lockstitch prm` trained, a "
+                "...ForTokenClassification of two labels, or one that brings code of its own"
             )
+        self.marker_id = _single_token(self.tokenizer, marker, model) if marker else None
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with loaded_from(f"scorer prm:{model}"):
             loaded: Any = face.from_pretrained(model, trust_remote_code=trust_remote_code, dtype="auto")

@@ -225,7 +225,11 @@ def render_summary(summary: dict[str, Any], *, color: bool) -> str:
     if summary.get("scorer"):
         steps = summary["scorer"]["steps"]
         told = {"AUC": steps["auc"], "calibration error": steps["ece"]}
-        shown = ", ".join(f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in told.items())
+        shown = ", ".join(
+            f"{name} {'none' if value is None else format(value, '.3f')}" for name, value in told.items()
+        )
+        if steps["n"] and steps["auc"] is None:
+            shown += " (an AUC needs sound and unsound steps)"
         lines.append(paint(f"the scorer against the exact checker: {shown}, {steps['n']:,} steps", GREY))
     for name, reason in summary["absent"].items():
         lines.append(paint(f"{name.replace('_', ' ')}: not run, {clean(reason)}", GREY))

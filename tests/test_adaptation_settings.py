@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from adaptation_runs import settings
+from adaptation_runs import settings, trainer_of
 from datasets import Dataset
 from lockstitch.recipes.adapt import MASK, is_diffusion, with_mask_token
 from lockstitch.rl.canvas_data import prompts_alone, text_canvases
@@ -11,6 +11,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.families import (
     BIDIRECTIONAL,
     BLOCK_CAUSAL,
+    CONTEXT_CAUSAL,
     LLADA,
 )
 from models import random_denoiser, tokenizer
@@ -86,6 +87,26 @@ def test_rollouts_grow_to_the_canvas(tmp_path):
     lengths = [args.rollout_config(BLOCK_CAUSAL, step, 2).canvas_length for step in (0, 1, 2, 4, 9)]
     assert lengths == [2, 4, 6, 8, 8]
     assert args.rollout_config(BIDIRECTIONAL, 0, None).cache == "none"
+
+
+@pytest.mark.parametrize(("steps", "every", "least"), [(4, 2, 5), (1, 1, 3), (5, 2, None)])
+def test_blocks_that_never_grow_to_the_sampler_s_are_told(steps, every, least, tmp_path, caplog):
+    trainer_of(
+        CONTEXT_CAUSAL, tmp_path, block_growth="doubling", block_growth_steps=every, max_steps=steps,
+        per_device_train_batch_size=1,
+    ).train()  # fmt: skip
+    told = [record.message for record in caplog.records if "block_growth_steps" in record.message]
+    assert len(told) == (least is not None)
+    assert least is None or told[0].endswith(f"; {least} steps are the least that show it one")
+
+
+def test_columns_that_are_no_rows_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"columns prompt; adaptation takes .*'text'.*; text='rollouts' takes prompts alone"
+    ):
+        trainer_of(CONTEXT_CAUSAL, tmp_path, rows=[{"prompt": "1+2="}])
+    with pytest.raises(ValueError, match=r"columns words; adaptation takes .* or 'input_ids' and 'labels'$"):
+        trainer_of(CONTEXT_CAUSAL, tmp_path, rows=[{"words": "1+2="}])
 
 
 # --- data and tokens -------------------------------------------------------------------------------------------------

@@ -363,3 +363,13 @@ def test_methods_that_cannot_run_are_refused_before_anything_is_loaded(settings,
 
     with pytest.raises(ValueError, match=said):
         StitchConfig("sudoku", generate=1, output="out", **settings).settle(SUDOKU)
+
+
+def test_a_solver_s_answer_is_a_plan_where_it_can_be_spelt_out():
+    from lockstitch.stitching.config import StitchConfig
+
+    settings = {"generate": 1, "output": "out", "methods": ["plan_then_diffuse"]}
+    StitchConfig("countdown", **settings).settle(get_task("countdown"))
+    StitchConfig("arithmetic", planner="some/model", **settings).settle(get_task("arithmetic"))
+    with pytest.raises(ValueError, match="needs a --planner: no embedded model plans arithmetic"):
+        StitchConfig("arithmetic", **settings).settle(get_task("arithmetic"))

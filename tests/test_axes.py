@@ -305,6 +305,30 @@ def test_presets_run_where_they_fit_and_are_refused_elsewhere(family):
         preset("speedy", 32)
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "left_out"),
+    [
+        ("fast", {"policy": "quota"}, {"threshold"}),
+        ("dream", {"policy": "threshold", "threshold": 0.5}, {"schedule_eps"}),
+        ("dream", {"temperature": 0.0}, {"top_p"}),
+        ("remdm", {"correction": "none"}, {"sigma", "eta"}),
+        ("tidar", {"acceptance": "ratio"}, {"trust"}),
+        ("idlm", {"policy": "threshold", "threshold": 0.9}, {"acceptance", "drafts"}),
+        ("dcd", {"policy": "factor", "factor": 1.0}, {"threshold", "window", "window_limit"}),
+    ],
+)
+def test_a_preset_gives_way_to_what_is_said(name, said, left_out):
+    plain = {key: value for key, value in PRESETS[name].items() if key not in left_out}
+    assert preset(name, 32, **said) == SamplerConfig(canvas_length=32, **{**plain, **said})
+
+
+def test_what_is_said_beside_a_preset_is_refused_where_it_would_be_ignored():
+    with pytest.raises(ValueError, match=r"threshold=0.5 would be ignored by policy='quota'"):
+        preset("fast", 32, policy="quota", threshold=0.5)
+    with pytest.raises(ValueError, match=r"top_k=None, top_p=0.9 would be ignored at temperature=0"):
+        preset("remdm", 32, temperature=0.0, top_p=0.9)
+
+
 def test_drift_is_nothing_where_exact_and_something_where_not():
     config = SamplerConfig(canvas_length=G, block_length=4, cache="block", stop_at_eos=False)
     exact = measure_drift(model("block_causal"), PROMPTS, config, n=2)

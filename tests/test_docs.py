@@ -75,6 +75,15 @@ def try_block(block: Block, folder: Path) -> None:
         assert done.stdout == block.printed
 
 
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_row_belongs_to_a_table(page: Path) -> None:
+    """A row after a blank line is none of the table above it; it is shown as text, bars and all."""
+    rule, text = re.compile(r"\|(\s*:?-+:?\s*\|)+$"), _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        rows = table.splitlines()
+        assert rule.match(rows[1] if len(rows) > 1 else ""), f"{page.name}: no table begins with {rows[0]}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "bash"], ids=str)
 def test_a_shell_block_succeeds(block: Block, tmp_path: Path) -> None:

@@ -100,6 +100,18 @@ def test_a_block_of_one_is_plain_autoregressive_decoding(family):
         assert t.ledger.tokens_forwarded == len(ids) + G - 1  # every token is read once, but the last
 
 
+@pytest.mark.parametrize("family", FAMILIES, **named)
+@pytest.mark.parametrize("drafts", ["each", "last"])
+def test_a_block_beyond_the_canvas_is_the_canvas(family, drafts):
+    """In text and in cost: masks for places that there are not would be many, as their number grows with the square."""
+    whole, beyond = (
+        sample(of_few_tokens(random_denoiser(family=family)), PROMPTS, config(block, drafts=drafts))
+        for block in (G, 5 * G)
+    )
+    assert tokens(beyond) == tokens(whole)
+    assert [t.ledger.tokens_forwarded for t in beyond] == [t.ledger.tokens_forwarded for t in whole]
+
+
 @torch.no_grad()
 def drafted_by_hand(denoiser, ids, width, both_ways):
     """What masks behind `ids` draft: a pass of its own, under a mask written out."""
@@ -279,7 +291,7 @@ def test_the_presets_run(name):
     ("settings", "says"),
     [
         ({"trust": 0.5, "acceptance": "ratio"}, "trust=0.5 would be ignored by acceptance='ratio'"),
-        ({"lenience": 0.5}, "lenience=0.5 would be ignored by acceptance=None"),
+        ({"lenience": 0.5}, "lenience=0.5 would be ignored by acceptance='agreement'; it is for ratio"),
         ({"lenience": 0.0, "acceptance": "ratio"}, "must be above 0"),
         ({"trust": 2.0}, r"trust=2.0 must be in \[0, 1\]"),
         ({"trust": 0.5, "drafts": "last"}, "drafts='each'"),

@@ -8,6 +8,7 @@ import torch
 from lockstitch.recipes.sft import RecipeArguments, train
 from lockstitch.rl import export_cli
 from lockstitch.rl.export import ExportConfig, adapter_directory, export
+from lockstitch.rl.export_cli import summary
 from lockstitch.rl.lora import DiffusionModelConfig, lora_config
 from lockstitch.rl.merge import fingerprint, merged
 from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, read_run, write_run
@@ -179,7 +180,8 @@ def test_a_tied_head_cannot_be_merged_but_its_adapter_exported(settings, tmp_pat
     with pytest.raises(ValueError, match="head is tied to its embeddings"):
         export(ExportConfig(tmp_path / "run", tmp_path / "out", merge=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "run"]
-    export(ExportConfig(tmp_path / "run", tmp_path / "out"))
+    done = export(ExportConfig(tmp_path / "run", tmp_path / "out"))
+    assert "it cannot be merged: the adapter changes the " in summary(done)
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
 
     refused(tmp_path, "no model at")
     refused(tmp_path / "nowhere", "no model at")
+    refused("embedded:solver", "is_causal=true: the model is autoregressive.*`lockstitch adapt` makes one of it")
     refused("embedded:nobody", "no embedded model 'nobody'")
     refused("embedded", "no embedded model 'embedded'; there are arithmetic")
     refused(GOLDEN / "llada", "trust_remote_code=True would be ignored", trust_remote_code=True)

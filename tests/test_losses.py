@@ -192,3 +192,9 @@ def test_the_sampler_gets_what_the_settings_say(tmp_path):
     assert (sampler.canvas_length, sampler.certainty, sampler.steps, sampler.batch_size) == (64, "entropy", 16, 5)
     assert (sampler.temperature, sampler.top_p, sampler.top_k) == (0.9, 0.8, None)
     assert sampler.stop_at_eos
+
+
+def test_a_canvas_is_called_what_trl_calls_it(tmp_path):
+    says = r"block_length=32 does not divide max_completion_length=20; 1, 2, 4, 5, 10, 20 do"
+    with pytest.raises(ValueError, match=says):
+        DiffusionGRPOConfig(str(tmp_path), bf16=False, use_cpu=True, max_completion_length=20, preset="llada")

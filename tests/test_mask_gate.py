@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from lockstitch.rl.export import ExportConfig, export
+from lockstitch.rl.export_cli import summary
 from lockstitch.rl.lora import lora_config
 from lockstitch.sampling.adapters import to_train_from
 from lockstitch.sampling.cli import main
@@ -161,6 +162,10 @@ def test_it_is_never_merged(saved, tmp_path):
         export(ExportConfig(adapter=directory / "adapter", output=tmp_path / "out", merge=True))
     done = export(ExportConfig(adapter=directory / "adapter", output=tmp_path / "out"))
     assert done["effect"] > 0
+    assert "it cannot be merged: the adapter acts at mask positions alone" in summary(done)
+    assert (
+        "it cannot be merged (the adapter acts at mask positions alone" in (tmp_path / "out" / "README.md").read_text()
+    )
     assert is_gated(Denoiser.from_pretrained(str(tmp_path / "out"), device="cpu").model)
 
 

@@ -249,6 +249,14 @@ def test_a_scorer_or_reward_that_raises_is_named_with_its_line(command, option, 
     sys.modules.pop("mine_raises", None)
 
 
+def test_a_scorer_that_would_end_the_process_is_named(folder, monkeypatch, capfd):
+    (folder / "mine_exits.py").write_text("def f(*args, **columns):\n    raise SystemExit(0)\n")
+    assert call("stitch", argv_of("stitch", scorer="mine_exits:f"), monkeypatch) == 2
+    assert "scorer 'mine_exits:f', at the question" in (said := capfd.readouterr().err.splitlines()[-1])
+    assert "raised SystemExit: 0" in said
+    sys.modules.pop("mine_exits", None)
+
+
 @pytest.mark.parametrize(("command", "option"), [("stitch", "scorer"), ("grade", "reward"), ("grpo", "reward_funcs")])
 def test_an_interruption_is_130_and_says_that_the_same_command_goes_on(command, option, folder, monkeypatch, capfd):
     (folder / "mine_stops.py").write_text("def f(*args, **columns):\n    raise KeyboardInterrupt\n")

@@ -63,6 +63,11 @@ def test_one_task_is_shown_with_its_first_prompt(place, capsys):
     assert "\n    12, +12" in shown
     assert tasks_cli.main(["sudoku", "--form", "boxed"]) == 0
     assert "    Solve this 4x4 Sudoku" in capsys.readouterr().out
+    assert tasks_cli.main(["sudoku9"]) == 0  # whose clues are pinned on the canvas
+    *_, canvas = capsys.readouterr().out.split(":\n\n")
+    rows = [row.strip() for row in canvas.split()]
+    assert [len(row) for row in rows] == [9] * 9
+    assert set("".join(rows)) == set("░123456789")
     for words in (["--row"], ["sudoku", "--json"], ["sudoku", "--form", "xml"], ["sudok"]):
         assert tasks_cli.main(words) == 2
     assert "did you mean 'sudoku'" in capsys.readouterr().err

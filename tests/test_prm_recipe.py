@@ -244,7 +244,7 @@ def test_from_labels_to_a_scorer_and_again(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary["scorers"]) == {"prm", "confidence", "bmc", "bound", "confidence+bmc"}
-    assert set(summary["scorers"]["prm"]) == {"labels", "checker", "prefixes", "traces"}
+    assert set(summary["scorers"]["prm"]) == {"labels", "checker", "prefixes", "traces", "cost"}
     assert summary["scorers"]["bmc"]["cost"]["nfe"] == pytest.approx(16, abs=1)
     assert summary["scorers"]["confidence"]["cost"]["nfe"] == 0
     assert set(json.loads((tmp_path / "scorer_weights.json").read_text())["parts"]) == {"confidence", "bmc"}

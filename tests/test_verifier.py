@@ -95,7 +95,7 @@ def test_files_come_back_and_others_are_refused(tmp_path):
         Logistic.read(tmp_path / "m.json", ("b",), "it")
     with pytest.raises(ValueError, match="fitted evidence weights"):
         EvidenceModel.read(str(tmp_path / "m.json"))
-    with pytest.raises(ValueError, match="the verifier cannot be read"):
+    with pytest.raises(ValueError, match=r"the verifier: there is no '.*none.json'; `lockstitch prm` writes one"):
         Verifier(str(tmp_path / "none.json"), TASK)
     for changed in (
         {"bias": float("nan")},
@@ -106,6 +106,9 @@ def test_files_come_back_and_others_are_refused(tmp_path):
         (tmp_path / "bad.json").write_text(json.dumps({**json.loads((tmp_path / "m.json").read_text()), **changed}))
         with pytest.raises(ValueError, match=r"it cannot be read from .*bad\.json': its numbers are to be finite"):
             Logistic.read(tmp_path / "bad.json", ("a",), "it")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="the verifier cannot be read"):
+        Verifier(str(tmp_path / "bad.json"), TASK)
     with pytest.raises(ValueError, match="2 labels that are all the same"):
         fit_logistic(("a",), [[0.0], [1.0]], [1.0, 1.0])
 
@@ -202,6 +205,7 @@ def test_the_commands_fit_and_use_it(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((fitted / "summary.json").read_text())
     assert summary["scorers"]["verifier"]["traces"]["auc"] > 0.95
+    assert summary["scorers"]["verifier"]["cost"] == {"nfe": 0, "scorer_passes": 0}  # no model reads anything
     assert (fitted / "calibration.html").is_file()
     rows = trace_rows(test, TASK)
     scorer = load_scorer(f"verifier:{fitted}", TASK)

@@ -119,7 +119,7 @@ class Task:
         unit: what one reasoning step is: `line`, `sentence`, `row`, or a function from a text to its steps.
         checker: what a sound step is, or None.
         conclude: steps -> the answer that they amount to, or None where only the completion's own words can tell.
-        spell_out: (question, answer) -> the steps that an answer amounts to, where it says them; none by default.
+        spell_out: (question, answer) -> the steps that an answer amounts to; None where answers do not say them.
         write_step: a step's text -> the form in which the task's completions write it.
         statement: question -> the text that a solver reads before the evidence.
         canvas_length: tokens that a completion takes, or None where nobody knows.
@@ -148,7 +148,7 @@ class Task:
     unit: str | Segmenter = "sentence"
     checker: StepChecker | None = None
     conclude: Callable[[Sequence[str]], str | None] = lambda steps: None
-    spell_out: Callable[[str, str], Sequence[str]] = lambda question, answer: ()
+    spell_out: Callable[[str, str], Sequence[str]] | None = None
     write_step: Callable[[str], str] = str.strip
     statement: Callable[[str], str] = str.strip
     canvas_length: int | None = None

@@ -12,6 +12,7 @@ nothing is fetched from the hub unless `--row` asks for it.
 import argparse
 import json
 import os
+import re
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from lockstitch.rewards.tasks.rows import DATA_VARIABLE, load_rows
 from lockstitch.rewards.tasks.task import Source, Task, name_of
 
 from lockstitch.errors import reported
+from lockstitch.prompts import ClozePrompt
+
+OPEN = "░"  # a position of a canvas that is to be written
 
 
 @reported("lockstitch tasks")
@@ -58,11 +62,15 @@ def main(argv: list[str] | None = None) -> int:
     task.check_form(form)
     print("\n".join(_facts(task)))
     found = _first_prompt(task, form, options.row)
+    if found is None:
+        print("\nNo row is at hand to be shown")
+        return 0
+    prompt, canvas = found
     print(
-        f"\nThe first prompt, in the form {form}:\n\n{textwrap.indent(found, '    ')}"
-        if found is not None
-        else "\nNo row is at hand to be shown"
+        f"\nThe first prompt, in the form {form}{'' if prompt.strip() else ', which says nothing'}:\n\n{_indented(prompt)}"
     )
+    if canvas is not None:
+        print(f"\nThe canvas behind it, on which what is known is pinned:\n\n{_indented(canvas)}")
     return 0
 
 
@@ -105,13 +113,20 @@ def _where(source: Source) -> str:
     return " or ".join(filter(None, places)) + number
 
 
-def _first_prompt(task: Task, form: str, fetch: bool) -> str | None:
-    """The first prompt of the first source whose rows are at hand."""
+def _first_prompt(task: Task, form: str, fetch: bool) -> tuple[str, str | None] | None:
+    """The first prompt of the first source whose rows are at hand, and its canvas where something of it is known."""
     folder = os.environ.get(DATA_VARIABLE)
     for name, source in task.sources.items():
         local = source.file is not None and folder is not None and (Path(folder) / source.file).is_file()
         if source.generate is None and source.data is None and not local and not (fetch and source.hub is not None):
             continue
         prompt: str = load_rows(task, source=name, form=form, conversational=False, count=1)[0]["prompt"]
-        return "\n".join(map(printable, prompt.split("\n")))
+        if isinstance(prompt, ClozePrompt):
+            known = re.sub(r"\[\[\w*:(\d+)\]\]", lambda blank: OPEN * int(blank[1]), prompt.cloze)
+            return prompt, known
+        return prompt, None
     return None
+
+
+def _indented(text: str) -> str:
+    return textwrap.indent("\n".join(map(printable, text.split("\n"))), "    ")
