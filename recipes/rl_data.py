@@ -118,7 +118,9 @@ def _training_rows(
             f"task {task.name!r} has no rows of its own to train on{only}: name some with train_path or dataset_name"
         )
     chosen = source if source is not None or "train" not in task.sources else "train"
-    return load_rows(task, source=chosen, path=path, form=form, conversational=False, count=count, seed=seed)
+    return load_rows(
+        task, source=chosen, path=path, form=form, conversational=False, count=count, seed=seed, option="num_problems"
+    )
 
 
 def own_problems(

@@ -145,8 +145,6 @@ def task_rows(recipe: DataArguments, tokenizer: Any) -> Any:
             "task_source, if that is meant, or task_path"
         )
     made_up = recipe.task_path is None and task.source(source).generate is not None
-    if recipe.num_problems is None and made_up:
-        raise ValueError(f"task {task.name!r} makes its rows up: say how many (num_problems)")
     if recipe.problem_seed and not made_up:
         raise ValueError(
             f"problem_seed={recipe.problem_seed} would be ignored: task {task.name!r} has rows of its own"
@@ -159,6 +157,7 @@ def task_rows(recipe: DataArguments, tokenizer: Any) -> Any:
         conversational=False,
         count=recipe.num_problems,
         seed=recipe.problem_seed,
+        option="num_problems",
     )
     chat = Chat.of(tokenizer, None, task.system)
     made: list[dict[str, Any]] = []

@@ -23,7 +23,7 @@ from lockstitch.rl.adaptation_states import Teacher, drawn_states
 from lockstitch.rl.canvas_data import IGNORED, CanvasCollator, prompts_alone, text_canvases
 from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.models import prepare_frozen
-from lockstitch.rl.packing import block_of_column
+from lockstitch.rl.packing import Later, block_of_column
 from lockstitch.rl.sft import DiffusionSFTTrainer, halves_logits, masked_diffusion_loss, masked_logits
 from lockstitch.sampling.adapter_files import ADAPTER_FACTS
 from lockstitch.sampling.denoiser import Denoiser
@@ -78,6 +78,8 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         super().__init__(denoiser, args, peft_config=peft_config, **kwargs)
         if self._block is not None and args.block_growth_steps is not None:
             self.add_callback(_Growth(self._block, args.block_growth_steps))
+        if args.attention_annealing_steps is not None:
+            self.add_callback(_Annealing(args.attention_annealing_steps))
         self._initial = None if frozen is None else prepare_frozen(self, frozen.eval())
         self._collates = self.data_collator
         self._teacher: Teacher | None = None
@@ -211,8 +213,11 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         if block_B is None:
             logits_MV, next_NV = masked_logits(denoiser, model, noised_BL, batch["attention_mask"], asked_BL), None
         else:
+            share = losses.share_at(step, args.attention_annealing_steps)
+            later = None if share == 1 else Later(share, generator)
+            attention_BL = batch["attention_mask"]
             logits_MV, next_NV = halves_logits(
-                denoiser, model, ids_BL, noised_BL, batch["attention_mask"], asked_BL, next_BL, canvas, block_B, alone
+                denoiser, model, ids_BL, noised_BL, attention_BL, asked_BL, next_BL, canvas, block_B, alone, later
             )
         if args.objective == "distillation":
             assert self._teacher is not None
@@ -294,4 +299,25 @@ class _Growth(TrainerCallback):
                 reached,
                 self.longest,
                 doublings * self.every + 1,
+            )
+
+
+class _Annealing(TrainerCallback):
+    """Warns at the start of a training that ends before its attention is the layout's."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        share = losses.share_at(state.max_steps - 1, self.steps)
+        if share < 1 and state.is_world_process_zero:
+            logger.warning(
+                "attention_annealing_steps=%d: in %d steps attention shows %.0f %% of what follows, and the model is "
+                "sampled under its whole layout; %d steps are the least that show it",
+                self.steps,
+                state.max_steps,
+                100 * share,
+                self.steps + 1,
             )

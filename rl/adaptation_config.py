@@ -92,6 +92,13 @@ class AdaptationConfig(DiffusionSFTConfig):
     block_growth_steps: int | None = field(
         default=None, metadata={"help": "Optimizer steps after which block_growth=doubling doubles."}
     )
+    attention_annealing_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps in which attention goes from causal to the layout's: of what stands after a position, "
+            "and the layout shows it, a random share is seen that rises from 0 to 1. None: the layout's from the start."
+        },
+    )
     whole_canvas_fraction: float = field(
         default=0.0,
         metadata={"help": "Share of the rows whose block is the whole canvas (mix-scale training: .1)."},
@@ -187,6 +194,7 @@ class AdaptationConfig(DiffusionSFTConfig):
                 )
         for name, least in (
             ("block_growth_steps", 1),
+            ("attention_annealing_steps", 1),
             ("teacher_top_k", 1),
             ("rollout_block_length", 1),
             ("rollout_length_start", 1),
@@ -280,10 +288,16 @@ class AdaptationConfig(DiffusionSFTConfig):
         check_block_length(family, block)
         for name, given in (
             ("block_growth", self.block_growth != "constant"),
+            ("attention_annealing_steps", self.attention_annealing_steps is not None),
             ("whole_canvas_fraction", self.whole_canvas_fraction > 0),
         ):
             if given and family.layout == "full":
                 raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: a full layout has no blocks")
+        if self.attention_annealing_steps is not None and family.layout == "causal":
+            raise ValueError(
+                f"attention_annealing_steps={self.attention_annealing_steps} would be ignored: a causal layout shows "
+                "nothing of what follows"
+            )
         if self.ar_loss != "none" and family.layout not in ("context_causal", "causal"):
             raise ValueError(
                 f"ar_loss={self.ar_loss!r}: the clean half of a {family.layout} layout is not causal, and shows "

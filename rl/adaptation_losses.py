@@ -21,6 +21,11 @@ def block_at(step: int, longest: int, every: int) -> int:
     return int(min(longest, 2 ** min(step // every, longest.bit_length())))
 
 
+def share_at(step: int, steps: int | None) -> float:
+    """The share of what follows that attention shows after so many optimizer steps: from 0 to 1 in `steps`, linearly."""
+    return 1.0 if steps is None else min(1.0, step / steps)
+
+
 def with_next_token(diffusion: torch.Tensor, next_token: torch.Tensor, how: str, weight: float = 1.0) -> torch.Tensor:
     """The loss on masked positions with the next-token loss on the clean half beside it.
 

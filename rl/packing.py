@@ -13,7 +13,7 @@ the pass (prompt, clean half, noised half), M places.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lockstitch.sampling.families import Family
@@ -77,6 +77,17 @@ class Packed:
         }
 
 
+class Later(NamedTuple):
+    """How much of what stands after it a column sees on the way from causal attention to a layout's.
+
+    Each pair of columns is drawn anew for every pass, by a CPU generator: seen with probability `share` (the annealing of
+    attention masks of DiffuLLaMA, 2410.17891, against which NBDiff, 2512.06776, sets the growth of blocks).
+    """
+
+    share: float
+    generator: torch.Generator
+
+
 def check_block_length(family: Family, block_length: int | None) -> None:
     """Raises `ValueError` for a block length that is missing, or that has no meaning for the family."""
     if family.layout == "full" and block_length is not None:
@@ -113,8 +124,11 @@ def packed_pass(
     family: Family,
     dtype: torch.dtype,
     alone: bool | None = None,
+    later: Later | None = None,
 ) -> Packed:
     """The pass that denoises every block of `noised_BG` after the clean ones before it.
+
+    Under `later` a column sees what the layout lets it see of the columns before it, and of those after it a random share.
 
     Where the first block reaches back into the prompt (`block_of_column`), the halves hold that end of it too. Rows whose
     first blocks begin in different columns have some columns in two places; each row sees them in one alone.
@@ -143,6 +157,9 @@ def packed_pass(
     read_BK = real_BL[:, column_K] & ((part_K == 0) == (number_BK < 0))
     seen_BKK = torch.where(part_K[:, None] < 2, clean_BKK, noised_BKK)
     seen_BKK = seen_BKK & read_BK[:, None] & (part_K <= part_K[:, None])
+    if later is not None:
+        drawn_KK = torch.rand(len(column_K), len(column_K), generator=later.generator) < later.share
+        seen_BKK = seen_BKK & ((column_K <= column_K[:, None]) | drawn_KK.to(seen_BKK.device))
     # A column that saw nothing (padding) would be NaN in low precision, and spread: it sees itself.
     itself_KK = torch.eye(len(column_K), dtype=torch.bool, device=prompt_BP.device)
     seen_BKK = seen_BKK | itself_KK & ~seen_BKK.any(2, keepdim=True)

@@ -22,7 +22,7 @@ from lockstitch.rl.canvas_data import IGNORED, CanvasCollator, completion_length
 from lockstitch.rl.checkpoints import WholeCheckpoints
 from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.models import as_denoiser, name_of
-from lockstitch.rl.packing import block_of_column, check_block_length, packed_pass
+from lockstitch.rl.packing import Later, block_of_column, check_block_length, packed_pass
 from lockstitch.rl.scoring import check_trains
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import Denoiser
@@ -101,6 +101,7 @@ def halves_logits(
     canvas: int,
     block: int | torch.Tensor,
     alone: bool | None = None,
+    later: Later | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, and what the clean half, if it is causal, says of the tokens at `next_BL`, `(N, V)`: of each after the clean
     ones before it. Both by one pass.
@@ -115,6 +116,7 @@ def halves_logits(
         denoiser.family,
         denoiser.model.dtype,
         alone,
+        later,
     )
     row_M, column_M = masked_BL.nonzero(as_tuple=True)
     place_M = packed.columns(row_M, column_M, denoiser.family.shifted)

@@ -89,7 +89,7 @@ class Passes:
         self.masks_B, self.window_B2 = torch.zeros(B, dtype=torch.long), torch.zeros(B, 2, dtype=torch.long)
         # Under `block`: columns of each row that hold their final keys.
         self.written = [0] * B
-        self.number_L = torch.zeros(L, dtype=torch.long)
+        self.edges: list[int] = []  # columns where the blocks so far begin, the first one's aside
         self.base, self.start, self.stop = canvases.width, 0, 0
         self.opened = False
 
@@ -106,8 +106,7 @@ class Passes:
         """Moves on to the last of the blocks that begin at canvas positions `starts`; it ends before `stop`."""
         self.start, self.stop, self.opened = starts[-1], stop, False
         self.framed, self.visible = (None, None), {}
-        edges = [self.canvases.width + start for start in starts[1:]]
-        self.number_L = block_numbers(self.canvases.ids_BL.shape[1], self.base, edges, self.block)
+        self.edges = [self.canvases.width + start for start in starts[1:]]
 
     def logits(self, rows_A: torch.Tensor, asked: Place) -> torch.Tensor:
         """Logits `(M, V)` of places that are asked for, by one forward pass of each of the given rows.
@@ -288,25 +287,32 @@ class Passes:
         rows_U, billed = torch.tensor(rows, device=canvases.device), [row % B for row in rows]
         billed_U = rows_U % B if self.scale else rows_U
         hidden = any(canvases.begins[row] or canvases.ends[row] < seen for row in billed)
-        arguments, attention_UK = {}, canvases.attention_BL[billed_U, :seen]
-        real_UQ = attention_UK[:, columns] if isinstance(columns, slice) else self._own(attention_UK, columns)
+        arguments: dict[str, torch.Tensor] = {}
+        attention_UK = canvases.attention_BL[billed_U, :seen] if hidden else None
         if hidden or not isinstance(columns, slice) or columns.start:
-            position_UK = canvases.position_BL[billed_U, :seen]
-            position_UQ = position_UK[:, columns] if isinstance(columns, slice) else self._own(position_UK, columns)
+            position_UQ = self._own(canvases.position_BL[billed_U, :seen], columns)
             arguments["position_ids"] = self._sent(position_UQ)
         if self.family.layout != "full" or (hidden and self.store is not None):
-            arguments["attention_mask"] = self._mask(attention_UK if hidden else None, columns, seen)
-        elif hidden:
+            arguments["attention_mask"] = self._mask(attention_UK, columns, seen)
+        elif attention_UK is not None:
             assert self.denoiser.calling.honours_mask, "rows of one length are batched together"
             arguments["attention_mask"] = self._sent(attention_UK)
-        frame = _Frame(self._sent(rows_U), arguments, real_UQ.sum(1).tolist())
+        if attention_UK is not None:
+            real = self._own(attention_UK, columns).sum(1).tolist()
+        elif isinstance(columns, slice):
+            real = [columns.stop - columns.start] * len(rows)
+        else:
+            real = (columns < seen).sum(1).tolist()
+        frame = _Frame(self._sent(rows_U), arguments, real)
         self.framed = key, frame
         return frame
 
-    def _own(self, values_UK: torch.Tensor, columns_UQ: torch.Tensor) -> torch.Tensor:
-        """What stands in each row's own columns, `(U, Q)`, 0 in those that fill up."""
+    def _own(self, values_UK: torch.Tensor, columns: slice | torch.Tensor) -> torch.Tensor:
+        """What stands in a span, or in each row's own columns `(U, Q)`: 0 in those that fill up."""
+        if isinstance(columns, slice):
+            return values_UK[:, columns]
         seen = values_UK.shape[1]
-        return values_UK.gather(1, columns_UQ.clamp(max=seen - 1)).masked_fill_(columns_UQ >= seen, 0)
+        return values_UK.gather(1, columns.clamp(max=seen - 1)).masked_fill_(columns >= seen, 0)
 
     def _distinct(
         self, rows: list[int], ids_AK: torch.Tensor, columns: slice | torch.Tensor, keeps: bool
@@ -350,7 +356,8 @@ class Passes:
         if key is None or key not in self.visible:
             column_K = torch.arange(seen)
             query_Q = column_K[columns] if isinstance(columns, slice) else columns[0]
-            visible_QK = visible(self.family.layout, query_Q, column_K, self.number_L, self._low())
+            number_L = block_numbers(self.canvases.ids_BL.shape[1], self.base, self.edges, self.block)
+            visible_QK = visible(self.family.layout, query_Q, column_K, number_L, self._low())
             dtype = self.denoiser.model.dtype
             mask_QK = torch.zeros(visible_QK.shape, dtype=dtype).masked_fill_(~visible_QK, torch.finfo(dtype).min)
             self.visible[key] = self._sent(mask_QK)[None, None]

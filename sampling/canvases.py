@@ -11,6 +11,8 @@ Axes: B rows, A of them, G canvas positions, L columns (padding, prompt, canvas)
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from lockstitch.sampling.denoiser import Denoiser
@@ -45,7 +47,7 @@ class Block:
     """Canvas positions `start:stop`, the `number`-th block of the run, with its masks at the outset and their schedule.
 
     `limit` is how far it may be extended; `origin` is where its sub-blocks are counted from; the schedule commits
-    `planned_B` in `steps_B` steps.
+    `planned_B` in `steps_B` steps, of `steps` for a block of `length` masks.
     """
 
     start: int
@@ -55,7 +57,35 @@ class Block:
     number: int
     initial_B: torch.Tensor
     planned_B: torch.Tensor
-    steps_B: torch.Tensor
+    steps: int
+    length: int
+
+    @cached_property
+    def steps_B(self) -> torch.Tensor:
+        return (self.planned_B * self.steps + self.length - 1) // self.length
+
+
+class Trace(NamedTuple):
+    """The trace so far, each field `(B, G)` and as in `Trajectory`; `fork_BG` is where a fork stands."""
+
+    commit_step_BG: Any
+    confidence_BG: Any
+    entropy_BG: Any
+    block_BG: Any
+    fork_BG: Any
+
+
+_BLANK = Trace(-1, 0, 0, -1, False)  # where nothing is committed
+
+
+class _Commit(NamedTuple):
+    """What a step committed at M places: a line of the trace that is not written down yet."""
+
+    at: Place
+    step_M: torch.Tensor
+    drawn: Drawn
+    block: int | torch.Tensor
+    fork_M: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -98,8 +128,8 @@ class Canvases:
         shape: another number whenever the length of a canvas has changed.
         running_B: rows that are not finished.
         step_B: denoising steps so far.
-        commit_step_BG, confidence_BG, entropy_BG, block_BG, edits: the trace, as in `Trajectory`.
-        fork_BG, forks_B: where a fork stands, and how many there were.
+        edits: as in `Trajectory`.
+        forks_B: how many forks there were, as far as the `trace` has been asked for.
     """
 
     def __init__(self, denoiser: Denoiser, rows: list[Row], length: int, room: int, kept: int | None = None) -> None:
@@ -126,11 +156,14 @@ class Canvases:
         self.pinned_BG = torch.zeros(B, room, dtype=torch.bool, device=self.device)
         self.pinned_BG[:, :length] = torch.tensor(pinned, device=self.device)
         self.masked_BG = ~self.pinned_BG & self.attention_BL[:, self.width :].bool()
-        self.commit_step_BG = torch.where(self.pinned_BG, 0, -1)
-        self.confidence_BG = self.pinned_BG.float()
-        self.entropy_BG = torch.zeros(B, room, device=self.device)
-        self.block_BG = torch.full((B, room), -1, device=self.device)
-        self.fork_BG = torch.zeros(B, room, dtype=torch.bool, device=self.device)
+        self._trace = Trace(
+            torch.where(self.pinned_BG, 0, -1),
+            self.pinned_BG.float(),
+            torch.zeros(B, room, device=self.device),
+            torch.full((B, room), -1, device=self.device),
+            torch.zeros(B, room, dtype=torch.bool, device=self.device),
+        )
+        self._unwritten: list[_Commit] = []
         self.forks_B = torch.zeros(B, dtype=torch.long, device=self.device)
         self.edits: list[list[Edit]] = [[] for _ in rows]
         pairs = [(b, position, token) for b, row in enumerate(rows) for position, token in row.bans]
@@ -140,7 +173,25 @@ class Canvases:
         self.eos_ids = torch.tensor([i for i in denoiser.eos_ids if i != self.mask_id], device=self.device).long()
         self.running_B = torch.ones(B, dtype=torch.bool, device=self.device)
         self.step_B = torch.zeros(B, dtype=torch.long, device=self.device)
+        self.one_B = torch.ones_like(self.step_B)
         self.seconds = [0.0] * B
+
+    @property
+    def trace(self) -> Trace:
+        """The trace so far. What steps committed is written down here, so that a step that nobody watches need not."""
+        if self._unwritten:
+            lines, self._unwritten = self._unwritten, []
+            row_M = torch.cat([line.at[0] for line in lines])
+            at, trace = (row_M, torch.cat([line.at[1] for line in lines])), self._trace
+            trace.commit_step_BG[at] = torch.cat([line.step_M for line in lines])
+            trace.confidence_BG[at] = torch.cat([line.drawn.confidence for line in lines])
+            trace.entropy_BG[at] = torch.cat([line.drawn.entropy for line in lines])
+            trace.block_BG[at] = torch.cat([torch.as_tensor(line.block).expand(len(line.step_M)) for line in lines])
+            if forks := [line.fork_M for line in lines if line.fork_M is not None]:  # of all steps, or of none
+                fork_M = torch.cat(forks)
+                trace.fork_BG[at] = fork_M
+                self.forks_B.index_add_(0, row_M, fork_M.long())
+        return self._trace
 
     def ban(self, logits_MV: torch.Tensor, rows_A: torch.Tensor, asked: Place) -> None:
         """Sets the logits of what must not be committed at places (rows of `rows_A`, positions)."""
@@ -169,21 +220,23 @@ class Canvases:
 
     def look(self, rows_A: torch.Tensor, numbers: Sequence[int]) -> Look:
         """Some rows as they are now, under the numbers that the rows of the batch have elsewhere."""
-        held = (self.step_B, self.length_B, self.canvas_BG, self.masked_BG, self.commit_step_BG, self.confidence_BG,
-                self.fork_BG)  # fmt: skip
+        trace = self.trace
+        held = (self.step_B, self.length_B, self.canvas_BG, self.masked_BG, trace.commit_step_BG, trace.confidence_BG,
+                trace.fork_BG)  # fmt: skip
         return Look([numbers[row] for row in rows_A.tolist()], *(values[rows_A] for values in held))
 
-    def commit(self, at: Place, drawn: Drawn, block: int, fork_M: torch.Tensor | None = None) -> None:
-        """Writes M candidates at places (rows, positions), at the rows' current step; `fork_M` says which are forks."""
+    def begin_step(self, rows_A: torch.Tensor) -> None:
+        """Counts a denoising step of some rows."""
+        self.step_B.index_add_(0, rows_A, self.one_B[: len(rows_A)])
+
+    def commit(self, at: Place, drawn: Drawn, block: int | torch.Tensor, fork_M: torch.Tensor | None = None) -> None:
+        """Writes M candidates at places (rows, positions), at the rows' current step.
+
+        `block` is the number of all of them, or one for each; `fork_M` says which are forks.
+        """
         self.canvas_BG[at] = drawn.token
         self.masked_BG[at] = False
-        self.commit_step_BG[at] = self.step_B[at[0]]
-        self.confidence_BG[at] = drawn.confidence
-        self.entropy_BG[at] = drawn.entropy
-        self.block_BG[at] = block
-        if fork_M is not None:
-            self.fork_BG[at] = fork_M
-            self.forks_B.index_add_(0, at[0], fork_M.long())
+        self._unwritten.append(_Commit(at, self.step_B[at[0]], drawn, block, fork_M))
 
     def spend(self, rows_A: torch.Tensor, began: float) -> None:
         """Shares the time since a moment of `perf_counter` out among rows."""
@@ -193,23 +246,21 @@ class Canvases:
 
     def take_back(self, at: Place, steps_M: torch.Tensor) -> None:
         """Reopens committed places at the given steps, and notes in the trace what stood there."""
+        trace = self.trace
         noted = zip(
             at[0].tolist(),
             steps_M.tolist(),
             at[1].tolist(),
             self.canvas_BG[at].tolist(),
-            self.commit_step_BG[at].tolist(),
+            trace.commit_step_BG[at].tolist(),
             strict=True,
         )
         for b, step, position, token, since in noted:
             self.edits[b].append(Edit(step, position, token, since))
         self.canvas_BG[at] = self.mask_id
         self.masked_BG[at] = True
-        self.commit_step_BG[at] = -1
-        self.confidence_BG[at] = 0
-        self.entropy_BG[at] = 0
-        self.block_BG[at] = -1
-        self.fork_BG[at] = False
+        for values_BG, blank in zip(trace, _BLANK, strict=True):
+            values_BG[at] = blank
 
     def grow(self, row: int, position: int, count: int) -> None:
         """Makes room for `count` more masks at `position` of a row, moving on what stands from there.
@@ -217,13 +268,10 @@ class Canvases:
         The trace moves along, so that it speaks of the positions of the final canvas.
         """
         length = int(self.length_B[row])
-        blank = {"commit_step_BG": -1, "confidence_BG": 0, "entropy_BG": 0, "block_BG": -1, "fork_BG": False,
-                 "masked_BG": True}  # fmt: skip
-        for values_G, fill in [(self.canvas_BG[row], self.mask_id)] + [
-            (getattr(self, name)[row], fill) for name, fill in blank.items()
-        ]:
-            values_G[position + count : length + count] = values_G[position:length].clone()
-            values_G[position : position + count] = fill
+        held = (self.canvas_BG, self.masked_BG, *self.trace)
+        for values_BG, blank in zip(held, (self.mask_id, True, *_BLANK), strict=True):
+            values_BG[row, position + count : length + count] = values_BG[row, position:length].clone()
+            values_BG[row, position : position + count] = blank
         self.length_B[row] += count
         self.attention_BL[row, self.width + length : self.width + length + count] = 1
         self._measure()
@@ -250,9 +298,9 @@ class Canvases:
         most_B = self.length_B.clamp(max=self.kept)
         ends = torch.minimum(first_eos(self.canvas_BG, self.masked_BG, self.eos_ids), most_B).tolist()
         most = most_B.tolist()
-        canvas, steps, blocks = self.canvas_BG.tolist(), self.commit_step_BG.tolist(), self.block_BG.tolist()
-        confidence, entropy = self.confidence_BG.tolist(), self.entropy_BG.tolist()
-        forks, fork_BG = self.forks_B.tolist(), self.fork_BG.tolist()
+        canvas = self.canvas_BG.tolist()
+        steps, confidence, entropy, blocks, fork_BG = (values_BG.tolist() for values_BG in self.trace)
+        forks = self.forks_B.tolist()
         texts = denoiser.decode([ids[:end] for ids, end in zip(canvas, ends, strict=True)])
         return [
             Trajectory(

@@ -176,11 +176,12 @@ def check_replies(config: SamplerConfig, family: "Family", pinned: bool) -> None
     """Raises `ValueError` where the trajectories of these settings could not be told as an engine's replies."""
     if family.layout != "block_causal":
         raise ValueError(
-            f"replies: blocks are counted from the prompt's first token, those of {family.name} models are not"
+            f"replies: the contract tells steps by blocks that are counted from the prompt's first token, which "
+            f"block-causal models have and {family.name} ones have not"
         )
     for name, wanted in (("whole_blocks", True), ("stop_at_eos", False), ("correction", "none")):
         if (value := getattr(config, name)) != wanted:
-            raise ValueError(f"replies: {name}={value!r} leaves blocks that no engine would; {wanted!r}")
+            raise ValueError(f"replies: {name}={value!r} leaves blocks that no engine would: say {wanted!r}")
     if pinned:
         raise ValueError("replies: tokens that are given have no denoising step; prompts without canvas or blanks")
 

@@ -108,12 +108,12 @@ class Denoising:
             for later, late_B in self._denoise_block(rows_B, starts[-1], stop, limit, number + len(starts) - 1, turn):
                 onward.append(((starts, plain, min(stop + policies.EXTEND, limit), later), late_B))
                 rows_B = rows_B & ~late_B
-            if stop < int(canvases.length_B.max()):  # which may have grown on the way
+            if canvases.width + stop < max(canvases.ends):  # which may have grown on the way
                 end = min(stop + length, len(self.position_G))
                 onward.append((((*starts, stop), end, end, 0), rows_B))
             for walk, rows_B in onward:
                 if bool(rows_B.any()):
-                    waiting[walk] = waiting.get(walk, torch.zeros_like(rows_B)) | rows_B
+                    waiting[walk] = waiting[walk] | rows_B if walk in waiting else rows_B
 
     def _denoise_block(
         self, rows_B: torch.Tensor, start: int, stop: int, limit: int, number: int, turn: int
@@ -129,15 +129,15 @@ class Denoising:
             # rest of the block is denoised after it. A block that the prompt has begun is open already.
             active_A = (rows_B & canvases.running_B & canvases.masked_BG[:, start]).nonzero()[:, 0]
             if len(active_A):
-                one_B = torch.ones_like(canvases.step_B)
-                self._step(active_A, Block(start, start + 1, start + 1, origin, number, one_B, one_B, one_B), step, 0)
+                one_B = canvases.one_B
+                self._step(active_A, Block(start, start + 1, start + 1, origin, number, one_B, one_B, 1, 1), step, 0)
             start, step = start + 1, 1
         masked_BW = canvases.masked_BG[:, start:stop]
         initial_B = masked_BW.sum(1)
         # Pinned positions shorten the block's schedule in proportion, so that tokens per step stay what was asked for.
         planned_B = torch.full_like(initial_B, config.block) if config.whole_blocks else initial_B
-        steps_B = (planned_B * (config.total_steps // config.blocks) + config.block - 1) // config.block
-        block = Block(start, stop, limit, origin, number, initial_B, planned_B, steps_B)
+        steps = config.total_steps // config.blocks
+        block = Block(start, stop, limit, origin, number, initial_B, planned_B, steps, config.block)
         if config.speculate is not None:
             Speculation(self, block, step).denoise(rows_B)
         edits_left_B = torch.zeros_like(initial_B)  # steps in which a row whose masks are gone may still edit
@@ -184,16 +184,16 @@ class Denoising:
             asked_AW = masked_AW
         held_AW = None
         if config.correction in ("remdm", "edit"):
-            held_AW = canvases.commit_step_BG[rows_A, span] > 0
+            held_AW = canvases.trace.commit_step_BG[rows_A, span] > 0
             if config.correction == "edit":
                 asked_AW = asked_AW | held_AW
         row_M, column_M = places(asked_AW)
         logits_MV, end_A = self._read(rows_A, (row_M, column_M + block.start))
-        drawn_M = self._draw(logits_MV, block, step, (rows_A[row_M], column_M), held_AW, asked_AW)
+        drawn_M = self._draw(logits_MV, block, step, rows_A, (row_M, column_M), held_AW, asked_AW)
         drawn = on_host(drawn_M, row_M, column_M, asked_AW.shape)
         self.check_finite(drawn.entropy, rows_A)
 
-        canvases.step_B[rows_A] += 1
+        canvases.begin_step(rows_A)
         taken_AW = None
         if config.correction == "remdm":
             assert held_AW is not None
@@ -252,7 +252,7 @@ class Denoising:
 
     def settle(self, rows_A: torch.Tensor, block: Block, drawn: Drawn, commit_AW: torch.Tensor) -> None:
         """Ends a step that a draft foresaw: rows commit what they chose from candidates that were there already."""
-        self.canvases.step_B[rows_A] += 1
+        self.canvases.begin_step(rows_A)
         self._commit(rows_A, block, drawn, commit_AW)
         self._show(rows_A)
         if self.stops_midway:
@@ -315,16 +315,18 @@ class Denoising:
         logits_MV: torch.Tensor,
         block: Block,
         step: int,
-        at: Place,
+        rows_A: torch.Tensor,
+        asked: Place,
         held_AW: torch.Tensor | None,
         asked_AW: torch.Tensor,
     ) -> Drawn:
-        """Candidates of M places (rows of the batch, positions of the block); where one is held, the most likely token
+        """Candidates of M places (rows of `rows_A`, positions of the block); where one is held, the most likely token
         whatever the temperature."""
         config, noise_M = self.config, None
         settings = (self.forbidden, config.top_k, config.top_p, config.certainty)
         if config.temperature > 0:
-            noise_M = self.noise.at(block.number, step, slice(block.start, block.stop))[at].to(logits_MV.device)
+            noise_BW = self.noise.at(block.number, step, slice(block.start, block.stop))
+            noise_M = noise_BW[rows_A[asked[0]], asked[1]].to(logits_MV.device)
         drawn = draw(logits_MV, noise_M, config.temperature, *settings)
         if config.correction == "edit" and config.temperature > 0:
             assert held_AW is not None
@@ -378,7 +380,7 @@ class Denoising:
         config, canvases = self.config, self.canvases
         assert config.sigma is not None
         committed_A, total_A = block.initial_B[rows_A] - masked_AW.sum(1), block.initial_B[rows_A].float()
-        confidence_AW = canvases.confidence_BG[rows_A, block.start : block.stop]
+        confidence_AW = canvases.trace.confidence_BG[rows_A, block.start : block.stop]
         now_A, then_A = committed_A / total_A, (committed_A + count_A) / total_A
         share_AW = corrections.remdm_share(config.sigma, config.share_reopened, now_A, then_A, confidence_AW, held_AW)
         return self.noise.at(block.number, step, slice(block.start, block.stop), _REOPEN)[rows_A] < share_AW
@@ -387,8 +389,9 @@ class Denoising:
         """Begins a stage of `revise`: what was least sure when it was committed is denoised again, in every row."""
         canvases, config = self.canvases, self.config
         assert config.revise_fraction is not None
-        held_BG = canvases.commit_step_BG > 0
-        chosen_BG = corrections.least_confident(canvases.confidence_BG, held_BG, config.revise_fraction)
+        trace = canvases.trace
+        held_BG = trace.commit_step_BG > 0
+        chosen_BG = corrections.least_confident(trace.confidence_BG, held_BG, config.revise_fraction)
         canvases.step_B += chosen_BG.any(1)  # a step without a pass, so that the trace shows the draft as well
         row, position = chosen_BG.nonzero(as_tuple=True)
         canvases.take_back((row, position), canvases.step_B[row])

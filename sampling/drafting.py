@@ -75,12 +75,11 @@ class Drafting(Denoising):
         if self.config.stop_at_eos:  # what is drafted after an end is not written
             is_end_AD = torch.isin(drawn.token, canvases.eos_ids) & commit_AD
             commit_AD &= is_end_AD.long().cumsum(1) - is_end_AD.long() == 0
-        canvases.step_B[rows_A] += 1
+        canvases.begin_step(rows_A)
         row_M, d_M = places(commit_AD & ~pinned_AD)
         at = (rows_A[row_M], place_AD[row_M, d_M])
-        step_M = canvases.step_B[at[0]]
-        canvases.commit(at, Drawn(*(values[row_M, d_M] for values in drawn)), 0)
-        canvases.block_BG[at] = step_M - 1  # that of the pass before, which drafted it
+        block_M = canvases.step_B[at[0]] - 1  # that of the pass before, which drafted it
+        canvases.commit(at, Drawn(*(values[row_M, d_M] for values in drawn)), block_M)
         self.written_B[rows_A] += kept_A + 1
         self.drafts.keep(rows_A, canvases.width + written_A + kept_A)
         self._draft_on(rows_A, answer, kept_A)

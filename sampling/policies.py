@@ -66,8 +66,12 @@ def threshold(
 
     With `count_B`, always so many: all that are sure if they are as many, else the most certain (LLaDA2.x).
     """
-    always_B1 = 1 if count_B is None else count_B.clamp(min=1)[:, None]
-    return masked_BL & ((certainty_BL >= least) | (_ranks(certainty_BL, masked_BL) < always_B1))
+    if count_B is not None:
+        always_BL = _ranks(certainty_BL, masked_BL) < count_B.clamp(min=1)[:, None]
+        return masked_BL & ((certainty_BL >= least) | always_BL)
+    open_BL = certainty_BL.masked_fill(~masked_BL, -torch.inf)
+    sure_BL = open_BL >= least
+    return sure_BL.scatter_(1, open_BL.argmax(1, keepdim=True), True) & masked_BL  # argmax takes the leftmost
 
 
 def factor(certainty_BL: torch.Tensor, masked_BL: torch.Tensor, allowance: float) -> torch.Tensor:

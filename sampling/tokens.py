@@ -34,8 +34,12 @@ def on_host(drawn_M: Drawn, row_M: torch.Tensor, column_M: torch.Tensor, shape: 
     One transfer brings all of them, as bits; so a step that decides on the host waits for the device once.
     """
     bits_4M = torch.stack([drawn_M.token.int(), *(values.view(torch.int32) for values in drawn_M[1:])]).cpu()
-    bits_4AW = bits_4M.new_zeros(4, *shape, *bits_4M.shape[2:])
-    bits_4AW[:, row_M, column_M] = bits_4M
+    size_4AW = (4, *shape, *bits_4M.shape[2:])
+    if len(row_M) == shape[0] * shape[1]:  # every place, row by row
+        bits_4AW = bits_4M.view(size_4AW)
+    else:
+        bits_4AW = bits_4M.new_zeros(size_4AW)
+        bits_4AW[:, row_M, column_M] = bits_4M
     return Drawn(bits_4AW[0].long(), *bits_4AW[1:].view(torch.float32))
 
 

@@ -64,7 +64,9 @@ ARMS = {
     "nbdiff-no_ar": {"ar_loss": "none", "ar_weight": None},
     "nbdiff-no_growth": {"block_growth": "constant", "block_growth_steps": None},
     "nbdiff-block_causal": {"layout": "block_causal", "ar_loss": "none", "ar_weight": None},
-    "nbdiff-annealed": {
+    # What the paper sets growth against: attention that goes from causal to the layout's, a random share at a time.
+    "nbdiff-annealed_attention": {"block_growth": "constant", "block_growth_steps": None},
+    "nbdiff-annealed": {  # of the mask ratio
         "block_growth": "constant",
         "block_growth_steps": None,
         "mask_ratio_high": 0.1,
@@ -149,6 +151,8 @@ def settings(arm, task, seed, base, output):
     scaled = {"block_length": BLOCK}
     if preset == "nbdiff":
         scaled["block_growth_steps"] = steps // 8  # full blocks after a quarter of the steps
+    if arm == "nbdiff-annealed_attention":
+        scaled["attention_annealing_steps"] = steps // 4  # as soon
     if preset in ("opdlm", "cap"):
         scaled |= {"rollout_length_start": None, "rollout_ramp_steps": None}
     if preset == "opdlm":

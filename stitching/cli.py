@@ -44,7 +44,7 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
     elif config.input is not None:
         given = read_problems(Path(config.input), task)
     elif config.source is not None:
-        rows = source_rows(task, config.source, count=config.limit, seed=config.seed)
+        rows = source_rows(task, config.source, count=config.limit, seed=config.seed, option="--limit")
         given = [Given(task.read_row(row)) for row in rows]
     elif config.generate is not None:
         given = generate_problems(task, config.generate, config.seed)

@@ -187,6 +187,27 @@ def test_growth_and_mixed_scales_choose_the_blocks(tmp_path, monkeypatch):
     assert 0.2 < lengths.count(G) / len(lengths) < 0.4
 
 
+def test_attention_is_annealed_until_it_is_the_layout_s(tmp_path):
+    """The same masks are drawn with and without, so that the losses differ by what attention shows alone."""
+    plain = trainer_of(CONTEXT_CAUSAL, tmp_path, full_mask_fraction=0.5)
+    annealed = trainer_of(CONTEXT_CAUSAL, tmp_path, full_mask_fraction=0.5, attention_annealing_steps=4)
+    for step in range(6):
+        losses = []
+        for trainer in (plain, annealed):
+            trainer.state.global_step = step
+            losses.append(loss_of(trainer)[0].item())
+        assert (losses[0] == losses[1]) == (step >= 4)
+
+
+@pytest.mark.parametrize(("steps", "says"), [(4, "in 4 steps attention shows 75 % of what follows"), (5, None)])
+def test_a_run_that_ends_in_annealed_attention_says_so(steps, says, tmp_path, caplog):
+    trainer = trainer_of(CONTEXT_CAUSAL, tmp_path, attention_annealing_steps=4)
+    trainer.state.max_steps = steps
+    trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert (says is None) == ("attention_annealing_steps" not in caplog.text)
+    assert says is None or says in caplog.text
+
+
 def test_what_is_written_stays_the_parent_s_under_a_gate(tmp_path):
     trainer = trainer_of(
         IDLM,

@@ -7,9 +7,16 @@ import pytest
 import torch
 from adaptation_runs import CAUSAL, PROMPTS, ROWS, G, batch_of, every_layout
 from likelihoods import close
-from lockstitch.rl.adaptation_losses import block_at, certainty_loss, forward_kl, mean_of_rows, with_next_token
+from lockstitch.rl.adaptation_losses import (
+    block_at,
+    certainty_loss,
+    forward_kl,
+    mean_of_rows,
+    share_at,
+    with_next_token,
+)
 from lockstitch.rl.adaptation_states import Teacher
-from lockstitch.rl.packing import block_of_column, packed_pass
+from lockstitch.rl.packing import Later, block_of_column, packed_pass
 from lockstitch.rl.sft import halves_logits
 from lockstitch.sampling.families import (
     TIDAR,
@@ -106,6 +113,31 @@ def test_masks_are_those_of_the_definition(family, blocks):
                 else:
                     sees = not noised[key] and k <= q
                 assert bool(mask[row, query, key]) == (sees and there), (row, query, key)
+
+
+@every_layout
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_attention_that_is_annealed_shows_a_share_of_what_follows(family, share):
+    """Every pair of columns: those that look back as the layout says, those that look ahead as the generator drew them."""
+    batch, width = batch_of(), max(map(len, PROMPTS))
+    real, ids = batch["attention_mask"].bool(), batch["input_ids"]
+    given = (ids[:, :width], real[:, :width], ids[:, width:], ids[:, width:] + 100, 4, family, torch.float32)
+    layout = packed_pass(*given)
+    annealed = packed_pass(*given, later=Later(share, torch.Generator().manual_seed(3)))
+    column = [*range(layout.high), *range(layout.low, width + G), *range(layout.low, width + G)]
+    before, after = ((one.arguments["attention_mask"][:, 0] == 0).tolist() for one in (layout, annealed))
+    drawn = (torch.rand(len(column), len(column), generator=torch.Generator().manual_seed(3)) < share).tolist()
+    ahead = 0
+    for row, query, key in itertools.product(range(len(PROMPTS)), range(len(column)), range(len(column))):
+        looks_ahead = column[key] > column[query]
+        assert after[row][query][key] == (before[row][query][key] and (not looks_ahead or drawn[query][key]))
+        ahead += before[row][query][key] and looks_ahead
+    assert (ahead > 0) == (family.layout != "causal")
+
+
+def test_the_share_of_what_follows_rises_to_one():
+    assert [share_at(step, 4) for step in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert share_at(0, None) == 1.0
 
 
 @CAUSAL

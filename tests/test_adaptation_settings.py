@@ -46,6 +46,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
         ({"text": "rollouts", "rollout_ramp_steps": 5, "rollout_length_start": 99}, "is above canvas_length=8"),
         ({"whole_canvas_fraction": 1.5}, "whole_canvas_fraction=1.5 must be from 0 to 1"),
         ({"whole_canvas_fraction": 0.5, "canvas_length": None}, "whole_canvas_fraction needs a canvas of one length"),
+        ({"attention_annealing_steps": 0}, "attention_annealing_steps=0 must be at least 1"),
         ({"certainty_weight": 0.0}, "certainty_weight=0.0 must be positive"),
         ({"rollout_threshold": 0.5}, "rollout_threshold=0.5 would be ignored by text='data'"),
     ],
@@ -68,6 +69,12 @@ def test_settings_that_mean_nothing_are_refused(more, says, tmp_path):
         ),
         ({"block_growth": "doubling", "block_growth_steps": 1}, LLADA, "a full layout has no blocks"),
         ({"layout": "causal", "block_length": 1}, None, "no mask is left to be trained"),
+        ({"attention_annealing_steps": 5}, LLADA, "attention_annealing_steps=5 would be ignored: a full layout"),
+        (
+            {"layout": "causal", "block_length": 4, "attention_annealing_steps": 5},
+            None,
+            "attention_annealing_steps=5 would be ignored: a causal layout",
+        ),
     ],
 )
 def test_families_that_cannot_be_are_refused(more, own, says, tmp_path):

@@ -169,9 +169,9 @@ def test_the_command_writes_replies_and_they_read_back(tmp_path, capsys):
         read_replies(tmp_path / "replies.jsonl", denoiser)
     capsys.readouterr()
     for changed, says in (
-        (["--stop_at_eos", "true"], "replies: stop_at_eos=True leaves blocks that no engine would; False"),
+        (["--stop_at_eos", "true"], "replies: stop_at_eos=True leaves blocks that no engine would: say False"),
         (["--replies", str(tmp_path)], "must be a file in a directory that exists"),
-        (["--model", "embedded:sudoku"], "replies: blocks are counted from the prompt's first token"),
+        (["--model", "embedded:sudoku"], "which block-causal models have and bidirectional ones have not"),
     ):
         assert sampling_cli.main([*words, *whole, *changed]) == 2
         assert says in capsys.readouterr().err

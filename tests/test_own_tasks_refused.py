@@ -9,6 +9,7 @@ import textwrap
 import own_tasks
 import pytest
 from lockstitch.recipes import grpo, sft, sft_data
+from lockstitch.recipes.rl_data import load_problems
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.own import KEYS, load_task_file
 from lockstitch.rewards.tasks.task import Source, Task
@@ -166,6 +167,8 @@ def test_training_refuses_tasks_without_rows_or_gold(place):
         sft_data.task_rows(sft.RecipeArguments(task="math500"), tokenizer())
     with pytest.raises(ValueError, match=r"makes its rows up: say how many \(num_problems\)"):
         sft_data.task_rows(sft.RecipeArguments(task="sudoku"), tokenizer())
+    with pytest.raises(ValueError, match=r"makes its rows up: say how many \(num_problems\)"):
+        load_problems(get_task("sudoku"), "plain")
     for words, says in (
         ({}, "given: none"),
         ({"task": "a", "generate": "sudoku"}, "given: generate, task"),

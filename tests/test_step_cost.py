@@ -16,7 +16,7 @@ from models import random_denoiser
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MOST, MOST_READS = 120, 4
+MOST, MOST_READS = 100, 4
 READS = (
     "aten.item",
     "aten._local_scalar_dense",

@@ -35,6 +35,7 @@ def load_rows(
     count: int | None = None,
     seed: int = 0,
     rows: int | None = None,
+    option: str = "count",
 ) -> list[dict[str, Any]]:
     """The rows of a task: `prompt`, and the task's columns by the names that the rewards know.
 
@@ -48,6 +49,7 @@ def load_rows(
         count: how many: the first so many, or that many new ones where rows are generated.
         seed: of generated rows.
         rows: how many there must be before `count`; the published number by default. If this is given, nothing else will do.
+        option: what `count` is called where it is said, for messages.
 
     Raises:
         ValueError: an unknown name; a row that cannot be read, by its line; a wrong number of rows; no place to read from.
@@ -55,7 +57,7 @@ def load_rows(
     task = get_task(name)
     form = form or task.forms[0]
     task.check_form(form)
-    found = source_rows(task, source, path=path, count=count, seed=seed, rows=rows)
+    found = source_rows(task, source, path=path, count=count, seed=seed, rows=rows, option=option)
     return [with_prompt(task, row, form, conversational) for row in found]
 
 
@@ -67,14 +69,15 @@ def source_rows(
     count: int | None = None,
     seed: int = 0,
     rows: int | None = None,
+    option: str = "count",
 ) -> list[dict[str, Any]]:
     """The rows of a source as they stand there; arguments and errors are those of `load_rows`."""
     if count is not None and count < 1:
-        raise ValueError(f"count={count} is not positive")
+        raise ValueError(f"{option}={count} is not positive")
     chosen = task.source(source)
     if path is None and chosen.generate is not None:
         if count is None:
-            raise ValueError(f"task {task.name!r} makes its rows up: say how many (count)")
+            raise ValueError(f"task {task.name!r} makes its rows up: say how many ({option})")
         return chosen.generate(count, seed)
     where, found = _read(task, chosen, path)
     _check_number(task, where, len(found), chosen.rows if rows is None else rows, strict=rows is not None)
@@ -133,7 +136,7 @@ def _own_rows(data: str, source: Source, checked: Callable[[Mapping[str, Any]], 
 def _from_hub(task: Task, source: Source) -> list[Any]:
     if source.hub is None:
         raise ValueError(
-            f"these rows of task {task.name!r} are not on the hub: give the file or its folder (path), or set "
+            f"these rows of task {task.name!r} are not on the hub: name a file of them in its place, or set "
             f"{DATA_VARIABLE} to a folder that has {source.file}"
         )
     rows: list[Any] = load_split(source.hub, source.split, source.config).to_list()
