@@ -141,9 +141,11 @@ class RecipeArguments(StitchTeacherArguments):
                 f"dataset_test_split={self.dataset_test_split!r} would be ignored with a task: held_out_source"
             )
         if self.dataset_name is None:
-            for name in ("dataset_config", "columns"):
-                if getattr(self, name) is not None:
+            for name, usual in (("dataset_config", None), ("columns", None), ("dataset_train_split", "train")):
+                if getattr(self, name) != usual:
                     raise ValueError(f"{name}={getattr(self, name)!r} is of dataset_name, which is missing")
+        elif self.problem_seed:
+            raise ValueError(f"problem_seed={self.problem_seed} would be ignored: dataset_name has rows of its own")
         for name, least in (
             ("num_problems", 1),
             ("max_prompt_length", 1),

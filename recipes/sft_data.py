@@ -1,7 +1,6 @@
 """What the supervised stage and the adaptation train on: a data set, a task's rows, or generated ones."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 MANY = 200_000
@@ -73,9 +72,11 @@ class DataArguments:
         for name in ("task_source", "task_path", "prompt_form"):
             if getattr(self, name) is not None and self.task is None:
                 raise ValueError(f"{name}={getattr(self, name)!r} says what is asked of a task, and task=None")
-        for name in ("dataset_config", "columns"):
-            if getattr(self, name) is not None and self.dataset_name is None:
+        for name, usual in (("dataset_config", None), ("columns", None), ("dataset_train_split", "train")):
+            if getattr(self, name) != usual and self.dataset_name is None:
                 raise ValueError(f"{name}={getattr(self, name)!r} is of dataset_name, which is missing")
+        if self.problem_seed and self.dataset_name is not None:
+            raise ValueError(f"problem_seed={self.problem_seed} would be ignored: dataset_name has rows of its own")
         if self.num_problems is not None and self.dataset_name is not None:
             raise ValueError(f"num_problems={self.num_problems} would be ignored: all rows of dataset_name are taken")
         if self.num_problems is not None and self.num_problems < 1:
@@ -108,9 +109,9 @@ def check_data(recipe: DataArguments, training: Any) -> None:
         )
     if training.eval_on_start and not evaluated:
         raise ValueError("eval_on_start=True wants rows to evaluate: dataset_test_split or num_eval_problems")
-    from lockstitch.rewards.tasks.data import FORMATS
+    from lockstitch.rewards.tasks.data import is_file_name
 
-    if recipe.dataset_test_split is not None and Path(recipe.dataset_name or "").suffix in FORMATS:
+    if recipe.dataset_test_split is not None and is_file_name(recipe.dataset_name or ""):
         raise ValueError(
             f"dataset_name={recipe.dataset_name!r} is one file, without splits: "
             "dataset_test_split needs a directory or a hub name"
@@ -142,6 +143,11 @@ def task_rows(recipe: DataArguments, tokenizer: Any) -> Any:
         raise ValueError(
             f"task {task.name!r} has no rows to train on, only {', '.join(task.sources)} to measure on: "
             "task_source, if that is meant, or task_path"
+        )
+    made_up = recipe.task_path is None and task.source(source).generate is not None
+    if recipe.problem_seed and not made_up:
+        raise ValueError(
+            f"problem_seed={recipe.problem_seed} would be ignored: task {task.name!r} has rows of its own"
         )
     rows = load_rows(
         task,

@@ -19,7 +19,6 @@ from lockstitch.stitching.score import Scorer, load_scorer, scorer_parts
 from lockstitch.stitching.segment import steps_of, token_spans
 from lockstitch.stitching.steps import Step
 from lockstitch.stitching.stitch import geometric_mean
-from lockstitch.stitching.verifier import FILE as VERIFIER
 from lockstitch.stitching.verifier import Verifier
 
 from lockstitch.files import SUMMARY, to_json, write_whole
@@ -32,8 +31,11 @@ AGAINST = {"labels": "labels", "checker": "the checker, each step", "prefixes": 
            "traces": "answers, whole traces"}  # fmt: skip
 
 
-def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Writes `summary.json`, `calibration.html` and, for a sum, `scorer_weights.json`; prints the figures."""
+def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], is_verifier: bool) -> None:
+    """Writes `summary.json`, `calibration.html` and, for a sum, `scorer_weights.json`; prints the figures.
+
+    `is_verifier`: whether a regression on features was made, which reads questions, and no model, which reads prompts.
+    """
     from lockstitch.stitching.prm import ProcessRewardModel
 
     train = [row for row in rows["train"] if row["completions"]]
@@ -45,9 +47,9 @@ def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, An
         }
     scored: dict[str, dict[str, Any]] = {}
     if rows["test"]:
-        is_verifier = (output / VERIFIER).is_file()
         scorer: Any = Verifier(str(output), get_task(recipe.task)) if is_verifier else ProcessRewardModel(str(output))
-        own = figures(prm_scores(scorer, rows["test"]), rows["test"])
+        asked = "question" if is_verifier else "prompt"
+        own = figures(prm_scores(scorer, rows["test"], asked), rows["test"])
         own["cost"] = {"nfe": 0, "scorer_passes": 0 if is_verifier else 1}
         scored["verifier" if is_verifier else "prm"] = own
         scored |= other_scorers(recipe, output, rows)
@@ -70,12 +72,12 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def prm_scores(scorer: Any, rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """The scores of the steps of every row, as they stand there."""
+def prm_scores(scorer: Any, rows: Sequence[Mapping[str, Any]], asked: str = "prompt") -> list[list[float]]:
+    """The scores of the steps of every row, as they stand there; the column `asked` is put to the scorer."""
     found = []
     for row in rows:
         steps = [Step(0, i, text, (0, len(text))) for i, text in enumerate(row["completions"])]
-        found.append(scorer(row["prompt"], [steps]).score_KN[0])
+        found.append(scorer(row[asked], [steps]).score_KN[0])
     return found
 
 

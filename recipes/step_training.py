@@ -49,6 +49,14 @@ def check_row(row: Mapping[str, Any], place: int) -> None:
             f"row {place} has no {', '.join(map(repr, missing))}: steps are labelled in TRL's form, 'prompt', "
             "'completions' (a list of steps) and 'labels' (a number in [0, 1] or a bool each)"
         )
+    for name in ("completions", "labels"):
+        if not isinstance(row[name], list | tuple):
+            raise ValueError(f"row {place} has {name}={row[name]!r:.80}: a list is needed, an entry for each step")
+    if not isinstance(row["prompt"], str | list | tuple):
+        raise ValueError(f"row {place} has prompt={row['prompt']!r:.80}: a text or messages are needed")
+    other = [step for step in row["completions"] if not isinstance(step, str)]
+    if other:
+        raise ValueError(f"row {place} has the step {other[0]!r:.80}: a text is needed")
     if len(row["completions"]) != len(row["labels"]):
         raise ValueError(f"row {place} has {len(row['labels'])} labels for {len(row['completions'])} steps")
     bad = [label for label in row["labels"] if not isinstance(label, bool | int | float) or not 0 <= label <= 1]

@@ -13,6 +13,7 @@ from typing import Any
 
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import Task
+from lockstitch.rl.run_record import RUN
 from lockstitch.stitching.answers import same_answers
 from lockstitch.stitching.combine import fit
 from lockstitch.stitching.evidence_model import FILE as EVIDENCE
@@ -39,7 +40,15 @@ def trace_rows(path: Path, task: Task) -> list[dict[str, Any]]:
     Raises `ValueError` naming bad lines, and a problem whose answers cannot be judged.
     """
     rows = []
+    golds: dict[str, str | None] = {}
     for number, given in enumerate(read_trajectories(path, task)):
+        question, gold = given.problem.question, given.problem.answer
+        if given.fault is not None:
+            raise ValueError(f"{path}: the problem {question!r:.80} cannot be judged: {given.fault}")
+        if golds.setdefault(question, gold) != gold:
+            raise ValueError(
+                f"{path}: the problem {question!r:.80} has two gold answers, {golds[question]!r} and {gold!r}"
+            )
         texts = list(given.completions or ())
         answers = [task.extract(text) for text in texts]
         verdicts = task.judge(given.problem, [answer or "" for answer in answers], texts)
@@ -74,13 +83,37 @@ def fit_verifier(rows: Sequence[Row]) -> Logistic:
     return fit_logistic(FEATURES, x, y, counts)
 
 
-def unseen_scores(rows: Sequence[Row]) -> list[list[float]]:
-    """The scores of each row's steps by a verifier that was fitted without its problem."""
-    found: list[list[float]] = [[] for _ in rows]
+def folds(rows: Sequence[Row]) -> dict[str, int]:
+    """The fold of each question: a file may ask one in several rows."""
+    fold_of: dict[str, int] = {}
+    for row in rows:
+        fold_of.setdefault(row["question"], row["problem"] % FOLDS)
+    return fold_of
+
+
+def check_folds(rows: Sequence[Row], traces: str) -> None:
+    """Raises `ValueError` for fewer problems than folds, or where those outside of one are all right or all wrong."""
+    fold_of = folds(rows)
+    if len(fold_of) < FOLDS:
+        raise ValueError(f"traces={traces!r} holds {len(fold_of)} problems with steps; at least {FOLDS}, one a fold")
     for fold in range(FOLDS):
-        model = fit_verifier([row for row in rows if row["problem"] % FOLDS != fold])
+        right = [row["correct"] for row in rows if fold_of[row["question"]] != fold]
+        if len(set(right)) < 2:
+            raise ValueError(
+                f"traces={traces!r} holds {sum(row['correct'] for row in rows)} right and "
+                f"{sum(not row['correct'] for row in rows)} wrong traces with steps: too few problems have some of "
+                "each kind, and nothing can be told apart"
+            )
+
+
+def unseen_scores(rows: Sequence[Row]) -> list[list[float]]:
+    """The scores of each row's steps by a verifier that was fitted without its question."""
+    found: list[list[float]] = [[] for _ in rows]
+    fold_of = folds(rows)
+    for fold in range(FOLDS):
+        model = fit_verifier([row for row in rows if fold_of[row["question"]] != fold])
         for i, row in enumerate(rows):
-            if row["problem"] % FOLDS == fold:
+            if fold_of[row["question"]] == fold:
                 found[i] = model(features(row["question"], row["completions"], row["sound"]))
     return found
 
@@ -104,15 +137,6 @@ def fit_evidence(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Logi
     return fit_logistic(names_of(sources), x, y, ridge=EVIDENCE_RIDGE, more={"usual": usual})
 
 
-def check_traces(recipe: Any, of_completion: Sequence[str]) -> None:
-    """Raises `ValueError` for settings of labelling by completion, named `of_completion`: traces have no use for them."""
-    for name in of_completion:
-        if getattr(recipe, name):
-            raise ValueError(
-                f"{name}={getattr(recipe, name)!r} is of labelling by completion; traces are labelled by their answers"
-            )
-
-
 def labelled_traces(recipe: Any) -> dict[str, list[dict[str, Any]]]:
     """The rows of each split. Raises `ValueError` as `trace_rows` does, and for a problem that is in both."""
     task = get_task(recipe.task)
@@ -129,21 +153,17 @@ def labelled_traces(recipe: Any) -> dict[str, list[dict[str, Any]]]:
 def fit_on_features(output: Path, recipe: Any) -> dict[str, list[dict[str, Any]]]:
     """Writes `verifier.json`, `evidence_weights.json` and the `scorer_weights.json` of `calculator+verifier:OUTPUT`.
 
-    Returns the rows of each split. Raises `ValueError` where there are no traces, for a task without a checker, for too few
-    problems, and for another run's directory.
+    Returns the rows of each split. Raises `ValueError` for a task without a checker, for too few problems, and for another
+    run's directory.
     """
-    if recipe.traces is None:
-        raise ValueError("model_name_or_path='features' reads traces that are labelled by their answers: say --traces")
     if get_task(recipe.task).checker is None:
         raise ValueError(f"model_name_or_path='features' counts what a checker finds; task {recipe.task!r} has none")
     found = labelled_traces(recipe)
     rows = [row for row in found["train"] if row["completions"]]
-    problems = len({row["problem"] for row in rows})
-    if problems < FOLDS:
-        raise ValueError(
-            f"traces={recipe.traces!r} holds {problems} problems with steps; at least {FOLDS}, one a fold"
-        )
-    claim_directory(output, {"model_name_or_path": "features", **asdict(recipe)})
+    check_folds(rows, recipe.traces)
+    if (output / RUN).is_file():
+        raise ValueError(f"output_dir={str(output)!r} holds the run of a model; choose another")
+    claim_directory(output, {"model_name_or_path": "features", **asdict(recipe)}, (VERIFIER,))
     scores = unseen_scores(rows)
     fit_verifier(rows).write(output / VERIFIER)
     fit_evidence(rows, scores).write(output / EVIDENCE)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lockstitch.sampling.adapter_files import Adapter, find_adapter
 from lockstitch.sampling.chat import Chat
+from lockstitch.sampling.compiled import compile_layers
 from lockstitch.sampling.families import BIDIRECTIONAL, FACTS, Family, family_of
 from lockstitch.sampling.loading import is_remote, layout_of, load_model, load_tokenizer, write_facts
 from lockstitch.sampling.remote import NATIVE, Calling, load_remote
@@ -59,10 +60,13 @@ class Denoiser:
 
     Attributes:
         chat: how texts are put to the model; as they are, unless it is set.
+        compiled: whether its layers are (`compile_layers`).
 
     Raises `ValueError` where a mask or an end-of-sequence token is missing, where tokenizer and config name different mask
     tokens, and for families without mask tokens.
     """
+
+    compiled = False
 
     def __init__(
         self,
@@ -155,6 +159,17 @@ class Denoiser:
         for what in calling.lacking:
             logger.warning("%s: %s", path, what)
         return cls(model, load_tokenizer(path, revision, trust_remote_code=True), known, mask_id, calling)
+
+    def compile_layers(self) -> None:
+        """Has torch.compile make code of the model's layers, at the first pass: for `sample` without a cache.
+
+        Logits change by rounding. Raises `ValueError` in one line where a compiler is missing (C++ on a CPU, triton
+        elsewhere), and for models that bring their own code or an adapter.
+        """
+        if self.calling is not NATIVE:
+            raise ValueError(f"{type(self.model).__name__} cannot be compiled: it runs code of its own")
+        compile_layers(self.model)
+        self.compiled = True
 
     @property
     def block_length(self) -> int | None:

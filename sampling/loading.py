@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lockstitch import EMBEDDED, model_name, model_path
+from lockstitch import EMBEDDED, adapter_and_base, model_name, model_path
 
 _PUBLISHED = "published_config"  # beside the facts: config.json as the authors wrote it
 
@@ -63,6 +63,7 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
     translation = None if trust_remote_code else translation_of(raw)
     told: dict[str, Any] = {} if translation is None else {"config": native_config(raw, translation)}
     with loaded_from(f"the tokenizer of {path!r}"):
+        path = (adapter_and_base(path) or (path,))[0]  # of an adapter on another base: what lies beside the adapter
         if translation is not None and translation.tokenizer and _brings_tokenizer(path, revision):
             return getattr(transformers, translation.tokenizer).from_pretrained(path, revision=revision)
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code, **told)

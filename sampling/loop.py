@@ -79,6 +79,11 @@ def make_rows(
 ) -> list[Row]:
     """One row for each trajectory that `sample` draws, in its order; checks what it checks."""
     check_layout(config, denoiser.family, denoiser.calling)
+    if denoiser.compiled and config.cache != "none":
+        raise ValueError(
+            f"cache={config.cache!r}: what a pass reads of kept keys changes with every block, and the compiled layers of "
+            "this model would be compiled anew each time; cache='none'"
+        )
     if config.length != "fixed" and (canvases is not None or bans is not None):
         raise ValueError(
             f"canvases and bans speak of positions; under length={config.length!r} those move or are cut off: "

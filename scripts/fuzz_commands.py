@@ -8,16 +8,21 @@ range, a path that is not there or is of the wrong kind, or a tag of YAML that w
 must run to its end; one that is refused must end with exit status 2 and one line that names the field. Counted are
 tracebacks, calls that take longer than `--limit`, other exit statuses, and refusals in which the field's name is missing.
 
-All are called in forks of one process that has imported what they need. Left out: pairs of fields, and `--push`.
+A refusal is late that comes when rows or a checkpoint are written already. The configurations are those of `fuzz_bases.py`;
+a command has several where its options belong to different kinds of work. All are called in forks of one process that has
+imported what they need. Left out: pairs of fields, and `--push`.
 """
 
 import argparse
 import contextlib
 import faulthandler
+import inspect
+import io
 import json
 import math
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -31,45 +36,25 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fuzz_bases import BAD, BASES, prepare
+
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
                "WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}  # fmt: skip
 
-# As YAML has them; the paths are in the folder that a try runs in.
-BAD = {
-    "empty": "''", "-1": "-1", "0": "0", "nan": ".nan", "inf": ".inf", "1e30": "1.0e+30", "huge": str(10**30),
-    "list": "[1, 2]", "mapping": "{a: 1}", "true": "true", "text": "seven", "number in quotes": "'-0.5x'",
-    "no such path": "missing/path.jsonl", "directory": "folder", "file": "file.txt", "device": "cuda:7",
-    "tag": "!!python/object:os.system {}", "null byte": '"a\\0b"', "not in UTF-8": '"\\uD800"',
-}  # fmt: skip
-PUZZLE = "3102\\n2000\\n0210\\n0320\\n"
-TRAINED = {
-    "model_name_or_path": "embedded:sudoku-early", "num_problems": 16, "max_steps": 1, "use_cpu": True, "bf16": False,
-    "dtype": "float32", "report_to": "none", "logging_steps": 1, "output_dir": "run", "save_steps": 1, "seed": 0,
-}  # fmt: skip
-BASES: dict[str, dict[str, Any]] = {
-    "sample": {"model": "embedded:sudoku-early", "prompt": PUZZLE.encode().decode("unicode_escape"), "canvas_length": 20,
-               "steps": 1, "output": "run", "color": "never"},
-    "stitch": {"task": "sudoku", "generate": 1, "num_trajectories": 1, "steps": 1, "rounds": False, "solver": "none",
-               "output": "run", "color": "never"},
-    "grade": {"task": "gsm8k", "completions": "completions.jsonl", "output": "run"},
-    "sft": {**TRAINED, "generate": "sudoku", "canvas_length": 20, "per_device_train_batch_size": 2,
-            "gradient_checkpointing": False},
-    "grpo": {**TRAINED, "task": "sudoku", "prompt_form": "plain", "reward_funcs": ["sudoku"], "max_completion_length": 20,
-             "steps": 1, "num_generations": 2, "per_device_train_batch_size": 2, "html": False},
-    "export": {"adapter": "adapter", "output": "out"},
-    "rewards": {},
-    "report": {"run": "log"},
-}  # fmt: skip
+RECIPES = ("sft", "grpo", "adapt", "prm")  # which start another process
+YAML = ("sample", "stitch", *RECIPES)  # which read their options from a file, too
 USAGE = 12  # lines that argparse may say of a command before its error
+PLACES = {"report": "run", "tasks": "task"}  # what a command is told without an option's name
 FOR_OTHERS = {"push", "push_to_hub"}  # which would ask the hub
 
 
 @dataclass
 class End:
-    """How a try ended: its exit status (None: it was killed for taking too long), and what it said."""
+    """How a try ended: its exit status (None: it took too long and was killed), what it said, whether results were left."""
 
     status: int | None
     said: str
+    worked: bool = False
 
     def kinds(self, program: str, field: str, value: str) -> list[str]:
         """What is wrong with it: nothing, if it ran to its end or was refused in a line that names the field or value."""
@@ -82,6 +67,8 @@ class End:
             return ["status"]
         if self.status == 0:
             return []
+        if self.worked:
+            return ["late"]
         told = [i for i, line in enumerate(lines) if line.startswith((f"{program}: ", f"lockstitch {program}: "))]
         if not told or told[-1] > USAGE:
             return ["more than a line"]
@@ -96,7 +83,7 @@ def main_of(command: str) -> Callable[[list[str]], Any]:
 
     from lockstitch.cli import COMMANDS
 
-    if command in ("sft", "grpo"):
+    if command in RECIPES:
         recipe = import_module(f"lockstitch.recipes.{command}")
 
         def run(argv: list[str]) -> None:
@@ -109,16 +96,19 @@ def main_of(command: str) -> Callable[[list[str]], Any]:
     return found
 
 
-def fields_of(command: str) -> list[str]:
-    """Every field that a command can be told."""
-    if command in ("grade", "export", "rewards", "report"):
-        return {
-            "grade": ["task", "completions", "output", "form", "reward", "chunk"],
-            "export": ["adapter", "output", "base", "revision", "names", "hub_model_id"],
-            "rewards": ["json"],
-            "report": ["run", "html"],
-        }[command]
-    from lockstitch.recipes import grpo, sft
+def fields_of(command: str, own: bool = False) -> list[str]:
+    """Every field that a command can be told; `own`: those alone that no library's record has."""
+    if command not in YAML:
+        from lockstitch import cli
+
+        with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.suppress(SystemExit):
+            cli.main([command, "--help"])
+        named = re.findall(r"^  (?:-\w, )?--(\w+)", told.getvalue(), re.MULTILINE)
+        own = re.findall(r"^  (\w+)  ", told.getvalue(), re.MULTILINE)
+        return [name for name in (*own, *named) if name not in {*FOR_OTHERS, "help"}]
+    from lockstitch.recipes import adapt, grpo, prm, sft
+    from lockstitch.recipes.step_training import StepRewardConfig
+    from lockstitch.rl.adaptation_config import AdaptationConfig
     from lockstitch.rl.grpo_config import DiffusionGRPOConfig
     from lockstitch.rl.health import HealthConfig
     from lockstitch.rl.lora import DiffusionModelConfig
@@ -126,52 +116,53 @@ def fields_of(command: str) -> list[str]:
     from lockstitch.sampling.sample_options import SampleOptions, sampler_options
     from lockstitch.stitching.config import StitchConfig
 
+    from lockstitch.engine import EngineOptions
+
     records = {
-        "sample": (SampleOptions, sampler_options()),
-        "stitch": (StitchConfig,),
+        "sample": (SampleOptions, sampler_options(), EngineOptions),
+        "stitch": (StitchConfig, EngineOptions),
         "sft": (sft.RecipeArguments, DiffusionSFTConfig, DiffusionModelConfig),
         "grpo": (grpo.RecipeArguments, HealthConfig, DiffusionGRPOConfig, DiffusionModelConfig),
+        "adapt": (adapt.RecipeArguments, AdaptationConfig, DiffusionModelConfig),
+        "prm": (prm.RecipeArguments, StepRewardConfig, DiffusionModelConfig),
     }[command]
-    return [one.name for record in records for one in fields(record) if one.init and one.name not in FOR_OTHERS]
+    ours = {
+        name
+        for record in records
+        for kind in record.__mro__
+        if kind.__module__.startswith("lockstitch") or not own
+        for name in kind.__dict__.get("__dataclass_fields__", {})
+        if not own or name in inspect.get_annotations(kind)
+    }
+    return [one.name for record in records for one in fields(record) if one.init and one.name in ours - FOR_OTHERS]
 
 
-def words(command: str, field: str, value: str) -> list[str]:
+def words(base: str, field: str, value: str) -> list[str]:
     """The command line of a try; writes the YAML file where the command reads one."""
-    base = BASES[command]
-    if command in ("sample", "stitch", "sft", "grpo"):
-        text = "".join(f"{name}: {json.dumps(said)}\n" for name, said in base.items() if name != field)
+    command, said = base.split()[0], BASES[base]
+    if command in YAML:
+        text = "".join(f"{name}: {json.dumps(one)}\n" for name, one in said.items() if name != field)
         Path("config.yaml").write_text(text + f"{field}: {value}\n", encoding="utf-8")
         return ["--config", "config.yaml"]
     plain = value.strip("'").replace('"a\\0b"', "a\rb").replace('"\\uD800"', "\udc80")
-    argv = [] if field == "run" else [str(base["run"])] if "run" in base else []
-    for name, said in (base | {field: plain}).items():
-        argv += [f"{plain}"] if name == field == "run" else [] if name == "run" else [f"--{name}={said}"]
-    return argv
+    place = PLACES.get(command)
+    options = said | {field: plain}
+    return [
+        *([str(options.pop(place))] if place in options else []),
+        *(f"--{name}={one}" for name, one in options.items()),
+    ]
 
 
-def prepare(folder: Path) -> None:
-    """Files and directories that the configurations name."""
-    Path(folder, "folder").mkdir()
-    Path(folder, "folder", "inside").write_text("x")
-    Path(folder, "file.txt").write_text("neither JSON nor YAML: [\n")
-    row = {"question": "Half of 9?", "answer": "4.5", "completion": "That is \\boxed{9/2}."}
-    Path(folder, "completions.jsonl").write_text(json.dumps(row) + "\n")
-    Path(folder, "log").mkdir()
-    Path(folder, "log", "trainer_state.json").write_text(
-        '{"log_history": [{"step": 1, "loss": 1.0}], "global_step": 1}'
-    )
-
-
-def attempt(run: Callable[[list[str]], Any], command: str, field: str, value: str, limit: float, adapter: Path) -> End:
+def attempt(run: Callable[[list[str]], Any], base: str, field: str, value: str, limit: float, adapter: Path) -> End:
     """Calls a command in a fork, in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         prepare(Path(folder))
-        if command == "export":
+        if base == "export":
             shutil.copytree(adapter, Path(folder, "adapter"))
         said = Path(folder, "said")
         pid = os.fork()
         if pid == 0:
-            _child(run, command, field, value, said, math.ceil(limit))
+            _child(run, base, field, value, said, math.ceil(limit))
         began, status = time.monotonic(), None
         while time.monotonic() - began < 10 * limit:
             ended, code = os.waitpid(pid, os.WNOHANG)
@@ -185,10 +176,13 @@ def attempt(run: Callable[[list[str]], Any], command: str, field: str, value: st
             os.waitpid(pid, 0)
         if status == -signal.SIGXCPU:
             status = None
-        return End(status, said.read_text(encoding="utf-8", errors="replace"))
+        worked = [*Path(folder).glob("**/results.jsonl"), *Path(folder).glob("**/checkpoint-*")]
+        return End(
+            status, said.read_text(encoding="utf-8", errors="replace"), any(one.stat().st_size for one in worked)
+        )
 
 
-def _child(run: Callable[[list[str]], Any], command: str, field: str, value: str, said: Path, limit: int) -> None:
+def _child(run: Callable[[list[str]], Any], base: str, field: str, value: str, said: Path, limit: int) -> None:
     code: object = 1
     try:
         os.setsid()
@@ -201,7 +195,7 @@ def _child(run: Callable[[list[str]], Any], command: str, field: str, value: str
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
-        code = run(words(command, field, value)) or 0
+        code = run(words(base, field, value)) or 0
     except SystemExit as ended:
         code = ended.code
         if isinstance(code, str):
@@ -215,9 +209,9 @@ def _child(run: Callable[[list[str]], Any], command: str, field: str, value: str
         os._exit(code if isinstance(code, int) else 1 if code else 0)
 
 
-def tries(command: str, count: int, seed: int) -> Iterator[tuple[str, str]]:
+def tries(command: str, count: int, seed: int, own: bool) -> Iterator[tuple[str, str]]:
     """Fields with the names of bad values, so many for each field, drawn by the seed."""
-    for field in fields_of(command):
+    for field in fields_of(command, own):
         yield from ((field, name) for name in random.Random(f"{seed} {field}").sample(sorted(BAD), count))
 
 
@@ -243,6 +237,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--commands", nargs="+", choices=BASES, default=list(BASES))
     parser.add_argument("--fields", nargs="+", help="these alone")
+    parser.add_argument("--own", action="store_true", help="leave out what transformers' and TRL's records have")
+    parser.add_argument("--accepted", action="store_true", help="log what was accepted, too")
     parser.add_argument("--values", type=int, default=8, help=f"of the {len(BAD)}, for each field (default 8)")
     parser.add_argument("--share", type=float, default=1.0, help="of all tries, drawn by the seed (default all)")
     parser.add_argument("--seed", type=int, default=0)
@@ -262,23 +258,27 @@ def main() -> None:
     from transformers import LlamaForCausalLM  # noqa: F401
 
     random.seed(options.seed)
-    columns = ("traceback", "hang", "status", "more than a line", "unnamed")
-    print("| command | tries | refused | tracebacks | hangs | other statuses | more than a line | field not named |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("traceback", "hang", "status", "late", "more than a line", "unnamed")
+    print(
+        "| command | tries | refused | tracebacks | hangs | other statuses | late | more than a line | field not named |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         make_adapter(Path(folder, "adapter"))
-        for command in options.commands:
+        for base in options.commands:
+            command = base.split()[0]
             run, counts = main_of(command), Counter[str]()
-            for field, name in tries(command, options.values, options.seed):
+            for field, name in tries(command, options.values, options.seed, options.own):
                 if (options.fields and field not in options.fields) or random.random() >= options.share:
                     continue
-                end = attempt(run, command, field, BAD[name], options.limit, Path(folder, "adapter"))
+                end = attempt(run, base, field, BAD[name], options.limit, Path(folder, "adapter"))
                 kinds = end.kinds(command, field, BAD[name])
                 counts.update(["tries", *kinds, *["refused"] * (end.status == 2)])
-                if kinds:
+                if kinds or (options.accepted and end.status == 0):
                     with options.log.open("a") as log:
-                        log.write(f"=== {command} {field}={name}: {kinds[0]} {end.status}\n{end.said[-3000:]}\n")
-            row = (f"`{command}`", counts["tries"], counts["refused"], *(counts[kind] for kind in columns))
+                        kind = kinds[0] if kinds else "accepted"
+                        log.write(f"=== {base} {field}={name}: {kind} {end.status}\n{end.said[-3000:]}\n")
+            row = (f"`{base}`", counts["tries"], counts["refused"], *(counts[kind] for kind in columns))
             print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 

@@ -32,13 +32,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from fuzz_commands import main_of, make_adapter
+from fuzz_commands import RECIPES, main_of, make_adapter
 from lockstitch.rl.checkpoints import torn
 
 IMPORTS = [
     "lockstitch.rl.grpo", "lockstitch.rl.sft", "lockstitch.rl.export", "lockstitch.rl.merge", "lockstitch.sampling.cli",
     "lockstitch.stitching.cli", "lockstitch.stitching.pipeline", "lockstitch.rewards.tasks.grade_cli",
-    "lockstitch.recipes.run_directory", "lockstitch.recipes.rl_data", "fuzz_commands",
+    "lockstitch.recipes.run_directory", "lockstitch.recipes.rl_data", "lockstitch.rl.adaptation",
+    "lockstitch.recipes.step_training", "lockstitch.recipes.step_labels", "fuzz_commands",
 ]  # fmt: skip
 TRAINED = {
     "model_name_or_path": "embedded:sudoku-early", "num_problems": 64, "save_steps": 1, "learning_rate": 1e-3,
@@ -51,6 +52,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
              "steps": 5, "num_generations": 4, "per_device_train_batch_size": 8, "max_steps": 10, "use_peft": "true",
              "lora_r": 4, "held_out_problems": 4, "held_out_every": 5, "log_completions": "true",
              "num_completions_to_print": 0},
+    "adapt": {**TRAINED, "model_name_or_path": "embedded:solver", "layout": "context_causal", "block_length": 4,
+              "generate": "evidence", "canvas_length": 20, "text": "rollouts", "states": "on_policy",
+              "objective": "distillation", "per_device_train_batch_size": 4, "max_steps": 12},
+    "prm": {**TRAINED, "task": "sudoku", "label_model": "embedded:sudoku-early", "num_problems": 8, "num_eval_problems": 4,
+            "num_trajectories": 2, "num_completions": 2, "chunk": 1, "per_device_train_batch_size": 4, "max_steps": 8},
     "sample": {"model": "embedded:sudoku-early", "input": "prompts.jsonl", "canvas_length": 20, "steps": 10, "n": 2,
                "temperature": 1.0, "chunk": 1, "html": "page.html"},
     "stitch": {"task": "sudoku", "generate": 12, "num_trajectories": 4, "temperature": 1.0, "chunk": 1},
@@ -84,7 +90,7 @@ def words(command: str, output: Path) -> list[str]:
     """The command line."""
     said = [f"--{name}={value}" for name, value in SETTINGS[command].items()]
     more = ["--merge"] if command == "export" else []
-    return [*said, *more, f"--output{'_dir' if command in ('sft', 'grpo') else ''}={output}"]
+    return [*said, *more, f"--output{'_dir' if command in RECIPES else ''}={output}"]
 
 
 def _process(command: str, output: Path, said: Path) -> None:
@@ -129,12 +135,16 @@ def prepare(folder: Path) -> None:
 
 
 def results(output: Path) -> list[str]:
-    """What there is so far, oldest first: whole rows, steps of checkpoints, or the names of exported files."""
-    rows = output / "results.jsonl"
-    if rows.is_file():
-        return [_TIMES.sub("", line) for line in rows.read_text(encoding="utf-8").split("\n")[:-1]]
+    """What there is so far, oldest first: whole rows, those of labels among them, then steps of checkpoints."""
+    files = [output / place / "results.jsonl" for place in (".", "labels/train", "labels/fit", "labels/test")]
+    rows = [
+        _TIMES.sub("", line)
+        for file in files
+        if file.is_file()
+        for line in file.read_text(encoding="utf-8").split("\n")[:-1]
+    ]
     steps = sorted(int(path.name.split("-")[1]) for path in output.glob("checkpoint-*"))
-    return [str(step) for step in range(1, steps[-1] + 1)] if steps else []
+    return [*rows, *(str(step) for step in range(1, steps[-1] + 1 if steps else 1))]
 
 
 def contents(output: Path) -> dict[str, Any]:
@@ -144,7 +154,7 @@ def contents(output: Path) -> dict[str, Any]:
         name = str(path.relative_to(output))
         if (
             path.is_dir()
-            or path.name in ("report.html", "page.html", "training_args.bin")
+            or path.name in ("report.html", "page.html", "calibration.html", "training_args.bin")
             or name.startswith("checkpoint-")
         ):
             continue

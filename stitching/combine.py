@@ -66,6 +66,8 @@ class Weights:
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"scorer_weights={path!r} is no file of fitted weights: {why}") from error
+        if not all(map(math.isfinite, (found.bias, *found.weights))):
+            raise ValueError(f"scorer_weights={path!r} is no file of fitted weights: a weight is not finite")
         if found.parts != tuple(parts) or len(found.weights) != len(parts):
             raise ValueError(
                 f"scorer_weights={path!r} are those of {'+'.join(found.parts)!r}, not of {'+'.join(parts)!r}"

@@ -37,7 +37,10 @@ class DraftSolver:
 
         block = denoiser.block_length or BLOCK
         self.config = SamplerConfig(max_new_tokens, block, policy="verify", cache="block", batch_size=batch_size)
-        check_layout(self.config, denoiser.family, denoiser.calling)
+        try:
+            check_layout(self.config, denoiser.family, denoiser.calling)
+        except ValueError as error:
+            raise ValueError(f"solver 'draft:' with {denoiser.model.name_or_path!r}: {error}") from error
         self.denoiser, self.batch_size = denoiser, batch_size
         self.script = Script(denoiser.tokenizer, task)
 

@@ -4,6 +4,7 @@ Axes: M rows, F features, G features and the bias.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,6 +57,11 @@ class Logistic:
             raise ValueError(f"{what}: there is no {str(path)!r}; `lockstitch prm` writes one") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{what} cannot be read from {str(path)!r}: {type(error).__name__}: {error}") from error
+        numbers = [found.bias, *more.values(), *(one for values in lists.values() for one in values)]
+        if not all(map(math.isfinite, numbers)) or not all(scale > 0 for scale in found.scale):
+            raise ValueError(
+                f"{what} cannot be read from {str(path)!r}: its numbers are to be finite, its scales positive"
+            )
         wanted = found.features if names is None else tuple(names)
         if found.features != wanted or {len(one) for one in lists.values()} != {len(wanted)}:
             raise ValueError(f"{str(path)!r} has other features than this version's {what}")

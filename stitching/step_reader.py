@@ -65,18 +65,25 @@ class Reader:
         file = cached_file(
             model, READER, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
-        return None if file is None else cls(**json.loads(Path(file).read_text(encoding="utf-8")))
+        if file is None:
+            return None
+        try:
+            return cls(**json.loads(Path(file).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file} does not say how the model reads steps: {error}") from error
 
     def write(self, directory: Path) -> None:
         """Writes it beside a model's weights."""
         write_whole(directory / READER, to_json(asdict(self)))
 
     def encode(self, tokenizer: Any, prompt: Any, steps: Sequence[str]) -> "Encoded":
-        """The tokens of a prompt (a text, or messages) with its steps."""
+        """The tokens of a prompt (a text, or messages) with its steps; `ValueError` for a step without tokens."""
         ids = Chat(self.chat_template, self.system_prompt).encode(prompt, tokenizer)
         segments, positions = [0] * len(ids), []
         for number, step in enumerate(steps, start=1):
             new = tokenizer(step + self.separator, add_special_tokens=False)["input_ids"]
+            if not new:
+                raise ValueError(f"step {step!r} with step_separator={self.separator!r} has no token to be scored at")
             ids = ids + new
             segments += [number] * len(new)
             positions.append(len(ids) - 1)
@@ -158,18 +165,29 @@ def load_body(
 
     Raises `ValueError` for what cannot be loaded, and for another attention than a model was trained with.
     """
-    from lockstitch.sampling.families import FACTS, translation_of
-    from lockstitch.sampling.loading import layout_of, load_model, load_tokenizer, read_config
+    from lockstitch.sampling.loading import load_model, load_tokenizer, read_config
 
-    raw = read_config(model, loading.get("revision"))
+    revision = loading.get("revision")
+    attention = attention_of(model, attention, family, revision)
+    return load_model(model, read_config(model, revision), **loading), load_tokenizer(model, revision), attention
+
+
+def attention_of(
+    model: str, attention: str | None = None, family: str | None = None, revision: str | None = None
+) -> str:
+    """How a language model under a head is to be read; arguments and errors are those of `load_body`. Loads no weights."""
+    from lockstitch.sampling.families import FACTS, translation_of
+    from lockstitch.sampling.loading import layout_of, read_config
+
+    raw = read_config(model, revision)
     diffusion = family is not None or FACTS in raw or translation_of(raw) is not None or raw.get("is_causal") is False
-    full = diffusion and layout_of(model, family, loading.get("revision"))[0].layout == "full"
+    full = diffusion and layout_of(model, family, revision)[0].layout == "full"
     attention = attention or ("steps" if full else "causal")
     if attention != "causal" and not full:
         raise ValueError(f"attention={attention!r} needs a diffusion model that attends fully, and {model!r} does not")
     if attention == "causal" and full:
         raise ValueError(f"attention='causal' would hide from {model!r} what it was trained to see: steps, full")
-    return load_model(model, raw, **loading), load_tokenizer(model, loading.get("revision")), attention
+    return attention
 
 
 def load_classifier(

@@ -19,6 +19,7 @@ from lockstitch.sampling.adapter_files import find_adapter
 from lockstitch.sampling.adapters import put_on
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.loading import load_tokenizer
 from lockstitch.sampling.loop import sample
 from lockstitch.stitching import cli as stitch_cli
 from models import random_denoiser
@@ -258,6 +259,9 @@ def test_an_adapter_on_another_base_than_it_names(tmp_path, capsys):
     adapted = capsys.readouterr().out
     assert sample_cli.main([*said, "--adapter", str(other)]) == 2
     assert "is no adapter" in capsys.readouterr().err
+    # A training run leaves its tokenizer beside the adapter.
+    load_tokenizer(base).save_pretrained(tmp_path / "adapter")
+    assert sample_cli.main([*said, "--adapter", str(tmp_path / "adapter")]) == 0
     assert sample_cli.main([*said, "--adapter", "embedded:chess"]) == 2
     assert "no embedded adapter 'chess'; there are smollm2, sudoku-early" in capsys.readouterr().err
     assert adapted

@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,12 @@ from lockstitch import cli, embedded_model, files
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import fuzz_commands
-from fuzz_commands import BAD, BASES, End, prepare, words
+from fuzz_bases import BAD, BASES, prepare
+from fuzz_commands import RECIPES, End, words
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-WRITING = {"sample": "run", "stitch": "run", "grade": "run", "sft": "run", "grpo": "run", "export": ".out.partial"}
+WRITING = {"sample": "run", "stitch": "run", "grade": "run", "sft": "run", "grpo": "run", "adapt": "run", "prm": "run",
+           "prm of features": "run", "export": ".out.partial"}  # fmt: skip
 
 
 @pytest.fixture
@@ -51,12 +54,13 @@ def adapter(tmp_path_factory):
     return place
 
 
-def call(command, argv, monkeypatch):
-    """The exit status of a command."""
+def call(base, argv, monkeypatch):
+    """The exit status of a command, named as in `BASES`."""
+    command = base.split()[0]
     try:
-        if command in ("sft", "grpo"):
+        if command in RECIPES:
             monkeypatch.setattr(sys, "argv", [command, *argv])
-            {"sft": sft, "grpo": grpo}[command].main()
+            import_module(f"lockstitch.recipes.{command}").main()
             return 0
         return cli.main([command, *argv])
     except SystemExit as ended:
@@ -68,7 +72,11 @@ def call(command, argv, monkeypatch):
 def argv_of(command, **changed):
     """The command line of `BASES`, changed."""
     said = {**BASES[command], **changed}
-    return [f"--{name}={' '.join(value) if isinstance(value, list) else value}" for name, value in said.items()]
+    return [
+        f"--{name}={' '.join(value) if isinstance(value, list) else value}"
+        for name, value in said.items()
+        if value is not None
+    ]
 
 
 @contextmanager
@@ -87,12 +95,13 @@ def test_some_values_that_nobody_means(command, folder, adapter, monkeypatch, ca
     """Those that the parser or the records refuse: what is accepted takes the script's time."""
     (folder / "adapter").symlink_to(adapter)
     drawn = random.Random(command)
-    tries = [(field, name) for field in fuzz_commands.fields_of(command) for name in sorted(BAD)]
+    program = command.split()[0]
+    tries = [(field, name) for field in fuzz_commands.fields_of(program) for name in sorted(BAD)]
     for field, name in drawn.sample(tries, 5):
         monkeypatch.chdir(folder)
         code = call(command, words(command, field, BAD[name]), monkeypatch)
         said = "".join(capfd.readouterr())
-        assert End(code, said).kinds(command, field, BAD[name]) == [], (field, name, said)
+        assert End(code, said).kinds(program, field, BAD[name]) == [], (field, name, said)
 
 
 @pytest.mark.parametrize("command", list(WRITING))
@@ -113,7 +122,7 @@ def test_a_directory_that_another_process_writes_into_is_refused(command, folder
 @pytest.mark.parametrize("command", list(WRITING))
 def test_a_place_where_nothing_can_be_written_is_named(command, folder, adapter, monkeypatch, capfd):
     (folder / "adapter").symlink_to(adapter)
-    option = "output_dir" if command in ("sft", "grpo") else "output"
+    option = "output_dir" if command.split()[0] in RECIPES else "output"
     assert call(command, argv_of(command, **{option: "file.txt/run"}), monkeypatch) == 2
     said = capfd.readouterr().err
     assert "Traceback" not in said
@@ -151,7 +160,7 @@ def test_a_full_disk_loses_nothing(command, folder, monkeypatch, capfd):
     assert not list(folder.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("command", ["sft", "grpo"])
+@pytest.mark.parametrize("command", RECIPES)
 def test_training_on_a_full_disk(command, folder, monkeypatch, capfd):
     more = {"max_steps": 2}
     with files_of_at_most(100_000):
@@ -238,6 +247,14 @@ def test_a_scorer_or_reward_that_raises_is_named_with_its_line(command, option, 
     assert said.endswith("line 2)")
     assert {"stitch": "at the question", "grade": "on rows 0 to 0", "grpo": "reward"}[command] in said
     sys.modules.pop("mine_raises", None)
+
+
+def test_a_scorer_that_would_end_the_process_is_named(folder, monkeypatch, capfd):
+    (folder / "mine_exits.py").write_text("def f(*args, **columns):\n    raise SystemExit(0)\n")
+    assert call("stitch", argv_of("stitch", scorer="mine_exits:f"), monkeypatch) == 2
+    assert "scorer 'mine_exits:f', at the question" in (said := capfd.readouterr().err.splitlines()[-1])
+    assert "raised SystemExit: 0" in said
+    sys.modules.pop("mine_exits", None)
 
 
 @pytest.mark.parametrize(("command", "option"), [("stitch", "scorer"), ("grade", "reward"), ("grpo", "reward_funcs")])

@@ -40,7 +40,7 @@ def test_rows_come_from_wherever_they_are(name, tmp_path):
     assert [row["problem"] for row in rows] == [row["problem"] for row in ROWS]
     if name == "splits":
         assert len(load_split(str(tmp_path / name), "test")) == 2
-        with pytest.raises(ValueError, match=r"split 'dev' of .* is not one of train, test"):
+        with pytest.raises(ValueError, match=r"splits' cannot be loaded: split 'dev' is not one of train, test"):
             load_split(str(tmp_path / name), "dev")
 
 
@@ -51,6 +51,40 @@ def test_what_is_not_there_is_said_in_a_line(tmp_path):
         assert len(str(raised.value).splitlines()) == 1
     with pytest.raises(ValueError, match="dataset_config='main' would be ignored"):
         load_split(save(tmp_path, "a.jsonl"), config="main")
+
+
+def test_a_file_is_one_split(tmp_path):
+    for name in ("a.jsonl", "a.parquet", "saved"):
+        with pytest.raises(ValueError, match="split='test' would be ignored"):
+            load_split(save(tmp_path, name), "test")
+
+
+def test_columns_that_the_first_row_has_not_are_there(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "answer": "c"}\n')
+    assert load_split(str(tmp_path / "a.jsonl")).to_list() == [
+        {"prompt": "a", "answer": None},
+        {"prompt": "b", "answer": "c"},
+    ]
+
+
+@pytest.mark.parametrize("pair", ['"x", 3', '3, "x"', '["x"], "y"', "true, 0.5"])
+def test_a_column_of_several_types_is_named(pair, tmp_path):
+    one, other = json.loads(f"[{pair}]")
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps({'b': 'x', 'a': one})}\n{json.dumps({'b': 'x', 'a': other})}\n")
+    with pytest.raises(ValueError, match="the column 'a' holds values of several types"):
+        load_split(str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.parquet", b"PAR1junk"), ("a.parquet", b""), ("d/train.jsonl", b"{not"), ("d/train.jsonl", b"")],
+)
+def test_what_is_broken_is_named(name, data, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / name).write_bytes(data)
+    given = tmp_path / name.partition("/")[0]
+    with pytest.raises(ValueError, match=f"dataset_name='{given}' cannot be loaded: ."):
+        load_split(str(given))
 
 
 def test_columns_are_renamed():

@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from lockstitch.recipes.prm import RecipeArguments, parse
-from lockstitch.recipes.prm_data import problems_of
+from lockstitch.recipes.prm import RecipeArguments, parse, prepare
+from lockstitch.recipes.prm_arguments import COMPLETION, PLACES
+from lockstitch.recipes.prm_data import problems_in, problems_of
 from lockstitch.recipes.step_training import IGNORED, StepCollator, encode_rows, step_loss
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.prm import ProcessRewardModel
@@ -40,8 +42,8 @@ def test_a_config_is_accepted_and_its_header_is_true(name):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"task": None}, "either task=NAME, to label, or dataset_name=NAME"),
-        ({"dataset_name": "x"}, "either task=NAME, to label, or dataset_name=NAME"),
+        ({"task": None}, "task=None, dataset_name=None: say where labelled steps come from, once"),
+        ({"dataset_name": "x"}, "task='sudoku', dataset_name='x': say where labelled steps come from, once"),
         ({"label_model": None}, "label_model=None"),
         ({"num_completions": 0}, "num_completions=0 must be at least 1"),
         ({"label": "maybe"}, "label='maybe' is not one of soft, hard"),
@@ -51,13 +53,53 @@ def test_a_config_is_accepted_and_its_header_is_true(name):
         ({"num_fit_problems": 3, "scorers": ["bmc"]}, "num_fit_problems=3 and sums in scorers"),
         ({"save_dtype": "int8"}, "save_dtype='int8' is not one of"),
         ({"chunk": 0}, "chunk=0 must be at least 1"),
-        ({"columns": "a:b"}, "columns='a:b' is of dataset_name"),
-        ({"task": None, "dataset_name": "x", "label_model": None, "steps": 4}, "steps=4 is of labelling a task"),
+        ({"columns": "a:b"}, "columns='a:b' is of rows of dataset_name"),
+        ({"dataset_train_split": "a"}, "dataset_train_split='a' is of rows of dataset_name"),
+        ({"eval_traces": "a"}, "eval_traces='a' is of traces"),
+        ({"completion_steps": 0}, "completion_steps=0 must be at least 1"),
+        ({"canvas_length": 0}, "canvas_length=0 must be at least 1"),
+        ({"input": "f", "num_eval_problems": 3}, "num_eval_problems=3 would be ignored: input='f'"),
+        ({"num_eval_problems": 0, "scorers": ["bmc"]}, "would be ignored: there are no problems to judge on"),
+        ({"num_fit_problems": 3, "scorers": ["bmc+bound", "bmc+confidence"]}, "one sum at most"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changed, says):
     with pytest.raises(ValueError, match=says):
         RecipeArguments(**{**LABELLED, **changed})
+
+
+@pytest.mark.parametrize("place", [{"dataset_name": "x"}, {"task": "gsm8k", "traces": "x"}])
+@pytest.mark.parametrize("name", PLACES[COMPLETION])
+def test_what_is_of_labelling_by_completion_is_ignored_nowhere(name, place):
+    (one,) = (one for one in fields(RecipeArguments) if one.name == name)
+    other = {None: "x", "soft": "hard", False: True}.get(one.default) or one.default + 1
+    with pytest.raises(ValueError, match=f"{name}=.* is of labelling by completion"):
+        RecipeArguments(**place, **{name: other})
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"attention": "both"}, "attention='both' is not one of causal, steps, full"),
+        ({"family": "none"}, "family='none' is not one of"),
+        ({"step_separator": ""}, "step_separator=''"),
+        ({"scorers": "nobody"}, "scorer 'nobody' is not one of"),
+        ({"system_prompt": "Think."}, "system_prompt need a tokenizer with a chat template"),
+        ({"eval_strategy": "steps", "num_eval_problems": 0}, "eval_strategy='steps' wants rows to judge on"),
+    ],
+)
+def test_nothing_is_labelled_for_a_run_that_cannot_be(option, says, tmp_path, monkeypatch):
+    said = {
+        **LABELLED,
+        "model_name_or_path": "embedded:sudoku",
+        "num_problems": 1,
+        "num_eval_problems": 1,
+        "use_cpu": "true",
+        "output_dir": tmp_path / "run",
+    }
+    with pytest.raises(ValueError, match=says):
+        prepare(*parse([f"--{name}={value}" for name, value in {**said, **option}.items()]))
+    assert not list(tmp_path.rglob("results.jsonl"))
 
 
 def test_problems_of_one_split_are_in_no_other():
@@ -73,13 +115,41 @@ def test_problems_of_a_file(tmp_path):
     (tmp_path / "own.jsonl").write_text(
         "".join(json.dumps({"question": f"{n}, +7", "answer": str(n + 7)}) + "\n" for n in range(10, 16))
     )
-    own = {"task": "arithmetic", "label_model": "m", "input": str(tmp_path / "own.jsonl"), "scorers": ["bmc+bound"]}
+    (tmp_path / "test.jsonl").write_text(
+        '{"question": "1, +7", "answer": "8"}\n{"question": "2, +7", "answer": "9"}\n'
+    )
+    files = {"input": str(tmp_path / "own.jsonl"), "eval_input": str(tmp_path / "test.jsonl")}
+    own = {"task": "arithmetic", "label_model": "m", **files, "scorers": ["bmc+bound"], "num_eval_problems": 1}
     parts = problems_of(RecipeArguments(**own, num_fit_problems=2, num_problems=3), get_task("arithmetic"))
     assert [problem.question for problem in parts["train"]] == ["10, +7", "11, +7", "12, +7"]
     assert [problem.question for problem in parts["fit"]] == ["14, +7", "15, +7"]
-    assert parts["test"] == []
+    assert [problem.question for problem in parts["test"]] == ["1, +7"]
+    for questions, says in (
+        ("10, +7", "1 questions are among those to train on and those to judge on, '10, \\+7' for one"),
+        ("15, +7", "1 questions are among those to fit weights on and those to judge on"),
+    ):
+        (tmp_path / "test.jsonl").write_text(json.dumps({"question": questions}) + "\n")
+        with pytest.raises(ValueError, match=says):
+            problems_of(RecipeArguments(**own, num_fit_problems=2), get_task("arithmetic"))
     with pytest.raises(ValueError, match="has 6 problems, of which num_fit_problems=6 leave none"):
         problems_of(RecipeArguments(**own, num_fit_problems=6), get_task("arithmetic"))
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "says"),
+    [
+        (
+            "gsm8k",
+            [{"question": "a", "answer": "1"}, {"question": "b"}],
+            "line 2: 'b' cannot be judged: there is no gold",
+        ),
+        ("sudoku9", [{"question": "55" + "0" * 79}], "line 1: .* cannot be judged: a puzzle without solution"),
+    ],
+)
+def test_problems_that_cannot_be_judged_are_named_before_any_is_labelled(task, rows, says, tmp_path):
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=says):
+        problems_in(str(tmp_path / "own.jsonl"), get_task(task))
 
 
 def test_the_loss_is_the_cross_entropy_of_soft_labels():
@@ -121,6 +191,10 @@ def test_labels_stand_where_steps_are_scored():
         ({"prompt": "1", "completions": ["a"], "labels": []}, "row 0 has 0 labels for 1 steps"),
         ({"prompt": "1", "completions": ["a"], "labels": [2]}, "row 0 has the label 2"),
         ({"prompt": "1", "completions": ["a"], "labels": ["yes"]}, "row 0 has the label 'yes'"),
+        ({"prompt": "1", "completions": "ab", "labels": [0, 1]}, "row 0 has completions='ab': a list"),
+        ({"prompt": "1", "completions": ["a"], "labels": None}, "row 0 has labels=None: a list"),
+        ({"prompt": "1", "completions": [None], "labels": [1]}, "row 0 has the step None: a text"),
+        ({"prompt": 1, "completions": ["a"], "labels": [1]}, "row 0 has prompt=1: a text or messages"),
     ],
 )
 def test_rows_of_another_form_are_refused(row, says):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from lockstitch.recipes.trace_labels import fit_evidence, fit_verifier, trace_rows, unseen_scores
+from lockstitch.recipes.trace_labels import check_folds, fit_evidence, fit_verifier, folds, trace_rows, unseen_scores
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.evidence_model import EvidenceModel, evidence_features, names_of, results_stated
 from lockstitch.stitching.logistic import Logistic, fit_logistic
@@ -65,6 +65,28 @@ def test_at_the_optimum_the_gradient_is_the_ridge():
     assert left.tolist() == pytest.approx([2.0 * weight for weight in model.weights], abs=1e-7)
 
 
+def test_a_question_of_several_rows_is_in_one_fold(tmp_path):
+    rows = trace_rows(write(tmp_path / "a.jsonl", made_up(1, 6) + made_up(1, 6)[1:]), TASK)
+    fold_of = folds(rows)
+    assert len(fold_of) == 6
+    assert {row["problem"] for row in rows} == set(range(11))
+    check_folds(rows, "a")
+    right = [row for row in rows if row["correct"]]
+    for some, says in (
+        (right, "0 wrong traces with steps"),
+        (rows[:4], "holds [0-9] problems with steps; at least 5"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            check_folds(some, "a")
+
+
+def test_two_gold_answers_of_a_question_are_refused(tmp_path):
+    one = made_up(1, 1)[0]
+    path = write(tmp_path / "a.jsonl", [one, {**one, "answer": "123456"}])
+    with pytest.raises(ValueError, match=r"has two gold answers, '.*' and '123456'"):
+        trace_rows(path, TASK)
+
+
 def test_files_come_back_and_others_are_refused(tmp_path):
     model = fit_logistic(("a",), [[0.0], [1.0]], [0.0, 1.0], more={"usual": 4})
     model.write(tmp_path / "m.json")
@@ -75,6 +97,15 @@ def test_files_come_back_and_others_are_refused(tmp_path):
         EvidenceModel.read(str(tmp_path / "m.json"))
     with pytest.raises(ValueError, match=r"the verifier: there is no '.*none.json'; `lockstitch prm` writes one"):
         Verifier(str(tmp_path / "none.json"), TASK)
+    for changed in (
+        {"bias": float("nan")},
+        {"weights": [float("inf")]},
+        {"scale": [0.0]},
+        {"more": {"usual": float("nan")}},
+    ):
+        (tmp_path / "bad.json").write_text(json.dumps({**json.loads((tmp_path / "m.json").read_text()), **changed}))
+        with pytest.raises(ValueError, match=r"it cannot be read from .*bad\.json': its numbers are to be finite"):
+            Logistic.read(tmp_path / "bad.json", ("a",), "it")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match="the verifier cannot be read"):
         Verifier(str(tmp_path / "bad.json"), TASK)

@@ -3,7 +3,7 @@
 Leaves out mixtures of data sets, and streaming.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,72 @@ def load_split(name: str, split: str = "train", config: str | None = None) -> An
     Args:
         name: a name on the hub, a directory (of data files, or saved by `datasets`), or a `.jsonl`, `.json`, `.csv` or
             `.parquet` file, the first three also compressed (`.gz`).
-        split: its split; a file is all of one.
+        split: its split; a file, all of one, is asked for no other than `train`.
         config: its configuration on the hub.
 
     Raises `ValueError` for what is not there or cannot be read, naming bad lines of a file.
     """
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+    import pyarrow
+    from datasets.exceptions import DatasetsError
 
     path = Path(name)
     if is_file_name(name):
-        if config is not None:
-            raise ValueError(f"dataset_config={config!r} would be ignored: {name!r} is a file")
+        for option, said in (("dataset_config", config), ("split", None if split == "train" else split)):
+            if said is not None:
+                raise ValueError(f"{option}={said!r} would be ignored: {name!r} is a file, all of it one split")
         if path.suffix != ".parquet":
-            return Dataset.from_list(files.read_rows(path, dict))
+            return table_of(files.read_rows(path, dict), name)
         if not path.is_file():
             raise ValueError(f"dataset_name={name!r} is not a file")
-        return Dataset.from_parquet(name)
     try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            saved = load_from_disk(name)
-            if not isinstance(saved, DatasetDict):
-                return saved
-            if split not in saved:
-                raise ValueError(f"split {split!r} of {name!r} is not one of {', '.join(saved)}")
-            return saved[split]
+        return _loaded(name, split, config)
+    except StopIteration:
+        why = "a file without rows"
+    except (OSError, ConnectionError, ValueError, DatasetsError, pyarrow.ArrowException) as error:
+        why = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+    raise ValueError(f"dataset_name={name!r} cannot be loaded: {why}")
+
+
+def _loaded(name: str, split: str, config: str | None) -> Any:
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+    path = Path(name)
+    if path.suffix == ".parquet" and is_file_name(name):
+        return Dataset.from_parquet(name)
+    if not ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         return load_dataset(name, config, split=split)
-    except (OSError, ConnectionError) as error:
-        raise ValueError(f"dataset_name={name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    saved = load_from_disk(name)
+    if not isinstance(saved, DatasetDict):
+        if split != "train":
+            raise ValueError(f"split={split!r} would be ignored: it was saved as one split")
+        return saved
+    if split not in saved:
+        raise ValueError(f"split {split!r} is not one of {', '.join(saved)}")
+    return saved[split]
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """Rows as a `datasets.Dataset` with the columns of all of them: None where a row has none.
+
+    Raises `ValueError` for a column whose values are of several types, with the file's `name`.
+    """
+    import pyarrow
+    from datasets import Dataset
+
+    columns = {
+        column: [row.get(column) for row in rows] for column in dict.fromkeys(key for row in rows for key in row)
+    }
+    try:
+        return Dataset.from_dict(columns)
+    except (pyarrow.ArrowException, TypeError, OverflowError):
+        for column, values in columns.items():
+            try:
+                Dataset.from_dict({column: values})
+            except (pyarrow.ArrowException, TypeError, OverflowError) as error:
+                raise ValueError(
+                    f"{name}: the column {column!r} holds values of several types, where one is needed: {error}"
+                ) from error
+        raise
 
 
 def is_file_name(name: str) -> bool:

@@ -60,8 +60,12 @@ def one_line(
 
 
 @contextmanager
-def others_code(what: str, mistakes: type[Exception] | tuple[type[Exception], ...] = Exception) -> Iterator[None]:
+def others_code(
+    what: str, mistakes: type[BaseException] | tuple[type[BaseException], ...] = (Exception, SystemExit)
+) -> Iterator[None]:
     """Within the block, which runs code that a user named, whatever that raises is said of `what`, with its place.
+
+    A `sys.exit` in it is said, too, and does not end the command in silence.
 
     `mistakes` may be fewer, where the code is ours and called with what the user gave.
 

@@ -247,17 +247,17 @@ def to_json(value: Mapping[str, Any]) -> str:
     return json.dumps(dict(value), indent=2, ensure_ascii=False) + "\n"
 
 
-def claim_directory(directory: Path, config: Mapping[str, Any]) -> None:
+def claim_directory(directory: Path, config: Mapping[str, Any], results: Sequence[str] = (RESULTS, AHEAD)) -> None:
     """Makes an output directory this configuration's and this process's own; `ValueError` names what stands against it.
 
-    A directory without results yet is any configuration's.
+    A directory without any of the files `results` is any configuration's.
     """
     directory.mkdir(parents=True, exist_ok=True)
     lock(directory)
     path = directory / CONFIG
-    started = (directory / RESULTS).exists() or (directory / AHEAD).exists()
+    started = any((directory / name).exists() for name in results)
     if started and not path.exists():
-        raise ValueError(f"{directory} holds {RESULTS} without {CONFIG}; choose another output")
+        raise ValueError(f"{directory} holds {results[0]} without {CONFIG}; choose another output")
     if started:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         names = sorted(set(earlier) | set(config))

@@ -1,0 +1,46 @@
+"""Compiled layers: the tokens of the plain model, and refusals by name where there is nothing to compile with."""
+
+import pytest
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.families import BIDIRECTIONAL, CONTEXT_CAUSAL
+from lockstitch.sampling.loop import sample
+from models import dream_like, random_denoiser
+
+PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15]]
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    denoiser = random_denoiser()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"torch.compile needs a C\+\+ compiler.*g\+\+, clang\+\+"):
+        denoiser.compile_layers()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="CXX=no-such-compiler"):
+        denoiser.compile_layers()
+    assert not denoiser.compiled
+
+
+def test_what_brings_its_own_code_is_refused():
+    with pytest.raises(ValueError, match="it runs code of its own"):
+        dream_like(random_denoiser()).compile_layers()
+
+
+def test_caches_are_refused():
+    denoiser = random_denoiser()
+    denoiser.compiled = True
+    with pytest.raises(ValueError, match=r"cache='dual': what a pass reads .* cache='none'"):
+        sample(denoiser, PROMPTS, SamplerConfig(16, 8, cache="dual"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [BIDIRECTIONAL, CONTEXT_CAUSAL], ids=lambda family: family.name)
+def test_compiled_layers_draw_the_same_tokens(family):
+    plain, compiled = (random_denoiser(family=family) for _ in range(2))
+    compiled.compile_layers()
+    config = SamplerConfig(16, 8, policy="threshold", threshold=0.5)
+    for one, other in zip(sample(plain, PROMPTS, config), sample(compiled, PROMPTS, config), strict=True):
+        assert one.canvas_ids == other.canvas_ids
+        assert one.commit_step == other.commit_step
+        assert other.confidence == pytest.approx(one.confidence, abs=1e-5)
+        assert (one.ledger.nfe, one.ledger.tokens_forwarded) == (other.ledger.nfe, other.ledger.tokens_forwarded)
