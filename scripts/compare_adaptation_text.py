@@ -27,7 +27,7 @@ import yaml
 from recipe_runs import launch
 from tqdm import tqdm
 
-from lockstitch.files import to_json, write_whole
+from lockstitch.files import write_whole
 
 MASK = "<jupyter_script>"  # a token that SmolLM2 reserves and its texts never hold
 CANVAS, ROWS, KEPT_APART, EVALUATED = 64, 4, 64, 16
@@ -174,7 +174,7 @@ def main():
                 {"tokens": step * ROWS * CANVAS} | measure(path, block, mask_id, ids_BL, parent)
                 for step, path in sorted(paths.items())
             ]
-            write_whole(results, to_json(curve))
+            write_whole(results, json.dumps(curve, indent=1) + "\n")
         curves[arm] = json.loads(results.read_text(encoding="utf-8"))
     for name in ("bound", "kl"):
         tokens = [point["tokens"] for point in next(iter(curves.values()))]

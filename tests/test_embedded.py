@@ -47,7 +47,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
 
 
 # A little under what each reaches on many problems (docs/embedded-models.md), so that chance does not decide.
-LEAST = {"arithmetic": 0.6, "countdown": 0.4, "sudoku": 0.9, "sudoku9": 0.75}
+LEAST = {"arithmetic": 0.6, "countdown": 0.4, "sudoku": 0.9, "sudoku9": 0.4}
 
 
 def solved(denoiser, task, problems, **settings):
