@@ -103,9 +103,11 @@ def scorer_of(name, task, denoiser):
     return load_scorer(spec, task, denoiser=denoiser)
 
 
-def methods_of(scorer, solver, wanted):
+def methods_of(scorer, solver, wanted, task):
     """The methods that a scorer can serve, and that are wanted."""
     names = [name for name in METHODS if wanted is None or name in wanted]
+    if task.spell_out is None:  # the embedded solver's answers are no plans there
+        names = [name for name in names if name != "plan_then_diffuse"]
     if solver is None:
         names = [name for name in names if name not in OF_SOLVER]
     if scorer in TRACED:
@@ -130,8 +132,9 @@ def measure(name, tokens, scorer_name, arguments, solver):
     )
     scorer = scorer_of(scorer_name, task, denoiser)
     judged_by = task if scorer_name == "exact" else unchecked(task)
-    methods = methods_of(scorer_name, solver, arguments.methods)
-    planner = AnswerPlanner(load_solver(str(embedded_model("solver")), task), task)
+    methods, planner = methods_of(scorer_name, solver, arguments.methods, task), None
+    if "plan_then_diffuse" in methods:
+        planner = AnswerPlanner(load_solver(str(embedded_model("solver")), task), task)
     if arguments.input is None:
         given = generate_problems(task, arguments.n, arguments.seed)
     else:
