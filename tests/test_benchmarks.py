@@ -210,7 +210,7 @@ def test_rows_are_made_up_where_the_task_can(monkeypatch):
 
 def test_what_is_nowhere_is_said(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCKSTITCH_DATA", raising=False)
-    with pytest.raises(ValueError, match=r"not on the hub: give the file .* has countdown/countdown_cd3_test\.jsonl"):
+    with pytest.raises(ValueError, match=r"not on the hub: name a file .* has countdown/countdown_cd3_test\.jsonl"):
         load_rows("countdown")
     with pytest.raises(ValueError, match=r"neither a folder nor a file that ends in \.jsonl, \.json, \.csv"):
         load_rows("countdown", path=tmp_path / "rows.txt")
