@@ -76,10 +76,7 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         initial = args.text == "initial_rollouts" and peft_config is None and not args.lora_gate
         frozen = copy.deepcopy(denoiser.model).requires_grad_(False) if initial else None
         super().__init__(denoiser, args, peft_config=peft_config, **kwargs)
-        if self._block is not None and args.block_growth_steps is not None:
-            self.add_callback(_Growth(self._block, args.block_growth_steps))
-        if args.attention_annealing_steps is not None:
-            self.add_callback(_Annealing(args.attention_annealing_steps))
+        self.add_callback(_Unfinished(args, self._block))
         self._initial = None if frozen is None else prepare_frozen(self, frozen.eval())
         self._collates = self.data_collator
         self._teacher: Teacher | None = None
@@ -277,47 +274,39 @@ class AdaptationTrainer(DiffusionSFTTrainer):
             write_whole(Path(output_dir or self.args.output_dir) / ADAPTER_FACTS, to_json(facts_of(model)))
 
 
-class _Growth(TrainerCallback):
-    """Warns at the start of a training that ends before its blocks have grown to the sampler's."""
+class _Unfinished(TrainerCallback):
+    """Warns at the start of a training that ends before blocks, or attention, are what the model is sampled with."""
 
-    def __init__(self, longest: int, every: int) -> None:
-        self.longest, self.every = longest, every
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        reached, doublings = (
-            losses.block_at(state.max_steps - 1, self.longest, self.every),
-            (self.longest - 1).bit_length(),
-        )
-        if reached < self.longest and state.is_world_process_zero:
-            logger.warning(
-                "block_growth_steps=%d: in %d steps blocks grow to %d, and the model is sampled in blocks of "
-                "block_length=%d; %d steps are the least that show it one",
-                self.every,
-                state.max_steps,
-                reached,
-                self.longest,
-                doublings * self.every + 1,
-            )
-
-
-class _Annealing(TrainerCallback):
-    """Warns at the start of a training that ends before its attention is the layout's."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, args: AdaptationConfig, longest: int | None) -> None:
+        self.growth, self.longest = args.block_growth_steps, longest
+        self.annealing = args.attention_annealing_steps
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        share = losses.share_at(state.max_steps - 1, self.steps)
-        if share < 1 and state.is_world_process_zero:
+        if not state.is_world_process_zero:
+            return
+        last, least = state.max_steps - 1, "%d steps are the least that show it"
+        if self.longest is not None and self.growth is not None:
+            reached = losses.block_at(last, self.longest, self.growth)
+            if reached < self.longest:
+                logger.warning(
+                    "block_growth_steps=%d: in %d steps blocks grow to %d, and the model is sampled in blocks of "
+                    f"block_length=%d; {least} one",
+                    self.growth,
+                    state.max_steps,
+                    reached,
+                    self.longest,
+                    (self.longest - 1).bit_length() * self.growth + 1,
+                )
+        share = losses.share_at(last, self.annealing)
+        if share < 1:
+            assert self.annealing is not None
             logger.warning(
                 "attention_annealing_steps=%d: in %d steps attention shows %.0f %% of what follows, and the model is "
-                "sampled under its whole layout; %d steps are the least that show it",
-                self.steps,
+                f"sampled under its whole layout; {least}",
+                self.annealing,
                 state.max_steps,
                 100 * share,
-                self.steps + 1,
+                self.annealing + 1,
             )

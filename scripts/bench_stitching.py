@@ -120,7 +120,8 @@ def methods_of(scorer, solver, wanted, task):
 def measure(name, tokens, scorer_name, arguments, solver):
     """Rows of one (model, tokens a step, scorer): per problem, the methods by N."""
     of_scorer = "" if scorer_name == "exact" else f"-{scorer_name}"
-    path = arguments.output / f"{name}-{tokens}{of_scorer}.jsonl"
+    of_file = "" if arguments.input is None else f"-{arguments.input.stem}"
+    path = arguments.output / f"{name}{of_file}-{tokens}{of_scorer}.jsonl"
     done = finished_rows(path)
     if len(done) >= arguments.n or arguments.only_tables:
         return done[: arguments.n]
@@ -138,7 +139,9 @@ def measure(name, tokens, scorer_name, arguments, solver):
     if arguments.input is None:
         given = generate_problems(task, arguments.n, arguments.seed)
     else:
-        given = read_problems(arguments.input, task)[: arguments.n]
+        given = read_problems(arguments.input, task)
+        if len(given) < arguments.n:
+            raise SystemExit(f"--n {arguments.n}: {arguments.input} holds {len(given)} problems")
     sampler = Sample(judged_by, scorer, max(arguments.trajectories), denoiser, config)
     stages = {
         n: Compare(

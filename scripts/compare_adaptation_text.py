@@ -100,19 +100,19 @@ def measure(path, block, mask_id, ids_BL, parent):
     model = make_causal(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
     denoiser = Denoiser(model, load_tokenizer(str(path), None), family, mask_id)
     canvas, found = ids_BL.shape[1] - 1, []
-    for seed, ids_1L in enumerate(ids_BL.split(4)):
-        completion = torch.ones_like(ids_1L, dtype=torch.bool)
+    for seed, part_BL in enumerate(ids_BL.split(4)):
+        completion = torch.ones_like(part_BL, dtype=torch.bool)
         completion[:, 0] = False
-        number = block_of_column(torch.ones(len(ids_1L), 1, dtype=torch.bool), canvas, block, family.layout, None)
+        number = block_of_column(torch.ones(len(part_BL), 1, dtype=torch.bool), canvas, block, family.layout, None)
         generator = noise_generator(seed)
         ratio = block_mask_ratio(number, generator)
-        noised, masked = mask_completion(ids_1L, completion, ratio, mask_id, generator, False)
+        noised, masked = mask_completion(part_BL, completion, ratio, mask_id, generator, False)
         logits, _ = halves_logits(
-            denoiser, model, ids_1L, noised, torch.ones_like(ids_1L), masked, None, canvas, block, None
+            denoiser, model, part_BL, noised, torch.ones_like(part_BL), masked, None, canvas, block, None
         )
-        labels = ids_1L.masked_fill(~completion, -100)
+        labels = part_BL.masked_fill(~completion, -100)
         bound = masked_diffusion_loss(logits, labels, masked, ratio, "inverse_t")
-        said = parent(input_ids=ids_1L).logits[:, :-1][masked[:, 1:]]
+        said = parent(input_ids=part_BL).logits[:, :-1][masked[:, 1:]]
         found.append((bound.item(), forward_kl(said, logits).mean().item()))
     return {"bound": sum(b for b, _ in found) / len(found), "kl": sum(k for _, k in found) / len(found)}
 
