@@ -208,9 +208,12 @@ def kill(command: str, folder: Path, kills: int, seed: int, limit: float) -> End
         if stopped and ends.kills < kills:
             ends.kills += 1
             ends.at_work += 0 < len(there) < last or (command == "export" and any(folder.glob(f".{output.name}*")))
-            continue
+            if command != "export" or not output.exists():
+                continue
+            # It writes into no directory that is there, so one that was moved into place must be whole, and is the end.
         ends.runs += 1
-        if stopped or process.exitcode != 0:
+        done = stopped and command == "export" and output.exists()
+        if (stopped or process.exitcode != 0) and not done:
             ends.stuck, ends.failed = ends.stuck + stopped, ends.failed + (not stopped)
             _tell(f"{command}: {'stuck' if stopped else process.exitcode}")
             _tell(output.with_suffix(".said").read_text()[-2000:])
