@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lockstitch.sampling.compiled import compile_layers
 from lockstitch.sampling.families import FACTS
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -67,6 +68,17 @@ class WholeCheckpoints(Trainer):
     before_checkpoint: Callable[[], None] | None = None
     card: str | None = None
     _staging: str | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        if self.args.torch_compile:
+            compile_layers(self.model, self.args.torch_compile_backend, self.args.torch_compile_mode)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Layers alone are compiled (`torch_compile`); accelerate would compile the whole model, for each length anew."""
+        backend, self.args.torch_compile_backend = self.args.torch_compile_backend, None
+        super().create_accelerator_and_postprocess()
+        self.args.torch_compile_backend = backend
 
     def _run_epoch(self, **epoch: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # killed after its last checkpoint, before it was done

@@ -19,6 +19,7 @@ from lockstitch.rl.grpo_checks import (
 from lockstitch.rl.rollout_engine_config import RolloutEngineConfig
 from lockstitch.rl.self_distillation import SelfDistillationOptions
 from lockstitch.rl.sft_config import check_counts, precision_of
+from lockstitch.sampling.compiled import check_compiled
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
 from trl import GRPOConfig
@@ -261,6 +262,8 @@ class DiffusionGRPOConfig(RolloutEngineConfig, SelfDistillationOptions, GRPOConf
         if self.share_prompt_mask and not self.prompt_mask_ratio:
             raise ValueError(f"share_prompt_mask=True would be ignored: prompt_mask_ratio={self.prompt_mask_ratio}")
         sampler = self.sampler_config()
+        if self.torch_compile:
+            check_compiled(sampler)
         if sampler.temperature == 0 and sampler.policy != "random":
             raise ValueError("temperature=0: all completions of a group would be the same")
         if self.estimator == "forks" and sampler.threshold is None:

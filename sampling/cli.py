@@ -104,6 +104,7 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
         options.mask_id,
         options.trust_remote_code,
         options.device,
+        options.compile,
         options.n,
         options.seed,
     )
@@ -150,6 +151,7 @@ def _requests(
 ) -> "list[Request]":
     """What is asked for, read and checked; `settings` are the sampler's, those alone that were said, or the task's."""
     from lockstitch.sampling.chat import Chat
+    from lockstitch.sampling.compiled import check_compiled
     from lockstitch.sampling.contract import check_replies
     from lockstitch.sampling.layouts import check_layout
     from lockstitch.sampling.prompts import Reader
@@ -159,7 +161,8 @@ def _requests(
 
     reader: Reader | UniformReader
     if of_model == MODEL_TYPE:
-        for name in ("preset", "family", "mask_id", "trust_remote_code", "chat_template", "system_prompt", "replies"):
+        for name in ("preset", "family", "mask_id", "trust_remote_code", "chat_template", "system_prompt", "replies",
+                     "compile"):  # fmt: skip
             if getattr(options, name):
                 raise ValueError(
                     f"{name}={getattr(options, name)!r} would be ignored by a {of_model} model, which has no "
@@ -187,6 +190,8 @@ def _requests(
         if options.replies is not None:
             check_replies(requests[0].config, family, any(request.canvas for request in requests))
         check_layout(requests[0].config, family)
+        if options.compile:
+            check_compiled(requests[0].config)
     return requests
 
 

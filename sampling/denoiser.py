@@ -18,6 +18,7 @@ from lockstitch.sampling.compiled import compile_layers
 from lockstitch.sampling.families import BIDIRECTIONAL, FACTS, Family, family_of
 from lockstitch.sampling.loading import is_remote, layout_of, load_model, load_tokenizer, write_facts
 from lockstitch.sampling.remote import NATIVE, Calling, load_remote
+from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -168,6 +169,10 @@ class Denoiser:
         """
         if self.calling is not NATIVE:
             raise ValueError(f"{type(self.model).__name__} cannot be compiled: it runs code of its own")
+        if isinstance(self.model, PeftModel):
+            raise ValueError(
+                "a model with an adapter cannot be compiled: merge the adapter (`lockstitch export`) first"
+            )
         compile_layers(self.model)
         self.compiled = True
 

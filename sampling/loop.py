@@ -7,6 +7,7 @@ import torch
 from lockstitch.sampling.batching import batches
 from lockstitch.sampling.blanks import given
 from lockstitch.sampling.canvases import Bans, Canvas, Look, Row
+from lockstitch.sampling.compiled import check_compiled
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.denoising import Denoising
@@ -79,11 +80,8 @@ def make_rows(
 ) -> list[Row]:
     """One row for each trajectory that `sample` draws, in its order; checks what it checks."""
     check_layout(config, denoiser.family, denoiser.calling)
-    if denoiser.compiled and config.cache != "none":
-        raise ValueError(
-            f"cache={config.cache!r}: what a pass reads of kept keys changes with every block, and the compiled layers of "
-            "this model would be compiled anew each time; cache='none'"
-        )
+    if denoiser.compiled:
+        check_compiled(config)
     if config.length != "fixed" and (canvases is not None or bans is not None):
         raise ValueError(
             f"canvases and bans speak of positions; under length={config.length!r} those move or are cut off: "

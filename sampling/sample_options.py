@@ -104,6 +104,12 @@ class SampleOptions:
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of a checkpoint of unknown type."})
     device: str | None = field(default=None, metadata={"help": "Default: the accelerator, if there is one."})
+    compile: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether torch.compile makes code of the model's layers, at the first pass. Without a cache."
+        },
+    )
     chunk: int | None = field(
         default=None,
         metadata={

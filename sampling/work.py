@@ -23,6 +23,7 @@ class Drawing:
         model: a directory or hub name.
         of_model: its model type.
         family, mask_id, trust_remote_code, device: how it is loaded, see `Denoiser.from_pretrained`.
+        compile: whether its layers are compiled.
         n: trajectories of each request.
         seed: of all noise; that of a request is derived from it and the request's place.
     """
@@ -33,6 +34,7 @@ class Drawing:
     mask_id: int | None
     trust_remote_code: bool
     device: str | None
+    compile: bool
     n: int
     seed: int
 
@@ -47,6 +49,8 @@ class Drawing:
             trust_remote_code=self.trust_remote_code,
             device=self.device,
         )
+        if self.compile:
+            denoiser.compile_layers()
         return Drawer(self, partial(prompts.draw, denoiser), denoiser.decode)
 
 

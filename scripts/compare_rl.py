@@ -218,6 +218,7 @@ def compare(arguments):
 def measured(path, task):
     """Where a task starts from, measured once."""
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, to_json(measure(Path("of the start alone"), task, test=True)))
     return json.loads(path.read_text(encoding="utf-8"))
 

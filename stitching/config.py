@@ -61,6 +61,12 @@ class StitchConfig:
         default=None, metadata={"help": "The mask token, if neither tokenizer nor config says it."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of a checkpoint of unknown type."})
+    compile: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether torch.compile makes code of the diffusion model's layers, at the first pass. Without a cache."
+        },
+    )
     device: str | None = field(
         default=None, metadata={"help": "Of the diffusion model (default: the accelerator, if any)."}
     )
@@ -242,6 +248,8 @@ class StitchConfig:
                 "round_temperature",
             )
             ignored = [name for name in sampling if getattr(self, name) is not None]
+            if self.compile:
+                ignored.append("compile")
             if self.trust_remote_code and "prm:" not in self.scorer:
                 ignored.append("trust_remote_code")
             if ignored:

@@ -12,6 +12,7 @@ def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
         return None, None
     embedded = config.model is None
     from lockstitch.sampling.chat import Chat
+    from lockstitch.sampling.compiled import check_compiled
     from lockstitch.sampling.config import SamplerConfig
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
@@ -40,6 +41,8 @@ def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
             blocks = sampler_config.blocks
             sampler_config = replace(sampler_config, steps=max(blocks, canvas // 4 // blocks * blocks))
     check_layout(sampler_config, family)
+    if config.compile:
+        check_compiled(sampler_config)
     denoiser = Denoiser.from_pretrained(
         path,
         family=config.family,
@@ -47,6 +50,8 @@ def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
         device=config.device,
         trust_remote_code=config.trust_remote_code,
     )
+    if config.compile:
+        denoiser.compile_layers()
     system = config.system_prompt if config.system_prompt is not None else task.system
     denoiser.chat = Chat.of(denoiser.tokenizer, config.chat_template, system)
     return denoiser, sampler_config

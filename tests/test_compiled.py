@@ -1,9 +1,14 @@
 """Compiled layers: the tokens of the plain model, and refusals by name where there is nothing to compile with."""
 
 import pytest
+import torch
+from grpo_runs import make_trainer, train
+from lockstitch.rl.lora import lora_config
+from lockstitch.sampling.compiled import compile_layers
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.families import BIDIRECTIONAL, CONTEXT_CAUSAL
+from lockstitch.sampling.families import BIDIRECTIONAL, CONTEXT_CAUSAL, TIDAR
 from lockstitch.sampling.loop import sample
+from lockstitch.sampling.mask_gate import gated
 from models import dream_like, random_denoiser
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15]]
@@ -44,3 +49,26 @@ def test_compiled_layers_draw_the_same_tokens(family):
         assert one.commit_step == other.commit_step
         assert other.confidence == pytest.approx(one.confidence, abs=1e-5)
         assert (one.ledger.nfe, one.ledger.tokens_forwarded) == (other.ledger.nfe, other.ledger.tokens_forwarded)
+
+
+def test_gated_adapters_are_refused():
+    denoiser = random_denoiser(family=TIDAR)
+    model = gated(denoiser.model, lora_config(denoiser, 2, 4, gated=True))
+    with pytest.raises(ValueError, match="an adapter that acts at mask positions alone cannot be compiled"):
+        compile_layers(model)
+
+
+def test_rollouts_that_keep_keys_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"cache='dual': .* compiled layers would be compiled anew each time"):
+        make_trainer({"torch_compile": True, "cache": "dual", "block_length": 4}, tmp_path)
+
+
+@pytest.mark.slow
+def test_training_compiles_the_layers_alone_and_learns_the_same(tmp_path):
+    plain, told = train({"max_steps": 2}, tmp_path / "plain", lora=True)
+    compiled, tells = train({"max_steps": 2, "torch_compile": True}, tmp_path / "compiled", lora=True)
+    for one, other in zip(told[:2], tells[:2], strict=True):
+        assert other["reward"] == pytest.approx(one["reward"])
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    for name, weight in plain.items():
+        assert torch.allclose(compiled[name], weight, atol=1e-4), name
