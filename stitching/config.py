@@ -269,6 +269,8 @@ class StitchConfig:
         unknown = [name for name in asked if name not in METHODS]
         if unknown or self.methods == []:
             raise ValueError(f"methods={self.methods} must be of {', '.join(METHODS)}")
+        if len(set(asked)) < len(asked):
+            raise ValueError(f"methods={asked}: each once")
         if self.planner is not None and "plan_then_diffuse" not in asked:
             raise ValueError(f"planner={self.planner!r} would be ignored without --methods plan_then_diffuse")
         of_rounds = [name for name in ("guided_remask", "stitched_wide") if name in asked]

@@ -202,6 +202,8 @@ def load_scorer(
     if len(parts) > 1 or weights is not None:
         from lockstitch.stitching.combine import Combined, Weights
 
+        if len(set(parts)) < len(parts):
+            raise ValueError(f"scorer {spec!r} adds a scorer to itself: each once")
         fitted = Weights.equal(parts) if weights is None else Weights.read(weights, parts)
         return Combined([_load(part, task, trust_remote_code, denoiser) for part in parts], fitted)
     return _load(spec, task, trust_remote_code, denoiser)

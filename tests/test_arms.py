@@ -351,6 +351,7 @@ def test_all_methods_that_are_asked_for_run_and_nothing_else(denoiser):
     [
         ({"methods": ["nothing"]}, "must be of greedy, single"),
         ({"methods": []}, "must be of greedy, single"),
+        ({"methods": ["single", "single"]}, "each once"),
         ({"methods": ["guided_remask"], "scorer": "confidence"}, "no sampler's trace"),
         ({"methods": ["vgb_momentum"], "scorer": "bmc"}, "asks the diffusion model again"),
         ({"methods": ["stitched_wide"], "rounds": False}, "denoises in rounds by the rule path"),

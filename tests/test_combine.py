@@ -42,9 +42,10 @@ def test_bills_add_up():
 
 def test_without_fitted_weights_each_weighs_the_same_and_it_is_said(caplog):
     with caplog.at_level(logging.WARNING):
-        scorer = load_scorer("calculator+calculator", get_task("arithmetic"))
+        load_scorer("calculator+consensus", get_task("arithmetic"))
     assert "no weights were fitted, so each of the 2 parts weighs the same (1/2)" in caplog.text
-    assert scorer(QUESTION, STEPS_KN, None).score_KN[0] == pytest.approx([1.0, 1.0], abs=2e-6)
+    with pytest.raises(ValueError, match="'calculator.calculator' adds a scorer to itself: each once"):
+        load_scorer("calculator+calculator", get_task("arithmetic"))
     assert Weights.equal(["a", "b"])([0.9, 0.1]) == pytest.approx(0.5)
 
 
