@@ -44,7 +44,7 @@ def test_without_fitted_weights_each_weighs_the_same_and_it_is_said(caplog):
     with caplog.at_level(logging.WARNING):
         load_scorer("calculator+consensus", get_task("arithmetic"))
     assert "no weights were fitted, so each of the 2 parts weighs the same (1/2)" in caplog.text
-    with pytest.raises(ValueError, match="'calculator.calculator' adds a scorer to itself: each once"):
+    with pytest.raises(ValueError, match=r"'calculator\+calculator' adds a scorer to itself: each once"):
         load_scorer("calculator+calculator", get_task("arithmetic"))
     assert Weights.equal(["a", "b"])([0.9, 0.1]) == pytest.approx(0.5)
 
