@@ -33,7 +33,7 @@ import time
 from pathlib import Path
 
 import yaml
-from compare_adaptation_arms import ARMS, LONGER, START, TASKS, longer_settings, parent_settings, settings
+from compare_adaptation_arms import ARMS, LONGER, START, TASKS, canvas_of, longer_settings, parent_settings, settings
 from lockstitch.rewards.statistics import wilson
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import held_out_problems
@@ -94,7 +94,7 @@ def measure(path, task, parent):
     if parent:  # blocks of one token, the first of each from the causal pass: greedy autoregressive decoding
         denoiser.family = dataclasses.replace(CONTEXT_CAUSAL, block_length=1)
     made = {}
-    for name, config in decodings(denoiser, of.canvas_length).items():
+    for name, config in decodings(denoiser, canvas_of(task)).items():
         began = time.process_time()
         drawn = sample(denoiser, [of.prompt(problem.question) for problem in problems], config)
         seconds = time.process_time() - began

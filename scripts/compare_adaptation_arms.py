@@ -14,8 +14,8 @@ SHAPE = {
     "num_key_value_heads": 4,
 }
 BLOCK, ROWS = 4, 32
-STEPS = {"sudoku": 200, "countdown": 800, "arithmetic": 800}
-PARENT_STEPS = {"sudoku": 200, "countdown": 6000, "arithmetic": 6000}
+STEPS = {"sudoku": 200, "countdown": 400, "arithmetic": 400}
+PARENT_STEPS = {"sudoku": 200, "countdown": 3000, "arithmetic": 3000}
 # What an arm says beside its preset.
 ARMS = {
     "nbdiff": {},
@@ -69,6 +69,11 @@ SAME = {
 }
 
 
+def canvas_of(task):
+    """A task's canvas, in whole blocks."""
+    return -(-get_task(task).canvas_length // BLOCK) * BLOCK
+
+
 def parent_settings(task, output):
     """The autoregressive parent, by the supervised recipe."""
     return QUIET | {
@@ -109,7 +114,7 @@ def settings(arm, task, seed, base, output):
         "max_steps": steps,
         "save_steps": 100,
         "output_dir": str(output),
-        "canvas_length": get_task(task).canvas_length,
+        "canvas_length": canvas_of(task),
     }
     scaled = {"block_length": BLOCK}
     if preset == "nbdiff":
