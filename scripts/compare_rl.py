@@ -65,7 +65,7 @@ from lockstitch.options import read_yaml
 RATES = (3e-4, 1e-3, 3e-3)
 SECOND_RATES = (6e-4, 2e-3, 6e-3)
 DRAWS, DRAWN, AT = 64, 200, (1, 4, 16, 64)
-# A paper's rate is for a model ten thousand times as large; those of d1 and wd1 are what the first comparison's tuning chose.
+# A paper's rate is for a model ten thousand times as large; those of d1 and wd1 are what the first tuning chose.
 UNTUNED = dict.fromkeys(LATER, 1e-3) | {"d1-shared": 1e-3, "wd1-shared": 3e-4}
 TUNING_SEED = 100
 TEST, VALIDATION = 1000, 256
