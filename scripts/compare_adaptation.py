@@ -271,7 +271,7 @@ def draw(tasks, output, arms, seeds, images):
         )
         axes.set(title=task, xlabel="passes a problem", ylabel="solved, %")
     panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(images / "adaptation-tiny.png", dpi=110)
+    figure.savefig(images / f"adaptation-{'-'.join(tasks)}.png", dpi=110)
 
 
 def main():

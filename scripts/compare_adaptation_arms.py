@@ -15,7 +15,7 @@ SHAPE = {
 }
 BLOCK, ROWS = 4, 32
 STEPS = {"sudoku": 200, "countdown": 400, "arithmetic": 400}
-PARENT_STEPS = {"sudoku": 200, "countdown": 3000, "arithmetic": 3000}
+PARENT_STEPS = {"sudoku": 200, "countdown": 3000, "arithmetic": 1000}
 # What an arm says beside its preset.
 ARMS = {
     "nbdiff": {},
