@@ -214,7 +214,8 @@ def compare(arguments):
     for task in arguments.tasks:
         print_table(task, start[task], [row for row in rows if row["task"] == task])
         if arguments.images is not None:
-            draw(task, start[task], [row for row in rows if row["task"] == task], arguments.images)
+            image = arguments.images / f"compare-rl-{task}{'-long' * arguments.long}.png"
+            draw(task, start[task], [row for row in rows if row["task"] == task], image)
 
 
 def measured(path, task):
@@ -268,7 +269,7 @@ def print_table(task, start, rows):
                     )
                     for tokens in TOKENS
                 )
-                listed = " | ".join(f"{points:+.1f} ± {error:.1f}" for points, error in gains)
+                listed = " | ".join(f"{points:+.1f}" + f" ± {error:.1f}" * (error == error) for points, error in gains)
                 print(f"| **{arm}** | | | | above {name} | {listed} |")
 
 
@@ -293,7 +294,7 @@ def print_pass_at_k(arguments):
             print(f"| {task} | {arm} | {seed} | " + " | ".join(cells) + " |", flush=True)
 
 
-def draw(task, start, rows, images):
+def draw(task, start, rows, image):
     """Validation accuracy over processor time, the mean of the seeds, an arm a line, tokens a step side by side."""
     import matplotlib
 
@@ -321,7 +322,7 @@ def draw(task, start, rows, images):
         axes.set(xlabel="processor seconds", title=f"{task}, {tokens} token{'s' * (tokens > 1)} a step")
     panels[0].set_ylabel("validation accuracy, %")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(images / f"compare-rl-{task}.png", dpi=110)
+    figure.savefig(image, dpi=110)
 
 
 def main():

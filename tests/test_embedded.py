@@ -75,7 +75,7 @@ def test_the_reinforced_adapter_is_plain_peft_and_solves_more_than_its_base():
     denoiser = Denoiser.from_pretrained(str(embedded_model("sudoku-early")))
     before = solved(denoiser, task, problems)
     PeftModel.from_pretrained(denoiser.model, embedded_adapter("sudoku-early")).merge_and_unload()
-    assert solved(denoiser, task, problems) >= before + 0.15
+    assert solved(denoiser, task, problems) >= before + 0.4
 
 
 def test_the_reinforced_adapter_is_exported_by_the_name_of_its_base(tmp_path):
