@@ -161,8 +161,16 @@ def _requests(
 
     reader: Reader | UniformReader
     if of_model == MODEL_TYPE:
-        for name in ("preset", "family", "mask_id", "trust_remote_code", "chat_template", "system_prompt", "replies",
-                     "compile"):  # fmt: skip
+        for name in (
+            "preset",
+            "family",
+            "mask_id",
+            "trust_remote_code",
+            "chat_template",
+            "system_prompt",
+            "replies",
+            "compile",
+        ):
             if getattr(options, name):
                 raise ValueError(
                     f"{name}={getattr(options, name)!r} would be ignored by a {of_model} model, which has no "
