@@ -74,7 +74,7 @@ def _help(recipe: str) -> int:
     parser.add_argument("--num_processes", help="Processes, one for each GPU.")
     parser.add_argument("--cpu", action="store_true", help="Run on the CPU whatever else there is.")
     parser.epilog = (
-        "Beside these there are all options of the trainer's config and of TRL's ModelConfig "
+        "Beside these there are all options of the trainer's config, of TRL's ModelConfig and, of grpo, of health "
         f"(`python -m lockstitch.recipes.{recipe} --help` lists them), in a YAML under --config or on the command line."
     )
     parser.print_help()

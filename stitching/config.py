@@ -52,7 +52,9 @@ class StitchConfig:
     )
     model: str | None = field(
         default=None,
-        metadata={"help": "Diffusion model: a directory or hub name. Default: the embedded one of the task."},
+        metadata={
+            "help": "Diffusion model: a directory or hub name, or embedded:NAME. Default: the embedded one of the task."
+        },
     )
     family: str | None = field(
         default=None, metadata={"help": "How the model attends and predicts, if its config does not say."}
@@ -87,12 +89,21 @@ class StitchConfig:
     block_length: int | None = field(
         default=None, metadata={"help": "Positions denoised together (default: the model's own block, else all)."}
     )
-    policy: str | None = field(default=None, metadata={"help": "quota (default) or threshold."})
+    policy: str | None = field(
+        default=None, metadata={"help": "quota (default), random or threshold; a preset may have others."}
+    )
     steps: int | None = field(
-        default=None, metadata={"help": "Denoising steps under quota (default: four tokens a step)."}
+        default=None,
+        metadata={"help": "Denoising steps under quota (default: four tokens a step, or as the preset has it)."},
     )
     threshold: float | None = field(default=None, metadata={"help": "Confidence to commit at, under threshold."})
-    temperature: float | None = field(default=None, metadata={"help": "Of the trajectories (default 0.7)."})
+    temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of the trajectories (default 0.7, or as the preset has it: 0 where it says none, which makes all of a "
+            "problem the same)."
+        },
+    )
     scorer: str = field(
         default="calculator",
         metadata={
