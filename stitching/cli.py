@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lockstitch.stitching.config import SERVER, StitchConfig
+from lockstitch.stitching.config import NUM_TRAJECTORIES, SERVER, StitchConfig
 
 from lockstitch.engine import EngineOptions
 from lockstitch.errors import GOES_ON, reported, without_passwords
@@ -54,7 +54,7 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
     faults = [(one.line, one.fault) for one in given if one.fault is not None]
     if faults:
         print(warning(str(config.trajectories or config.input), faults), file=sys.stderr)
-    n = config.num_trajectories or 8
+    n = config.num_trajectories or NUM_TRAJECTORIES
     if config.trajectories is not None:
         n = max(len(one.completions or ()) for one in given)
 

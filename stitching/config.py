@@ -9,6 +9,8 @@ from lockstitch.errors import without_passwords
 EMBEDDED = "embedded"
 NONE = "none"
 PATH = "path"
+NUM_TRAJECTORIES = 8
+POLICIES = ("quota", "random", "threshold")  # those that need no option of their own
 SERVER = ("solver_timeout", "solver_attempts", "solver_concurrency")  # of a server's solver alone
 
 
@@ -99,10 +101,7 @@ class StitchConfig:
     threshold: float | None = field(default=None, metadata={"help": "Confidence to commit at, under threshold."})
     temperature: float | None = field(
         default=None,
-        metadata={
-            "help": "Of the trajectories (default 0.7, or as the preset has it: 0 where it says none, which makes all of a "
-            "problem the same)."
-        },
+        metadata={"help": "Of the trajectories (default: the preset's, or 0.7)."},
     )
     scorer: str = field(
         default="calculator",
@@ -223,6 +222,10 @@ class StitchConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.policy not in (None, *POLICIES):
+            raise ValueError(
+                f"policy={self.policy!r} is not one of {', '.join(POLICIES)}; --preset names settings with others"
+            )
         if self.checker not in ("exact", "none"):
             raise ValueError(f"checker={self.checker!r} is not one of exact, none")
         if self.rescore and self.rule not in (None, PATH):

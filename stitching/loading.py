@@ -3,7 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from lockstitch.stitching.config import EMBEDDED, NONE, SERVER, StitchConfig, solver_name
+from lockstitch.stitching.config import EMBEDDED, NONE, NUM_TRAJECTORIES, SERVER, StitchConfig, solver_name
+
+TEMPERATURE = 0.7
 
 
 def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
@@ -17,7 +19,7 @@ def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
     from lockstitch.sampling.loading import layout_of
-    from lockstitch.sampling.presets import preset
+    from lockstitch.sampling.presets import PRESETS, preset
 
     from lockstitch import embedded_model
 
@@ -32,15 +34,22 @@ def load_denoiser(config: StitchConfig, task: Any) -> tuple[Any, Any]:
     said |= {"temperature": config.temperature, "batch_size": config.batch_size}
     settings = {name: value for name, value in said.items() if value is not None}
     if config.preset is not None:
+        own = {} if "temperature" in PRESETS.get(config.preset, ()) else {"temperature": TEMPERATURE}
         # Recombined canvases have the length that was asked for: the last block ends with it.
-        sampler_config = in_blocks_of(preset(config.preset, canvas, **{"whole_blocks": False, **settings}), family)
+        own["whole_blocks"] = False
+        sampler_config = in_blocks_of(preset(config.preset, canvas, **(own | settings)), family)
     else:
-        settings = {"temperature": 0.7} | settings
+        settings = {"temperature": TEMPERATURE} | settings
         sampler_config = in_blocks_of(SamplerConfig(canvas_length=canvas, **settings), family)
         if sampler_config.policy == "quota" and config.steps is None:
             blocks = sampler_config.blocks
             sampler_config = replace(sampler_config, steps=max(blocks, canvas // 4 // blocks * blocks))
     check_layout(sampler_config, family)
+    n = config.num_trajectories or NUM_TRAJECTORIES
+    if n > 1 and sampler_config.temperature == 0 and sampler_config.policy != "random":
+        raise ValueError(
+            f"temperature=0: the {n} trajectories of a problem would all be the same; --num_trajectories 1, or more heat"
+        )
     if config.compile:
         check_compiled(sampler_config)
     denoiser = Denoiser.from_pretrained(

@@ -8,6 +8,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching.config import StitchConfig
+from lockstitch.stitching.loading import load_denoiser
 from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample
 from lockstitch.stitching.pool import Pool
@@ -135,6 +136,7 @@ def test_what_the_diffusion_model_does_to_score_is_on_the_bill():
     ("settings", "says"),
     [
         ({"checker": "some"}, "checker='some' is not one of exact, none"),
+        ({"policy": "factor"}, "policy='factor' is not one of quota, random, threshold"),
         ({"rescore": True, "scorer": "confidence"}, "scorer='confidence' reads a sampler's trace"),
         ({"rescore": True, "scorer": "calculator+bmc"}, "scorer='bmc' reads a sampler's trace"),
         ({"rescore": True, "rule": "paper"}, "rule='paper' puts no chain together"),
@@ -144,3 +146,26 @@ def test_what_the_diffusion_model_does_to_score_is_on_the_bill():
 def test_settings_that_do_not_go_together(settings, says):
     with pytest.raises(ValueError, match=says):
         StitchConfig(task="sudoku", **{"generate": 1, "output": "o", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "temperature"),
+    [
+        ({"preset": "llada", "block_length": 20}, 0.7),
+        ({"preset": "dream"}, 0.2),
+        ({"preset": "dream", "temperature": 1.3}, 1.3),
+        ({}, 0.7),
+    ],
+)
+def test_a_preset_without_a_temperature_leaves_that_of_the_command(settings, temperature):
+    config = StitchConfig(task="sudoku", generate=1, output="x", model="embedded:sudoku-early", **settings)
+    _, sampler = load_denoiser(config, get_task("sudoku"))
+    assert sampler.temperature == temperature
+
+
+def test_trajectories_that_would_all_be_the_same_are_refused():
+    config = StitchConfig(task="sudoku", generate=1, output="x", temperature=0.0)
+    with pytest.raises(ValueError, match="temperature=0: the 8 trajectories of a problem would all be the same"):
+        load_denoiser(config, get_task("sudoku"))
+    alone = StitchConfig(task="sudoku", generate=1, output="x", temperature=0.0, num_trajectories=1)
+    assert load_denoiser(alone, get_task("sudoku"))[1].temperature == 0.0
