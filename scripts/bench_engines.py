@@ -25,7 +25,9 @@ from lockstitch.engine import EngineOptions, run, whole
 
 def rates(requests: list[Request], options: EngineOptions, chunk: int) -> tuple[float, float]:
     """Rows a second in the steady state, and with all that comes before it."""
-    job = whole("sampler", Drawing(str(embedded_model("sudoku")), "llada", None, None, False, None, 8, 0))
+    job = whole(
+        "sampler", Drawing(str(embedded_model("sudoku")), "llada", None, None, False, None, compile=False, n=8, seed=0)
+    )
     moments: list[tuple[float, int]] = []
 
     def progress(count: int) -> None:

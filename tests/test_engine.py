@@ -121,6 +121,15 @@ def test_a_directory_with_rows_that_wait_belongs_to_its_run(tmp_path):
         files.claim_directory(tmp_path, {"seed": 1})
 
 
+@pytest.mark.parametrize(("said", "threads"), [(None, 1), ("2", 2)])
+def test_a_worker_that_has_torch_already_keeps_to_its_share(said, threads):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {} if said is None else {"OMP_NUM_THREADS": said}
+    script = "import torch; from lockstitch import cores; cores.keep_to(1); print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == threads
+
+
 def test_workers_divide_the_rows_and_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(cores, "_share", 6)
     items = [1, 2, "once", 4, 5, "once", 7, 8, 9]

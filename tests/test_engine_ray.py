@@ -185,7 +185,7 @@ from test_engine_ray import OnNode
 model = str(embedded_model("sudoku"))
 reader = Reader(load_tokenizer(model), dict(canvas_length=20, steps=5, temperature=0.8))
 requests = reader.read(Path({str(tmp_path / "prompts.jsonl")!r}))
-drawing = Drawing(model, "llada", None, None, False, "cpu", 2, 0)
+drawing = Drawing(model, "llada", None, None, False, "cpu", compile=False, n=2, seed=0)
 options = EngineOptions(engine="ray", workers=2, ray_address={address!r})
 job = whole("sampler", OnNode(drawing, {str(tmp_path)!r}))
 for rows in run(job, requests, options, chunk=1, path=None, done=0, progress=print):

@@ -14,10 +14,14 @@ def available() -> int:
 
 
 def keep_to(share: int) -> None:
-    """Makes this process use `share` cores, for threads of models and processes of rewards. Before torch is imported.
+    """Makes this process use `share` cores, for threads of models and processes of rewards.
 
-    Threads that `OMP_NUM_THREADS` says stay as they are.
+    Threads that `OMP_NUM_THREADS` says stay as they are. A process whose main script imports torch, as a spawned one does again,
+    has its threads already, and is told.
     """
     global _share
     _share = max(1, share)
-    os.environ.setdefault("OMP_NUM_THREADS", str(_share))
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(_share)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(_share)
