@@ -16,8 +16,8 @@ def available() -> int:
 def keep_to(share: int) -> None:
     """Makes this process use `share` cores, for threads of models and processes of rewards.
 
-    Threads that `OMP_NUM_THREADS` says stay as they are. Where torch is there already, as in a spawned process whose main script
-    imports it, its threads are too, and it is told.
+    Threads that `OMP_NUM_THREADS` says stay as they are. Where torch is there already, as in a spawned process whose main
+    script imports it, its threads are too, and it is told.
     """
     global _share
     _share = max(1, share)
