@@ -2,8 +2,8 @@
 
 Training a diffusion policy by estimated likelihoods fails in known ways: a gradient that is not finite, importance ratios
 that spread until a few completions decide everything, estimates that drift, completions that become one and the same, that
-repeat a token or never end, groups whose rewards all agree so that nothing can be learned. Each is a number in the log with
-a limit.
+repeat a token or never end, groups whose rewards all agree so that nothing can be learned, rewards that were there and are
+lost. Each is a number in the log with a limit.
 
 A gradient that is not finite never reaches the weights. A limit that is passed in `health_patience` logs in a row is a
 collapse. Then `health_action` says what happens: `stop` ends the run with the last good weights in place, `restore` puts
@@ -16,6 +16,7 @@ there `stop` ends it and names the step of the last good log, and `restore` is r
 import json
 import logging
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,8 @@ class Rule:
         metric: the name under which the trainer logs the number.
         above: whether values above the limit are bad, or those below it.
         words: what the number is.
-        relative: whether the limit is a share of the first value that was logged.
+        relative: what the limit is a share of: `first`, the first value that was logged, or `best`, the greatest mean of
+            `health_patience` values in a row so far (where that is positive); None where it is the number itself.
         at_once: whether one log beyond the limit is enough: the number counts how long it has been so.
     """
 
@@ -49,12 +51,11 @@ class Rule:
     metric: str
     above: bool
     words: str
-    relative: bool = False
+    relative: str | None = None
     at_once: bool = False
 
-    def broken(self, value: float, limit: float, first: float) -> bool:
+    def broken(self, value: float, bound: float) -> bool:
         """Whether a finite value is on the wrong side of the limit."""
-        bound = limit * first if self.relative else limit
         return abs(value) > bound if self.above else value < bound
 
 
@@ -64,9 +65,10 @@ RULES = (
     Rule("health_sample_size", "ratio/effective_sample_size", False, "effective sample size"),
     Rule("health_unique", "rollout/unique", False, "different completions in a group"),
     Rule("health_equal_groups", "rollout/equal_groups", True, "groups whose completions are all the same"),
-    Rule("health_eos_rate", "rollout/eos_rate", False, "completions that end", True),
+    Rule("health_eos_rate", "rollout/eos_rate", False, "completions that end", "first"),
     Rule("health_repetition", "rollout/repetition", True, "tokens that repeat the one before"),
     Rule("health_zero_variance", "frac_reward_zero_std", True, "groups whose rewards all agree"),
+    Rule("health_reward", "reward", False, "mean reward", "best"),
     Rule(
         "health_without_signal",
         "rollout/without_signal",
@@ -119,6 +121,13 @@ class HealthConfig:
     health_zero_variance: float | None = field(
         default=0.99, metadata={"help": "Most groups that may have equal rewards throughout, as a share."}
     )
+    health_reward: float | None = field(
+        default=0.5,
+        metadata={
+            "help": "Least mean reward, as a share of the best so far (of the mean of health_patience logs, where that is "
+            "positive)."
+        },
+    )
     health_without_signal: float | None = field(
         default=20,
         metadata={
@@ -146,6 +155,8 @@ class Watch:
         self.config = config
         self._streaks: dict[str, int] = {}
         self._first: dict[str, float] = {}
+        self._latest: dict[str, deque[float]] = {}
+        self._best: dict[str, float] = {}
 
     def read(self, logs: Mapping[str, Any]) -> tuple[bool, str | None]:
         """One training log: whether everything is within its limits, and what is wrong if it has come to a collapse."""
@@ -158,21 +169,35 @@ class Watch:
             limit, value = getattr(self.config, rule.option), logs.get(rule.metric)
             if limit is None or value is None:
                 continue
-            first = self._first.setdefault(rule.metric, value)
+            share_of = self._reference(rule, value)
             # Not finite is worse than any number; TRL's own metrics are None then and are not seen here.
-            broken = not math.isfinite(value) or rule.broken(value, limit, first)
+            broken = not math.isfinite(value) or rule.broken(value, limit * share_of)
             streak = self._streaks[rule.metric] = self._streaks.get(rule.metric, 0) + 1 if broken else 0
             well = well and not broken
             if streak >= (1 if rule.at_once else self.config.health_patience):
                 side = "above" if rule.above else "below"
-                bound = f"{limit:g} times {first:.3g}" if rule.relative else f"{limit:g}"
+                bound = f"{limit:g} times {share_of:.3g}" if rule.relative else f"{limit:g}"
                 wrong = f"{rule.metric} ({rule.words}) is {value:.3g}, {side} {bound}"
                 return False, wrong if rule.at_once else f"{wrong} for {streak} logs in a row"
         return well, None
 
+    def _reference(self, rule: Rule, value: float) -> float:
+        """What the limit is a share of; 1 where it is the number itself, less than any number where there is none yet."""
+        if rule.relative is None:
+            return 1.0
+        if rule.relative == "first":
+            return self._first.setdefault(rule.metric, value)
+        best = self._best.get(rule.metric, 0.0)
+        latest = self._latest.setdefault(rule.metric, deque(maxlen=self.config.health_patience))
+        latest.append(value)
+        if len(latest) == latest.maxlen:
+            self._best[rule.metric] = max(best, sum(latest) / len(latest))
+        return best if best > 0 else -math.inf
+
     def forget(self) -> None:
         """Starts counting anew, as after a restore."""
         self._streaks.clear()
+        self._latest.clear()
 
 
 class HealthCallback(TrainerCallback):

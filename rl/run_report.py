@@ -194,7 +194,13 @@ def watched(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     limits = {**asdict(HealthConfig()), **settings}
     return [
-        {"metric": rule.metric, "words": rule.words, "limit": limits[rule.option], "relative": rule.relative}
+        {
+            "metric": rule.metric,
+            "words": rule.words,
+            "limit": limits[rule.option],
+            "relative": rule.relative,
+            "patience": limits["health_patience"],
+        }
         for rule in RULES
     ]
 

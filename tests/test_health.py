@@ -75,6 +75,16 @@ def test_the_share_that_ends_is_compared_with_its_start():
     )
 
 
+def test_rewards_that_are_lost_are_compared_with_their_best_mean():
+    config = HealthConfig(health_patience=2)
+    rewards = [0.1, 0.9, 0.3, 0.24, 0.26, 0.24, 0.24]  # means of two: .5, .6, .27, .25, ...
+    found = verdicts(config, [{"reward": value} for value in rewards])
+    assert [well for well, _ in found] == [True, True, True, False, False, False, False]
+    assert found[4][1] == "reward (mean reward) is 0.26, below 0.5 times 0.6 for 2 logs in a row"
+    assert verdicts(config, [{"reward": value} for value in (-0.1, -0.2, -3.0, -3.0)])[-1] == (True, None)
+    assert verdicts(HealthConfig(health_reward=None), [{"reward": value} for value in rewards])[-1] == (True, None)
+
+
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_a_number_that_is_none_is_an_end_at_once(name):
     assert verdicts(HealthConfig(), [{}, {name: math.nan}])[1] == (False, f"{name} is nan")
