@@ -225,7 +225,7 @@ def print_tables(task, output, arms, seeds):
 
 
 def draw(tasks, output, arms, seeds, images):
-    """Accuracy over passes: the parent, and of each arm the mean of its seeds, one a step and by the threshold."""
+    """Accuracy over passes: the parent, and of each arm the mean of its seeds, by the threshold and one a step."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -244,23 +244,19 @@ def draw(tasks, output, arms, seeds, images):
             ]
             if not found:
                 continue
-            points = [
-                (
+            points = {
+                name: (
                     statistics.mean(one[name]["passes"] for one in found),
                     statistics.mean(100 * one[name]["right"].count("1") / len(one[name]["right"]) for one in found),
                 )
                 for name in ("one", "threshold", "verify")
                 if name in found[0]
-            ]
-            axes.plot(
-                *zip(*sorted(points), strict=True),
-                marker="o",
-                markersize=4,
-                label=arm,
-                color=f"C{i % 10}",
-                linestyle="--" if "-" in arm else "-",
-                linewidth=1.2,
-            )
+            }
+            style = {"color": plt.cm.tab20(i % 20), "linestyle": "--" if "-" in arm else "-", "linewidth": 1.2}
+            alone = [points[name] for name in ("threshold", "one")]
+            axes.plot(*zip(*alone, strict=True), marker="o", markersize=4, label=arm, **style)
+            if "verify" in points:
+                axes.plot(*points["verify"], marker="s", markersize=8, label=f"{arm}, checked by itself", **style)
         parent = json.loads((folder / "parent" / "results.json").read_text(encoding="utf-8"))["one"]
         axes.plot(
             [parent["passes"]],
@@ -270,7 +266,10 @@ def draw(tasks, output, arms, seeds, images):
             label="the parent, token by token",
         )
         axes.set(title=task, xlabel="passes a problem", ylabel="solved, %")
-    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    named = {
+        label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(named.values(), named.keys(), loc="outside right center", frameon=False)
     figure.savefig(images / f"adaptation-{'-'.join(tasks)}.png", dpi=110)
 
 
