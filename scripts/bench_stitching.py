@@ -294,6 +294,7 @@ def draw(table, images):
             axes.xaxis.set_major_formatter("{x:.0f}")
         row[0].set_ylabel("accuracy, %")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8)
+    images.mkdir(parents=True, exist_ok=True)
     figure.savefig(images / "arms.png", dpi=110)
 
 

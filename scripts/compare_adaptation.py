@@ -270,6 +270,7 @@ def draw(tasks, output, arms, seeds, images):
         label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(named.values(), named.keys(), loc="outside right center", frameon=False)
+    images.mkdir(parents=True, exist_ok=True)
     figure.savefig(images / f"adaptation-{'-'.join(tasks)}.png", dpi=110)
 
 

@@ -322,6 +322,7 @@ def draw(task, start, rows, image):
         axes.set(xlabel="processor seconds", title=f"{task}, {tokens} token{'s' * (tokens > 1)} a step")
     panels[0].set_ylabel("validation accuracy, %")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=110)
 
 
