@@ -288,7 +288,7 @@ def print_pass_at_k(arguments):
             kept = run / "draws.json"
             if not kept.exists():
                 run.mkdir(parents=True, exist_ok=True)
-                write_whole(kept, to_json(draws(run, task)))
+                write_whole(kept, json.dumps(draws(run, task)) + "\n")
             right = json.loads(kept.read_text(encoding="utf-8"))
             cells = (f"{100 * statistics.mean(pass_at_k(DRAWS, c, k) for c in right):.1f}" for k in AT)
             print(f"| {task} | {arm} | {seed} | " + " | ".join(cells) + " |", flush=True)
