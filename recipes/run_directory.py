@@ -26,9 +26,9 @@ FREE = frozenset({
     "output_dir", "max_steps", "num_train_epochs", "resume_from_checkpoint", "logging_steps", "logging_first_step",
     "logging_strategy", "logging_dir", "log_level", "report_to", "run_name", "project", "trackio_space_id", "save_steps",
     "save_strategy", "save_total_limit", "disable_tqdm", "use_cpu", "dataloader_num_workers", "dataloader_pin_memory",
-    "dataset_num_proc", "rollout_micro_batch_size", "recompute_passes", "gradient_checkpointing", "torch_compile", "html",
-    "log_completions", "num_completions_to_print", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy",
-    "hub_token",
+    "dataset_num_proc", "rollout_micro_batch_size", "recompute_passes", "gradient_checkpointing", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode", "html", "log_completions", "num_completions_to_print", "push_to_hub",
+    "hub_model_id", "hub_private_repo", "hub_strategy", "hub_token",
 })  # fmt: skip
 
 

@@ -54,6 +54,12 @@ def test_a_finished_run_is_left_alone_and_goes_on_if_more_is_asked(tmp_path, mon
     assert json.loads((tmp_path / "run.json").read_text())["config"]["max_steps"] == 6
 
 
+def test_a_run_goes_on_compiled_as_it_may_be(tmp_path, monkeypatch):
+    launch(tmp_path, monkeypatch, max_steps=1)
+    launch(tmp_path, monkeypatch, max_steps=2, torch_compile="true", torch_compile_backend="eager")
+    assert list(losses(tmp_path)) == [1, 2]
+
+
 def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path, monkeypatch):
     launch(tmp_path, monkeypatch)
     before = contents(tmp_path)
