@@ -215,11 +215,15 @@ class HealthCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keeps the start, which is good by definition.
+        """Keeps the start, which is good by definition; of a run that goes on, the log so far says what is compared with.
 
         Raises:
             ValueError: `restore` is asked for and the weights cannot be kept.
         """
+        for logs in state.log_history:
+            if "loss" in logs:
+                self._watch.read(logs)
+        self._watch.forget()
         self._last_good = state.global_step
         self._keep(state.global_step, kwargs["model"])
         if self.config.health_action == "restore" and self._kept is None:

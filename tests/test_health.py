@@ -118,10 +118,11 @@ class Weights(torch.nn.Module):
 class Run:
     """The calls that a trainer makes of a callback, step by step."""
 
-    def __init__(self, tmp_path, **settings):
+    def __init__(self, tmp_path, before=(), **settings):
         self.callback = HealthCallback(HealthConfig(health_patience=2, **settings))
         self.args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
         self.state, self.control, self.model = TrainerState(), TrainerControl(), Weights()
+        self.state.log_history = [*before]
         self.optimizer = torch.optim.Adam([self.model.trained], lr=0.5)
         self._call("on_train_begin")
 
@@ -139,6 +140,16 @@ class Run:
         self.state.global_step += 1
         self._call("on_log", logs={**WELL, **logs})
         return self.model.trained.detach().clone()
+
+
+def test_a_run_that_goes_on_is_compared_with_its_log_so_far(tmp_path):
+    before = [{**WELL, "rollout/eos_rate": 1.0, "reward": reward} for reward in (0.8, 0.8, 0.8, 0.3, 0.3)]
+    for logs, says in (({"reward": 0.3}, "below 0.5 times 0.8"), ({"rollout/eos_rate": 0.05}, "below 0.1 times 1 ")):
+        run = Run(tmp_path, [*before, {"train_loss": 0.1}])
+        run.step(1.0, **logs)
+        assert run.callback.reason is None
+        run.step(1.0, **logs)
+        assert says in run.callback.reason
 
 
 ILL = {"frac_reward_zero_std": 1.0}
