@@ -7,7 +7,8 @@ may be drawn. Leaves out passes that keep keys: what they read changes with ever
 
 import importlib.util
 import os
-import shutil
+import subprocess
+import sys
 
 import torch
 from lockstitch.sampling.config import SamplerConfig
@@ -15,18 +16,38 @@ from lockstitch.sampling.mask_gate import is_gated
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-_COMPILERS = ("g++", "clang++", "c++")
+_COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # the one that torch.compile calls where CXX names none
+_INDUCTOR = "inductor"
 
 
 def check_compiler(device: torch.device) -> None:
     """Raises `ValueError`, naming what is missing, where torch.compile cannot make code for a device."""
     if device.type == "cpu":
         asked = os.environ.get("CXX")
-        if not any(shutil.which(name) for name in ([asked] if asked else _COMPILERS)):
-            looked = f"CXX={asked}" if asked else ", ".join(_COMPILERS)
-            raise ValueError(f"torch.compile needs a C++ compiler, and there is none here ({looked})")
+        try:
+            subprocess.run([_COMPILER if asked is None else asked, "--version"], capture_output=True, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            looked = _COMPILER if asked is None else f"CXX={asked}"
+            raise ValueError(f"torch.compile needs a C++ compiler, and there is none here ({looked})") from error
     elif importlib.util.find_spec("triton") is None:
         raise ValueError(f"torch.compile needs triton on {device.type}, which is not installed")
+
+
+def check_backend(backend: str | None, mode: str | None) -> None:
+    """Raises `ValueError` for a backend or a mode that torch.compile does not have, and for a mode that none would read."""
+    from torch._dynamo import list_backends  # slow to import
+    from torch._inductor import list_mode_options
+
+    if backend is not None and backend not in list_backends(None):  # those for debugging too
+        raise ValueError(f"torch_compile_backend={backend!r} is not one of {', '.join(list_backends())}")
+    if mode is None:
+        return
+    if backend not in (None, _INDUCTOR):
+        raise ValueError(
+            f"torch_compile_mode={mode!r} would be ignored by torch_compile_backend={backend!r}: it is {_INDUCTOR}'s"
+        )
+    if mode not in list_mode_options():
+        raise ValueError(f"torch_compile_mode={mode!r} is not one of {', '.join(list_mode_options())}")
 
 
 def check_compiled(config: SamplerConfig) -> None:
@@ -45,7 +66,8 @@ def compile_layers(model: torch.nn.Module, backend: str | None = None, mode: str
         model: the model, or the model in an adapter that trains.
         backend, mode: torch.compile's; None for its own.
 
-    Raises `ValueError` where nothing can compile, and for models with code of their own or that name no layers.
+    Raises `ValueError` where nothing can compile or there is no such backend or mode, and for models with code of their
+    own or that name no layers.
     """
     if is_gated(model):
         raise ValueError(
@@ -55,7 +77,9 @@ def compile_layers(model: torch.nn.Module, backend: str | None = None, mode: str
     name = type(base).__name__
     if not isinstance(base, PreTrainedModel) or type(base).__module__.startswith("transformers_modules"):
         raise ValueError(f"{name} cannot be compiled: it runs code of its own")
-    check_compiler(base.device)
+    check_backend(backend, mode)
+    if backend in (None, _INDUCTOR):
+        check_compiler(base.device)
     layers = next((module for name, module in base.named_modules() if name.endswith(".layers")), None)
     if not isinstance(layers, torch.nn.ModuleList):
         raise ValueError(f"{name} cannot be compiled: it names no list of layers")

@@ -18,12 +18,31 @@ def test_a_missing_compiler_is_named(monkeypatch):
     denoiser = random_denoiser()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match=r"torch.compile needs a C\+\+ compiler.*g\+\+, clang\+\+"):
+    with pytest.raises(ValueError, match=r"torch.compile needs a C\+\+ compiler.*\((g|clang)\+\+\)"):
         denoiser.compile_layers()
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match="CXX=no-such-compiler"):
-        denoiser.compile_layers()
+    for name in ("no-such-compiler", "/bin/false"):
+        monkeypatch.setenv("CXX", name)
+        with pytest.raises(ValueError, match=f"CXX={name}"):
+            denoiser.compile_layers()
     assert not denoiser.compiled
+
+
+@pytest.mark.parametrize(
+    ("backend", "mode", "says"),
+    [
+        ("nonsense", None, "torch_compile_backend='nonsense' is not one of .*inductor"),
+        ("inductor", "nonsense", "torch_compile_mode='nonsense' is not one of .*reduce-overhead"),
+        ("eager", "reduce-overhead", "torch_compile_mode='reduce-overhead' would be ignored by .*'eager'"),
+    ],
+)
+def test_backends_and_modes_that_there_are_not_are_refused(backend, mode, says):
+    with pytest.raises(ValueError, match=says):
+        compile_layers(random_denoiser().model, backend, mode)
+
+
+def test_a_backend_that_calls_no_compiler_needs_none(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compile_layers(random_denoiser().model, "eager")
 
 
 def test_what_brings_its_own_code_is_refused():
