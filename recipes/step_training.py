@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lockstitch.rl.checkpoints import WholeCheckpoints
+from lockstitch.sampling.compiled import check_asked
 from lockstitch.stitching.step_reader import Encoded, Reader, batch
 from transformers import TrainingArguments
 
@@ -37,6 +38,8 @@ class StepRewardConfig(TrainingArguments):  # type: ignore[misc]
         self.prediction_loss_only = True
         self.label_names = ["labels"]
         super().__post_init__()
+        if self.torch_compile:
+            check_asked(self.torch_compile_backend, self.torch_compile_mode, self.device)
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length={self.max_length} must be at least 1")
 

@@ -19,7 +19,7 @@ from lockstitch.rl.grpo_checks import (
 from lockstitch.rl.rollout_engine_config import RolloutEngineConfig
 from lockstitch.rl.self_distillation import SelfDistillationOptions
 from lockstitch.rl.sft_config import check_counts, precision_of
-from lockstitch.sampling.compiled import check_compiled
+from lockstitch.sampling.compiled import check_asked, check_compiled
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
 from trl import GRPOConfig
@@ -263,6 +263,7 @@ class DiffusionGRPOConfig(RolloutEngineConfig, SelfDistillationOptions, GRPOConf
             raise ValueError(f"share_prompt_mask=True would be ignored: prompt_mask_ratio={self.prompt_mask_ratio}")
         sampler = self.sampler_config()
         if self.torch_compile:
+            check_asked(self.torch_compile_backend, self.torch_compile_mode, self.device)
             check_compiled(sampler)
         if sampler.temperature == 0 and sampler.policy != "random":
             raise ValueError("temperature=0: all completions of a group would be the same")

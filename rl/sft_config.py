@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lockstitch.sampling.compiled import check_asked
 from trl import SFTConfig
 
 WEIGHTINGS = ("inverse_t", "mean")
@@ -83,6 +84,8 @@ class DiffusionSFTConfig(SFTConfig):
         check_counts(self)
         self.bf16 = precision_of(self)
         super().__post_init__()
+        if self.torch_compile:
+            check_asked(self.torch_compile_backend, self.torch_compile_mode, self.device)
         if self.canvas_length is not None and self.canvas_length < 1:
             raise ValueError(f"canvas_length={self.canvas_length}: a positive number of tokens, or none at all")
         if self.block_length is not None and self.block_length < 1:

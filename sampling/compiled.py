@@ -50,6 +50,13 @@ def check_backend(backend: str | None, mode: str | None) -> None:
         raise ValueError(f"torch_compile_mode={mode!r} is not one of {', '.join(list_mode_options())}")
 
 
+def check_asked(backend: str | None, mode: str | None, device: torch.device) -> None:
+    """What `check_backend` and, where the backend calls a compiler, `check_compiler` raise."""
+    check_backend(backend, mode)
+    if backend in (None, _INDUCTOR):
+        check_compiler(device)
+
+
 def check_compiled(config: SamplerConfig) -> None:
     """Raises `ValueError` for sampler's settings that compiled layers do not serve."""
     if config.cache != "none":
@@ -77,9 +84,7 @@ def compile_layers(model: torch.nn.Module, backend: str | None = None, mode: str
     name = type(base).__name__
     if not isinstance(base, PreTrainedModel) or type(base).__module__.startswith("transformers_modules"):
         raise ValueError(f"{name} cannot be compiled: it runs code of its own")
-    check_backend(backend, mode)
-    if backend in (None, _INDUCTOR):
-        check_compiler(base.device)
+    check_asked(backend, mode, base.device)
     layers = next((module for name, module in base.named_modules() if name.endswith(".layers")), None)
     if not isinstance(layers, torch.nn.ModuleList):
         raise ValueError(f"{name} cannot be compiled: it names no list of layers")

@@ -3,7 +3,11 @@
 import pytest
 import torch
 from grpo_runs import make_trainer, train
+from lockstitch.recipes.step_training import StepRewardConfig
+from lockstitch.rl.adaptation_config import AdaptationConfig
+from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.lora import lora_config
+from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.compiled import compile_layers
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.families import BIDIRECTIONAL, CONTEXT_CAUSAL, TIDAR
@@ -38,6 +42,16 @@ def test_a_missing_compiler_is_named(monkeypatch):
 def test_backends_and_modes_that_there_are_not_are_refused(backend, mode, says):
     with pytest.raises(ValueError, match=says):
         compile_layers(random_denoiser().model, backend, mode)
+
+
+@pytest.mark.parametrize("settings", [DiffusionGRPOConfig, DiffusionSFTConfig, AdaptationConfig, StepRewardConfig])
+def test_recipes_refuse_before_anything_is_loaded(settings, tmp_path, monkeypatch):
+    told = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
+    with pytest.raises(ValueError, match="torch_compile_backend='nonsense' is not one of"):
+        settings(**told, torch_compile_backend="nonsense")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="CXX=no-such-compiler"):
+        settings(**told, torch_compile=True)
 
 
 def test_a_backend_that_calls_no_compiler_needs_none(monkeypatch):
