@@ -138,6 +138,15 @@ class Losing:
         yield [{"index": place, "item": item} for place, item in portion]
 
 
+@pytest.fixture
+def interruptible():
+    """Interrupts as they are in a process of its own; those that tests share out may ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_was_lost_stops_the_run_all_the_same(tmp_path):
     path, job = tmp_path / files.RESULTS, whole("losing", lambda: Losing.work, model=False)
