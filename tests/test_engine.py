@@ -18,7 +18,6 @@ from lockstitch.stitching.cli import main as stitch
 from lockstitch import cores, files
 from lockstitch.engine import EngineOptions, InOrder, Pool, Stage, cut, named, run, whole
 from lockstitch.engine_ray import shares
-from lockstitch.errors import one_line
 
 PUZZLES = [
     "3102\n2000\n0210\n0320\n",
@@ -120,41 +119,6 @@ def test_a_directory_with_rows_that_wait_belongs_to_its_run(tmp_path):
     (tmp_path / files.AHEAD).write_text('{"index": 3}\n')
     with pytest.raises(ValueError, match="seed: 0 then, 1 now"):
         files.claim_directory(tmp_path, {"seed": 1})
-
-
-@dataclass(frozen=True)
-class Losing:
-    """Work that is interrupted in a destructor, where Python loses what is raised."""
-
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(1000):  # the handler runs between two of these
-            pass
-
-    @staticmethod
-    def work(portion):
-        if portion[0][0] == 2:
-            Losing()
-        yield [{"index": place, "item": item} for place, item in portion]
-
-
-@pytest.fixture
-def interruptible():
-    """Interrupts as they are in a process of its own; those that tests share out may ignore them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_was_lost_stops_the_run_all_the_same(tmp_path):
-    path, job = tmp_path / files.RESULTS, whole("losing", lambda: Losing.work, model=False)
-    with pytest.raises(SystemExit) as ended, one_line("test"):
-        list(run(job, range(10), EngineOptions(), chunk=2, path=path, done=0, progress=lambda _: None))
-    assert ended.value.code == 130
-    assert len(files.finished_by_index(path)) == 4  # the portion that was at work, whole
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(("said", "threads"), [(None, 1), ("2", 2)])

@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lockstitch.errors import OthersCodeError, stop_if_interrupted
+from lockstitch.errors import OthersCodeError
 from lockstitch.files import AHEAD, append_rows, finished_rows
 
 Row = dict[str, Any]
@@ -305,7 +305,6 @@ def run(
             for rows in finished:
                 ready = results.add(rows)
                 progress(len(rows))
-                stop_if_interrupted()
                 if ready:
                     yield ready
     results.close()

@@ -9,9 +9,7 @@ cannot be read or written. Everything else is a fault of ours, and stays a trace
 
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,37 +32,6 @@ class OthersCodeError(ValueError):
 
 
 GOES_ON = "the same command goes on where this one stopped"
-_interrupted = False
-
-
-def _interrupt(*_: object) -> None:
-    global _interrupted
-    _interrupted = True
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _remembering_interrupts() -> Iterator[None]:
-    """Within the block an interrupt is remembered as well as raised, where it is Python's own to handle."""
-    global _interrupted
-    ours = threading.current_thread() is threading.main_thread() and (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    _interrupted = False
-    if ours:
-        signal.signal(signal.SIGINT, _interrupt)
-    try:
-        yield
-    finally:
-        _interrupted = False
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def stop_if_interrupted() -> None:
-    """Raises `KeyboardInterrupt` if an interrupt came and was lost, as one that is raised in a destructor is."""
-    if _interrupted:
-        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -79,8 +46,7 @@ def one_line(
         SystemExit: in each of these cases.
     """
     try:
-        with _remembering_interrupts():
-            yield
+        yield
     except BrokenPipeError:
         # Whoever read our output has gone: nothing is left to say, nor anyone to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
