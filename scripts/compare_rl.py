@@ -39,7 +39,6 @@ from pathlib import Path
 import yaml
 from compare_rl_arms import (
     ARMS,
-    CHEAPER,
     FIRST_TASKS,
     KEPT,
     LATER,
@@ -65,8 +64,7 @@ from lockstitch.options import read_yaml
 RATES = (3e-4, 1e-3, 3e-3)
 SECOND_RATES = (6e-4, 2e-3, 6e-3)
 DRAWS, DRAWN, AT = 64, 200, (1, 4, 16, 64)
-# A paper's rate is for a model ten thousand times as large; those of d1 and wd1 are what the first tuning chose.
-UNTUNED = dict.fromkeys(LATER, 1e-3) | {"d1-shared": 1e-3, "wd1-shared": 3e-4}
+UNTUNED = dict.fromkeys(LATER, 1e-3)  # a paper's rate is for a model ten thousand times as large
 TUNING_SEED = 100
 TEST, VALIDATION = 1000, 256
 TEST_SEED, VALIDATION_SEED = 200, 100
@@ -254,7 +252,7 @@ def print_table(task, start, rows):
     print("| start | | | | | " + " | ".join(cell(start[f"test@{tokens}"]) for tokens in TOKENS) + " |")
     against = "d1" if any(row["arm"] == "d1" for row in rows) else "ours"
     theirs = [row["right"] for row in rows if row["arm"] == against]
-    for arm in dict.fromkeys((*ARMS, *SWAPPED, *CHEAPER, *SECOND, *KEPT)):
+    for arm in dict.fromkeys((*ARMS, *SWAPPED, *SECOND, *KEPT)):
         runs = [row for row in rows if row["arm"] == arm]
         for row in runs:
             rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
@@ -269,7 +267,9 @@ def print_table(task, start, rows):
                     )
                     for tokens in TOKENS
                 )
-                listed = " | ".join(f"{points:+.1f}" + f" ± {error:.1f}" * (error == error) for points, error in gains)
+                listed = " | ".join(
+                    f"{points:+.1f}" + f" ± {error:.1f}" * (not math.isnan(error)) for points, error in gains
+                )
                 print(f"| **{arm}** | | | | above {name} | {listed} |")
 
 
@@ -303,7 +303,7 @@ def draw(task, start, rows, image):
 
     figure, panels = plt.subplots(1, len(TOKENS), figsize=(9.6, 4.0), layout="constrained", sharey=True)
     for axes, tokens in zip(panels, TOKENS, strict=True):
-        for i, arm in enumerate(dict.fromkeys((*ARMS, *CHEAPER, *SECOND, *KEPT))):
+        for i, arm in enumerate(dict.fromkeys((*ARMS, *SECOND, *KEPT))):
             runs = [row for row in rows if row["arm"] == arm]
             if not runs:
                 continue
@@ -336,7 +336,7 @@ def main():
     parser.add_argument("--untuned", action="store_true", help="take rates as files say them, without --tune before")
     parser.add_argument("--pass_at_k", action="store_true", help="of the start and of runs that are there")
     parser.add_argument("--tasks", nargs="+", choices=TASKS)
-    parser.add_argument("--arms", nargs="+", choices=[*dict.fromkeys((*ARMS, *SWAPPED, *CHEAPER, *SECOND, *KEPT))])
+    parser.add_argument("--arms", nargs="+", choices=[*dict.fromkeys((*ARMS, *SWAPPED, *SECOND, *KEPT))])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--images", type=Path, help="also draw the curves into this directory")

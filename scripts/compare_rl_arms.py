@@ -22,8 +22,6 @@ SWAPPED = {
     "ours-coupled": {"estimator": "coupled", "num_samples": 1},
     "ours-elbo": {"estimator": "elbo", "num_samples": 1, "mask_schedule": "complement"},
 }
-# A preset whose updates are cheaper, asked for by --arms: one prompt mask for all completions of a batch's group.
-CHEAPER = {"d1-shared": {"share_prompt_mask": True}, "wd1-shared": {"share_prompt_mask": True}}
 # Our recipe with one thing changed, all else as it is: the second comparison. Leftmost forks have no number of steps.
 CHANGED = {
     "ours-leftmost": {"policy": "threshold", "threshold": 0.9, "fallback": "leftmost", "steps": None},
@@ -77,8 +75,6 @@ STEPS = {
         "sft": 640,
         "d1": 80,
         "wd1": 128,
-        "d1-shared": 80,
-        "wd1-shared": 128,
         "coupled": 38,
         "espo": 32,
         "spg": 84,
@@ -177,7 +173,4 @@ def settings(arm, task, seed, rate, steps, output, long=False):
         block = D_OPSD_BLOCK[task]
         tuned = {"block_length": block, "steps": math.ceil(length / block) * math.ceil(block / 2)}
     scaled = SCALED | problems
-    preset, cheaper = arm.partition("-")[0], CHEAPER.get(arm, {})
-    return (
-        {"rl_preset": preset} | model | ADAPTER | scaled | canvas | PUBLISHED.get(preset, {}) | cheaper | tuned | own
-    )
+    return {"rl_preset": arm} | model | ADAPTER | scaled | canvas | PUBLISHED.get(arm, {}) | tuned | own

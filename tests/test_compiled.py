@@ -56,7 +56,10 @@ def test_recipes_refuse_before_anything_is_loaded(settings, tmp_path, monkeypatc
 
 def test_a_backend_that_calls_no_compiler_needs_none(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    compile_layers(random_denoiser().model, "eager")
+    plain, compiled = random_denoiser().model, random_denoiser().model
+    compile_layers(compiled, "eager")
+    ids = torch.tensor([PROMPTS[1]])
+    assert torch.equal(compiled(input_ids=ids).logits, plain(input_ids=ids).logits)
 
 
 def test_what_brings_its_own_code_is_refused():
