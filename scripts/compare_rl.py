@@ -20,8 +20,8 @@ The rules, which stood before any test problem was looked at:
   nothing was chosen, without noise, at 1 and at 4 tokens a step.
 
 The second comparison has the same rules, on arithmetic too, but that every arm is tuned, ours as well, each on three rates
-around its own (`--untuned` takes those that files and presets say). Results are also written line by line into
-`results.jsonl`. pass@k is that of 64 draws of 200 test problems at temperature 1 and 4 tokens a step.
+around its own and on each task by itself (`--untuned` takes those that files and presets say). Results are also written
+line by line into `results.jsonl`. pass@k is that of 64 draws of 200 test problems at temperature 1 and 4 tokens a step.
 
 Runs that are there are not run again, and one that was cut off goes on from its checkpoint. Pictures need matplotlib.
 """
@@ -177,25 +177,32 @@ def all_of(calls, jobs):
 
 
 def tune(arguments):
-    """Each arm at each learning rate, for two thirds of the steps; the best rate by arm, for both tasks."""
-    calls = []
-    rates = SECOND_RATES if arguments.second else RATES
-    for arm, rate in itertools.product(arguments.arms, rates):
-        if arguments.second or (arm in ARMS and arm != "ours"):  # its file says its rate
-            rate = rate if not arguments.second or arm not in LATER else rate / 2
-            run = arguments.output / "tuning" / f"{arm}-{rate:g}"
-            calls.append((run, "sudoku", arm, TUNING_SEED, rate, 2 * steps_of(arm, "sudoku") // 3, False))
+    """Each arm at each learning rate, for two thirds of the steps, and the best rate by task and arm.
+
+    The first comparison tunes on sudoku for all of its tasks, the second on every one.
+    """
     best = {}
-    print("\n| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |\n|---|" + "---|" * len(rates))
-    rows = all_of(calls, arguments.jobs)
-    for arm, found in itertools.groupby(rows, key=lambda row: row["arm"]):
-        found = list(found)
-        best[arm] = max(found, key=validation)["learning_rate"]
-        cells = (
-            "/".join(f"{100 * share(row['right'][f'validation@{tokens}']):.0f}" for tokens in TOKENS) for row in found
-        )
-        print(f"| {arm} | " + " | ".join(cells) + " |")
-    write_whole(arguments.output / "rates.json", to_json(best))
+    for task in arguments.tasks if arguments.second else FIRST_TASKS[:1]:
+        calls, rates = [], SECOND_RATES if arguments.second else RATES
+        for arm, rate in itertools.product(arguments.arms, rates):
+            if arguments.second or (arm in ARMS and arm != "ours"):  # its file says its rate
+                rate = rate if not arguments.second or arm not in LATER else rate / 2
+                run = arguments.output / "tuning" / task / f"{arm}-{rate:g}"
+                calls.append((run, task, arm, TUNING_SEED, rate, steps_of(arm, task, 2 / 3), False))
+        print(f"\n| {task} | " + " | ".join(f"{rate:g}" for rate in rates) + " |\n|---|" + "---|" * len(rates))
+        for arm, found in itertools.groupby(all_of(calls, arguments.jobs), key=lambda row: row["arm"]):
+            found = list(found)
+            best.setdefault(task, {})[arm] = max(found, key=validation)["learning_rate"]
+            cells = (
+                "/".join(f"{100 * share(row['right'][f'validation@{tokens}']):.0f}" for tokens in TOKENS)
+                for row in found
+            )
+            print(f"| {arm} | " + " | ".join(cells) + " |", flush=True)
+    kept = arguments.output / "rates.json"
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    for task in arguments.tasks:
+        known[task] = known.get(task, {}) | best.get(task, best.get(FIRST_TASKS[0], {}))
+    write_whole(kept, to_json(known))
 
 
 def compare(arguments):
@@ -207,7 +214,8 @@ def compare(arguments):
     for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, arguments.arms):
         run = arguments.output / task / arm / f"seed-{seed}"
         steps = steps_of(arm, task) * (TIMES if arguments.long else 1)
-        calls.append((run, task, arm, seed, rates.get(arm, UNTUNED.get(arm)), steps, True, arguments.long))
+        rate = rates.get(task, {}).get(arm, UNTUNED.get(arm))
+        calls.append((run, task, arm, seed, rate, steps, True, arguments.long))
     rows = all_of(calls, arguments.jobs)
     for task in arguments.tasks:
         print_table(task, start[task], [row for row in rows if row["task"] == task])

@@ -109,10 +109,11 @@ STEPS = {
 _STEP_COST = {"countdown": 24 / 13, "arithmetic": 2.2}
 
 
-def steps_of(arm, task):
-    """The optimizer's steps of an arm; `d_opsd` needs a multiple of its inner iterations."""
+def steps_of(arm, task, part=1.0):
+    """The optimizer's steps of an arm, or of a part of its time; `d_opsd` needs a multiple of its inner iterations."""
     known = STEPS[task].get(arm)
     steps = known if known is not None else max(1, round(STEPS["sudoku"][arm] / _STEP_COST[task]))
+    steps = max(1, int(steps * part))
     return -(-steps // 4) * 4 if arm == "d_opsd" else steps
 
 
