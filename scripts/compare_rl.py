@@ -39,6 +39,7 @@ from pathlib import Path
 import yaml
 from compare_rl_arms import (
     ARMS,
+    CHEAP,
     FIRST_TASKS,
     KEPT,
     LATER,
@@ -64,7 +65,8 @@ from lockstitch.options import read_yaml
 RATES = (3e-4, 1e-3, 3e-3)
 SECOND_RATES = (6e-4, 2e-3, 6e-3)
 DRAWS, DRAWN, AT = 64, 200, (1, 4, 16, 64)
-UNTUNED = dict.fromkeys(LATER, 1e-3)  # a paper's rate is for a model ten thousand times as large
+# A paper's rate is for a model ten thousand times as large; that of d1 was tuned in the first comparison.
+UNTUNED = dict.fromkeys((*LATER, "d1", "d1-shared"), 1e-3)
 TUNING_SEED = 100
 TEST, VALIDATION = 1000, 256
 TEST_SEED, VALIDATION_SEED = 200, 100
@@ -130,7 +132,7 @@ def measure(path, task, test):
 
 
 def one(run, task, arm, seed, rate, steps, test, long=False):
-    """A run from its settings to its results, which are returned: of the checkpoints and of the end."""
+    """A run from its settings to its results, which are returned: of the end and, with `test`, of the checkpoints."""
     results = run / "results.json"
     if results.exists():
         return json.loads(results.read_text(encoding="utf-8"))
@@ -139,7 +141,7 @@ def one(run, task, arm, seed, rate, steps, test, long=False):
         run / "config.yaml", yaml.safe_dump(settings(arm, task, seed, rate, steps, run, long), sort_keys=False)
     )
     train(run)
-    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])) if test else []
     command = [sys.executable, __file__, "--measure", task, *(str(path) for path in (*checkpoints, run))]
     done = subprocess.run(command + ["--test"] * test, env=ONE_THREAD, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -260,7 +262,7 @@ def print_table(task, start, rows):
     print("| start | | | | | " + " | ".join(cell(start[f"test@{tokens}"]) for tokens in TOKENS) + " |")
     against = "d1" if any(row["arm"] == "d1" for row in rows) else "ours"
     theirs = [row["right"] for row in rows if row["arm"] == against]
-    for arm in dict.fromkeys((*ARMS, *SWAPPED, *SECOND, *KEPT)):
+    for arm in dict.fromkeys((*ARMS, *SWAPPED, *CHEAP, *SECOND, *KEPT)):
         runs = [row for row in rows if row["arm"] == arm]
         for row in runs:
             rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
@@ -311,7 +313,7 @@ def draw(task, start, rows, image):
 
     figure, panels = plt.subplots(1, len(TOKENS), figsize=(9.6, 4.0), layout="constrained", sharey=True)
     for axes, tokens in zip(panels, TOKENS, strict=True):
-        for i, arm in enumerate(dict.fromkeys((*ARMS, *SECOND, *KEPT))):
+        for i, arm in enumerate(dict.fromkeys((*ARMS, *CHEAP, *SECOND, *KEPT))):
             runs = [row for row in rows if row["arm"] == arm]
             if not runs:
                 continue
@@ -344,7 +346,7 @@ def main():
     parser.add_argument("--untuned", action="store_true", help="take rates as files say them, without --tune before")
     parser.add_argument("--pass_at_k", action="store_true", help="of the start and of runs that are there")
     parser.add_argument("--tasks", nargs="+", choices=TASKS)
-    parser.add_argument("--arms", nargs="+", choices=[*dict.fromkeys((*ARMS, *SWAPPED, *SECOND, *KEPT))])
+    parser.add_argument("--arms", nargs="+", choices=[*dict.fromkeys((*ARMS, *SWAPPED, *CHEAP, *SECOND, *KEPT))])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--images", type=Path, help="also draw the curves into this directory")
