@@ -7,7 +7,9 @@ that run over a line break (a line break always ends a step), and languages that
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lockstitch.rewards.steps import UNITS, Segmenter
 from lockstitch.stitching.steps import Step
@@ -31,6 +33,9 @@ _ABBREVIATION = re.compile(r"(?i:(?<!\w)(?:mr|mrs|ms|dr|prof|st|vs|e\.g|i\.e|app
 _SHORT_WORD = re.compile(  # ends a sentence or not: what follows tells
     r"(?i:(?<!\w)(?:etc|a\.m|p\.m|u\.s|lbs?|oz|ft|in|sq|mins?|hrs?|secs?|cm|km|mi|yds?|no|jr|sr|inc|co))\."
 )
+
+_UNREADABLE = "\ufffd"  # what bytes decode to that are no character, or not yet
+_PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()  # by tokenizer, what a token says by itself
 
 
 def segment(text: str, unit: str | Segmenter) -> list[tuple[int, int]]:
@@ -153,6 +158,10 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> list[tuple[int, int]]:
     that decodes to nothing has an empty span.
     """
     full = tokenizer.decode(list(ids), skip_special_tokens=True)
+    pieces = [_piece(tokenizer, token) for token in ids]
+    if "".join(pieces) == full and _UNREADABLE not in full:
+        stops = list(accumulate(map(len, pieces)))
+        return list(pairwise([0, *stops]))
     spans, start = [], 0
     for count in range(1, len(ids) + 1):
         # The part of the prefix that stays as it is; a replacement character may stand for bytes still to come.
@@ -162,3 +171,11 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> list[tuple[int, int]]:
         spans.append((start, min(settled + (len(prefix) > settled), len(full))))
         start = settled
     return spans
+
+
+def _piece(tokenizer: Any, token: int) -> str:
+    """What a token says by itself; each is decoded once."""
+    known = _PIECES.setdefault(tokenizer, {})
+    if token not in known:
+        known[token] = tokenizer.decode([token], skip_special_tokens=True)
+    return known[token]
