@@ -39,7 +39,6 @@ from pathlib import Path
 import yaml
 from compare_rl_arms import (
     ARMS,
-    CHEAP,
     FIRST_TASKS,
     KEPT,
     LATER,
@@ -49,6 +48,7 @@ from compare_rl_arms import (
     TASKS,
     TIMES,
     TOKENS,
+    VARIANTS,
     settings,
     steps_of,
 )
@@ -66,7 +66,7 @@ RATES = (3e-4, 1e-3, 3e-3)
 SECOND_RATES = (6e-4, 2e-3, 6e-3)
 DRAWS, DRAWN, AT = 64, 200, (1, 4, 16, 64)
 # A paper's rate is for a model ten thousand times as large; that of d1 was tuned in the first comparison.
-UNTUNED = dict.fromkeys((*LATER, "d1", "d1-shared"), 1e-3)
+UNTUNED = dict.fromkeys((*LATER, "d1", "d1-shared", "d_opsd-unclipped"), 1e-3)
 TUNING_SEED = 100
 TEST, VALIDATION = 1000, 256
 TEST_SEED, VALIDATION_SEED = 200, 100
@@ -188,7 +188,7 @@ def tune(arguments):
         calls, rates = [], SECOND_RATES if arguments.second else RATES
         for arm, rate in itertools.product(arguments.arms, rates):
             if arguments.second or (arm in ARMS and arm != "ours"):  # its file says its rate
-                rate = rate if not arguments.second or arm not in LATER else rate / 2
+                rate = rate / 2 if arguments.second and arm.split("-")[0] in LATER else rate
                 run = arguments.output / "tuning" / task / f"{arm}-{rate:g}"
                 calls.append((run, task, arm, TUNING_SEED, rate, steps_of(arm, task, 2 / 3), False))
         print(f"\n| {task} | " + " | ".join(f"{rate:g}" for rate in rates) + " |\n|---|" + "---|" * len(rates))
@@ -262,7 +262,7 @@ def print_table(task, start, rows):
     print("| start | | | | | " + " | ".join(cell(start[f"test@{tokens}"]) for tokens in TOKENS) + " |")
     against = "d1" if any(row["arm"] == "d1" for row in rows) else "ours"
     theirs = [row["right"] for row in rows if row["arm"] == against]
-    for arm in dict.fromkeys((*ARMS, *SWAPPED, *CHEAP, *SECOND, *KEPT)):
+    for arm in dict.fromkeys((*ARMS, *SWAPPED, *VARIANTS, *SECOND, *KEPT)):
         runs = [row for row in rows if row["arm"] == arm]
         for row in runs:
             rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
@@ -313,7 +313,7 @@ def draw(task, start, rows, image):
 
     figure, panels = plt.subplots(1, len(TOKENS), figsize=(9.6, 4.0), layout="constrained", sharey=True)
     for axes, tokens in zip(panels, TOKENS, strict=True):
-        for i, arm in enumerate(dict.fromkeys((*ARMS, *CHEAP, *SECOND, *KEPT))):
+        for i, arm in enumerate(dict.fromkeys((*ARMS, *VARIANTS, *SECOND, *KEPT))):
             runs = [row for row in rows if row["arm"] == arm]
             if not runs:
                 continue
@@ -346,7 +346,7 @@ def main():
     parser.add_argument("--untuned", action="store_true", help="take rates as files say them, without --tune before")
     parser.add_argument("--pass_at_k", action="store_true", help="of the start and of runs that are there")
     parser.add_argument("--tasks", nargs="+", choices=TASKS)
-    parser.add_argument("--arms", nargs="+", choices=[*dict.fromkeys((*ARMS, *SWAPPED, *CHEAP, *SECOND, *KEPT))])
+    parser.add_argument("--arms", nargs="+", choices=[*dict.fromkeys((*ARMS, *SWAPPED, *VARIANTS, *SECOND, *KEPT))])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--images", type=Path, help="also draw the curves into this directory")

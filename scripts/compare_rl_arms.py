@@ -32,11 +32,12 @@ CHANGED = {
 }
 LATER = ("forkgrpo", "rldf", "d_opsd")
 SECOND = ("ours", *CHANGED, *LATER)
-# The cheap path, asked for by --arms: does it learn as much in the same time? One masked prompt a group in d1's updates, and
-# rollouts by a threshold whose fallback is the most certain token in ours.
-CHEAP = {
+# Presets and our recipe with one thing changed, asked for by --arms: the cheap path (one masked prompt a group in d1's
+# updates; rollouts by a threshold whose fallback is the most certain token), and self-distillation without its clip.
+VARIANTS = {
     "d1-shared": {"share_prompt_mask": True},
     "ours-threshold": {"policy": "threshold", "threshold": 0.9, "fallback": "certain", "steps": None},
+    "d_opsd-unclipped": {"distill_clip": math.inf},
 }
 # Ten times as long. `ours-refilled` replaces groups that all agree by fresh ones, and has larger groups: what there is to
 # learn from does not run out.
@@ -97,6 +98,7 @@ STEPS = {
         "forkgrpo": 48,
         "rldf": 24,
         "d_opsd": 48,
+        "d_opsd-unclipped": 48,
         "d1-shared": 240,
         "ours-threshold": 24,
         "ours-refilled": 8,
@@ -122,7 +124,7 @@ def steps_of(arm, task, part=1.0):
     known = STEPS[task].get(arm)
     steps = known if known is not None else max(1, round(STEPS["sudoku"][arm] / _STEP_COST[task]))
     steps = max(1, int(steps * part))
-    return -(-steps // 4) * 4 if arm == "d_opsd" else steps
+    return -(-steps // 4) * 4 if arm.startswith("d_opsd") else steps
 
 
 def ours(task):
@@ -168,7 +170,7 @@ def settings(arm, task, seed, rate, steps, output, long=False):
         )
     problems = {"num_problems": LONG_PROBLEMS if long else PROBLEMS}
     if arm.startswith("ours") or arm in CHANGED:
-        changed = (SWAPPED | CHANGED | CHEAP | KEPT).get(arm, {})
+        changed = (SWAPPED | CHANGED | VARIANTS | KEPT).get(arm, {})
         return ours(task) | {"held_out_problems": 0, "html": False} | problems | changed | own
     canvas = {
         "task": task,
@@ -177,10 +179,10 @@ def settings(arm, task, seed, rate, steps, output, long=False):
         "block_length": length,
         "steps": math.ceil(length / TOKENS[-1]),
     }
-    tuned = {"beta": ESPO_BETA[task]} if arm == "espo" else CHEAP.get(arm, {})
-    if arm == "d_opsd":
+    tuned = {"beta": ESPO_BETA[task]} if arm == "espo" else VARIANTS.get(arm, {})
+    preset = arm.split("-")[0]
+    if preset == "d_opsd":
         block = D_OPSD_BLOCK[task]
-        tuned = {"block_length": block, "steps": math.ceil(length / block) * math.ceil(block / 2)}
+        tuned |= {"block_length": block, "steps": math.ceil(length / block) * math.ceil(block / 2)}
     scaled = SCALED | problems
-    preset = arm.removesuffix("-shared")
     return {"rl_preset": preset} | model | ADAPTER | scaled | canvas | PUBLISHED.get(preset, {}) | tuned | own
