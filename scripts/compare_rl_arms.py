@@ -39,10 +39,17 @@ VARIANTS = {
     "ours-threshold": {"policy": "threshold", "threshold": 0.9, "fallback": "certain", "steps": None},
     "d_opsd-unclipped": {"distill_clip": math.inf},
 }
-# Ten times as long. `ours-refilled` replaces groups that all agree by fresh ones, and has larger groups: what there is to
-# learn from does not run out.
-KEPT = {"ours-refilled": {"num_generations": 16, "refill_groups": 3, "learning_rate": 1e-3}}
-LONG = ("ours", "ours-refilled", "forkgrpo", "best-of-n", "sft-stitched")
+# What might carry our recipe further, ten times as long: groups that all agree replaced by fresh ones, and larger groups; a
+# bonus of entropy that keeps it near that of the start; a divergence from the start; leftmost forks at a high threshold;
+# hotter rollouts.
+KEPT = {
+    "ours-refilled": {"num_generations": 16, "refill_groups": 3, "learning_rate": 1e-3},
+    "ours-entropy": {"use_adaptive_entropy": True, "entropy_target": 0.25},
+    "ours-divergence": {"beta": 0.04},
+    "ours-forks": {"policy": "threshold", "threshold": 0.95, "fallback": "leftmost", "steps": None},
+    "ours-hot": {"temperature": 1.3},
+}
+LONG = ("ours", *KEPT, "forkgrpo", "best-of-n", "sft-stitched")
 TIMES, LONG_PROBLEMS, LONG_CHECKPOINTS = 10, 65536, 6
 TOKENS = (1, 4)
 PROBLEMS = 4096
@@ -102,6 +109,10 @@ STEPS = {
         "d1-shared": 240,
         "ours-threshold": 24,
         "ours-refilled": 8,
+        "ours-entropy": 12,
+        "ours-divergence": 16,
+        "ours-forks": 10,
+        "ours-hot": 20,
     },
     "countdown": {
         "sft": 450,
