@@ -50,6 +50,28 @@ def test_the_divergence_over_all_tokens_is_the_whole_one_and_over_some_that_of_t
         assert clipped == sum(term > 0.05 for term in terms)
 
 
+def test_the_clip_of_single_terms_moves_the_minimum_to_a_wrong_token():
+    """Why self-distillation is unstable at a high rate: the token that is too likely costs no more than the clip.
+
+    The teacher is sure of the first token, the student a little less so. Without a clip the divergence leads it to the
+    teacher. With one, every other token's term is least at its share of the teacher's divided by e (the derivative of
+    p log(p / q) is log(p / q) + 1), and what is left goes to the token at the clip.
+    """
+    teacher_V, student_V = torch.tensor([0.97, 0.01, 0.01, 0.01]), torch.tensor([0.90, 0.08, 0.01, 0.01])
+    found = {}
+    for clip in (None, 0.05):
+        logits_V = student_V.log().requires_grad_()
+        for _ in range(4000):
+            apart_M, _ = reverse_divergence(logits_V[None], teacher_V.log()[None], 4, clip)
+            (gradient,) = torch.autograd.grad(apart_M.sum(), logits_V)
+            logits_V = (logits_V - 0.5 * gradient).detach().requires_grad_()
+        found[clip] = logits_V.softmax(0).detach()
+    torch.testing.assert_close(found[None], teacher_V, atol=1e-3, rtol=0)
+    low_V = teacher_V / math.e
+    expected_V = torch.stack([low_V[0], 1 - low_V[[0, 2, 3]].sum(), low_V[2], low_V[3]])
+    torch.testing.assert_close(found[0.05], expected_V, atol=2e-3, rtol=0)
+
+
 def test_an_equal_teacher_that_sees_no_more_has_no_loss_and_no_gradient(rolled):
     denoiser = rolled[0]
     apart_B, _ = distilled(rolled, denoiser.model, share=0.0, top_k=20, clip=0.05)
