@@ -57,7 +57,7 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.layouts import in_blocks_of
     from lockstitch.sampling.noise import derive_seed
-    from lockstitch.stitching.score import load_scorer
+    from lockstitch.stitching.score import load_scorer, scorer_parts
     from tqdm import tqdm
 
     from lockstitch import files
@@ -84,8 +84,8 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     denoiser.chat = Chat.of(denoiser.tokenizer, recipe.chat_template, recipe.system_prompt)
     completer = denoiser if recipe.completion_model is None else Denoiser.from_pretrained(recipe.completion_model)
     completer.chat = denoiser.chat
-    for scorer in recipe.scorers or ():
-        load_scorer(scorer, task, denoiser=denoiser)  # whose refusals are not to wait for the end of the training
+    for part in dict.fromkeys(part for scorer in recipe.scorers or () for part in scorer_parts(scorer)):
+        load_scorer(part, task, denoiser=denoiser)  # whose refusals are not to wait for the end of the training
     config = in_blocks_of(
         SamplerConfig(
             canvas, recipe.block_length, temperature=recipe.temperature, batch_size=recipe.sample_batch_size

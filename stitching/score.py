@@ -172,8 +172,15 @@ _PLUS = re.compile(r"\+(?=(?:calculator|consensus|confidence|bmc|bound)(?:\+|$)|
 
 
 def scorer_parts(spec: str) -> list[str]:
-    """The names of the scorers that a sum such as `confidence+bmc` is made of."""
-    return _PLUS.split(spec)
+    """The names of the scorers that a sum such as `confidence+bmc` is made of.
+
+    Raises:
+        ValueError: if one is there twice.
+    """
+    parts = _PLUS.split(spec)
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"scorer {spec!r} adds a scorer to itself: each once")
+    return parts
 
 
 def load_scorer(
@@ -202,8 +209,6 @@ def load_scorer(
     if len(parts) > 1 or weights is not None:
         from lockstitch.stitching.combine import Combined, Weights
 
-        if len(set(parts)) < len(parts):
-            raise ValueError(f"scorer {spec!r} adds a scorer to itself: each once")
         fitted = Weights.equal(parts) if weights is None else Weights.read(weights, parts)
         return Combined([_load(part, task, trust_remote_code, denoiser) for part in parts], fitted)
     return _load(spec, task, trust_remote_code, denoiser)
