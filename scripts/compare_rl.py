@@ -199,7 +199,8 @@ def tune(arguments):
                 "/".join(f"{100 * share(row['right'][f'validation@{tokens}']):.0f}" for tokens in TOKENS)
                 for row in found
             )
-            print(f"| {arm} | " + " | ".join(cells) + " |", flush=True)
+            halved = ", half the rate" * (found[0]["learning_rate"] < rates[0])
+            print(f"| {arm}{halved} | " + " | ".join(cells) + " |", flush=True)
     kept = arguments.output / "rates.json"
     known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for task in arguments.tasks:
