@@ -223,7 +223,8 @@ def compare(arguments):
     for task in arguments.tasks:
         print_table(task, start[task], [row for row in rows if row["task"] == task])
         if arguments.images is not None:
-            image = arguments.images / f"compare-rl-{task}{'-long' * arguments.long}.png"
+            which = "-long" * arguments.long + "-second" * arguments.second
+            image = arguments.images / f"compare-rl-{task}{which}.png"
             draw(task, start[task], [row for row in rows if row["task"] == task], image)
 
 

@@ -205,7 +205,7 @@ def test_rows_of_another_form_are_refused(row, says):
 # --- the scorers that come with the package --------------------------------------------------------------------------
 
 
-def test_there_is_one_for_sudoku():
+def test_another_name_is_told_what_there_is():
     with pytest.raises(ValueError, match=r"no embedded scorer 'chess'; there are .*sudoku"):
         embedded_scorer("chess")
 
