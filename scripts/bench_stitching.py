@@ -41,7 +41,6 @@ from tqdm import tqdm
 from lockstitch import embedded_model
 from lockstitch.files import finished_rows, write_whole
 
-DELTA = 0.9
 RIVALS = (
     "best_of_n",
     "weighted_vote",
@@ -70,7 +69,7 @@ ABLATIONS = {
 }
 
 
-def ablation(task, denoiser, config, scorer, pools, seeds):
+def ablation(task, denoiser, config, scorer, pools, seeds, delta):
     """Per problem and variant of the search: whether it was right, its forward passes and those that had to wait."""
     found = [{} for _ in pools]
     for label, (width, memory, tabu, ahead) in ABLATIONS.items():
@@ -83,14 +82,14 @@ def ablation(task, denoiser, config, scorer, pools, seeds):
             config,
             budgets=[pool.ledger.nfe for pool in pools],
             width=width,
-            delta=DELTA,
+            delta=delta,
             seeds=[derive_seed(seed, 4) for seed in seeds],
             memory=memory,
             tabu=tabu,
             ahead=ahead,
         )
         for row, pool, result in zip(found, grown, results, strict=True):
-            answer = evidence_answer(task, pool, result.evidence, DELTA)
+            answer = evidence_answer(task, pool, result.evidence, delta)
             row[label] = {"answer": answer, "ledger": asdict(pool.ledger)}
     return found
 
@@ -147,7 +146,7 @@ def measure(name, tokens, scorer_name, arguments, solver):
         n: Compare(
             judged_by,
             scorer,
-            StitchSettings(n, "path", DELTA, True, methods=methods),
+            StitchSettings(n, "path", arguments.delta, True, methods=methods),
             solver,
             denoiser,
             config,
@@ -170,14 +169,17 @@ def measure(name, tokens, scorer_name, arguments, solver):
                 pools = [pool.head(n) for pool in batch["pool"]]
                 compared = stage({**batch, "pool": pools})["compared"]
                 for i, (one, found) in enumerate(zip(part, compared, strict=True)):
-                    answer = evidence_answer(judged_by, found.pool, found.evidence, DELTA)
+                    answer = evidence_answer(judged_by, found.pool, found.evidence, arguments.delta)
                     outcomes = result_row(task, start + i, one, found)["methods"]
                     kept = {name: {"correct": of["correct"], "ledger": of["ledger"]} for name, of in outcomes.items()}
                     rows[i][str(n)] = {"methods": kept, NO_SOLVER: judged(one, answer)}
             if arguments.ablate:
                 heads = [pool.head(ABLATED_N) for pool in batch["pool"]]
                 for row, one, found in zip(
-                    rows, part, ablation(judged_by, denoiser, config, scorer, heads, seeds), strict=True
+                    rows,
+                    part,
+                    ablation(judged_by, denoiser, config, scorer, heads, seeds, arguments.delta),
+                    strict=True,
                 ):
                     row["ablation"] = {
                         label: {"correct": judged(one, got["answer"]), "ledger": got["ledger"]}
@@ -336,6 +338,7 @@ def main():
     parser.add_argument("--chunk", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--delta", type=float, default=0.9, help="the score from which a step stands")
     parser.add_argument("--solver", default="embedded", help="embedded, none, or any solver")
     parser.add_argument("--ablate", action="store_true", help="also measure the parts of the search")
     parser.add_argument("--only_tables", action="store_true", help="of what is there; measure nothing")
