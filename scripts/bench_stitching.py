@@ -146,7 +146,7 @@ def measure(name, tokens, scorer_name, arguments, solver):
         n: Compare(
             judged_by,
             scorer,
-            StitchSettings(n, "path", arguments.delta, True, methods=methods),
+            StitchSettings(n, "path", arguments.delta, True, rescore=arguments.rescore, methods=methods),
             solver,
             denoiser,
             config,
@@ -339,6 +339,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--delta", type=float, default=0.9, help="the score from which a step stands")
+    parser.add_argument("--rescore", action="store_true", help="have the scorer read stitched chains again")
     parser.add_argument("--solver", default="embedded", help="embedded, none, or any solver")
     parser.add_argument("--ablate", action="store_true", help="also measure the parts of the search")
     parser.add_argument("--only_tables", action="store_true", help="of what is there; measure nothing")
