@@ -11,8 +11,8 @@ Two axes: passes that wait for one another, and all passes of any model, one for
 `--images` a picture (it needs matplotlib): the best accuracy of each method within so many, over its N and tokens a step.
 
 `--ablate` adds, at N = 8, what each part of the search brings. Results are appended chunk by chunk to files in OUTPUT and a
-second run goes on where the first stopped, also with a larger `--n`; the tables are printed as Markdown and written with all
-costs to OUTPUT/stitching.json.
+second run goes on where the first stopped, also with a larger `--n`, further models, scorers and tokens a step; with other
+settings it is refused. The tables are printed as Markdown and written with all costs to OUTPUT/stitching.json.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from lockstitch.stitching.unchecked import unchecked
 from tqdm import tqdm
 
 from lockstitch import embedded_model
-from lockstitch.files import finished_rows, write_whole
+from lockstitch.files import claim_directory, finished_rows, write_whole
 
 RIVALS = (
     "best_of_n",
@@ -56,6 +56,16 @@ NO_SOLVER = "stitched, no solver"
 AXES = {"sequential_steps": "passes in sequence", "passes": "all passes"}
 SPENT = (5, 10, 20, 40, 80, 160, 320, 640, 1280)
 ABLATED_N = 8
+SETTINGS = (
+    "methods",
+    "trajectories",
+    "seed",
+    "temperature",
+    "delta",
+    "rescore",
+    "solver",
+    "ablate",
+)  # of all rows in OUTPUT
 # label -> (canvases a round, whether all steps are remembered, failures banned, whether canvases of a round learn ahead)
 ABLATIONS = {
     "the loop": (1, False, 0, False),
@@ -348,7 +358,12 @@ def main():
     arguments = parser.parse_args()
     if arguments.input is not None and len(arguments.models) > 1:
         parser.error(f"--input {arguments.input} is of one task; --models {' '.join(arguments.models)} are several")
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    if not arguments.only_tables:
+        said = {name: getattr(arguments, name) for name in SETTINGS} | {"input": str(arguments.input)}
+        try:
+            claim_directory(arguments.output, said, [path.name for path in arguments.output.glob("*.jsonl")])
+        except ValueError as error:
+            parser.error(f"--output: {error}")
     table, ablated = {}, {}
     for name in arguments.models:
         task = get_task(name.removesuffix("-early"))
