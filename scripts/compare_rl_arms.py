@@ -2,7 +2,8 @@
 
 `ARMS` are the first comparison: every preset, supervised training on gold answers and our recipe. `SECOND` are the second
 (`--second`): our recipe, the same with one thing changed (`CHANGED`), and the presets that came later (`LATER`). `LONG` are
-ten times as long (`--long`), with limits of health as the recipe has them.
+ten times as long (`--long`), with limits of health as the recipe has them, and with what might keep a run learning (`KEPT`).
+`SWAPPED` and `VARIANTS` answer single questions and are asked for by `--arms`.
 """
 
 import math

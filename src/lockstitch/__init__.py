@@ -101,7 +101,7 @@ def embedded_adapter(name: str) -> Path:
 
 
 def embedded_scorer(name: str) -> Path:
-    """The directory of a process reward model that comes with the package, by its task: `sudoku`.
+    """The directory of a process reward model that comes with the package, by its task: `sudoku` or `countdown`.
 
     Raises `ValueError` that lists the scorers there are.
     """
