@@ -16,8 +16,8 @@ The rules, which stood before any test problem was looked at:
   for the learning rate: `--tune` runs each arm at each of three, one seed, two thirds as long, on sudoku, and takes the
   best mean accuracy on 256 validation problems. The rates serve both tasks.
 - The budget is processor time, about the same for each arm: the optimizer's steps that fit into it are in
-  `compare_rl_arms.py`, and the time taken stands in the table. What is reported is the end of every run, for every seed, on 1,000 test problems by which
-  nothing was chosen, without noise, at 1 and at 4 tokens a step.
+  `compare_rl_arms.py`, and the time taken stands in the table. What is reported is the end of every run, for every seed,
+  on 1,000 test problems by which nothing was chosen, without noise, at 1 and at 4 tokens a step.
 
 The second comparison has the same rules, on arithmetic too, but that every arm is tuned, ours as well, each on three rates
 around its own and on each task by itself (`--untuned` takes those that files and presets say). Results are also written
