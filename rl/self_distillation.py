@@ -56,8 +56,7 @@ class SelfDistillationOptions:
         },
     )
     distill_clip: float | None = field(
-        default=None,
-        metadata={"help": "Most that one token adds to a divergence, in nats; None is 0.05."},
+        default=None, metadata={"help": "Most that one token adds to a divergence, in nats; None is 0.05."}
     )
     distill_reward: float | None = field(
         default=None, metadata={"help": "Reward from which a rollout counts as right and is learned from; None is 1."}

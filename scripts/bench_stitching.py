@@ -56,16 +56,8 @@ NO_SOLVER = "stitched, no solver"
 AXES = {"sequential_steps": "passes in sequence", "passes": "all passes"}
 SPENT = (5, 10, 20, 40, 80, 160, 320, 640, 1280)
 ABLATED_N = 8
-SETTINGS = (
-    "methods",
-    "trajectories",
-    "seed",
-    "temperature",
-    "delta",
-    "rescore",
-    "solver",
-    "ablate",
-)  # of all rows in OUTPUT
+# Of all rows in OUTPUT alike.
+SETTINGS = ("methods", "trajectories", "seed", "temperature", "delta", "rescore", "solver", "ablate")
 # label -> (canvases a round, whether all steps are remembered, failures banned, whether canvases of a round learn ahead)
 ABLATIONS = {
     "the loop": (1, False, 0, False),
@@ -358,6 +350,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.input is not None and len(arguments.models) > 1:
         parser.error(f"--input {arguments.input} is of one task; --models {' '.join(arguments.models)} are several")
+    if arguments.only_tables and not arguments.output.is_dir():
+        parser.error(f"--only_tables: --output {arguments.output} is not there; a run without it makes it")
     if not arguments.only_tables:
         said = {name: getattr(arguments, name) for name in SETTINGS} | {"input": str(arguments.input)}
         try:

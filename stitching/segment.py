@@ -160,8 +160,7 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> list[tuple[int, int]]:
     full = tokenizer.decode(list(ids), skip_special_tokens=True)
     pieces = [_piece(tokenizer, token) for token in ids]
     if "".join(pieces) == full and _UNREADABLE not in full:
-        stops = list(accumulate(map(len, pieces)))
-        return list(pairwise([0, *stops]))
+        return list(pairwise(accumulate(map(len, pieces), initial=0)))
     spans, start = [], 0
     for count in range(1, len(ids) + 1):
         # The part of the prefix that stays as it is; a replacement character may stand for bytes still to come.

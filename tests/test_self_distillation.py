@@ -51,7 +51,7 @@ def test_the_divergence_over_all_tokens_is_the_whole_one_and_over_some_that_of_t
 
 
 def test_the_clip_of_single_terms_moves_the_minimum_to_a_wrong_token():
-    """Why self-distillation is unstable at a high rate: the token that is too likely costs no more than the clip.
+    """Why self-distillation comes apart: the token that is too likely costs no more than the clip.
 
     The teacher is sure of the first token, the student a little less so. Without a clip the divergence leads it to the
     teacher. With one, every other token's term is least at its share of the teacher's divided by e (the derivative of
