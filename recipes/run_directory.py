@@ -1,7 +1,8 @@
 """The output directory of a training run: one configuration's, one process's at a time, and finished once.
 
 A launch into a directory that holds a run goes on from its last whole checkpoint, says what differs if its settings are
-others, and does nothing if the run has reached its end. `run.json` says what a run is from its first checkpoint on.
+others, and does nothing if the run has reached its end, or health has stopped it. `run.json` says what a run is from its
+first checkpoint on.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rl.checkpoints import STATE, NotFiniteError, NotWrittenError, last_checkpoint
+from lockstitch.rl.health import stopped_by
 from lockstitch.rl.model_card import run_card
 from lockstitch.rl.run_record import RUN, RunRecord, base_revision, write_run
 from lockstitch.sampling.tokens import NotANumberError
@@ -106,7 +108,7 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
         output: the run's directory.
         record: of the launch.
         training: its arguments (`max_steps`, `num_train_epochs`).
-        say: told that the run is finished, and how to go on all the same.
+        say: told that the run is finished, or was stopped by health, and how to go on all the same.
 
     Raises:
         ValueError: another process writes into the directory, or it holds a run of other settings, or one of which nothing
@@ -125,6 +127,13 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
     if state is None:
         return False
     steps, wanted = state["global_step"], training.max_steps
+    ill = stopped_by(output)
+    if ill is not None and ill["step"] == steps and training.resume_from_checkpoint is None:
+        say(
+            f"{output} holds this run, stopped by health after {steps} steps ({ill['wrong']}): nothing to do. "
+            "resume_from_checkpoint goes on from a checkpoint that you name"
+        )
+        return True
     more = (
         steps < wanted if wanted > 0 else (state.get("epoch") or 0) < training.num_train_epochs and not _stopped(state)
     )

@@ -200,6 +200,14 @@ class Watch:
         self._latest.clear()
 
 
+def stopped_by(output: Path) -> dict[str, Any] | None:
+    """The event that ended the run of a directory: its `step` and what was `wrong`; None where health did not end it."""
+    path = output / EVENTS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    event: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return event if event.get("action") == "stop" else None
+
+
 class HealthCallback(TrainerCallback):
     """Watches a run; `reason` says why it was stopped, or is None."""
 

@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 _COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # the one that torch.compile calls where CXX names none
+_PROGRAM = b"#include <vector>\nint main() { return 0; }\n"  # its headers are often a package of their own
 _INDUCTOR = "inductor"
 
 
@@ -24,11 +25,12 @@ def check_compiler(device: torch.device) -> None:
     """Raises `ValueError`, naming what is missing, where torch.compile cannot make code for a device."""
     if device.type == "cpu":
         asked = os.environ.get("CXX")
+        command = [_COMPILER if asked is None else asked, "-x", "c++", "-fsyntax-only", "-"]
         try:
-            subprocess.run([_COMPILER if asked is None else asked, "--version"], capture_output=True, check=True)
+            subprocess.run(command, input=_PROGRAM, capture_output=True, check=True)
         except (OSError, subprocess.SubprocessError) as error:
             looked = _COMPILER if asked is None else f"CXX={asked}"
-            raise ValueError(f"torch.compile needs a C++ compiler, and there is none here ({looked})") from error
+            raise ValueError(f"torch.compile needs a C++ compiler that works, and has none here ({looked})") from error
     elif importlib.util.find_spec("triton") is None:
         raise ValueError(f"torch.compile needs triton on {device.type}, which is not installed")
 

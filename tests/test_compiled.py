@@ -18,13 +18,16 @@ from models import dream_like, random_denoiser
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15]]
 
 
-def test_a_missing_compiler_is_named(monkeypatch):
+def test_a_compiler_that_is_missing_or_does_not_work_is_named(tmp_path, monkeypatch):
     denoiser = random_denoiser()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match=r"torch.compile needs a C\+\+ compiler.*\((g|clang)\+\+\)"):
+    with pytest.raises(ValueError, match=r"torch.compile needs a C\+\+ compiler that works.*\((g|clang)\+\+\)"):
         denoiser.compile_layers()
-    for name in ("no-such-compiler", "/bin/false"):
+    only_says_its_version = tmp_path / "c++"
+    only_says_its_version.write_text('#!/bin/sh\n[ "$1" = --version ]\n')
+    only_says_its_version.chmod(0o755)
+    for name in ("no-such-compiler", "/bin/false", str(only_says_its_version)):
         monkeypatch.setenv("CXX", name)
         with pytest.raises(ValueError, match=f"CXX={name}"):
             denoiser.compile_layers()

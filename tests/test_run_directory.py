@@ -179,21 +179,40 @@ def newest(output: Path) -> int:
     return max((int(path.name.split("-")[1]) for path in output.glob("checkpoint-*")), default=0)
 
 
-def test_what_is_held_out_is_measured_once_where_a_run_was_killed_behind_its_last_checkpoint(tmp_path, monkeypatch):
+def launch_grpo(output, monkeypatch, **changed):
     options = {"task": "sudoku", "prompt_form": "plain", "reward_funcs": "sudoku", "num_generations": 2, "steps": 1,
-               "max_completion_length": 20, "held_out_problems": 2, "held_out_every": 1, "max_steps": 1}  # fmt: skip
-    dropped = ("generate", "canvas_length")
+               "max_completion_length": 20, "max_steps": 1}  # fmt: skip
+    settings = SETTINGS | options | {"output_dir": output} | changed
     argv = [
         word
-        for key, value in (SETTINGS | options | {"output_dir": tmp_path}).items()
-        if key not in dropped
+        for key, value in settings.items()
+        if key not in ("generate", "canvas_length")
         for word in (f"--{key}", str(value))
     ]
     monkeypatch.setattr(sys, "argv", ["grpo", *argv])
     grpo.main()
+
+
+def test_a_run_that_health_stopped_is_left_alone(tmp_path, monkeypatch, capsys):
+    ill = {"health_unique": 2.0, "health_patience": 2}  # more than there can be
+    launch_grpo(tmp_path, monkeypatch, max_steps=4, **ill)
+    assert "Stopped early: rollout/unique" in capsys.readouterr().out
+    before = contents(tmp_path)
+    launch_grpo(tmp_path, monkeypatch, max_steps=6, **ill)
+    said = capsys.readouterr().out
+    assert "stopped by health after 2 steps (rollout/unique" in said
+    assert contents(tmp_path) == before
+    launch_grpo(tmp_path, monkeypatch, max_steps=4, resume_from_checkpoint=str(tmp_path / "checkpoint-1"), **ill)
+    events = (tmp_path / "health.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in events] == [2, 3]
+
+
+def test_what_is_held_out_is_measured_once_where_a_run_was_killed_behind_its_last_checkpoint(tmp_path, monkeypatch):
+    held_out = {"held_out_problems": 2, "held_out_every": 1}
+    launch_grpo(tmp_path, monkeypatch, **held_out)
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     (tmp_path / "trainer_state.json").unlink()
-    grpo.main()
+    launch_grpo(tmp_path, monkeypatch, **held_out)
     again = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     measured = [(entry["step"], entry["held_out/accuracy@1"]) for entry in log if "held_out/accuracy@1" in entry]
     assert [step for step, _ in measured] == [0, 1]
