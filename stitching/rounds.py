@@ -12,7 +12,8 @@ backtracks in the same way, from its last attempt.
 A model asked again around the same pins mostly repeats its mistake. So of every attempt the first step that does not
 stand is remembered by the token of which the model was least sure (the lowest snapshot confidence), and the next attempts
 around the same pins must not put that token there: a tabu list (Glover, 1986) of the last few, short enough that a right
-token that was blamed comes back.
+token that was blamed comes back. A step that scores `EVEN` or more is more likely right than not: it is opened again where
+it stays below delta, but nothing of it is forbidden.
 
 A step's score is its own in its trajectory, and says nothing of whether it follows in a chain. With `rescore` the scorer
 reads each chain that was put together once more, and what it says there decides what is pinned and whether the chain stands.
@@ -46,6 +47,7 @@ from lockstitch.stitching.steps import Clue, Evidence
 from lockstitch.stitching.stitch import best_path
 
 TABU = 3  # bans remembered for one set of pins
+EVEN = 0.5  # of what scores less, a token is banned
 
 _Key = tuple[tuple[int, str], ...]  # the pinned steps: place in the chain, text
 
@@ -217,9 +219,14 @@ class _Request:
 
 
 def _blame(chain: Sequence[Clue], trajectory: Trajectory, delta: float) -> tuple[int, int] | None:
-    """Position and token of the least certain token in the first step that does not stand; None if it was all given."""
+    """Position and token of the least certain token in the first step that does not stand.
+
+    None if it was all given, or is more likely right than not.
+    """
     for clue in chain:
         if clue.score < delta and clue.step.tokens is not None:
+            if clue.score >= EVEN:
+                return None
             written = [i for i in range(*clue.step.tokens) if trajectory.commit_step[i] > 0]
             if not written:
                 return None
@@ -239,7 +246,7 @@ def _expected(
     """Places on the canvas of a chain, with their tokens, by which an attempt around it should fail, likeliest first.
 
     Those are the tokens of the chain's first step below delta, the one of which the model was least sure when it wrote them
-    first, without what is banned already.
+    first, without what is banned already; none where that step is more likely right than not.
     """
     start = 0
     separator = len(denoiser.encode(["\n"])[0])
@@ -248,7 +255,7 @@ def _expected(
         if clue.score < delta:
             trajectory = pool.trajectories[clue.sources[0][0]]
             span = pool.steps_KN[clue.sources[0][0]][clue.sources[0][1]].tokens
-            if span is None:
+            if span is None or clue.score >= EVEN:
                 return []
             offset = span[0] - start
             sure = {

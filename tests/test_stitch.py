@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from lockstitch.rewards.statistics import paired_difference, wilson
@@ -17,7 +18,7 @@ from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.rounds import _blame, stands, stitch_rounds
-from lockstitch.stitching.score import load_scorer
+from lockstitch.stitching.score import Scores, load_scorer
 from lockstitch.stitching.steps import Clue, Step
 from lockstitch.stitching.stitch import FLOOR, best_path, best_trajectory, geometric_mean, paper_rule, public_rule
 from lockstitch.stitching.vote import best_of_n, majority_vote, weighted_vote
@@ -364,6 +365,27 @@ def test_the_least_certain_token_of_the_first_failing_step_is_blamed():
     )
     assert _blame(chain, t, 0.9) == (8, 108)
     assert _blame(chain[:1], t, 0.9) is None
+    doubted = [chain[0], replace(chain[1], score=0.49), *chain[2:]]
+    assert _blame(doubted, t, 0.9) == (8, 108)
+    likely = [chain[0], replace(chain[1], score=0.5), *chain[2:]]  # it does not stand, and is not blamed
+    assert _blame(likely, t, 0.9) is None
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_judge_that_finds_all_steps_more_likely_right_than_not_forbids_nothing(ahead, sudoku):
+    still = SamplerConfig(canvas_length=20, steps=4)
+
+    def attempts(score, tabu):
+        def judge(question, steps_KN, trajectories):
+            return Scores([[score] * len(steps) for steps in steps_KN])
+
+        pools = pools_of(sudoku, questions(4), 2, still)
+        spent = {"budgets": [24] * 4, "width": 2, "delta": 0.9, "seeds": [0] * 4}
+        stitch_rounds(sudoku[1], sudoku[0], pools, judge, still, **spent, tabu=tabu, ahead=ahead)
+        return [pool.texts_K for pool in pools]
+
+    assert attempts(0.6, 3) == attempts(0.6, 0)
+    assert attempts(0.4, 3) != attempts(0.6, 3)
 
 
 def test_what_failed_is_not_written_again(sudoku):
