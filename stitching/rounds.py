@@ -12,7 +12,7 @@ backtracks in the same way, from its last attempt.
 A model asked again around the same pins mostly repeats its mistake. So of every attempt the first step that does not
 stand is remembered by the token of which the model was least sure (the lowest snapshot confidence), and the next attempts
 around the same pins must not put that token there: a tabu list (Glover, 1986) of the last few, short enough that a right
-token that was blamed comes back. A step that scores `EVEN` or more is more likely right than not: it is opened again where
+token that was blamed comes back. A step that scores more than `EVEN` is more likely right than not: it is opened again where
 it stays below delta, but nothing of it is forbidden.
 
 A step's score is its own in its trajectory, and says nothing of whether it follows in a chain. With `rescore` the scorer
@@ -47,7 +47,7 @@ from lockstitch.stitching.steps import Clue, Evidence
 from lockstitch.stitching.stitch import best_path
 
 TABU = 3  # bans remembered for one set of pins
-EVEN = 0.5  # of what scores less, a token is banned
+EVEN = 0.5  # of what scores more, nothing is banned
 
 _Key = tuple[tuple[int, str], ...]  # the pinned steps: place in the chain, text
 
@@ -225,7 +225,7 @@ def _blame(chain: Sequence[Clue], trajectory: Trajectory, delta: float) -> tuple
     """
     for clue in chain:
         if clue.score < delta and clue.step.tokens is not None:
-            if clue.score >= EVEN:
+            if clue.score > EVEN:
                 return None
             written = [i for i in range(*clue.step.tokens) if trajectory.commit_step[i] > 0]
             if not written:
@@ -255,7 +255,7 @@ def _expected(
         if clue.score < delta:
             trajectory = pool.trajectories[clue.sources[0][0]]
             span = pool.steps_KN[clue.sources[0][0]][clue.sources[0][1]].tokens
-            if span is None or clue.score >= EVEN:
+            if span is None or clue.score > EVEN:
                 return []
             offset = span[0] - start
             sure = {

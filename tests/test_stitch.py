@@ -365,9 +365,9 @@ def test_the_least_certain_token_of_the_first_failing_step_is_blamed():
     )
     assert _blame(chain, t, 0.9) == (8, 108)
     assert _blame(chain[:1], t, 0.9) is None
-    doubted = [chain[0], replace(chain[1], score=0.49), *chain[2:]]
+    doubted = [chain[0], replace(chain[1], score=0.5), *chain[2:]]
     assert _blame(doubted, t, 0.9) == (8, 108)
-    likely = [chain[0], replace(chain[1], score=0.5), *chain[2:]]  # it does not stand, and is not blamed
+    likely = [chain[0], replace(chain[1], score=0.51), *chain[2:]]  # it does not stand, and is not blamed
     assert _blame(likely, t, 0.9) is None
 
 
