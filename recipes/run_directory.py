@@ -127,11 +127,10 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
     if state is None:
         return False
     steps, wanted = state["global_step"], training.max_steps
-    ill = stopped_by(output)
-    if ill is not None and ill["step"] == steps and training.resume_from_checkpoint is None:
+    if not training.resume_from_checkpoint and (wrong := _ill(output, state)) is not None:
         say(
-            f"{output} holds this run, stopped by health after {steps} steps ({ill['wrong']}): nothing to do. "
-            "resume_from_checkpoint goes on from a checkpoint that you name"
+            f"{output} holds this run, stopped by health after {steps} steps ({wrong}): nothing to do. To go on under other "
+            "limits: another output_dir, and resume_from_checkpoint of one of this run's checkpoints"
         )
         return True
     more = (
@@ -152,8 +151,22 @@ def _state(path: Path) -> dict[str, Any] | None:
 
 
 def _stopped(state: Mapping[str, Any]) -> bool:
-    """Whether a run without `max_steps` ended before its epochs did: something stopped it for good."""
+    """Whether a run ended before it was to: something stopped it for good."""
     return bool(state["global_step"] < state["max_steps"])
+
+
+def _ill(output: Path, state: Mapping[str, Any]) -> str | None:
+    """Why health ended the run of a directory, if that is how it ended.
+
+    A run that was resumed since has newer checkpoints.
+    """
+    event, steps = stopped_by(output), state["global_step"]
+    newest = last_checkpoint(output)
+    resumed = newest is not None and int(Path(newest).name.rpartition("-")[2]) > steps
+    # A gradient that is not finite is seen within a step, which is counted all the same.
+    if event is None or resumed or not _stopped(state) or steps - event["step"] not in (0, 1):
+        return None
+    return str(event["wrong"])
 
 
 def _check_same(output: Path, earlier: Mapping[str, Any], record: RunRecord) -> None:

@@ -201,11 +201,19 @@ class Watch:
 
 
 def stopped_by(output: Path) -> dict[str, Any] | None:
-    """The event that ended the run of a directory: its `step` and what was `wrong`; None where health did not end it."""
+    """The event by which health ended a run of a directory for the last time: its `step`, and what was `wrong`.
+
+    None where its last event, if there is one, is another. Raises `ValueError` for a last line that is none.
+    """
     path = output / EVENTS
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    event: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    return event if event.get("action") == "stop" else None
+    if not lines:
+        return None
+    try:
+        event: dict[str, Any] = json.loads(lines[-1])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: line {len(lines)} is no event, perhaps cut off: remove it") from error
+    return event if event["action"] == "stop" else None
 
 
 class HealthCallback(TrainerCallback):

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 
 import torch
 from lockstitch.sampling.config import SamplerConfig
@@ -17,7 +18,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 _COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # the one that torch.compile calls where CXX names none
-_PROGRAM = b"#include <vector>\nint main() { return 0; }\n"  # its headers are often a package of their own
+_PROGRAM = (
+    b"#include <vector>\nint main() { return 0; }\n"  # the C++ library's headers are often a package of their own
+)
 _INDUCTOR = "inductor"
 
 
@@ -25,12 +28,17 @@ def check_compiler(device: torch.device) -> None:
     """Raises `ValueError`, naming what is missing, where torch.compile cannot make code for a device."""
     if device.type == "cpu":
         asked = os.environ.get("CXX")
-        command = [_COMPILER if asked is None else asked, "-x", "c++", "-fsyntax-only", "-"]
-        try:
-            subprocess.run(command, input=_PROGRAM, capture_output=True, check=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            looked = _COMPILER if asked is None else f"CXX={asked}"
-            raise ValueError(f"torch.compile needs a C++ compiler that works, and has none here ({looked})") from error
+        compiler = _COMPILER if asked is None else asked
+        looked = _COMPILER if asked is None else f"CXX={asked}"
+        with tempfile.TemporaryDirectory() as folder:
+            command = [compiler, "-x", "c++", "-shared", "-fPIC", "-", "-o", f"{folder}/program.so"]
+            try:
+                done = subprocess.run(command, input=_PROGRAM, capture_output=True, check=False)
+            except OSError as error:
+                raise ValueError(f"torch.compile needs a C++ compiler, and there is none here ({looked})") from error
+            if done.returncode or not os.path.exists(command[-1]):
+                says = done.stderr.decode(errors="replace").strip().partition("\n")[0] or "it makes nothing"
+                raise ValueError(f"torch.compile needs a C++ compiler that works, and {looked} does not: {says}")
     elif importlib.util.find_spec("triton") is None:
         raise ValueError(f"torch.compile needs triton on {device.type}, which is not installed")
 

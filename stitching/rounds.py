@@ -12,8 +12,8 @@ backtracks in the same way, from its last attempt.
 A model asked again around the same pins mostly repeats its mistake. So of every attempt the first step that does not
 stand is remembered by the token of which the model was least sure (the lowest snapshot confidence), and the next attempts
 around the same pins must not put that token there: a tabu list (Glover, 1986) of the last few, short enough that a right
-token that was blamed comes back. A step that scores more than `EVEN` is more likely right than not: it is opened again where
-it stays below delta, but nothing of it is forbidden.
+token that was blamed comes back once others are. A step that scores more than `EVEN` is more likely right than not: it is
+opened again where it stays below delta, but nothing of that attempt is remembered.
 
 A step's score is its own in its trajectory, and says nothing of whether it follows in a chain. With `rescore` the scorer
 reads each chain that was put together once more, and what it says there decides what is pinned and whether the chain stands.
@@ -110,7 +110,7 @@ def stitch_rounds(
         tabu: how many of the latest failures around the same pins are banned; 0 bans nothing (the loop).
         rescore: have the scorer read every new chain again, which it must be able to do without a trace.
         ahead: canvas k of a round must not write the token by which the k-th likeliest failure is expected: of its chain's
-            first failing step, the tokens in the order of the model's doubt.
+            first failing step, the tokens in the order of the model's doubt; none of a step that scores more than `EVEN`.
         progress: called with the number of problems just finished.
 
     Returns:

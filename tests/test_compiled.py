@@ -22,7 +22,9 @@ def test_a_compiler_that_is_missing_or_does_not_work_is_named(tmp_path, monkeypa
     denoiser = random_denoiser()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match=r"torch.compile needs a C\+\+ compiler that works.*\((g|clang)\+\+\)"):
+    with pytest.raises(
+        ValueError, match=r"torch.compile needs a C\+\+ compiler, and there is none here \((g|clang)\+\+\)"
+    ):
         denoiser.compile_layers()
     only_says_its_version = tmp_path / "c++"
     only_says_its_version.write_text('#!/bin/sh\n[ "$1" = --version ]\n')
@@ -31,6 +33,9 @@ def test_a_compiler_that_is_missing_or_does_not_work_is_named(tmp_path, monkeypa
         monkeypatch.setenv("CXX", name)
         with pytest.raises(ValueError, match=f"CXX={name}"):
             denoiser.compile_layers()
+    only_says_its_version.write_text("#!/bin/sh\necho 'fatal error: vector: No such file' >&2; exit 1\n")
+    with pytest.raises(ValueError, match=r"that works, and CXX=.* does not: fatal error: vector"):
+        denoiser.compile_layers()
     assert not denoiser.compiled
 
 

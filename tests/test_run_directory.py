@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lockstitch.recipes import grpo, sft
+from lockstitch.recipes.run_directory import _ill
 from lockstitch.rl.checkpoints import last_checkpoint, torn
 from safetensors.torch import load_file
 
@@ -205,6 +206,28 @@ def test_a_run_that_health_stopped_is_left_alone(tmp_path, monkeypatch, capsys):
     launch_grpo(tmp_path, monkeypatch, max_steps=4, resume_from_checkpoint=str(tmp_path / "checkpoint-1"), **ill)
     events = (tmp_path / "health.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in events] == [2, 3]
+    capsys.readouterr()
+    (tmp_path / "checkpoint-3").rename(tmp_path / "checkpoint-4")  # a run that was resumed, and killed behind step 4
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text(
+        (tmp_path / "checkpoint-4" / "trainer_state.json").read_text().replace('"global_step": 3', '"global_step": 4')
+    )
+    launch_grpo(tmp_path, monkeypatch, max_steps=4, **ill)
+    assert "stopped by health" not in capsys.readouterr().out
+
+
+def test_a_run_that_a_gradient_without_a_number_stopped_is_left_alone(tmp_path):
+    """Health sees it within a step, which the trainer counts."""
+    state = {"global_step": 3, "max_steps": 9}
+    event = {"step": 2, "wrong": "the gradient is not finite", "action": "stop", "weights": 2}
+    (tmp_path / "health.jsonl").write_text(json.dumps(event) + "\n")
+    assert _ill(tmp_path, state) == "the gradient is not finite"
+    assert _ill(tmp_path, state | {"global_step": 4}) is None  # it went on since
+    assert _ill(tmp_path, state | {"max_steps": 3}) is None
+    (tmp_path / "health.jsonl").write_text(json.dumps(event | {"action": "restore"}) + "\n")
+    assert _ill(tmp_path, state) is None
+    (tmp_path / "health.jsonl").write_text(json.dumps(event)[:9])
+    with pytest.raises(ValueError, match=r"health.jsonl: line 1 is no event"):
+        _ill(tmp_path, state)
 
 
 def test_what_is_held_out_is_measured_once_where_a_run_was_killed_behind_its_last_checkpoint(tmp_path, monkeypatch):

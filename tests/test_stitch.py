@@ -21,6 +21,7 @@ from lockstitch.stitching.rounds import _blame, stands, stitch_rounds
 from lockstitch.stitching.score import Scores, load_scorer
 from lockstitch.stitching.steps import Clue, Step
 from lockstitch.stitching.stitch import FLOOR, best_path, best_trajectory, geometric_mean, paper_rule, public_rule
+from lockstitch.stitching.unchecked import unchecked
 from lockstitch.stitching.vote import best_of_n, majority_vote, weighted_vote
 
 ARITHMETIC = get_task("arithmetic")
@@ -373,19 +374,20 @@ def test_the_least_certain_token_of_the_first_failing_step_is_blamed():
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_judge_that_finds_all_steps_more_likely_right_than_not_forbids_nothing(ahead, sudoku):
+    task, denoiser = unchecked(sudoku[0]), sudoku[1]
     still = SamplerConfig(canvas_length=20, steps=4)
 
     def attempts(score, tabu):
         def judge(question, steps_KN, trajectories):
             return Scores([[score] * len(steps) for steps in steps_KN])
 
-        pools = pools_of(sudoku, questions(4), 2, still)
+        pools = Sample(task, judge, 1, denoiser, still)({"question": questions(4), "seed": [0] * 4})["pool"]
         spent = {"budgets": [24] * 4, "width": 2, "delta": 0.9, "seeds": [0] * 4}
-        stitch_rounds(sudoku[1], sudoku[0], pools, judge, still, **spent, tabu=tabu, ahead=ahead)
+        stitch_rounds(denoiser, task, pools, judge, still, **spent, tabu=tabu, ahead=ahead)
         return [pool.texts_K for pool in pools]
 
     assert attempts(0.6, 3) == attempts(0.6, 0)
-    assert attempts(0.4, 3) != attempts(0.6, 3)
+    assert attempts(0.4, 3) != attempts(0.4, 0)
 
 
 def test_what_failed_is_not_written_again(sudoku):
