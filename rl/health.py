@@ -200,20 +200,28 @@ class Watch:
         self._latest.clear()
 
 
-def stopped_by(output: Path) -> dict[str, Any] | None:
-    """The event by which health ended a run of a directory for the last time: its `step`, and what was `wrong`.
+def read_events(output: Path) -> list[dict[str, Any]]:
+    """What was done in a run of a directory, in order; nothing if there was nothing to do.
 
-    None where its last event, if there is one, is another. Raises `ValueError` for a last line that is none.
+    Raises `ValueError` for a line of its file that is no event, as one that was cut off.
     """
     path = output / EVENTS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if not lines:
-        return None
-    try:
-        event: dict[str, Any] = json.loads(lines[-1])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {len(lines)} is no event, perhaps cut off: remove it") from error
-    return event if event["action"] == "stop" else None
+    events = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), start=1):
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number} is no event, perhaps cut off: remove it") from error
+    return events
+
+
+def stopped_by(output: Path) -> dict[str, Any] | None:
+    """The event by which health ended the run of a directory: its `step`, and what was `wrong`.
+
+    None where the last event, if there is one, is another. Raises `ValueError` as `read_events` does.
+    """
+    events = read_events(output)
+    return events[-1] if events and events[-1]["action"] == "stop" else None
 
 
 class HealthCallback(TrainerCallback):

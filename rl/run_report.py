@@ -99,12 +99,6 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     )
 
 
-def read_events(run: Path) -> list[dict[str, Any]]:
-    """What the health callback did; nothing if it had nothing to do."""
-    path = run / "health.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
 def read_samples(run: Path, rewards: Collection[str]) -> list[dict[str, Any]]:
     """Some of the kept completions: at most 12 steps spread over the run; of each the first prompts, with all completions of
     their groups, best first.
@@ -162,8 +156,10 @@ def report_run(run: Path, page: Path, history: Sequence[Mapping[str, Any]] | Non
         history: the log, if a running trainer has it; read from the directory by default.
 
     Raises:
-        ValueError: the directory holds no log.
+        ValueError: the directory holds no log, or an event that was cut off.
     """
+    from lockstitch.rl.health import read_events
+
     history = read_history(run) if history is None else history
     described = run / "run.json"
     known = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}

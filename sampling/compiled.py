@@ -18,9 +18,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 _COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # the one that torch.compile calls where CXX names none
-_PROGRAM = (
-    b"#include <vector>\nint main() { return 0; }\n"  # the C++ library's headers are often a package of their own
-)
+# The C++ library's headers are often a package of their own.
+_PROGRAM = b"#include <vector>\nint main() { return 0; }\n"
 _INDUCTOR = "inductor"
 
 

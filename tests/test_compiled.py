@@ -26,14 +26,14 @@ def test_a_compiler_that_is_missing_or_does_not_work_is_named(tmp_path, monkeypa
         ValueError, match=r"torch.compile needs a C\+\+ compiler, and there is none here \((g|clang)\+\+\)"
     ):
         denoiser.compile_layers()
-    only_says_its_version = tmp_path / "c++"
-    only_says_its_version.write_text('#!/bin/sh\n[ "$1" = --version ]\n')
-    only_says_its_version.chmod(0o755)
-    for name in ("no-such-compiler", "/bin/false", str(only_says_its_version)):
+    broken = tmp_path / "c++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ]\n')  # which it does say
+    broken.chmod(0o755)
+    for name in ("no-such-compiler", "/bin/false", str(broken)):
         monkeypatch.setenv("CXX", name)
         with pytest.raises(ValueError, match=f"CXX={name}"):
             denoiser.compile_layers()
-    only_says_its_version.write_text("#!/bin/sh\necho 'fatal error: vector: No such file' >&2; exit 1\n")
+    broken.write_text("#!/bin/sh\necho 'fatal error: vector: No such file' >&2; exit 1\n")
     with pytest.raises(ValueError, match=r"that works, and CXX=.* does not: fatal error: vector"):
         denoiser.compile_layers()
     assert not denoiser.compiled

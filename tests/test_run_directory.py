@@ -203,7 +203,11 @@ def test_a_run_that_health_stopped_is_left_alone(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "stopped by health after 2 steps (rollout/unique" in said
     assert contents(tmp_path) == before
-    launch_grpo(tmp_path, monkeypatch, max_steps=4, resume_from_checkpoint=str(tmp_path / "checkpoint-1"), **ill)
+    first, other = str(tmp_path / "checkpoint-1"), tmp_path / "other"
+    # Without the limit, as the message says.
+    launch_grpo(other, monkeypatch, max_steps=3, resume_from_checkpoint=first)
+    assert list(losses(other)) == [1, 2, 3]
+    launch_grpo(tmp_path, monkeypatch, max_steps=4, resume_from_checkpoint=first, **ill)
     events = (tmp_path / "health.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in events] == [2, 3]
     capsys.readouterr()
