@@ -51,7 +51,7 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
 
     from lockstitch.recipes.prm_data import problems_of
     from lockstitch.recipes.step_labels import Labelling, label_problems, write_labels
-    from lockstitch.rewards.tasks.named import get_task
+    from lockstitch.rewards.tasks.named import get_task, remembered
     from lockstitch.sampling.chat import Chat
     from lockstitch.sampling.config import SamplerConfig
     from lockstitch.sampling.denoiser import Denoiser
@@ -73,6 +73,7 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     free = ("scorers", "save_dtype", "attention", "family", "step_separator", "sample_batch_size", "chunk", "labels_only",
             "num_problems", "num_eval_problems", "num_fit_problems")  # fmt: skip
     said = {name: value for name, value in asdict(recipe).items() if name not in free}
+    said["task"] = remembered(recipe.task)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(
         len(files.finished_rows(output / LABELS / split / files.RESULTS)) < len(wanted) * labelling.trajectories
         for split, wanted in problems.items()
@@ -114,6 +115,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     from lockstitch.recipes.prm_data import own_rows
     from lockstitch.recipes.run_directory import is_finished, run_of
     from lockstitch.recipes.step_training import StepCollator, StepRewardTrainer, encode_rows
+    from lockstitch.rewards.tasks.named import get_task, remembered
     from lockstitch.rl.lora import loading_of
     from lockstitch.rl.run_record import RunRecord, changed_settings
     from lockstitch.sampling.chat import Chat
@@ -124,6 +126,8 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     from lockstitch import model_name, model_path
 
     output = Path(training.output_dir)
+    if recipe.task is not None and recipe.system_prompt is None and model_arguments.model_name_or_path != FEATURES:
+        recipe.system_prompt = get_task(recipe.task).system
     if model_arguments.model_name_or_path is None and not recipe.labels_only:
         raise ValueError("model_name_or_path=None: say which model to train, the one that is labelled for example")
     if model_arguments.model_name_or_path == FEATURES and not recipe.labels_only:
@@ -140,16 +144,17 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
         return None, labelled(recipe, output), None
     path = model_arguments.model_name_or_path = model_path(model_arguments.model_name_or_path)
     settings = changed_settings(recipe, training, model_arguments)
-    record = RunRecord(model_name(path), None, "prm", None, recipe.task, recipe.dataset_name, None, settings)
+    task = remembered(recipe.task)
+    record = RunRecord(model_name(path), None, "prm", None, task, recipe.dataset_name, None, settings)
     # What is wrong with the model is not to be found after hours of labelling.
     attention = attention_of(path, recipe.attention, recipe.family, model_arguments.model_revision)
     chat = Chat.of(load_tokenizer(path, model_arguments.model_revision), recipe.chat_template, recipe.system_prompt)
     reader = Reader(attention, recipe.step_separator, chat.template, chat.system)
     finished = is_finished(output, record, training)
     if recipe.traces is not None:
-        from lockstitch.recipes.trace_labels import labelled_traces
+        from lockstitch.recipes.trace_labels import as_models_read, labelled_traces
 
-        rows = labelled_traces(recipe)
+        rows = as_models_read(labelled_traces(recipe), get_task(str(recipe.task)))
     else:
         rows = labelled(recipe, output) if recipe.task is not None else own_rows(recipe)
     if finished:

@@ -117,11 +117,12 @@ def figures(scores: Sequence[Sequence[float]], rows: Sequence[Mapping[str, Any]]
             for score, sound in zip(own, row["sound"], strict=True)
             if sound in (SOUND, WRONG)
         ]
-        pairs["prefixes"] = [
-            (score, float(min(row["sound"][: i + 1]) == SOUND))
+        worst = [
+            (score, min(row["sound"][: i + 1]))
             for row, own in zip(rows, scores, strict=True)
             for i, score in enumerate(own)
         ]
+        pairs["prefixes"] = [(score, float(sound == SOUND)) for score, sound in worst if sound in (SOUND, WRONG)]
     if all("correct" in row for row in rows):
         pairs["traces"] = [
             (geometric_mean(own), float(row["correct"])) for row, own in zip(rows, scores, strict=True) if own

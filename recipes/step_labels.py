@@ -184,9 +184,11 @@ def write_labels(
     path = directory / RESULTS
     done = finished_by_index(path)[: len(problems) * per]
     for i, row in enumerate(done):
-        if row["question"] != problems[i // per].question:
+        wanted = problems[i // per]
+        if (row["question"], row["answer"]) != (wanted.question, wanted.answer):
             raise ValueError(
-                f"{directory} holds labels of other problems (row {i}: {row['question']!r}); choose another output"
+                f"{directory} holds labels of other problems (row {i}: {row['question']!r}, answer {row['answer']!r}); "
+                "choose another output"
             )
     progress(len(done))
 

@@ -7,6 +7,7 @@ directories of the other recipes.
 Axes: B rows, L positions, M labelled steps of a batch.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from lockstitch.rl.checkpoints import WholeCheckpoints
 from lockstitch.sampling.compiled import check_asked
 from lockstitch.stitching.step_reader import Encoded, Reader, batch
 from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 IGNORED = -1.0
 
@@ -74,12 +77,14 @@ def encode_rows(
 
     Raises `ValueError` for rows of another form, or where none is left.
     """
-    encoded = []
+    encoded, long = [], 0
     for place, row in enumerate(rows):
         check_row(row, place)
         if row["completions"]:
             one = reader.encode(tokenizer, row["prompt"], row["completions"])
-            if max_length is None or len(one.ids) <= max_length:
+            if max_length is not None and len(one.ids) > max_length:
+                long += 1
+            else:
                 encoded.append(
                     {
                         "ids": one.ids,
@@ -88,6 +93,10 @@ def encode_rows(
                         "labels": [float(label) for label in row["labels"]],
                     }
                 )
+    if long and encoded:
+        logger.warning(
+            "%d of %d rows have more than max_length=%d tokens, and are left out", long, len(rows), max_length
+        )
     if not encoded:
         raise ValueError(f"of {len(rows)} rows none has steps and at most max_length={max_length} tokens")
     return encoded

@@ -119,7 +119,10 @@ def unseen_scores(rows: Sequence[Row]) -> list[list[float]]:
 
 
 def fit_evidence(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Logistic:
-    """The weights of the vote by evidence, from traces and their scores; the sources are their places in a problem."""
+    """The weights of the vote by evidence, from all traces of each problem and their scores, none where a trace has no step.
+
+    The sources are the places of the traces in their problem.
+    """
     problems: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
         problems.setdefault(row["problem"], []).append(i)
@@ -138,7 +141,7 @@ def fit_evidence(rows: Sequence[Row], scores: Sequence[Sequence[float]]) -> Logi
 
 
 def labelled_traces(recipe: Any) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each split. Raises `ValueError` as `trace_rows` does, and for a problem that is in both."""
+    """The rows of each split, as they were written; `ValueError` as `trace_rows`, and for a problem that is in both."""
     task = get_task(recipe.task)
     rows = {
         split: [] if path is None else trace_rows(Path(path), task)
@@ -148,6 +151,14 @@ def labelled_traces(recipe: Any) -> dict[str, list[dict[str, Any]]]:
     if both:
         raise ValueError(f"{len(both)} questions are in traces and in eval_traces, {min(both)!r:.80} for one")
     return rows
+
+
+def as_models_read(rows: Mapping[str, Sequence[Row]], task: Task) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each split with steps in the form in which a process reward model of the task is asked for them."""
+    return {
+        split: [{**row, "completions": [task.write_step(step) for step in row["completions"]]} for row in part]
+        for split, part in rows.items()
+    }
 
 
 def fit_on_features(output: Path, recipe: Any) -> dict[str, list[dict[str, Any]]]:
@@ -166,7 +177,9 @@ def fit_on_features(output: Path, recipe: Any) -> dict[str, list[dict[str, Any]]
     claim_directory(output, {"model_name_or_path": "features", **asdict(recipe)}, (VERIFIER,))
     scores = unseen_scores(rows)
     fit_verifier(rows).write(output / VERIFIER)
-    fit_evidence(rows, scores).write(output / EVIDENCE)
+    scored = iter(scores)
+    everything = [next(scored) if row["completions"] else [] for row in found["train"]]
+    fit_evidence(found["train"], everything).write(output / EVIDENCE)
     pairs = [(a, b) for row, own in zip(rows, scores, strict=True) for a, b in zip(row["sound"], own, strict=True)]
     labels = [label for row in rows for label in row["labels"]]
     fit(["calculator", f"verifier:{output}"], pairs, labels).write(output / WEIGHTS)

@@ -50,7 +50,10 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> dict[str, float | list[float]]:
-    """Mean of a - b over the same problems with its standard error and normal 95 % interval.
+    """Mean of a - b over the same problems with its standard error and 95 % interval.
+
+    The interval is the normal one; where all differences are the same, which says nothing of how they vary, that of Agresti
+    and Min (2005): as if half a problem more had come out in each of the four ways.
 
     Raises `ValueError` for sequences of different or no length.
     """
@@ -61,4 +64,9 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool]) -> dict[str, float |
     mean = sum(differences) / n
     variance = sum((d - mean) ** 2 for d in differences) / max(n - 1, 1)
     error = math.sqrt(variance / n)
-    return {"difference": mean, "standard_error": error, "ci95": [mean - Z95 * error, mean + Z95 * error], "n": n}
+    centre, half = mean, Z95 * error
+    if variance == 0:
+        centre = mean * n / (n + 2)
+        half = Z95 * math.sqrt(((abs(mean) * n + 1) / (n + 2) - centre**2) / (n + 2))
+    interval = [max(-1.0, centre - half), min(1.0, centre + half)]
+    return {"difference": mean, "standard_error": error, "ci95": interval, "n": n}

@@ -284,7 +284,7 @@ def draw(table, images):
             for name, points in of.items():
                 i = METHODS.index(name)
                 style = {
-                    "color": plt.cm.tab20(i),
+                    "color": "black" if name == "stitched" else plt.cm.tab20(i),
                     "marker": "os^vDP"[i % 6],
                     "linewidth": 2.2 if name == "stitched" else 1,
                 }
@@ -350,6 +350,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.input is not None and len(arguments.models) > 1:
         parser.error(f"--input {arguments.input} is of one task; --models {' '.join(arguments.models)} are several")
+    if arguments.ablate and max(arguments.trajectories) < ABLATED_N:
+        parser.error(f"--ablate takes N = {ABLATED_N}; --trajectories {max(arguments.trajectories)} draws fewer")
     if arguments.only_tables and not arguments.output.is_dir():
         parser.error(f"--only_tables: --output {arguments.output} is not there; a run without it makes it")
     if not arguments.only_tables:

@@ -32,7 +32,7 @@ from lockstitch.stitching.unchecked import unchecked
 from tqdm import tqdm
 
 from lockstitch import embedded_model
-from lockstitch.files import append_chunks, finished_by_index, write_whole
+from lockstitch.files import append_chunks, claim_directory, finished_by_index, write_whole
 
 N, DELTA, TOKENS = 8, 0.9, 4
 MODELS = {"sudoku": "sudoku-early", "countdown": "countdown", "arithmetic": "arithmetic"}
@@ -218,7 +218,10 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("runs/scorers"))
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    try:
+        claim_directory(arguments.output, {"seed": arguments.seed}, [p.name for p in arguments.output.glob("*.jsonl")])
+    except ValueError as error:
+        parser.error(f"--output: {error}")
     arms = arms_of(["exact", *arguments.arms] if arguments.arms else None)
     table = {}
     for name in arguments.tasks:

@@ -195,7 +195,9 @@ def plan_then_diffuse(arms: Arms) -> list[Outcome]:
 
 def _walks(arms: Arms, seeds: Sequence[int], each: int) -> list[Walk]:
     rows = make_rows(arms.denoiser, arms.prompts, arms.config, each, seeds)
-    return [Walk.start(arms.pools[row.prompt].question, row.prompt_ids, row.seed, row.canvas) for row in rows]
+    return [
+        Walk.start(row.prompt, arms.pools[row.prompt].question, row.prompt_ids, row.seed, row.canvas) for row in rows
+    ]
 
 
 def value_guided_reveal(arms: Arms) -> list[Outcome]:

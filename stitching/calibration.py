@@ -26,8 +26,10 @@ def auc(score_M: Sequence[float], outcome_M: Sequence[float]) -> float | None:
     for _, (wrong, right) in sorted(totals.items()):
         pairs += right * (below + wrong / 2)
         below += wrong
-    right_mass = sum(outcome_M)
-    return pairs / (right_mass * below) if right_mass > 0 and below > 0 else None
+    # Nothing is paired with itself, which a soft outcome would be with its own other half.
+    itself = sum(outcome * (1 - outcome) for outcome in outcome_M)
+    all_pairs = sum(outcome_M) * below - itself
+    return (pairs - itself / 2) / all_pairs if all_pairs > 1e-9 else None
 
 
 def reliability(score_M: Sequence[float], outcome_M: Sequence[float], bins: int = BINS) -> list[dict[str, float]]:

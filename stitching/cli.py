@@ -87,6 +87,9 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
             remembered["sha256"] = hashlib.sha256(repr(asked).encode()).hexdigest()
         if task.fingerprint is not None:
             remembered["task_file"] = task.fingerprint
+        judges = _sums(config)
+        if judges:
+            remembered["judges"] = judges
         files.claim_directory(directory, remembered)
     expected = [{"question": one.problem.question, "answer": one.problem.answer} for one in given]
     path = None if directory is None else directory / files.RESULTS
@@ -128,10 +131,24 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
     return 0
 
 
+def _sums(config: StitchConfig) -> dict[str, str]:
+    """The SHA-256 of the small files that the scores and the vote hang on: fitted weights, verifiers, a file's function."""
+    from lockstitch.stitching.score import scorer_parts
+    from lockstitch.stitching.verifier import FILE
+
+    files = [Path(name) for name in (config.scorer_weights, config.evidence_weights) if name is not None]
+    for part in scorer_parts(config.scorer):
+        kind, _, name = part.partition(":")
+        files += [Path(name) / FILE] if kind == "verifier" else [Path(kind)] if kind.endswith(".py") else []
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+
+
 def _width() -> int:
     import shutil
 
-    return shutil.get_terminal_size((120, 40)).columns
+    from lockstitch.stitching.terminal import NARROWEST
+
+    return max(NARROWEST, shutil.get_terminal_size((120, 40)).columns)
 
 
 @reported("lockstitch stitch", f"interrupted; with --output, {GOES_ON}")

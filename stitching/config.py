@@ -230,6 +230,7 @@ class StitchConfig:
             raise ValueError(f"checker={self.checker!r} is not one of exact, none")
         if self.rescore and self.rule not in (None, PATH):
             raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
+        self._check_comparing()
         traced = sorted(set(scorer_parts(self.scorer)) & TRACED)
         if self.rescore and traced:
             raise ValueError(
@@ -287,6 +288,17 @@ class StitchConfig:
             raise ValueError(f"methods={asked}: each once")
         if self.planner is not None and "plan_then_diffuse" not in asked:
             raise ValueError(f"planner={self.planner!r} would be ignored without --methods plan_then_diffuse")
+        for name, use in (
+            ("rescore", ("stitched", "stitched_wide")),
+            ("round_width", ("stitched", "stitched_wide")),
+            ("round_temperature", ("best_of_n_refine", "remask_loop", "vgb_momentum", "guided_remask", "stitched",
+                                   "stitched_wide")),
+            ("evidence_weights", ("stitched",)),
+        ):  # fmt: skip
+            if asked and getattr(self, name) not in (None, False) and not set(use) & set(asked):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} would be ignored: methods={asked}; it is of {', '.join(use)}"
+                )
         of_rounds = [name for name in ("guided_remask", "stitched_wide") if name in asked]
         if of_rounds and (self.rounds is False or self.rule not in (None, PATH)):
             raise ValueError(f"methods: {of_rounds[0]} denoises in rounds by the rule path")
@@ -332,19 +344,37 @@ class StitchConfig:
         if self.rescore and self.rule != PATH:
             raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
         if self.rounds is None:
-            self.rounds = self.rule == PATH
+            self.rounds = self.rule == PATH and self.comparing is None
         self.check_rounds()
         self._check_methods()
         if self.methods is not None:
             from lockstitch.stitching.method_names import absent
 
             solves = solver_name(self, task) != NONE
-            missing = absent(samples=self.trajectories is None, solves=solves, methods=self.methods)
+            samples = self.trajectories is None
+            missing = absent(samples=samples, solves=solves, comparing=self.comparing, methods=self.methods)
             for name, reason in missing.items():
                 raise ValueError(f"methods: {name} cannot run: {reason}")
             planless = not task.embedded or task.spell_out is None
             if "plan_then_diffuse" in self.methods and self.planner is None and planless:
                 raise ValueError(f"methods: plan_then_diffuse needs a --planner: no embedded model plans {task.name}")
+
+    @property
+    def comparing(self) -> str | None:
+        """The scorer, where it (or a part of it) compares trajectories that stand side by side."""
+        from lockstitch.stitching.score import COMPARING, scorer_parts
+
+        return self.scorer if COMPARING.intersection(scorer_parts(self.scorer)) else None
+
+    def _check_comparing(self) -> None:
+        """Raises `ValueError` where canvases that are denoised one by one would be scored by comparison."""
+        alone = [f"{name}=True" for name in ("rounds", "rescore") if getattr(self, name)]
+        alone += [f"round_width={self.round_width}"] * (self.round_width is not None)
+        if self.comparing is not None and alone:
+            raise ValueError(
+                f"{alone[0]}: scorer={self.scorer!r} compares N trajectories, and a canvas that is denoised by itself, or "
+                "a chain, has none beside it"
+            )
 
     def _check_server(self) -> None:
         of_server = [name for name in SERVER if getattr(self, name) is not None]

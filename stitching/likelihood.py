@@ -24,7 +24,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import Scores
-from lockstitch.stitching.step_reader import Encoded, Reader, batch
+from lockstitch.stitching.step_reader import Encoded, Reader, batch, check_room
 from lockstitch.stitching.steps import Step
 
 from lockstitch import model_path
@@ -200,6 +200,7 @@ class Likelihood:
         if not rows:
             return Scores(score_KN)
         encoded = list(rows.values())
+        check_room(encoded, self.model)
         arguments = batch(encoded, "causal", self.model.dtype, self.model.device)
         logits_BLV = self.model(**arguments, use_cache=False).logits.float()
         ids_BL = arguments["input_ids"]

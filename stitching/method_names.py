@@ -31,12 +31,27 @@ DENOISING = (
     "plan_then_diffuse",
     "stitched_wide",
 )
+SCORED_ALONE = ("best_of_n_refine", "remask_loop", *WALKS, "guided_remask", "plan_then_diffuse", "stitched_wide")
 WIDE = 4  # canvases a round of stitched_wide, where N is 8 or more
 
 
-def absent(*, samples: bool, solves: bool, methods: Sequence[str] = USUAL) -> dict[str, str]:
-    """Of the methods those that cannot run without a diffusion model or without a solver, each with the reason."""
+def absent(
+    *, samples: bool, solves: bool, comparing: str | None = None, methods: Sequence[str] = USUAL
+) -> dict[str, str]:
+    """Of the methods those that cannot run, each with the reason.
+
+    Args:
+        samples: whether there is a diffusion model.
+        solves: whether there is a solver.
+        comparing: the scorer, where it compares trajectories that stand side by side.
+        methods: those that are asked for.
+    """
     reasons: dict[str, str] = {}
+    if comparing is not None:
+        why = (
+            f"scorer {comparing!r} compares N trajectories, and a canvas that is denoised by itself has none beside it"
+        )
+        reasons |= dict.fromkeys(SCORED_ALONE, why)
     if not samples:
         why = "the trajectories were sampled elsewhere: there is no diffusion model to denoise with"
         reasons |= dict.fromkeys(DENOISING, why)

@@ -20,7 +20,7 @@ from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching import arms
 from lockstitch.stitching.answers import Outcome, evidence_answer, votes
 from lockstitch.stitching.evidence_model import EvidenceModel
-from lockstitch.stitching.method_names import METHODS, USUAL, WALKS, WIDE, absent
+from lockstitch.stitching.method_names import METHODS, USUAL, WALKS, WIDE
 from lockstitch.stitching.plans import Planner
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.refine import Answered, Solver
@@ -107,11 +107,6 @@ class Compare:
             raise ValueError(f"method {walks[0]!r} cannot run: {reason}")
         if "plan_then_diffuse" in settings.methods and denoiser is not None and planner is None:
             raise ValueError("method 'plan_then_diffuse' needs a planner")
-
-    def absent(self) -> dict[str, str]:
-        """The methods that cannot run, each with the reason."""
-        solves, methods = self.solver is not None, self.settings.methods
-        return absent(samples=self.denoiser is not None, solves=solves, methods=methods)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Runs every method that can run."""

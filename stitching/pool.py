@@ -3,9 +3,10 @@
 Axes: K trajectories, N steps of one.
 """
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lockstitch.rewards.tasks.task import Task
@@ -21,6 +22,11 @@ class Tokenizes(Protocol):
 
     @property
     def tokenizer(self) -> Any: ...
+
+
+def is_given(step: Step, trajectory: Trajectory) -> bool:
+    """Whether a step stood on the canvas before anything was denoised."""
+    return step.tokens is not None and not any(trajectory.commit_step[slice(*step.tokens)])
 
 
 @dataclass
@@ -39,13 +45,17 @@ class Pool:
     rescored: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
 
     def draw(self, denoiser: Tokenizes, task: Task, scorer: Scorer, trajectories: Sequence[Trajectory]) -> None:
-        """Adds trajectories that were drawn side by side: segments and scores them, and counts what they cost."""
+        """Adds trajectories that were drawn side by side: segments and scores them, and counts what they cost.
+
+        Steps that were given whole keep the confidences with which they were written.
+        """
         spans = [token_spans(denoiser.tokenizer, t.completion_ids) for t in trajectories]
         first = len(self.texts_K)
         steps_KN = [
             steps_of(t.text, task.unit, first + k, span)
             for k, (t, span) in enumerate(zip(trajectories, spans, strict=True))
         ]
+        trajectories = [self._as_written(t, steps) for t, steps in zip(trajectories, steps_KN, strict=True)]
         began = time.perf_counter()
         scores = scorer(self.question, steps_KN, trajectories)
         scoring = scores.cost(time.perf_counter() - began)
@@ -67,8 +77,32 @@ class Pool:
         self.score_KN += scores.score_KN
         self.ledger = self.ledger.then(scoring)
 
+    def _as_written(self, trajectory: Trajectory, steps: Sequence[Step]) -> Trajectory:
+        """The trajectory, its steps that were given whole with the confidences of the best place where each was written."""
+        confidence = list(trajectory.confidence)
+        for step in steps:
+            if not is_given(step, trajectory):
+                continue
+            found = [
+                (other.index == step.index, score, other)
+                for others, scores in zip(self.steps_KN, self.score_KN, strict=True)
+                for other, score in zip(others, scores, strict=True)
+                if other.text == step.text and other.tokens is not None
+            ]
+            if found:
+                *_, source = max(found, key=lambda one: one[:2])
+                assert source.tokens is not None
+                assert step.tokens is not None
+                own = self.trajectories[source.trajectory].confidence[slice(*source.tokens)]
+                start, stop = step.tokens
+                if len(own) != stop - start:  # the same text in other tokens
+                    own = (geometric_mean(own),) * (stop - start)
+                confidence[start:stop] = own
+        return replace(trajectory, confidence=tuple(confidence))
+
     def head(self, n: int) -> "Pool":
         """A pool of the first n trajectories of one draw, at the cost of those (of the scorer's, in proportion)."""
+        n = min(n, len(self.texts_K))
         drawn = Ledger.together([t.ledger for t in self.trajectories])
         cost = Ledger.together([t.ledger for t in self.trajectories[:n]])
         share = n / max(1, len(self.texts_K))
@@ -88,6 +122,11 @@ class Pool:
             self.score_KN[:n],
             cost.then(scoring),
         )
+
+    def scoring_nfe(self) -> int:
+        """The passes of the diffusion model that scoring took a trajectory, rounded up; 0 where another model scores."""
+        spent = self.ledger.nfe - Ledger.together([t.ledger for t in self.trajectories]).nfe
+        return math.ceil(spent / len(self.texts_K)) if spent > 0 else 0
 
     def weights(self) -> list[float]:
         """The geometric mean of each trajectory's step scores, `(K,)`."""

@@ -18,7 +18,7 @@ from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.loading import loaded_from
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import Scores
-from lockstitch.stitching.step_reader import Encoded, Reader, batch, load_classifier
+from lockstitch.stitching.step_reader import Encoded, Reader, batch, check_room, load_classifier
 from lockstitch.stitching.steps import Step
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoTokenizer
 
@@ -102,6 +102,7 @@ class ProcessRewardModel:
         if not rows:
             return Scores(score_KN)
         encoded = [self.encode(question, [step.text for step in steps_KN[k]]) for k in rows]
+        check_room(encoded, self.model)
         arguments = batch(encoded, self.attention, self.model.dtype, self.device)
         with torch.inference_mode():
             output = self.model(**arguments, use_cache=False)

@@ -43,7 +43,7 @@ from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.canvas import pin_chain
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.score import Scorer
-from lockstitch.stitching.steps import Clue, Evidence
+from lockstitch.stitching.steps import Clue, Evidence, in_order
 from lockstitch.stitching.stitch import best_path
 
 TABU = 3  # bans remembered for one set of pins
@@ -102,7 +102,7 @@ def stitch_rounds(
     Args:
         pools: one per problem, each with at least one trajectory, which counts against the budget.
         budgets: forward passes (NFE) per problem. A round is narrowed to what its budget still pays for; its first
-            canvas always runs, so a problem overspends by at most one partial canvas.
+            canvas always runs, so a problem overspends by at most one partial canvas and its scoring.
         width: canvases per round. They cannot learn from one another; fewer rounds wait for one another.
         delta: steps that score at least this are pinned.
         seeds: noise of each problem's rounds.
@@ -142,7 +142,7 @@ def stitch_rounds(
             for k in range(width):
                 key = min(candidates, key=lambda key, tried=tries[i]: (tried[key], -len(key)))  # type: ignore[misc]
                 canvas = pin_chain(denoiser, task, candidates[key], {t for t, _ in key}, config.canvas_length)
-                left -= _passes(canvas, config)
+                left -= _passes(canvas, config) + pool.scoring_nfe()
                 if k > 0 and left < 0:
                     break
                 tries[i][key] += 1
@@ -196,7 +196,8 @@ def rescored(scorer: Scorer, pool: Pool, evidence: Evidence) -> Evidence:
         own = pool.score_KN[k][n]
         # The rule has multiplied the score by the soundness in the chain: that stays, and the score is the new one.
         chain.append(replace(clue, score=score * (clue.score / own if own > 0 else 0.0)))
-    return replace(evidence, chain=tuple(chain))
+    read = dict(zip(evidence.chain, chain, strict=True))
+    return replace(evidence, chain=tuple(chain), clues=in_order([read.get(clue, clue) for clue in evidence.clues]))
 
 
 def _candidates(chains: Sequence[tuple[Clue, ...]], delta: float) -> dict[_Key, tuple[Clue, ...]]:

@@ -93,7 +93,11 @@ class Calculator:
 
 
 class Confidence:
-    """The sampler's own doubt: the geometric mean of the snapshot confidences of a step's tokens."""
+    """The sampler's own doubt: the geometric mean of the snapshot confidences of the tokens of a step that it wrote.
+
+    A step that was given to it whole has the confidences that its trajectory holds for it: `Pool.draw` puts those there
+    with which it was written, and where nobody wrote it before they are 1.
+    """
 
     def __call__(
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None
@@ -115,7 +119,9 @@ class Confidence:
 def _mean_confidence(step: Step, trajectory: Trajectory) -> float:
     if step.tokens is None:
         raise ValueError(f"step {step.index} of trajectory {step.trajectory} has no token span to read confidences at")
-    confidences = trajectory.confidence[slice(*step.tokens)]
+    places = range(*step.tokens)
+    written = [i for i in places if trajectory.commit_step[i] != 0] or places
+    confidences = [trajectory.confidence[i] for i in written]
     if min(confidences) <= 0:
         return 0.0
     return min(1.0, math.exp(sum(map(math.log, confidences)) / len(confidences)))
@@ -150,7 +156,8 @@ class Custom:
         """See `Scorer`; `ValueError` if a step has no score, or one outside [0, 1]."""
         with others_code(f"scorer {self.name!r}, at the question {question!r:.80},"):
             result = self.function(question, steps_KN, trajectories)
-            scores = result if isinstance(result, Scores) else Scores([[float(r) for r in row] for row in result])
+            scores = result if isinstance(result, Scores) else Scores(result)
+            scores = replace(scores, score_KN=[[float(score) for score in row] for row in scores.score_KN])
         found, wanted = [len(row) for row in scores.score_KN], [len(steps) for steps in steps_KN]
         if found != wanted:
             raise ValueError(f"scorer {self.name!r} gave {found} scores per trajectory for {wanted} steps")
@@ -167,6 +174,7 @@ _ACCEPTED = (
 )
 OF_DENOISER = frozenset({"bmc", "bound"})  # the model that wrote the trajectories is what they ask
 TRACED = OF_DENOISER | {"confidence"}  # what the sampler left behind is what they read
+COMPARING = frozenset({"consensus"})  # trajectories that stand side by side are what they compare
 # Where a sum goes on: a plus sign before something that names a scorer, and not one inside a path.
 _PLUS = re.compile(r"\+(?=(?:calculator|consensus|confidence|bmc|bound)(?:\+|$)|[A-Za-z_][\w.]*:)")
 

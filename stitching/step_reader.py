@@ -99,6 +99,16 @@ class Encoded:
     positions: list[int]
 
 
+def check_room(rows: Sequence[Encoded], model: PreTrainedModel) -> None:
+    """Raises `ValueError` where a question with its steps is longer than what the model was made to read."""
+    room = getattr(model.config, "max_position_embeddings", None)
+    longest = max(len(row.ids) for row in rows)
+    if room is not None and longest > room:
+        raise ValueError(
+            f"a question with its steps has {longest} tokens, and the scorer's model reads {room} at most"
+        )
+
+
 def batch(rows: Sequence[Encoded], attention: str, dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
     """The model's arguments for rows of different lengths, padded to the right: `input_ids` and `attention_mask`.
 

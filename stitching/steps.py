@@ -61,6 +61,11 @@ class Evidence:
         return "\n".join(clue.render() for clue in self.clues)
 
 
+def in_order(clues: Sequence[Clue]) -> tuple[Clue, ...]:
+    """Clues as they are read: by step index, then by falling score, then by text."""
+    return tuple(sorted(clues, key=lambda clue: (clue.step.index, -clue.score, clue.step.text)))
+
+
 def merge_clues(steps: Sequence[tuple[Step, float]]) -> tuple[Clue, ...]:
     """Clues sorted by (step index, -score); equal texts at one index become one clue that keeps every source."""
     ordered = sorted(steps, key=lambda pair: (pair[0].index, -pair[1], pair[0].trajectory, pair[0].text))

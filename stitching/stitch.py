@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from lockstitch.rewards.steps import StepChecker
-from lockstitch.stitching.steps import Clue, Evidence, Step, merge_clues
+from lockstitch.stitching.steps import Clue, Evidence, Step, in_order, merge_clues
 
 FLOOR = 1e-3
 PUBLIC_LIMIT = 80
@@ -118,8 +118,7 @@ def best_path(question: str, checker: StepChecker, steps_KN: Steps, score_KN: Sc
             if score >= delta and (step.index, step.text) not in inside
         ]
     )
-    clues = sorted((*chain, *others), key=lambda clue: (clue.step.index, -clue.score, clue.step.text))
-    return Evidence(tuple(clues), None, chain)
+    return Evidence(in_order((*chain, *others)), None, chain)
 
 
 def _sources(wanted: Step, steps_KN: Steps, score_KN: ScoresKN) -> tuple[tuple[int, int], ...]:

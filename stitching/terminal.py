@@ -26,7 +26,7 @@ from lockstitch.terminal import (
 )
 
 _KEPT, _ALSO = "●", "○"
-_NARROWEST, _WIDEST, _GAP, _OVERHEAD = 20, 44, 2, 7  # cells: of a column, between columns, of glyph and score
+NARROWEST, _WIDEST, _GAP, _OVERHEAD = 20, 44, 2, 7  # cells: of a column, between columns, of glyph and score
 _SIGNS = {True: "✓", False: "✗", None: "?"}
 _VERDICTS = {True: "right", False: "wrong", None: "unknown"}
 _COLOURS = {True: GREEN, False: RED, None: GREY}
@@ -140,8 +140,8 @@ def render_problem(row: dict[str, Any], *, width: int, color: bool) -> str:
     Raises:
         ValueError: the width is under 20 cells, the narrowest that a step and its score can be read in.
     """
-    if width < _NARROWEST:
-        raise ValueError(f"width {width} is too narrow: at least {_NARROWEST} cells are needed")
+    if width < NARROWEST:
+        raise ValueError(f"width {width} is too narrow: at least {NARROWEST} cells are needed")
     paint = painter(color)
     number = f"#{row['index']} "
     lines = []
@@ -154,7 +154,7 @@ def render_problem(row: dict[str, Any], *, width: int, color: bool) -> str:
 
     trajectories = row["trajectories"]
     longest = max((cells(clean(step["text"])) for t in trajectories for step in t["steps"]), default=0)
-    wanted = max(_NARROWEST, longest + _OVERHEAD)
+    wanted = max(NARROWEST, longest + _OVERHEAD)
     abreast = max(1, min(len(trajectories), (width + _GAP) // (min(wanted, _WIDEST) + _GAP)))
     column = min(wanted, (width + _GAP) // abreast - _GAP)
     for first in range(0, len(trajectories), abreast):

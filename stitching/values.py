@@ -78,7 +78,7 @@ class Values:
 
     def __init__(self, denoiser: Denoiser, task: Task, scorer: Scorer) -> None:
         self.denoiser, self.task, self.scorer = denoiser, task, scorer
-        self.once, self.known = reads_text_alone(scorer), dict[tuple[str, str], float]()
+        self.once, self.known = reads_text_alone(scorer), dict[tuple[int, str], float]()
         self.pieces = dict[tuple[int, ...], str]()  # what runs of tokens say, each decoded once
         self.checker = scorer.checker if isinstance(scorer, Calculator) and task.unit in ("line", "row") else None
 
@@ -88,19 +88,19 @@ class Values:
         return self.checker is not None
 
     def __call__(
-        self, question: str, prompt_ids: Sequence[int], canvases: Sequence[Partial]
+        self, problem: int, question: str, prompt_ids: Sequence[int], canvases: Sequence[Partial]
     ) -> tuple[list[float], Ledger]:
-        """The values of canvases, and what they cost."""
+        """The values of canvases, and what they cost; what reads the same is paid for once in each problem."""
         began = time.perf_counter()
         if self.checker is not None:
             texts = [self.text(one.ids_G) for one in canvases]
             for text in texts:
-                if (question, text) not in self.known:
-                    self.known[question, text] = partial_soundness(self.checker, question, text, HOLE)
-            return [self.known[question, text] for text in texts], Ledger(seconds=time.perf_counter() - began)
+                if (problem, text) not in self.known:
+                    self.known[problem, text] = partial_soundness(self.checker, question, text, HOLE)
+            return [self.known[problem, text] for text in texts], Ledger(seconds=time.perf_counter() - began)
         filled = [one.filled(self.denoiser, prompt_ids, 0) for one in canvases]
         # What reads the same is scored once, if the text is all that the scorer reads.
-        keys = [(question, t.text) if self.once else (question, str(k)) for k, t in enumerate(filled)]
+        keys = [(problem, t.text) if self.once else (problem, str(k)) for k, t in enumerate(filled)]
         known = self.known if self.once else {}
         new = {key: t for key, t in zip(keys, filled, strict=True) if key not in known}
         cost = Ledger()

@@ -50,6 +50,7 @@ class Walk:
     """One walk, where it stands and what it has cost since its last full canvas.
 
     Attributes:
+        problem: its place among those that walk side by side.
         question: the problem's.
         prompt_ids: its prompt.
         seed: of its noise.
@@ -60,6 +61,7 @@ class Walk:
         ledger: the cost.
     """
 
+    problem: int
     question: str
     prompt_ids: list[int]
     seed: int
@@ -72,10 +74,12 @@ class Walk:
     ledger: Ledger = field(default_factory=Ledger)
 
     @classmethod
-    def start(cls, question: str, prompt_ids: Sequence[int], seed: int, canvas: Canvas) -> "Walk":
+    def start(cls, problem: int, question: str, prompt_ids: Sequence[int], seed: int, canvas: Canvas) -> "Walk":
         """A walk at a canvas on which nothing stands but what is pinned, and stays."""
         sure = [0.0 if token is None else 1.0 for token in canvas]
-        return cls(question, list(prompt_ids), seed, list(canvas), sure, [-1 if one == 0 else 0 for one in sure])
+        return cls(
+            problem, question, list(prompt_ids), seed, list(canvas), sure, [-1 if one == 0 else 0 for one in sure]
+        )
 
     def revealed(self) -> list[int]:
         """The places that the walk has filled."""
@@ -227,7 +231,7 @@ class Walker:
                 ids, confidence = list(walk.ids_G), list(walk.confidence_G)
                 ids[place], confidence[place] = token, sure[token]
                 partials.append(Partial(ids, confidence, proposed.likely_G, proposed.likely_confidence_G))
-        values, cost = self.values(walk.question, walk.prompt_ids, partials)
+        values, cost = self.values(walk.problem, walk.question, walk.prompt_ids, partials)
         walk.ledger = walk.ledger.then(cost)
         return share, dict(zip(share, values, strict=True))
 
@@ -255,7 +259,7 @@ class Walker:
         if self.is_empty(walk):
             return True
         here = Partial(walk.ids_G, walk.confidence_G, proposed.likely_G, proposed.likely_confidence_G)
-        (down,), cost = self.values(walk.question, walk.prompt_ids, [here])
+        (down,), cost = self.values(walk.problem, walk.question, walk.prompt_ids, [here])
         walk.ledger = walk.ledger.then(cost)
         return walk.noise(_TURN) < keeps_on(walk.direction, up, down)
 

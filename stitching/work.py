@@ -101,9 +101,14 @@ class Stitching:
             config.round_width,
             config.round_temperature,
             config.rescore,
-            method_names.USUAL if config.methods is None else tuple(config.methods),
+            tuple(name for name in self.asked if name not in self.absent),
             None if config.evidence_weights is None else EvidenceModel.read(config.evidence_weights),
         )
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The methods that are asked for, whether or not they can run."""
+        return method_names.USUAL if self.config.methods is None else tuple(self.config.methods)
 
     @property
     def samples(self) -> bool:
@@ -118,7 +123,9 @@ class Stitching:
     @property
     def absent(self) -> dict[str, str]:
         """The methods that cannot run, each with the reason; nothing is loaded."""
-        return method_names.absent(samples=self.samples, solves=self.solves, methods=self.settings.methods)
+        return method_names.absent(
+            samples=self.samples, solves=self.solves, comparing=self.config.comparing, methods=self.asked
+        )
 
     def sample(self) -> Sample:
         """The stage of `lockstitch.stitching.pipeline` that draws and scores."""

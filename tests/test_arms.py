@@ -19,7 +19,7 @@ from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample
 from lockstitch.stitching.plans import AnswerPlanner, Plan, TextPlanner, planned
 from lockstitch.stitching.refine import Answered
-from lockstitch.stitching.score import Calculator, Custom
+from lockstitch.stitching.score import Calculator, Custom, Scores
 from lockstitch.stitching.steps import Clue, Step
 from lockstitch.stitching.values import HOLE, Values
 from lockstitch.stitching.walk_law import DOWN, UP, children_law, keeps_on
@@ -168,8 +168,8 @@ def denoiser():
 def walks_of(denoiser, questions, seeds):
     prompts = denoiser.encode_prompts([SUDOKU.prompt(question) for question in questions])
     return [
-        Walk.start(question, prompt, seed, [None] * 20)
-        for question, prompt, seed in zip(questions, prompts, seeds, strict=True)
+        Walk.start(i, question, prompt, seed, [None] * 20)
+        for i, (question, prompt, seed) in enumerate(zip(questions, prompts, seeds, strict=True))
     ]
 
 
@@ -202,6 +202,18 @@ def test_a_scorer_that_reads_whole_texts_reads_the_canvas_filled_up(denoiser):
     assert set(value.values()) <= {0.5**k for k in range(21)}
     assert len(read) == len(share)
     assert all(len(text) >= 8 for text in read)
+
+
+def test_a_problem_pays_for_its_own_scores_whatever_is_asked_beside_it(denoiser):
+    """The same question twice in one portion costs each what it costs alone."""
+    scorer = Custom("counted", lambda question, steps, _: Scores([[0.5] * len(one) for one in steps], len(steps)))
+    scorer.reads_text_alone = True
+    bills = {}
+    for asked in ([QUESTION], [QUESTION, QUESTION]):
+        walks = walks_of(denoiser, asked, [1] * len(asked))
+        run_reveals(Walker(denoiser, CONFIG, Values(denoiser, SUDOKU, scorer)), walks)
+        bills[len(asked)] = [walk.ledger.scorer_tokens for walk in walks]
+    assert bills[2] == bills[1] * 2
 
 
 # --- opening in proportion, width, budgets ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from lockstitch.stitching.calibration import auc, calibration_error, judge_score
 
 def by_pairs(scores, outcomes):
     total = won = 0.0
-    for (s, y), (t, z) in itertools.product(zip(scores, outcomes, strict=True), repeat=2):
+    for (s, y), (t, z) in itertools.permutations(zip(scores, outcomes, strict=True), 2):
         weight = y * (1 - z)  # the first is right and the other wrong
         total += weight
         won += weight * (1.0 if s > t else 0.5 if s == t else 0.0)
@@ -22,7 +22,6 @@ def test_auc_counts_pairs(soft):
     rng = random.Random(0)
     scores = [rng.choice((0.0, 0.25, 0.5, 1.0)) for _ in range(60)]
     outcomes = [rng.random() if soft else float(rng.random() < score) for score in scores]
-    # A soft outcome is right and wrong in part; the pair of it with itself is no pair of two steps, but ties count half.
     assert auc(scores, outcomes) == pytest.approx(by_pairs(scores, outcomes))
 
 
@@ -31,6 +30,7 @@ def test_auc_of_the_ends():
     assert auc([0.9, 0.1], [0, 1]) == 0.0
     assert auc([0.5, 0.5, 0.5], [0, 1, 1]) == 0.5
     assert auc([0.5], [1]) is None
+    assert auc([0.7], [0.5]) is None  # it is no pair with itself
     assert auc([], []) is None
 
 

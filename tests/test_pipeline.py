@@ -174,11 +174,55 @@ def test_benchmark_csv_is_read(tmp_path):
         ({"trajectories": "x", "output": "o", "trust_remote_code": True}, "trust_remote_code would be ignored"),
         ({"question": "1", "rule": "paper", "rounds": True}, "rounds false"),
         ({"question": "1", "num_trajectories": 0}, "num_trajectories=0"),
+        ({"question": "1", "rescore": True, "methods": ["best_of_n"]}, "rescore=True would be ignored"),
+        ({"question": "1", "round_width": 2, "methods": ["greedy"]}, "round_width=2 would be ignored: methods"),
+        ({"question": "1", "round_temperature": 1.0, "methods": ["single"]}, "round_temperature=1.0 would be ignored"),
+        ({"question": "1", "evidence_weights": "e", "methods": ["stitched_wide"]}, "evidence_weights='e' would be"),
+        ({"question": "1", "scorer": "consensus", "rounds": True}, "rounds=True: scorer='consensus' compares N"),
+        ({"question": "1", "scorer": "consensus+bmc", "rescore": True}, r"rescore=True: scorer='consensus\+bmc'"),
     ],
 )
 def test_bad_options_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         StitchConfig(task="sudoku", **settings)
+
+
+def test_what_compares_trajectories_scores_no_canvas_by_itself(tmp_path):
+    """By default such methods are absent, with the reason, and `stitched` is made once out of the N; asked for, refused."""
+    config = StitchConfig(task="sudoku", generate=2, scorer="consensus", num_trajectories=3, solver="none",
+                          output=str(tmp_path / "out"))  # fmt: skip
+    assert stitch(config) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {"best_of_n_refine", "remask_loop"} <= set(summary["absent"])
+    assert "compares N trajectories" in summary["absent"]["remask_loop"]
+    costs = {name: one["nfe"] for name, one in summary["methods"].items()}
+    assert costs["stitched"] == costs["majority_vote"] == costs["best_of_n"]
+    config = StitchConfig(task="sudoku", question="1" * 16, scorer="consensus", methods=["remask_loop"])
+    with pytest.raises(
+        ValueError, match="methods: remask_loop cannot run: scorer 'consensus' compares N trajectories"
+    ):
+        config.settle(get_task("sudoku"))
+
+
+def test_a_run_is_not_resumed_with_other_weights(tmp_path):
+    weights = tmp_path / "w.json"
+    values = {"parts": ["confidence"], "weights": [1.0], "bias": 0.0, "steps": 9}
+    weights.write_text(json.dumps(values))
+    config = {"task": "sudoku", "num_trajectories": 2, "solver": "none", "scorer": "confidence", "methods": ["best_of_n"],
+              "output": str(tmp_path / "out"), "scorer_weights": str(weights)}  # fmt: skip
+    assert stitch(StitchConfig(generate=1, **config)) == 0
+    weights.write_text(json.dumps({**values, "bias": -5.0}))
+    with pytest.raises(ValueError, match=r"holds results of another configuration \(judges"):
+        stitch(StitchConfig(generate=1, **config))
+
+
+def test_a_narrow_terminal_loses_no_answer(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "10")
+    config = StitchConfig(
+        task="sudoku", question="3102200002100320", num_trajectories=1, solver="none", methods=["single"]
+    )
+    assert stitch(config) == 0
+    assert "single" in capsys.readouterr().out
 
 
 def test_what_cannot_run_is_said():

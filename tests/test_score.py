@@ -1,15 +1,18 @@
 """Scorers: the calculator against the checker, confidence against its formula, and how a scorer is named."""
 
+import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from lockstitch.rewards.steps import check_steps
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.trajectory import Ledger, Trajectory
-from lockstitch.stitching.score import Calculator, Confidence, Consensus, Scores, load_scorer
+from lockstitch.stitching.score import Calculator, Confidence, Consensus, Custom, Scores, load_scorer
 from lockstitch.stitching.segment import steps_of
 from lockstitch.stitching.steps import Step
 
@@ -39,6 +42,12 @@ def test_confidence_is_the_geometric_mean_over_the_tokens_of_the_step() -> None:
     scores = Confidence()("", [[step((0, 1)), step((1, 3)), step((3, 4)), step((3, 5))], []], [traced, traced])
     assert scores.tokens == 0
     assert scores.score_KN == [[pytest.approx(0.5), pytest.approx(math.sqrt(0.8 * 0.2)), 1.0, 0.0], []]
+
+
+def test_confidence_is_of_the_tokens_that_were_written() -> None:
+    traced = replace(trajectory((1.0, 1.0, 0.2, 1.0)), commit_step=(0, 0, 3, 0))
+    scores = Confidence()("", [[step((1, 3)), step((0, 2))]], [traced])
+    assert scores.score_KN == [[pytest.approx(0.2), 1.0]]
 
 
 def test_confidence_says_what_it_lacks() -> None:
@@ -88,6 +97,14 @@ def test_a_function_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         load_scorer("my_scorer_module:absent", task)
     with pytest.raises(ValueError, match="there is no module 'no_such_module_here'"):
         load_scorer("no_such_module_here:f", task)
+
+
+def test_a_function_may_count_in_other_numbers_and_is_named_where_it_has_none() -> None:
+    torch_like = Custom("mine", lambda question, steps, _: Scores([[Fraction(1, 2)] * len(one) for one in steps]))
+    scores = torch_like("", [[step(None)]], None)
+    assert json.dumps(scores.score_KN) == "[[0.5]]"
+    with pytest.raises(ValueError, match=r"scorer 'words'.*could not convert string to float"):
+        Custom("words", lambda *_: Scores([["much"]]))("", [[step(None)]], None)
 
 
 def test_scoring_without_a_model_loads_no_transformers() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from lockstitch.recipes.prm import labelled, parse
@@ -111,8 +112,10 @@ def test_more_problems_are_labelled_on_and_other_ones_refused(tmp_path):
     assert without_seconds(more[:2]) == without_seconds(few)
     assert len(more) == 6
     assert len(write_labels(tmp_path, PROBLEMS[:2], label, 2, chunk=1)) == 4
-    with pytest.raises(ValueError, match=r"holds labels of other problems \(row 0: '1'\)"):
+    with pytest.raises(ValueError, match=r"holds labels of other problems \(row 0: '1', answer"):
         write_labels(tmp_path, PROBLEMS[::-1], label, 2, chunk=1)
+    with pytest.raises(ValueError, match=r"holds labels of other problems \(row 0: '1', answer"):
+        write_labels(tmp_path, [replace(one, answer="another") for one in PROBLEMS], label, 2, chunk=1)
 
 
 def test_what_cannot_be_labelled_is_refused():

@@ -14,6 +14,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.canvas import pin_chain
+from lockstitch.stitching.method_names import absent
 from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample
 from lockstitch.stitching.pool import Pool
@@ -185,6 +186,15 @@ def test_intervals():
     found = paired_difference([True, True, False, True], [False, True, False, False])
     assert found["difference"] == 0.5
     assert found["standard_error"] == pytest.approx(math.sqrt((4 * 0.25) / 3 / 4))
+    # Of one problem, or where all differences are the same, nothing is known of how they vary.
+    assert paired_difference([True], [False])["ci95"] == pytest.approx(
+        [1 / 3 - 1.95996 * 5**0.5 / 27**0.5, 1.0], abs=1e-4
+    )
+    low, high = paired_difference([True] * 5, [False] * 5)["ci95"]
+    assert 0.2 < low < 0.4
+    assert high == 1.0
+    low, high = paired_difference([True] * 500, [True] * 500)["ci95"]
+    assert -0.01 < low < 0 < high < 0.01
     with pytest.raises(ValueError, match="2 and 1 outcomes"):
         paired_difference([True, True], [True])
 
@@ -319,8 +329,8 @@ def test_methods_without_a_solver_or_a_model_are_absent(sudoku):
     scorer = load_scorer("calculator", task)
     settings = StitchSettings(2, "path", 0.9, rounds=True)
     without_solver = Compare(task, scorer, settings, None, denoiser, CONFIG)
-    assert set(without_solver.absent()) == {"all_traces", "solver_alone"}
-    assert set(Compare(task, scorer, settings, None).absent()) >= {"greedy", "remask_loop", "best_of_n_refine"}
+    assert set(absent(samples=True, solves=False)) == {"all_traces", "solver_alone"}
+    assert set(absent(samples=False, solves=True)) == {"greedy", "remask_loop", "best_of_n_refine"}
     asked = questions(2)
     batch = {"question": asked, "seed": [0, 1], "completions": None}
     sampled = Sample(task, scorer, 2, denoiser, CONFIG)(batch)

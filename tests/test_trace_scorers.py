@@ -14,8 +14,10 @@ from lockstitch.sampling.loop import sample
 from lockstitch.sampling.remote import Calling
 from lockstitch.stitching.consistency import Consistency, agreement, remasked
 from lockstitch.stitching.likelihood import Bound, Likelihood, paired_masks, step_bound
+from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.score import load_scorer
 from lockstitch.stitching.segment import steps_of, token_spans
+from lockstitch.stitching.unchecked import unchecked
 from models import random_denoiser, tokenizer
 from toy_lines import TASK
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -204,6 +206,62 @@ def test_a_causal_model_s_likelihood_is_that_of_one_pass_per_step():
             ids = ids + own
     assert (scores.cost().scorer_passes, scores.cost().sequential_steps) == (2, 1)
     assert scores.score_KN[0][0] > scores.score_KN[2][0]
+
+
+def test_a_text_that_is_longer_than_the_model_reads_is_named():
+    path = embedded_model("solver")
+    model, tok = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    model.config.max_position_embeddings = 12
+    score = Likelihood(model, tok, get_task("arithmetic"))
+    assert score("1, +2", [steps_of("1+2=3", "line", 0)]).score_KN
+    with pytest.raises(ValueError, match=r"a question with its steps has [0-9]+ tokens, .* reads 12 at most"):
+        score("1, +2", [steps_of("1+2=3\n3+2=5", "line", 0)])
+
+
+def test_rounds_pay_for_the_passes_of_their_judge():
+    """Canvases beside the first are drawn where the budget still pays for them and for their scoring."""
+    from lockstitch.stitching.rounds import stitch_rounds
+
+    task, denoiser = unchecked(get_task("sudoku")), Denoiser.from_pretrained(str(embedded_model("sudoku-early")))
+    scorer = load_scorer("bmc", task, denoiser=denoiser)
+    config = SamplerConfig(20, steps=5, temperature=0.7, batch_size=64)
+    pools = [Pool(question) for question in ("3102200002100320", "0140432014020000")]
+    for i, pool in enumerate(pools):
+        pool.draw(denoiser, task, scorer, sample(denoiser, [task.prompt(pool.question)], config, seed=i))
+        assert 8 <= pool.scoring_nfe() == pool.ledger.nfe - pool.trajectories[0].ledger.nfe
+    first = [pool.ledger.nfe for pool in pools]
+    budgets = [3 * nfe for nfe in first]
+    stitch_rounds(denoiser, task, pools, scorer, config, budgets=budgets, width=8, delta=2.0, seeds=[0, 1])
+    for pool, budget, one in zip(pools, budgets, first, strict=True):
+        assert pool.ledger.nfe <= budget + one
+
+
+def test_a_step_that_was_pinned_keeps_its_confidence():
+    from lockstitch.stitching.pool import is_given
+    from lockstitch.stitching.rounds import stitch_rounds
+
+    task, denoiser = unchecked(get_task("sudoku")), Denoiser.from_pretrained(str(embedded_model("sudoku-early")))
+    scorer = load_scorer("confidence", task)
+    config = SamplerConfig(20, steps=5, temperature=0.7, batch_size=64)
+    pools = [Pool(question) for question in ("3102200002100320", "0140432014020000", "4310010000303420")]
+    for i, pool in enumerate(pools):
+        pool.draw(denoiser, task, scorer, sample(denoiser, [task.prompt(pool.question)], config, seed=i))
+    stitch_rounds(denoiser, task, pools, scorer, config, budgets=[40] * 3, width=1, delta=0.7, seeds=[0, 1, 2])
+    pinned = 0
+    for pool in pools:
+        for k, (steps, trajectory) in enumerate(zip(pool.steps_KN, pool.trajectories, strict=True)):
+            for step, score in zip(steps, pool.score_KN[k], strict=True):
+                if is_given(step, trajectory):
+                    pinned += 1
+                    before = [
+                        pool.score_KN[j][other.index]
+                        for j in range(k)
+                        for other in pool.steps_KN[j]
+                        if (other.index, other.text) == (step.index, step.text)
+                    ]
+                    assert score == pytest.approx(max(before))
+                    assert 0.7 <= score < 1
+    assert pinned
 
 
 def test_who_can_be_asked():

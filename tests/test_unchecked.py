@@ -37,6 +37,23 @@ def each_row_alone(question, steps_KN, trajectories):
     return [[1.0 if step.text in RIGHT.split() else 0.0 for step in steps] for steps in steps_KN]
 
 
+def test_the_solver_reads_the_scores_that_the_chain_was_given_when_it_was_read_again():
+    pool = Pool(QUESTION)
+    pool.read(unchecked(SUDOKU), Custom("high", lambda question, steps, _: [[0.95] * len(one) for one in steps]),
+              [RIGHT.replace("3142", "3124"), RIGHT.replace("1324", "1342")])  # fmt: skip
+    chain = best_path(QUESTION, unchecked(SUDOKU).checker, pool.steps_KN, pool.score_KN, 0.9)
+    low = Custom("low", lambda question, steps, _: [[0.1] * len(one) for one in steps])
+    pool.score_KN = [[0.95, 0.95, 0.95, 0.9], [0.9, 0.95, 0.95, 0.95]]
+    chain = best_path(QUESTION, unchecked(SUDOKU).checker, pool.steps_KN, pool.score_KN, 0.9)
+    again = rescored(low, pool, chain)
+    assert [clue.score for clue in again.chain] == pytest.approx([0.1] * 4)
+    read = {(clue.step.index, clue.step.text): clue.score for clue in again.clues}
+    assert all(read[clue.step.index, clue.step.text] == clue.score for clue in again.chain)
+    assert set(read) == {(clue.step.index, clue.step.text) for clue in chain.clues}
+    places = [(clue.step.index, -clue.score) for clue in again.clues]
+    assert places == sorted(places)
+
+
 def test_without_its_checker_every_step_is_as_sound_as_its_score():
     task = unchecked(SUDOKU)
     assert check_steps(task.checker, QUESTION, ["3142", "1111", "no row"]) == [1.0, 1.0, 1.0]

@@ -8,7 +8,15 @@ import sys
 
 import pytest
 import torch
-from lockstitch.recipes.trace_labels import check_folds, fit_evidence, fit_verifier, folds, trace_rows, unseen_scores
+from lockstitch.recipes.trace_labels import (
+    as_models_read,
+    check_folds,
+    fit_evidence,
+    fit_verifier,
+    folds,
+    trace_rows,
+    unseen_scores,
+)
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.evidence_model import EvidenceModel, evidence_features, names_of, results_stated
 from lockstitch.stitching.logistic import Logistic, fit_logistic
@@ -177,6 +185,33 @@ def test_the_fitted_vote_trusts_the_better_source(tmp_path):
     assert vote.best([None, "b", "b"], [0.5] * 3, [set()] * 3) in (1, 2)
     assert vote.best([None, None, None], [0.5] * 3, [set()] * 3) is None
     assert vote.best(["b", "c", "c"], [0.5] * 3, [{"1"}, {"2"}, {"2"}]) == 1  # two that agree outweigh one source
+
+
+def test_a_source_keeps_its_place_where_another_wrote_no_step(tmp_path):
+    """The first source writes bare answers, and is always right; the third is always wrong."""
+    rows = [
+        {**row, "completions": [f"A: {row['answer']}", text, text.rpartition("A:")[0] + "A: 0"]}
+        for row in made_up(4, 200)
+        for text in row["completions"][1:2]
+    ]
+    found = trace_rows(write(tmp_path / "t.jsonl", rows), TASK)
+    model = fit_evidence(found, [[0.5] * len(row["completions"]) for row in found])
+    assert EvidenceModel(model, 3, 3).best(["a", "b", "c"], [0.5] * 3, [set()] * 3) == 0
+    weight = dict(zip(names_of(3), model.weights, strict=True))
+    first, second, third = list(weight.values())[-3:]
+    assert first > second > third
+
+
+def test_a_model_reads_steps_as_its_task_writes_them(tmp_path):
+    countdown = get_task("countdown")
+    row = {"question": "30,100,93=23", "completions": ["93+30=123\n123-100=23\n#### 93+30-100"]}
+    rows = trace_rows(write(tmp_path / "t.jsonl", [row]), countdown)
+    (read,) = as_models_read({"train": rows}, countdown)["train"]
+    assert (
+        read["completions"]
+        == [countdown.write_step(step) for step in rows[0]["completions"]]
+        != rows[0]["completions"]
+    )
 
 
 @pytest.mark.slow
