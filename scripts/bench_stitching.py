@@ -28,6 +28,7 @@ from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.stitching.answers import evidence_answer
 from lockstitch.stitching.inputs import generate_problems, read_problems
+from lockstitch.stitching.likelihood import StepLikelihood
 from lockstitch.stitching.method_names import METHODS, WALKS
 from lockstitch.stitching.methods import Compare, StitchSettings
 from lockstitch.stitching.pipeline import Sample, result_row, summarise
@@ -100,6 +101,8 @@ def scorer_of(name, task, denoiser):
     """The scorer of that name."""
     if name.startswith("flip-"):
         return Flipped(task, int(name.removeprefix("flip-")) / 100)
+    if name == "likelihood":
+        return StepLikelihood(denoiser, task)
     spec = {"exact": "calculator", "prm": f"prm:embedded:{task.name}"}.get(name, name)
     return load_scorer(spec, task, denoiser=denoiser)
 
@@ -327,7 +330,12 @@ def main():
     parser.add_argument(
         "--models", nargs="+", default=["sudoku", "sudoku-early", "countdown", "arithmetic"], help="embedded models"
     )
-    parser.add_argument("--scorers", nargs="+", default=["exact"], help="exact, prm, bmc, confidence, bound, flip-P")
+    parser.add_argument(
+        "--scorers",
+        nargs="+",
+        default=["exact"],
+        help="exact, prm, likelihood (of the model itself), bmc, confidence, bound, flip-P",
+    )
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, help="some of the methods (default: all that can run)"
     )

@@ -5,26 +5,32 @@
 of which each leaves open what the other shows, so that every token is masked in exactly one of a pair; a step's sum is
 divided by the weights that it met, not by its length, which is the same on average and much less noisy.
 
-`likelihood:MODEL`: exp of the mean log-probability that a causal model gives the step's tokens after the question and the
-steps before.
+`likelihood:MODEL`: exp of the mean log-probability that a model gives the step's tokens after the question and the steps
+before. A causal model reads them from the left. A diffusion model that attends fully reads the prompt and the steps before
+on its canvas, masked from there on, as when it denoises, and is asked for all tokens of the step at once: a pass a step.
+Trajectories were not asked that: they hold steps that were written before those that they follow from.
 
-Both divide by length, so that long steps are not worse for being long. Left out: the bound of models that denoise block by
+All divide by length, so that long steps are not worse for being long. Left out: the bound of models that denoise block by
 block.
 
 Axes: K trajectories, N steps of one trajectory, R rows (K trajectories times the masks of each), L positions.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lockstitch.rewards.tasks.task import Task
+from lockstitch.sampling.batching import CPU_TOKENS
+from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.loading import loaded_from
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import Scores
-from lockstitch.stitching.step_reader import Encoded, Reader, batch, check_room
+from lockstitch.stitching.step_reader import Encoded, Reader, attention_of, batch, check_room
 from lockstitch.stitching.steps import Step
 
 from lockstitch import model_path
@@ -150,6 +156,81 @@ def step_bound(
         total += sum(row[i] for i in opened) / t
         weight += len(opened) / t
     return min(1.0, math.exp(total / weight))
+
+
+class StepLikelihood:
+    """Scores steps by the probability that a diffusion model gives their tokens where they and all after them are masked.
+
+    Args:
+        denoiser: the model; it need not be the one that wrote the trajectories.
+        task: its prompts, its form of steps and the length of its canvas; where it has none, or a text is longer, the canvas
+            is as long as the text.
+
+    Raises `ValueError` for models that do not attend fully.
+    """
+
+    reads_text_alone = True
+
+    def __init__(self, denoiser: Denoiser, task: Task) -> None:
+        if denoiser.family.layout != "full":
+            raise ValueError(
+                f"scorer 'likelihood' masks a canvas from a step on; {denoiser.family.name} models denoise block by block: "
+                "a causal model, or bmc"
+            )
+        self.denoiser, self.task = denoiser, task
+
+    @torch.inference_mode()
+    def __call__(
+        self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None = None
+    ) -> Scores:
+        """See `Scorer`; the traces are not read. What reads the same is read once."""
+        denoiser = self.denoiser
+        (prompt_ids,) = denoiser.encode_prompts([self.task.prompt(question)])
+        asked_KN = [self._asked(steps) for steps in steps_KN]
+        alike: dict[
+            int, list[tuple[tuple[int, ...], tuple[int, ...]]]
+        ] = {}  # rows of one length go together, unpadded
+        for before, own, room in dict.fromkeys(one for asked in asked_KN for one in asked):
+            alike.setdefault(room, []).append((before, own))
+        score: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+        tokens = passes = 0
+        for room, rows in alike.items():
+            length = len(prompt_ids) + room
+            most = ROWS if denoiser.device.type != "cpu" else max(1, CPU_TOKENS // length)
+            for start in range(0, len(rows), most):
+                part = rows[start : start + most]
+                ids = [[*prompt_ids, *before, *[denoiser.mask_id] * (room - len(before))] for before, _ in part]
+                ids_RL = torch.tensor(ids, device=denoiser.device)
+                logits_RLV = denoiser.forward_logits(denoiser.model, ids_RL, torch.ones_like(ids_RL))
+                for (before, own), logits_LV in zip(part, logits_RLV, strict=True):
+                    first = len(prompt_ids) + len(before)
+                    logp_SV = logits_LV[first : first + len(own)].float().log_softmax(-1)
+                    logp_S = logp_SV.gather(-1, torch.tensor(own, device=denoiser.device)[:, None])
+                    score[before, own] = min(1.0, math.exp(float(logp_S.mean())))
+            tokens, passes = tokens + len(rows) * length, passes + len(rows)
+        return Scores([[score[one[:2]] for one in asked] for asked in asked_KN], tokens, Ledger(scorer_passes=passes))
+
+    def _asked(self, steps: Sequence[Step]) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
+        """Of each step the tokens before it, its own, and the length of the canvas."""
+        own = [tuple(self.denoiser.encode([self.task.write_step(step.text) + "\n"])[0]) for step in steps]
+        room = max(self.task.canvas_length or 0, sum(map(len, own)))
+        return [(tuple(itertools.chain(*own[:n])), ids, room) for n, ids in enumerate(own)]
+
+
+def load_likelihood(name: str, task: Task) -> "StepLikelihood | Likelihood":
+    """The scorer `likelihood:NAME`: of a diffusion model or a causal one, by what its config says.
+
+    Raises `ValueError` for what cannot be loaded, and for a model that can be asked in neither way.
+    """
+    path = model_path(name)
+    with loaded_from(f"scorer likelihood:{name}"):
+        full = attention_of(path) != "causal"
+    if not full:
+        return Likelihood.from_pretrained(name, task)
+    with loaded_from(f"scorer likelihood:{name}"):
+        denoiser = Denoiser.from_pretrained(path)
+    denoiser.chat = Chat.of(denoiser.tokenizer, None, task.system)
+    return StepLikelihood(denoiser, task)
 
 
 class Likelihood:

@@ -250,9 +250,9 @@ def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | 
 
         return Verifier(name, task)
     if kind == "likelihood":
-        from lockstitch.stitching.likelihood import Likelihood
+        from lockstitch.stitching.likelihood import load_likelihood
 
-        return Likelihood.from_pretrained(name, task)
+        return load_likelihood(name, task)
     if not is_place(spec):
         raise ValueError(f"scorer {spec!r} is not one of {_ACCEPTED}")
     function = load_named("scorer", spec)

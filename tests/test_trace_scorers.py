@@ -13,7 +13,7 @@ from lockstitch.sampling.families import FAMILIES
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.remote import Calling
 from lockstitch.stitching.consistency import Consistency, agreement, remasked
-from lockstitch.stitching.likelihood import Bound, Likelihood, paired_masks, step_bound
+from lockstitch.stitching.likelihood import Bound, Likelihood, StepLikelihood, paired_masks, step_bound
 from lockstitch.stitching.pool import Pool
 from lockstitch.stitching.score import load_scorer
 from lockstitch.stitching.segment import steps_of, token_spans
@@ -264,6 +264,38 @@ def test_a_step_that_was_pinned_keeps_its_confidence():
     assert pinned
 
 
+def test_a_diffusion_model_s_likelihood_of_a_step_is_read_off_a_canvas_masked_from_it_on():
+    task = replace(get_task("arithmetic"), canvas_length=30)
+    denoiser = random_denoiser()
+    texts_KN = [["12+7=19", "19-5=14"], [], ["12+7=3"], ["12+7=19", "19-5=4"], ["12+7=19" * 6]]
+    steps_KN = [steps_of("\n".join(texts), "line", k) for k, texts in enumerate(texts_KN)]
+    scores = StepLikelihood(denoiser, task)("12, +7, -5", steps_KN)
+    prompt = denoiser.encode([task.prompt("12, +7, -5")])[0]
+    for texts, row in zip(texts_KN, scores.score_KN, strict=True):
+        before = []
+        room = max(30, sum(len(denoiser.encode([text + "\n"])[0]) for text in texts))
+        for text, score in zip(texts, row, strict=True):
+            own = denoiser.encode([text + "\n"])[0]
+            ids = torch.tensor([[*prompt, *before, *[denoiser.mask_id] * (room - len(before))]])
+            with torch.inference_mode():
+                logp = denoiser.model(input_ids=ids).logits[0].log_softmax(-1)
+            places = range(len(prompt) + len(before), len(prompt) + len(before) + len(own))
+            mean = sum(float(logp[i, token]) for i, token in zip(places, own, strict=True)) / len(own)
+            assert score == pytest.approx(math.exp(mean), abs=1e-5)
+            before = before + own
+    assert (scores.cost().scorer_passes, scores.cost().sequential_steps) == (5, 1)  # the first step of two is one
+
+
+def test_the_embedded_model_knows_a_wrong_sum():
+    task = get_task("arithmetic")
+    score = load_scorer("likelihood:embedded:arithmetic", task)
+    right, wrong = ["12+7=19", "19-5=14"], ["12+7=17", "17-5=12"]
+    steps_KN = [steps_of("\n".join(texts), "line", k) for k, texts in enumerate((right, wrong))]
+    good, bad = score("12, +7, -5", steps_KN).score_KN
+    assert min(good) > 0.9 > bad[0]
+    assert score("12, +7, -5", [steps_KN[1]]).score_KN == [pytest.approx(bad)]
+
+
 def test_who_can_be_asked():
     task = get_task("sudoku")
     for spec in ("bmc", "bound"):
@@ -274,7 +306,9 @@ def test_who_can_be_asked():
     blocks = next(family for family in FAMILIES.values() if family.layout == "block_causal")
     with pytest.raises(ValueError, match="denoise block by block: bmc, or likelihood:MODEL"):
         Bound(random_denoiser(family=blocks))
-    with pytest.raises(ValueError, match=r"likelihood:embedded:sudoku' needs a causal model"):
-        load_scorer("likelihood:embedded:sudoku", task)
-    with pytest.raises(ValueError, match=r"likelihood:\./no_such_model_here' cannot be loaded"):
+    with pytest.raises(
+        ValueError, match=r"scorer 'likelihood' masks a canvas from a step on; .* models denoise block by block"
+    ):
+        StepLikelihood(random_denoiser(family=blocks), task)
+    with pytest.raises(ValueError, match=r"likelihood:\./no_such_model_here cannot be loaded"):
         load_scorer("likelihood:./no_such_model_here", task)
