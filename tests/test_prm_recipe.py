@@ -206,7 +206,7 @@ def test_rows_of_another_form_are_refused(row, says):
 
 
 def test_another_name_is_told_what_there_is():
-    with pytest.raises(ValueError, match=r"no embedded scorer 'chess'; there are countdown, sudoku"):
+    with pytest.raises(ValueError, match=r"no embedded scorer 'chess'; there are countdown, sudoku; 'likelihood:"):
         embedded_scorer("chess")
 
 

@@ -103,9 +103,9 @@ def embedded_adapter(name: str) -> Path:
 def embedded_scorer(name: str) -> Path:
     """The directory of a process reward model that comes with the package, by its task: `sudoku` or `countdown`.
 
-    Raises `ValueError` that lists the scorers there are.
+    Raises `ValueError` that lists the scorers there are, and names what judges an embedded task without one.
     """
-    return _embedded(name, "scorer", "scorers/*/model.safetensors")
+    return _embedded(name, "scorer", "scorers/*/model.safetensors", f"; 'likelihood:{EMBEDDED}arithmetic' needs none")
 
 
 def model_path(name: str) -> str:
@@ -146,9 +146,9 @@ def model_name(path: str) -> str:
     return f"{EMBEDDED}{place.name}" if is_ours else path
 
 
-def _embedded(name: str, kind: str, pattern: str) -> Path:
+def _embedded(name: str, kind: str, pattern: str, beside: str = "") -> Path:
     root = Path(str(resources.files(__name__))) / "embedded"
     known = {path.parent.name: path.parent for path in sorted(root.glob(pattern))}
     if name not in known:
-        raise ValueError(f"no embedded {kind} {name!r}; there are {', '.join(known)}")
+        raise ValueError(f"no embedded {kind} {name!r}; there are {', '.join(known)}{beside}")
     return known[name]
