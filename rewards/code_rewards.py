@@ -43,8 +43,17 @@ from lockstitch import cores
 
 BACKEND_VARIABLE = "LOCKSTITCH_SANDBOX"
 _MOST_WORKERS = 64
-_TYPING = (
-    "from typing import *\n"  # LeetCode's, LiveCodeBench's and APPS's programs write `List[int]` without an import
+# LeetCode's, LiveCodeBench's and APPS's programs write `List[int]` and `heappush` without an import. This is what
+# LiveCodeBench's harness puts before them, with `open` and `pow` of the built-ins.
+_MODULES = (
+    *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),
+    *("itertools", "functools", "operator", "io", "sys", "json"),
+)
+_IMPORTS = "\n".join(
+    (
+        *(f"from {name} import *" for name in (*_MODULES, "builtins", "typing")),
+        *(f"import {name}" for name in _MODULES),
+    )
 )
 _FUNCTION_COLUMNS = ("entry_point", "fn_name", "func_name", "function_name")
 
@@ -190,7 +199,8 @@ def _read(row: Mapping[str, Any], prompt: str) -> _Ready | Marks:
 def _by_columns(row: Mapping[str, Any], prompt: str) -> _Ready | None:
     entry_point = next((row[name] for name in _FUNCTION_COLUMNS if isinstance(row.get(name), str) and row[name]), None)
     if row.get("inputs") is not None and row.get("outputs") is not None:
-        before = _TYPING if entry_point else ""
+        # Else a program without an `add` would be asked for the one of `operator`.
+        before = f"{_IMPORTS}\nglobals().pop({entry_point!r}, None)\n" if entry_point else ""
         return _Ready(Exam(Tests(pairs(row["inputs"], row["outputs"], entry_point)), before))
     if row.get("test") and row.get("entry_point"):
         source, entry_point = _text(row["test"], "test"), _text(row["entry_point"], "entry_point")

@@ -99,3 +99,51 @@ def test_names_of_typing_need_no_import_in_calls_of_a_named_function():
     rows = {"inputs": [["[1]\n2"]] * 2, "outputs": [["[3]"]] * 2, "fn_name": ["add"] * 2}
     values = CodeReward(workers=1)([""] * 2, programs, **rows)
     assert values == [1.0, 0.0]
+
+
+STANDARD = """
+class Solution:
+    def f(self, xs: List[int]) -> int:
+        heapify(xs)
+        by_size = defaultdict(list)
+        return gcd(*nsmallest(2, xs)) + math.ceil(0.5) + len(by_size) + pow(2, 3, 5) + bisect_left(xs, 0)
+"""
+
+
+def test_names_of_the_standard_library_need_no_import_there():
+    rows = {"inputs": [["[6, 4]"]], "outputs": [["6"]], "fn_name": ["f"]}
+    assert CodeReward()([""], [STANDARD], **rows) == [1.0]
+    assert CodeReward()([""], ["def f(xs):\n    return gcd(*xs) + 4"], tests=[["assert f([6, 4]) == 6"]]) == [0.0]
+
+
+def test_what_is_asked_for_is_the_programs():
+    """`operator.add` is neither the program's function nor in the way of its method."""
+    programs = [
+        "def other(a, b):\n    return a + b",
+        "class Solution:\n    def add(self, a, b):\n        return a + b + 0",
+    ]
+    rows = {"inputs": [["1\n2"]] * 2, "outputs": [["3"]] * 2, "fn_name": ["add"] * 2}
+    assert CodeReward()([""] * 2, programs, **rows) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "returned", "value"),
+    [
+        (["1"], ["[1, 1]"], "a, a", 1.0),
+        ([[1]], [[[1, 1]]], "(a, a)", 1.0),
+        (["1"], ["[[1, 1]]"], "[(a, a)]", 1.0),
+        (["1"], ["[[1, 2]]"], "[namedtuple('P', 'x y')(a, 2)]", 1.0),
+        (["1"], ['{"1": [1]}'], "{a: (a,)}", 1.0),
+        (["1"], ['{"1": 2}'], "Counter([a, a])", 1.0),
+        ([[1]], [{1: 2}], "{str(a): 2}", 1.0),
+        (["1"], ["[1, 1]"], "{a}, a", 0.0),
+        (["1"], ["[1, 1]"], "a, a, a", 0.0),
+        (["1"], ['{"1": 1}'], "{True: 1}", 0.0),
+        (["1"], ['{"1": 1}'], "{1.0: 1}", 0.0),
+        (["1"], ["1"], "(a,)", 0.0),
+        (["1"], ['"1"'], "a", 0.0),
+    ],
+)
+def test_results_that_are_json(inputs, outputs, returned, value):
+    program = f"def f(a):\n    return {returned}"
+    assert CodeReward()([""], [program], inputs=[inputs], outputs=[outputs], fn_name=["f"]) == [value]

@@ -6,6 +6,7 @@ from typing import Any
 
 from lockstitch.rewards.programs.code_names import BadTest
 from lockstitch.rewards.programs.code_tests import Case, Dialogue, Test
+from lockstitch.rewards.programs.same import as_json
 from lockstitch.rewards.sandbox.sandbox_worker import THE_FUNCTION
 from lockstitch.rewards.sandbox.tagged import encode
 
@@ -16,6 +17,7 @@ def pairs(inputs: Any, outputs: Any, function: str | None = None) -> tuple[Test,
     A text is what a program reads, a number or a truth value stands for its text, and a list has the arguments of a
     function. What should be printed is a text, a number, a truth value or a list of lines. Where a function is named, its
     arguments may also be lines of JSON (LiveCodeBench's form), and results may all stand in a list each (APPS's form).
+    Results are compared as JSON has them.
 
     Args:
         inputs: a list, or one text.
@@ -64,7 +66,7 @@ def _pair(given: Any, expected: Any, function: str, is_wrapped: bool) -> Test:
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             raise BadTest("an input that cannot be written as Python") from None
         try:
-            return Case(f"{function}({arguments})", encode(expected), is_wrapped)
+            return Case(f"{function}({arguments})", as_json(encode(expected)), is_wrapped, is_json=True)
         except (ValueError, RecursionError):
             raise BadTest("an output that nests too deeply") from None
     if isinstance(expected, list | tuple) and all(isinstance(line, str) for line in expected):

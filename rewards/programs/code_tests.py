@@ -43,11 +43,16 @@ _CONTAINERS = {"set": set, "frozenset": frozenset, "tuple": tuple, "list": list}
 
 @dataclass(frozen=True)
 class Case:
-    """A call, as source, and the value that it must return, as `tagged` data; or, if `is_wrapped`, the one that it holds."""
+    """A call, as source, and the value that it must return, as `tagged` data.
+
+    If `is_wrapped`, the one that the value holds is right, too; if `is_json`, tuples and integers as keys are what JSON
+    makes of them.
+    """
 
     call: str
     expected: Any
     is_wrapped: bool = False
+    is_json: bool = False
 
 
 @dataclass(frozen=True)

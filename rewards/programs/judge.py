@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lockstitch.rewards.programs.code_tests import Case, Dialogue, Script, Test, Tests, called_names
-from lockstitch.rewards.programs.same import is_same, longest_answer, same_output
+from lockstitch.rewards.programs.same import as_json, is_same, longest_answer, same_output
 from lockstitch.rewards.sandbox.launchers import Launcher, Limits, Process, StartFailed, Stopped, input_file
 
 OUT_OF_TIME = "out of time"  # as `Process` says it
@@ -92,8 +92,8 @@ def verdict_on(test: Case, answer: dict[str, Any]) -> str:
     if "value" not in answer:
         return f"{test.call[:100]} raises {error_text(answer)}"
     try:
-        same = is_same(test.expected, answer["value"])
-        same = same or (test.is_wrapped and is_same(test.expected[0], answer["value"]))
+        value = as_json(answer["value"]) if test.is_json else answer["value"]
+        same = is_same(test.expected, value) or (test.is_wrapped and is_same(test.expected[0], value))
     except (
         ValueError,
         TypeError,

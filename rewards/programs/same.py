@@ -57,6 +57,23 @@ def is_same(expected: Any, found: Any) -> bool:
     return is_same(content, other_content)
 
 
+def as_json(data: Any) -> Any:
+    """`tagged` data as JSON has it: tuples as lists, integers as keys of dictionaries as texts.
+
+    Raises as `is_same` does.
+    """
+    if isinstance(data, list):
+        return [as_json(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    ((tag, content),) = data.items()
+    if tag in ("tuple", "namedtuple"):
+        return as_json(content if tag == "tuple" else content[2])
+    if tag not in _DICTIONARIES:
+        return data
+    return {"dict": [[str(key) if type(key) is int else key, as_json(item)] for key, item in _plain(tag, content)]}
+
+
 def _number(data: Any) -> Any:
     """The number that data is, or None."""
     if isinstance(data, int | float):
