@@ -49,6 +49,14 @@ class Doubling:
         return work
 
 
+@dataclass(frozen=True)
+class Telling:
+    """Work for a test: tells what its process is told of the path."""
+
+    def __call__(self):
+        return lambda portion: [[{"index": i, "safe_path": os.environ.get("PYTHONSAFEPATH")} for i, _ in portion]]
+
+
 def done(items, tmp_path, **options):
     """The rows of a run that is given to the local engine, and its results file."""
     path = tmp_path / files.RESULTS
@@ -161,6 +169,34 @@ def test_fewer_portions_than_workers_are_said(tmp_path):
         UserWarning, match="3 rows in portions of 2 are work for 2 of 3 workers: a --chunk of 1 is work"
     ):
         done([0, 1, 2], tmp_path, workers=3)
+
+
+def test_files_beside_the_user_are_not_taken_for_pythons_own(tmp_path, monkeypatch):
+    for name in ("signal", "resource"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file beside the user was run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    job = whole("telling", Telling(), model=False)
+    path = tmp_path / files.RESULTS
+    chunks = run(job, [1, 2], EngineOptions(workers=2), chunk=1, path=path, done=0, progress=lambda count: None)
+    assert [row["safe_path"] for rows in chunks for row in rows] == [None] * 2
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_an_actor_looks_beside_its_caller_last(tmp_path):
+    (tmp_path / "colorsys.py").write_text("")
+    (tmp_path / "my_neighbour.py").write_text("")
+    code = """if True:
+        import os, sys
+        from lockstitch.engine_ray import Place
+        place = Place(sys.argv[1], tuple(sys.path), {})
+        for _ in range(2):
+            place.enter()
+        import colorsys, my_neighbour
+        assert os.getcwd() == sys.argv[1] == sys.path[-1] and sys.path.count(sys.argv[1]) == 1
+        assert os.path.dirname(my_neighbour.__file__) == sys.argv[1] != os.path.dirname(colorsys.__file__)
+    """
+    subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path)], check=True)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -24,6 +24,7 @@ from lockstitch.engine import Job, Portion, Row, Rows, named, places
 logger = logging.getLogger(__name__)
 
 _CONTEXT = multiprocessing.get_context("spawn")
+_SAFE_PATH = "PYTHONSAFEPATH"
 _MOST_TRIES = 2
 _FAREWELL_SECONDS = 10.0
 
@@ -75,14 +76,25 @@ def rows(job: Job, portions: Sequence[Portion], count: int) -> Rows:
 
 def _start(blob: bytes, share: int, card: str | None) -> _Worker:
     ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_serve, args=(theirs, blob, share, card), name="lockstitch worker")
+    said = os.environ.get(_SAFE_PATH)
+    process = _CONTEXT.Process(target=_serve, args=(theirs, blob, share, card, said), name="lockstitch worker")
+    os.environ[_SAFE_PATH] = "1"  # else files of the working directory would be imported in the place of Python's own
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the worker can ignore it
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        _restore(_SAFE_PATH, said)
     theirs.close()
     return _Worker(process, ours)
+
+
+def _restore(name: str, value: str | None) -> None:
+    """Gives an environment variable the value that it had, if it had one."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def _feed(worker: _Worker, waiting: deque[_Task]) -> None:
@@ -148,8 +160,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _serve(connection: "Connection", blob: bytes, share: int, card: str | None) -> None:
+def _serve(connection: "Connection", blob: bytes, share: int, card: str | None, safe_path: str | None) -> None:
     """What a worker does: loads, then works on portion after portion, until the pipe closes."""
+    _restore(_SAFE_PATH, safe_path)
     signal.signal(signal.SIGINT, lambda *_: None)  # and not SIG_IGN, which programs in sandboxes would inherit
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()

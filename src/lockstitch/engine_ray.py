@@ -187,8 +187,8 @@ class Place:
         os.environ["TQDM_DISABLE"] = "1"  # the caller has a bar
         if os.path.isdir(self.directory):
             os.chdir(self.directory)
-            sys.path.insert(0, self.directory)
-        sys.path += [folder for folder in self.path if folder not in sys.path]
+        here = (self.directory,) if os.path.isdir(self.directory) else ()
+        sys.path += [folder for folder in (*self.path, *here) if folder not in sys.path]
 
 
 class Attempts:
