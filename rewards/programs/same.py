@@ -3,7 +3,8 @@
 Values are compared as data (`tagged`), type by type: no method of an answer runs, no set or dictionary is built of it.
 What is equal in Python is the same, and three things are decided otherwise: `True` is no `1`; to an expected float a number
 is equal within a billionth of it, and to zero within a trillionth, since the order of a sum changes the last digits; and
-printed numbers with six decimals or more are equal within a millionth, since they have been rounded.
+printed numbers with six decimals or more are equal within a millionth of the expected one, within half a unit of the last
+decimal that both show, and to zero within half a millionth, since they have been rounded.
 """
 
 import json
@@ -14,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 RELATIVE, NEAR_ZERO = 1e-9, 1e-12
-PRINTED, PRINTED_NEAR_ZERO = 1e-6, 1e-9
+PRINTED, PRINTED_NEAR_ZERO = 1e-6, 5e-7
 _SHORTEST = 4096
 _PER_EXPECTED = 32  # a number may be written at up to this many times the length of another one
 _ROUNDED = 6  # decimals from which a printed number is a rounded one
@@ -176,7 +177,16 @@ def _same_printed(expected: str, found: str) -> bool:
     number, other = float(expected), float(found)
     if number == 0:
         return abs(other) <= PRINTED_NEAR_ZERO
-    return math.isclose(number, other, rel_tol=PRINTED, abs_tol=0.0)
+    return math.isclose(number, other, rel_tol=PRINTED, abs_tol=0.0) or _is_rounded_from(expected, found)
+
+
+def _is_rounded_from(expected: str, found: str) -> bool:
+    """Whether the number with fewer decimals, six at least, is the other one rounded to them, and not to zero."""
+    one, other = Decimal(expected), Decimal(found)
+    places = min(_decimals(expected), _decimals(found))
+    if "e" in (expected + found).lower() or places < _ROUNDED or other == 0:
+        return False
+    return abs(one - other) <= Decimal(5).scaleb(-places - 1)
 
 
 def _decimals(number: str) -> int:
