@@ -10,6 +10,7 @@ Left out: sampling the completions, and more than one judge.
 import hashlib
 import logging
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -144,6 +145,10 @@ def _values(name: str, values: Any, count: int) -> list[Value]:
     for value in values:
         if value is not None and not isinstance(value, int | float):
             raise ValueError(f"reward {name!r} returned {value!r:.80} for a completion; a number is needed, or None")
+        if value is not None and abs(value) > sys.float_info.max:
+            raise ValueError(
+                f"reward {name!r} returned a number that no float holds, or an infinite one; None is for no verdict"
+            )
     return [None if value is None or math.isnan(value) else float(value) for value in values]
 
 
