@@ -119,6 +119,22 @@ def test_a_line_that_is_no_row_is_noticed_and_a_cut_one_removed(tmp_path):
         files.finished_by_index(path)
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "not JSON"),
+        (b'{"seed": ', "not JSON"),
+        (b"[]", "a JSON object is needed, not list"),
+        (b'{"seed": "\xff"}', "not UTF-8"),
+    ],
+)
+def test_a_configuration_that_is_none_is_named(data, says, tmp_path):
+    files.append_rows(tmp_path / files.RESULTS, [{"index": 0}])
+    (tmp_path / files.CONFIG).write_bytes(data)
+    with pytest.raises(ValueError, match=f"{files.CONFIG}: {says}.*choose another output"):
+        files.claim_directory(tmp_path, {"seed": 0})
+
+
 def test_a_closed_pipe_is_silent(tmp_path):
     code = "from lockstitch.errors import one_line\nwith one_line('x'):\n    while True: print('line', flush=True)"
     done = subprocess.run(

@@ -89,8 +89,13 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        decoded = _decoded(line)
-        yield number, "not UTF-8" if decoded is None else _object(_parsed(decoded))
+        yield number, _line(line)
+
+
+def _line(line: bytes) -> Row | str:
+    """The JSON object that bytes hold, or what is wrong with them."""
+    decoded = _decoded(line)
+    return "not UTF-8" if decoded is None else _object(_parsed(decoded))
 
 
 def _numbers(row: list[str]) -> Row | str:
@@ -259,7 +264,9 @@ def claim_directory(directory: Path, config: Mapping[str, Any], results: Sequenc
     if started and not path.exists():
         raise ValueError(f"{directory} holds {results[0]} without {CONFIG}; choose another output")
     if started:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = _line(path.read_bytes())
+        if isinstance(earlier, str):
+            raise ValueError(f"{path}: {earlier}; choose another output")
         names = sorted(set(earlier) | set(config))
         changed = [name for name in names if earlier.get(name) != config.get(name)]
         if changed:
