@@ -50,7 +50,7 @@ def write_trace(
 
 
 def _drawn(trajectory: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page draws of a trajectory: all of it but the prompt's tokens and the text, which the tokens give."""
+    """What the page draws of a trajectory, and its text to search in: all of it but the prompt's tokens."""
     rounded = {name: [round(value, _DIGITS) for value in trajectory[name]] for name in ("confidence", "entropy")}
-    kept = {name: value for name, value in trajectory.items() if name not in ("prompt_ids", "text")}
+    kept = {name: value for name, value in trajectory.items() if name != "prompt_ids"}
     return {**kept, **rounded, "seed": str(trajectory["seed"])}  # 63 bits are more than a browser's numbers hold

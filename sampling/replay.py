@@ -12,6 +12,11 @@ from lockstitch.sampling.canvases import Look
 from lockstitch.sampling.trajectory import Trajectory
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+_PART = "\ufffd"  # what a part of a character is decoded as
+_LONGEST_RUN = (
+    8  # tokens: a character has four bytes at most, and a token may hold the end of one and the start of another
+)
+
 
 class State(StrEnum):
     """What a position went through at a denoising step."""
@@ -92,12 +97,38 @@ def token_ids(trajectory: Trajectory) -> set[int]:
     return {*trajectory.canvas_ids, *(edit.token for edit in trajectory.edits)}
 
 
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """What a token adds to a text: its own characters, with the space that some tokenizers imply before it.
+def token_text(tokenizer: Tokenizer, *tokens: int) -> str:
+    """What a token adds to a text, or several in a row: its characters, with the space that some tokenizers imply before.
 
     A token that is a part of a character alone gives U+FFFD.
     """
     # Twice and less once: alone, SentencePiece tokenizers would drop the space that the token brings along.
-    once, twice = (tokenizer.decode([token] * n, clean_up_tokenization_spaces=False) for n in (1, 2))
+    once, twice = (tokenizer.decode([*tokens] * n, clean_up_tokenization_spaces=False) for n in (1, 2))
     text: str = twice[len(once) :] if twice.startswith(once) else once
     return text
+
+
+def join_characters(tokenizer: Tokenizer, tokens: Sequence[int | None], texts: Sequence[str]) -> list[str]:
+    """The texts of a canvas's tokens; characters that several tokens have parts of stand with the last of these, whole.
+
+    Parts whose neighbours are still masked stay U+FFFD.
+
+    Args:
+        tokenizer: the tokens'.
+        tokens: those of the canvas, None where there is none.
+        texts: what each alone shows.
+    """
+    joined, i = list(texts), 0
+    while i < len(joined):
+        run: list[int] = []
+        for token in tokens[i : i + _LONGEST_RUN] if _PART in texts[i] else ():
+            if token is None:
+                break
+            run.append(token)
+            whole = token_text(tokenizer, *run)
+            if len(run) > 1 and _PART not in whole:
+                joined[i : i + len(run)] = [*[""] * (len(run) - 1), whole]
+                i += len(run) - 1
+                break
+        i += 1
+    return joined

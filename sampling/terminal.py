@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from lockstitch.sampling.canvases import Look
-from lockstitch.sampling.replay import Cell, State, cells_at, cells_of, last_step, token_text
+from lockstitch.sampling.replay import Cell, State, cells_at, cells_of, join_characters, last_step, token_text
 from lockstitch.sampling.trajectory import Trajectory
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -43,12 +43,17 @@ class Ink:
             self._texts[i] = clean(token_text(self.tokenizer, i))
         return self._texts[i]
 
-    def text(self, cell: Cell) -> str:
-        """What a cell shows, unpainted; may hold line breaks."""
+    def texts(self, row: Sequence[Cell]) -> list[str]:
+        """What the cells of a canvas show, unpainted; may hold line breaks."""
+        tokens = [cell.token for cell in row]
+        alone = ["" if token is None else self.token(token) for token in tokens]
+        joined = join_characters(self.tokenizer, tokens, alone)
+        return [self._text(cell, clean(text)) for cell, text in zip(row, joined, strict=True)]
+
+    def _text(self, cell: Cell, text: str) -> str:
         if cell.token is None:
             return REOPENED if cell.state is State.REOPENED else MASKED
-        text = self.token(cell.token)
-        if cell.state is State.NOW:
+        if cell.state is State.NOW and (text or not self.token(cell.token)):
             text = text.replace("\n", BREAK + "\n")  # else a line break that was committed would not be seen
             left, right = "⟪⟫" if cell.fork else "⟨⟩"
             return text if self.color else left + text.removesuffix("\n") + right + "\n" * text.endswith("\n")
@@ -77,8 +82,8 @@ class Line:
 def canvas_lines(row: Sequence[Cell], ink: Ink, width: int) -> list[Line]:
     """A canvas as lines of at most `width` cells, broken where the text breaks and where a line is full."""
     lines = [Line()]
-    for cell in row:
-        for i, piece in enumerate(ink.text(cell).split("\n")):
+    for cell, text in zip(row, ink.texts(row), strict=True):
+        for i, piece in enumerate(text.split("\n")):
             if i:
                 lines.append(Line())
             for part in break_word(piece, width):
@@ -241,7 +246,10 @@ def _back(lines: int) -> str:
 
 
 def render(trajectories: Sequence[Trajectory], title: str, ink: Ink, width: int) -> str:
-    """The completions of one prompt, each under a line of what it cost, coloured by snapshot confidence."""
+    """The completions of one prompt, each under a line of what it cost.
+
+    They are coloured by snapshot confidence; without colours, a completion is its text, whose lines are not broken.
+    """
     paint: Paint = ink.paint
     lines = [paint(title, bold=True)]
     for k, trajectory in enumerate(trajectories):
@@ -249,7 +257,10 @@ def render(trajectories: Sequence[Trajectory], title: str, ink: Ink, width: int)
         cost = f"  {trajectory.length} tokens, {ended}, {trajectory.ledger.nfe} forward passes"
         row = cells_at(trajectory, trajectory.last_step + 1)[: trajectory.length - trajectory.finished]
         lines += ["", paint(f"T{k}", bold=True) + paint(cost, GREY)]
-        lines += [line.shown for line in canvas_lines(row, ink, width)]
+        if ink.color:
+            lines += [line.shown for line in canvas_lines(row, ink, width)]
+        else:
+            lines.append(clean(trajectory.text).removesuffix("\n"))
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
@@ -124,6 +124,34 @@ def test_no_line_is_longer_than_the_terminal(tok, every, width):
                 assert cells(ESCAPES.sub("", line.shown)) <= width
         for line in render(trajectories, "#3", Ink(tok, color), width).split("\n"):
             assert cells(ESCAPES.sub("", line)) <= max(width, 50)  # the line of costs is as long as it is
+
+
+def written(tok, text):
+    """A trajectory that has committed a text, from left to right."""
+    ids = tuple(tok(text, add_special_tokens=False)["input_ids"])
+    n, zeros = len(ids), (0,) * len(ids)
+    made = replace(
+        simulate(0)[0], canvas_ids=ids, length=n, text=text, finished=False, edits=(), forks=(), block=zeros
+    )
+    return replace(made, commit_step=tuple(range(1, n + 1)), confidence=(0.5,) * n, entropy=zeros)
+
+
+@pytest.mark.parametrize("text", ["3102 日本 ü🎉", "é", "word " * 60 + "\nend", "日" * 30])
+def test_completions_are_printed_as_they_are(tok, text):
+    trajectory = written(tok, text)
+    assert render([trajectory], "#0", Ink(tok, False), 40).split("\n", 3)[3] == text
+    colored = ESCAPES.sub("", render([trajectory], "#0", Ink(tok, True), 40)).split("\n", 3)[3]
+    assert colored.replace("\n", "") == text.replace("\n", "")
+    last = frame([trajectory], trajectory.last_step, Ink(tok, True), 40)[1:]
+    assert "".join(ESCAPES.sub("", line.shown) for line in last).replace(" ", "") == re.sub(r"\s", "", text)
+
+
+def test_a_part_of_a_character_waits_for_the_others(tok):
+    trajectory = written(tok, "日")
+    shown = [frame([trajectory], step, Ink(tok, False), 40)[1].shown for step in range(trajectory.last_step + 1)]
+    assert shown[0] == "░" * trajectory.length
+    assert shown[1] == "⟨\ufffd⟩" + "░" * (trajectory.length - 1)
+    assert shown[-1] == "⟨日⟩"
 
 
 @pytest.mark.parametrize(
@@ -264,6 +292,7 @@ def test_the_page_holds_every_token_and_nothing_else_runs(tok, every, tmp_path):
     assert HOSTILE in read["tokens"].values()
     for row, trajectory in zip(read["rows"], trajectories, strict=True):
         drawn = row["trajectories"][0]
+        assert drawn["text"] == trajectory.text
         assert drawn["seed"] == str(trajectory.seed)
         assert drawn["ledger"] == asdict(trajectory.ledger)
         assert drawn["edits"] == [list(edit) for edit in trajectory.edits]
