@@ -314,6 +314,16 @@ def test_sudoku_gold_and_perturbed(data_dir):
 # --- arithmetic, and what all have in common -------------------------------------------------------------------------
 
 
+def test_arithmetic_in_one_sentence():
+    texts = [
+        "12+7 = 19 and 19-5 = 14.",
+        "12+7 = 19, and 19-5 = 14.",
+        "12+7 = 19 or 19-5 = 14.",
+        "19-5 = 14 and 12+7 = 19.",
+    ]
+    assert arithmetic_reward([""] * 4, texts, question=["12, +7, -5"] * 4) == [1.0, 1.0, 0.0, 0.0]
+
+
 def test_arithmetic_gold_and_perturbed():
     rng, task = random.Random(0), get_task("arithmetic")
     for _ in range(200):

@@ -94,7 +94,12 @@ _CLAUSE = re.compile(
 _BEFORE = re.compile(r"^(?:about|approximately|around|roughly|nearly|almost|exactly|only|just)\s+", re.IGNORECASE)
 _VERB = r"\b(?:is|are|equals|was|were|get|gets|gives|have|has|leaves|makes|obtain)\s+"
 _ARROW = re.compile(r"^\s*(?:(?:=|-|\\)?\s?>|\\to(?![a-zA-Z])|\\Rightarrow|\\implies|\\therefore)\s*(?=[-\d\\(])")
-_STEP = re.compile(r"[-+*/(). \d^]*\d[^=a-zA-Z]*=[^=a-zA-Z]*\d[-+*/(). \d]*")
+_TIMES, _OVER = r"\\(?:cdot|times|div)(?![a-zA-Z])", r"\\[dt]?frac\{[\d.]+\}\{[\d.]+\}"
+_STEP = re.compile(  # of a calculation
+    rf"(?:[-+*/(). \d^]|{_TIMES}|{_OVER})*(?:\d|{_OVER})(?:[^=a-zA-Z]|{_TIMES}|{_OVER})*"
+    rf"=(?:[^=a-zA-Z]|{_TIMES}|{_OVER})*(?:\d|{_OVER})(?:[-+*/(). \d]|{_TIMES}|{_OVER})*"
+)
+_WORKS = re.compile(r"\d\s*[-+*/^\\)}]")
 _IS = re.compile(
     r"(?:so|thus|hence|therefore|then|and|finally)?,?\s*(?:it|that|this|he|she|the\s+(?:\w+\s+){1,3})\s*(?:is|was|must\s+be|should\s+be)\s+",
     re.IGNORECASE,
@@ -414,20 +419,32 @@ def _last_stated(sentence: str) -> str | None:
         islands.pop()
     if not islands:
         return None
-    begin = islands[-2] + 1 if len(islands) > 1 else 0
-    lead = "".join(piece.text for piece in pieces[begin : islands[-1]])
-    if len(islands) > 1 and (
-        _ONLY_JOINTS.fullmatch(lead.strip() + " ") or lead.strip() in ("in", "per", "for every", "by")
-    ):
+    first = len(islands) - 1  # of the steps that end the sentence: `3+4 = 7 and 7+5 = 12`
+    while first and _follows_on(pieces[islands[first - 1] : islands[first] + 1]):
+        first -= 1
+    begin = islands[first - 1] + 1 if first else 0
+    lead = "".join(piece.text for piece in pieces[begin : islands[first]])
+    if first and (_ONLY_JOINTS.fullmatch(lead.strip() + " ") or lead.strip() in ("in", "per", "for every", "by")):
         return None
     clause = _CLAUSE.split(lead)[-1]
     found = None if words.changes(clause) else _expression("".join(piece.text for piece in pieces[islands[-1] :]))
     return None if found is None else _right_side(found)
 
 
+def _follows_on(pieces: list[_Piece]) -> bool:
+    """Whether these are two calculations, or lists of them, joined by `and`."""
+    one, *joint, other = [piece.text for piece in pieces]
+    steps = _steps(one) + _steps(other)
+    return "".join(joint).strip() == "and" and all(_STEP.fullmatch(step) and _WORKS.search(step) for step in steps)
+
+
+def _steps(expression: str) -> list[str]:
+    return re.split(r"\s*[,;]\s+", _trimmed(expression))
+
+
 def _right_side(expression: str) -> str | None:
     """Of equations in running text, what the last one gives; of other lists, the whole."""
-    steps = re.split(r"\s*[,;]\s+", expression)
+    steps = _steps(expression)
     if len(steps) > 1 and all(_STEP.fullmatch(step) for step in steps):
         expression = steps[-1]
     if "," in expression:
