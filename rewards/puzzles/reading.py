@@ -38,13 +38,29 @@ _SQUARE = str.maketrans("[]{}", "()()") | {0xFF10 + digit: str(digit) for digit 
 _TIMES = re.compile(r"(?<=[\d)])\s*(?=\()|(?<=\))\s*(?=\d)")  # between factors that stand side by side
 _PLUS = re.compile(r"(?:^|(?<=\())\s*\+\s*(?=[\d(])")
 _NAMED = re.compile(r"^\s*[^\W\d_]+\s*=(?=.*\d)", re.DOTALL)  # `x = 3*7+5`
-_NEXT_STEP = re.compile(r"\n+|\s*[,;]\s*(?:(?:and|then|so|next|finally)\b[\s,:]*)*", re.IGNORECASE)
+_NEXT_STEP = re.compile(
+    r"\n+|\s*[,;]\s*(?:(?:and|then|so|next|finally)\b[\s,:]*)*|\s+and\s+(?:then\s+)?(?=\d)", re.IGNORECASE
+)
 _STEP_LABEL = re.compile(
     r"\s*(?:[-*]\s+|(?:step\s*)?\(?\d{1,2}[.:)](?=\s)\s*)?(?:first|second|then|next|finally)?[\s,:]*", re.IGNORECASE
 )
 _DENIED_BEHIND = re.compile(
     r"\W*(?:it\s+|this\s+|that\s+)?(?:is|are|was)(?:n't|\s+not|\s+(?:wrong|incorrect|invalid|no)\b)", re.IGNORECASE
 )
+# Before an equation that no mark points to: what states it. Any other words on its line make it none.
+_STATES = re.compile(
+    r"\s*(?:(?:so|thus|hence|therefore|then|finally)\b[\s,:]*)?"
+    r"(?:(?:(?:the|one|an?|my|our)\s+(?:(?:final|correct|right)\s+)?(?:expression|equation|formula|solution)\s+is"
+    r"|(?:we|i)\s+(?:get|have|obtain)|(?:this|that)\s+gives)\b[\s:]*)?",
+    re.IGNORECASE,
+)
+# Behind one: what takes it back, and what goes on to another.
+_TAKEN_BACK = re.compile(
+    r"\b(?:not|no|never|wrong|incorrect|invalid|false|fail\w*|cannot|mistake\w*|error|but|however|wait|actually|oops|hmm+|instead|or"
+    r"|rather|alternatively|another|other|else)\b|n['’]t\b|\?",
+    re.IGNORECASE,
+)
+_GOES_ON = re.compile(r"[=≈→]|\\(?:approx|to|times|cdot|div)(?![a-z])|\d\D{0,3}[-+*/×·÷−]\D{0,3}\d")
 _WHOLE = re.compile(r"^(-?\d+)\.0*$")
 _FORMULA = re.compile(r"[-+*/(). \d]+")
 _WORDS = re.compile(r"(?:[^\W\d_]+(?:['’-][^\W\d_]+)*(?![\w(])[\s:,]*)+")  # no call: `abs(...)`
@@ -66,9 +82,10 @@ def _whole_mark(text: str) -> Found | None:
 def read_expression(text: str) -> str | None:
     """The expression that a completion answers with, in the grammar's spelling, with `= result`; None without an answer."""
     found = _whole_mark(text)
-    answer = (spoken(text) if found is None else found.text)[:_LONGEST_ANSWER]
+    answer = _end_of(spoken(text)) if found is None else found.text[:_LONGEST_ANSWER]
     steps = [line for line in answer.split("\n") if line.strip()]
-    if found is not None and (expression := _of_steps(answer)) is not None:
+    is_meant = found is not None or not _TAKEN_BACK.search(answer)
+    if is_meant and (expression := _of_steps(answer)) is not None:
         return expression
     if found is None or len(steps) > 1:
         try:
@@ -79,8 +96,13 @@ def read_expression(text: str) -> str | None:
         if expression is not None:
             return expression
     if found is None:
-        return _equation_of_a_line(steps[-1]) if steps else None
+        return _last_equation(steps)
     return spelled(answer) or None
+
+
+def _end_of(text: str) -> str:
+    """The last whole lines of a text, as much as is read."""
+    return text if len(text) <= _LONGEST_ANSWER else text[-_LONGEST_ANSWER:].partition("\n")[2]
 
 
 def _of_steps(answer: str) -> str | None:
@@ -123,8 +145,19 @@ def _formula(side: str) -> str:
     return pieces[0].strip(" .,:;") if len(pieces) == 1 and _FORMULA.fullmatch(pieces[0].strip(" .,:;")) else side
 
 
+def _last_equation(lines: list[str]) -> str | None:
+    """The last of the lines that is an equation, if those behind it only say something about it (`It uses each once.`)."""
+    for line in reversed(lines):
+        if (expression := _equation_of_a_line(line)) is not None:
+            return expression
+        if _TAKEN_BACK.search(line) or _GOES_ON.search(line):
+            return None
+    return None
+
+
 def _equation_of_a_line(line: str) -> str | None:
-    """`3*7+5 = 26` alone on the last line; None for anything else, as a line with words is no answer."""
+    """`3*7+5 = 26` alone on its line, or behind words that state it; None for anything else."""
+    line = _STATES.sub("", line, count=1)
     expression = spelled(line)
     left, equal, right = expression.partition("=")
     is_equation = equal and all(re.fullmatch(r"[-+*/()\d]+", side) for side in (left, right))
