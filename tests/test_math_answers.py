@@ -107,6 +107,7 @@ def test_where_an_answer_stands(text, found):
         ("2*3 = 6, 7", r"2 \cdot 3 = 6, 7"),
         ("f(1) = 2, f(2) = 3", "f(1) = 2, f(2) = 3"),
         (r"\boxed{2+3 = 5, 3+4 = 7}", "2+3 = 5, 3+4 = 7"),
+        (r"It moves at \(9.8\,\frac{m}{s}\).", "9.8"),
         ("= 12", "12"),
         ("no numbers", None),
         (r"\boxed{5 feet 10 inches}", "5 feet 10 inches"),

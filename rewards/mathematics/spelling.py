@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from lockstitch.rewards.mathematics.plain import written
-from lockstitch.rewards.mathematics.words import FUNCTIONS
+from lockstitch.rewards.mathematics.words import FUNCTIONS, is_unit
 
 Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
@@ -118,6 +118,10 @@ def _going_on(match: re.Match[str]) -> str:
 def _vulgar(match: re.Match[str]) -> str:
     top, bottom = _VULGAR[match[2]]
     return f"{match[1]} {top}/{bottom} " if match[1] else f"\\frac{{{top}}}{{{bottom}}}"
+
+
+def _units(match: re.Match[str]) -> str:
+    return f" {match[1]}{match[2]}/{match[3]}{match[4]}" if is_unit(match[1]) and is_unit(match[3]) else match[0]
 
 
 def _rules(*rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> tuple[Rule, ...]:
@@ -272,9 +276,18 @@ _ALGEBRA = _rules(
     (r"\s*\(?\\pmod\s*\{?[^{}]*\}?\)?\s*$|\s*\(\s*mod\s*\w+\s*\)\s*$|\s+\\?b?mod\s*\{?\w+\}?\s*$", ""),
 )
 _FONT = re.compile(rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}")
-_TEXT = r"\s*\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}\s*"
-_TEXT_FRACTION = re.compile(rf"\\frac\s*\{{{_TEXT}\}}\s*\{{{_TEXT}\}}")
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])(?!,\d)")
+_POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
+_TEXT = rf"\s*\\(?:text|mathrm|mbox)\s*\{{([^{{}}]*)\}}({_POWER})\s*"
+_TEXT_FRACTION = re.compile(rf"\\[dtc]?frac\s*\{{{_TEXT}\}}\s*\{{{_TEXT}\}}")
+_UNIT_FRACTION = re.compile(  # at the end, and behind a number and a space: `9.8\,\frac{m}{s^2}`
+    rf"(?<=\d)(?:\\[,;: ]|~|\s)+\\[dtc]?frac\s*\{{\s*([a-zA-Z]{{1,3}})({_POWER})\s*\}}\s*"
+    rf"\{{\s*([a-zA-Z]{{1,3}})({_POWER})\s*\}}(?=(?:[\s$.]|\\[)\]])*\Z)"
+)
+_THOUSANDS = re.compile(
+    r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])(?!,\d)"
+    # With a space behind the comma it is a list, unless a group begins with 0, as no number of a list does.
+    r"|(?<![\d.,])(?<!\d[,;] )[1-9]\d{0,2}(?=(?:,[ ]+\d{3})*,[ ]+0)(?:,[ ]+\d{3})+(?!\d)(?![,;]\s*\d)"
+)
 
 
 def _apply(rules: tuple[Rule, ...], text: str) -> str:
@@ -286,7 +299,8 @@ def _apply(rules: tuple[Rule, ...], text: str) -> str:
 def normal(text: str) -> str:
     """The text with one spelling for each notation; words in `\\text{}` stand bare."""
     text = _balanced(_apply(_SIGNS, text).translate(_CHARACTERS))
-    text = _TEXT_FRACTION.sub(r" \1/\2 ", text)
+    text = _TEXT_FRACTION.sub(r" \1\2/\3\4 ", text)
+    text = _UNIT_FRACTION.sub(_units, text)
     text = _apply(_ENVIRONMENTS, text)
     text = _rows(text)
     for _ in range(6):
@@ -320,7 +334,7 @@ def _rows(text: str) -> str:
 
 
 def _thousands(text: str) -> str:
-    """`1,234` as 1234, but not inside of brackets, where a comma stands between two things."""
+    """`1,234` and `1, 000` as 1234 and 1000, but not inside of brackets, where a comma stands between two things."""
     depths, depth = [], 0
     for char in text:
         depth += (char in "([") - (char in ")]")
@@ -330,7 +344,7 @@ def _thousands(text: str) -> str:
     def join(match: re.Match[str]) -> str:
         start = match.start()
         inside = depths[start] > 0 or any(low < start < high for low, high in sets)
-        return match[0] if inside else match[0].replace(",", "")
+        return match[0] if inside else re.sub(r"\D", "", match[0])
 
     return _THOUSANDS.sub(join, text)
 

@@ -102,6 +102,11 @@ def is_word(run: str) -> bool:
     return len(run) >= 3 and not any(set(run) <= letters for letters in _SYMBOLS)
 
 
+def is_unit(run: str) -> bool:
+    """Whether a run of letters is the short name of a unit, if it is no product."""
+    return run in UNITS_OF_ONE_LETTER or run in _SHORT_UNITS
+
+
 def value_in_words(text: str) -> Fraction | None:
     """The number that words say (`twenty-five`, `one hundred and two`, `two and a half`, `three quarters`); else None."""
     words = [word for word in re.split(r"[\s-]+", text.strip().lower().strip(" .!")) if word]
