@@ -8,7 +8,7 @@ since there math-verify takes tuples for sets, sets for their first elements, an
 import re
 from dataclasses import dataclass, field
 
-from lockstitch.rewards.mathematics.plain import rounds
+from lockstitch.rewards.mathematics.plain import rounds, value_of, written
 from lockstitch.rewards.mathematics.words import FUNCTIONS, is_word
 
 _OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
@@ -20,6 +20,9 @@ _CHOICE = re.compile(r"\(([A-J])\)(?:\s+(.+))?", re.DOTALL)
 _CLOCK = re.compile(r"(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))?\s*([ap]m)?")
 _RATIO = re.compile(r"[^:<>=|]+(?::[^:<>=|]+)+")
 _RELATIONS = re.compile(r"\\(?:le|ge|neq|approx|equiv)(?![a-zA-Z])|<|>|=+")
+_ABSOLUTE = re.compile(
+    r"\|\s*[a-vxy]\s*(?:(?P<sign>[-+])\s*(?P<number>[^|+-]+))?\|"
+)  # not z or w, which may be complex
 _TURNED = re.compile(r"\][^\[\]]*,[^\[\]]*[\[\])]|[\[(][^\[\]]*,[^\[\]]*\[")
 _ROUTE = re.compile(r"[A-Z](?:\s*-\s*[A-Z]){2,}|[A-Z](?:\s*\\to\s*[A-Z])+")  # points in their order
 _MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", re.DOTALL)
@@ -128,12 +131,27 @@ def _list(parts: list[Form], joints: list[str], text: str) -> Form:
     if len(parts) == 1:
         return parts[0]
     either = all("or" in joint for joint in joints[-1:])
+    if not either and (between := _between(parts, text)) is not None:
+        return between
     spans = [as_spans(part) for part in parts]
     if all(spans) and (
         either or all(part.kind == "spans" or part.marks in (("(", "]"), ("[", ")")) for part in parts)
     ):
         return union([span for span in spans if span is not None], text)
     return Form("either" if either else "list", text, tuple(parts))
+
+
+def _between(parts: list[Form], text: str) -> Form | None:
+    """Two bounds of one letter as an interval, where both can hold: `0 < x` and `x < 1`; else None."""
+    names = [re.findall(r"[a-zA-Z]+", re.sub(r"\\[a-zA-Z]+", " ", part.text)) for part in parts]
+    if [(part.kind, len(part.marks)) for part in parts] != [("spans", 1)] * 2 or names != [names[0][:1]] * 2:
+        return None
+    low, high = sorted(parts, key=lambda part: part.parts[0].text == r"-\infty")
+    bottom, top = value_of(low.parts[0].text), value_of(high.parts[1].text)
+    if low.parts[1].text != r"\infty" or high.parts[0].text != r"-\infty" or bottom is None or top is None:
+        return None
+    marks = (low.marks[0][0] + high.marks[0][1],)
+    return Form("spans", text, (low.parts[0], high.parts[1]), marks) if bottom < top else None
 
 
 def as_spans(form: Form) -> Form | None:
@@ -239,7 +257,9 @@ def _related(text: str, depth: int) -> Form | None:
             return Form("named", text, (last, *chain), (sides[0].replace(" ", ""),))
         return Form("equation", text, tuple(Form("scalar", side) for side in sides))
     parts = tuple(Form("scalar", side) for side in sides)
-    return _inequality(text, sides, signs) or Form("relation", text, parts, tuple(signs))
+    return (
+        _inequality(text, sides, signs) or _distance(text, sides, signs) or Form("relation", text, parts, tuple(signs))
+    )
 
 
 def _place(text: str, index: int) -> int:
@@ -270,6 +290,24 @@ def _inequality(text: str, sides: list[str], signs: list[str]) -> Form | None:
         else:
             high = (other, "]" if closed else ")")
     return Form("spans", text, (low[0], high[0]), (low[1] + high[1],))
+
+
+def _distance(text: str, sides: list[str], signs: list[str]) -> Form | None:
+    """`|x - 3| < 1` of plain numbers as an interval, `|x| > 2` as two."""
+    if len(signs) != 1 or signs[0] not in ("<", ">", "\\le", "\\ge"):
+        return None
+    is_left = sides[0].startswith("|")
+    match, radius = _ABSOLUTE.fullmatch(sides[not is_left]), value_of(sides[is_left])
+    center = value_of(match["number"] or "0") if match else None
+    if match is None or center is None or radius is None or radius <= 0:
+        return None
+    center = -center if match["sign"] == "+" else center
+    low, high = Form("scalar", written(center - radius)), Form("scalar", written(center + radius))
+    is_closed = signs[0] in ("\\le", "\\ge")
+    if (signs[0] in ("<", "\\le")) == is_left:
+        return Form("spans", text, (low, high), ("[]" if is_closed else "()",))
+    parts = (Form("scalar", r"-\infty"), low, high, Form("scalar", r"\infty"))
+    return Form("spans", text, parts, ("(]", "[)") if is_closed else ("()", "()"))
 
 
 def _signed(text: str, depth: int) -> Form:
