@@ -97,6 +97,7 @@ def test_where_an_answer_stands(text, found):
         ("12 + 10 = 22 and 22 + 5 = 27", "27"),
         ("First 12+7 = 19, 19-5 = 14, and 14*2 = 28 apples.", "28"),
         ("2*3 = 6 or 6*4 = 24", None),
+        ("5+1 = 6 and 5-1 = 4 are possible.", None),
         ("It is not 2*3 = 6 and 6*4 = 24", None),
         ("x = 3 and y = 4", None),
         ("2 = 3 and 4 = 5", None),

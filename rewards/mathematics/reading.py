@@ -99,6 +99,7 @@ _STEP = re.compile(  # of a calculation
     rf"(?:[-+*/(). \d^]|{_TIMES}|{_OVER})*(?:\d|{_OVER})(?:[^=a-zA-Z]|{_TIMES}|{_OVER})*"
     rf"=(?:[^=a-zA-Z]|{_TIMES}|{_OVER})*(?:\d|{_OVER})(?:[-+*/(). \d]|{_TIMES}|{_OVER})*"
 )
+_OF_ALL = re.compile(r"\b(?:are|were|both|all|each|work|hold|respectively)\b", re.IGNORECASE)
 _WORKS = re.compile(r"\d\s*[-+*/^\\)}]")
 _IS = re.compile(
     r"(?:so|thus|hence|therefore|then|and|finally)?,?\s*(?:it|that|this|he|she|the\s+(?:\w+\s+){1,3})\s*(?:is|was|must\s+be|should\s+be)\s+",
@@ -422,6 +423,9 @@ def _last_stated(sentence: str) -> str | None:
     first = len(islands) - 1  # of the steps that end the sentence: `3+4 = 7 and 7+5 = 12`
     while first and _follows_on(pieces[islands[first - 1] : islands[first] + 1]):
         first -= 1
+    behind = "".join(piece.text for piece in pieces[islands[-1] + 1 :])
+    if first < len(islands) - 1 and _OF_ALL.search(behind):
+        return None
     begin = islands[first - 1] + 1 if first else 0
     lead = "".join(piece.text for piece in pieces[begin : islands[first]])
     if first and (_ONLY_JOINTS.fullmatch(lead.strip() + " ") or lead.strip() in ("in", "per", "for every", "by")):
