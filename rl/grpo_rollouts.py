@@ -2,9 +2,9 @@
 
 A completion's rollout has the seed of its place: (`args.seed`, generation, prompt in the global batch, completion of the
 prompt), so that runs of one and of several processes see the same rollouts, and a resumed run those that the
-uninterrupted one would have seen. TRL then scores them with the reward functions and makes advantages of it. Groups whose
-rewards are all the same teach nothing: they are marked, and replaced by groups of fresh prompts if asked. A teacher may make
-one more completion of each group (`lockstitch.rl.teaching`).
+uninterrupted one would have seen. TRL then scores them with the reward functions and makes advantages of it. A teacher may
+make one more completion of each group (`lockstitch.rl.teaching`). Groups whose rewards are all the same, and which no lesson
+teaches, teach nothing: they are marked, and replaced by groups of fresh prompts if asked.
 
 Leaves out likelihoods and losses.
 
@@ -118,6 +118,7 @@ class RolloutTrainer(TaughtTrainer):
         self._teaching = teaching
         # Rows of a group, W: a lesson that joined is one of them.
         self._width = self.num_generations + (teaching is not None and teaching.role == "join")
+        self._only_targets = teaching is not None and teaching.role == "only"
         if teaching is not None:
             self._check_teaching(teaching)
         if self._engine is not None:
@@ -248,10 +249,17 @@ class RolloutTrainer(TaughtTrainer):
         count = len(columns["advantages"])
         own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         summed = self.multi_objective_aggregation == "sum_then_normalize"
-        signal_P = groups_with_signal(rewards_NF, weights_F, W, summed)
-        columns["signal"] = signal_P.repeat_interleave(W)[own]
+        varies_P = groups_with_signal(rewards_NF, weights_F, W, summed)
+        columns["varies"] = columns["signal"] = varies_P.repeat_interleave(W)[own]
         if self.args.drop_zero_variance:  # what is left of their advantages is rounding
-            columns["advantages"] = columns["advantages"] * columns["signal"]
+            columns["advantages"] = columns["advantages"] * columns["varies"]
+        if "target_weight" in columns:  # what teaches beside the policy loss, or in its place
+            aimed_B = (columns["target_weight"].view(-1, K) > 0).any(1).repeat_interleave(K)
+            if self._only_targets:
+                columns["advantages"] = torch.zeros_like(columns["advantages"])
+                columns["signal"] = aimed_B
+            else:
+                columns["signal"] = columns["varies"] | aimed_B
         columns["weight"] = columns["advantages"]
         if self.args.policy_loss == "weighted":
             known_N = ~rewards_NF.isnan().all(1)
@@ -285,14 +293,16 @@ class RolloutTrainer(TaughtTrainer):
             usable = gather(columns["signal"].double()).mean().item()
             self._without_signal = 0 if usable else self._without_signal + 1
             self._metrics["train"]["rollout/usable_groups"].append(usable)
-            self._metrics["train"]["rollout/without_signal"].append(self._without_signal)
+            self._metrics["train"]["rollout/without_signal"] = [
+                self._without_signal
+            ]  # a count: the log has its latest
             # Groups without variance have no advantage, but an entropy all the same.
             dropped = self.args.drop_zero_variance and not self._entropy_bonus_enabled
-            active_B = columns["signal"] if dropped else torch.ones_like(columns["signal"])
+            active_B = columns["varies"] if dropped else torch.ones_like(columns["varies"])
             if self.args.policy_loss == SELF_DISTILLATION:
                 active_B = columns["weight"] > 0
             columns["active"] = active_B & columns["tool_mask"].any(1)
-            if self._teaching is not None and self._teaching.role == "only":
+            if self._only_targets:
                 columns["active"] = torch.zeros_like(columns["active"])
         self._score_before(columns)
         return columns

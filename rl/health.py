@@ -45,6 +45,8 @@ class Rule:
         relative: what the limit is a share of: `first`, the first value that was logged, or `best`, the greatest mean of
             `health_patience` values in a row so far (where that is positive); None where it is the number itself.
         at_once: whether one log beyond the limit is enough: the number counts how long it has been so.
+        complement: whether the limit is on one less the number.
+        unless: a number that makes the limit void in a log where it is above 0.
     """
 
     option: str
@@ -53,6 +55,8 @@ class Rule:
     words: str
     relative: str | None = None
     at_once: bool = False
+    complement: bool = False
+    unless: str | None = None
 
     def broken(self, value: float, bound: float) -> bool:
         """Whether a finite value is on the wrong side of the limit."""
@@ -64,16 +68,22 @@ RULES = (
     Rule("health_elbo_drift", "ratio/drift", True, "drift of the likelihoods"),
     Rule("health_sample_size", "ratio/effective_sample_size", False, "effective sample size"),
     Rule("health_unique", "rollout/unique", False, "different completions in a group"),
-    Rule("health_equal_groups", "rollout/equal_groups", True, "groups whose completions are all the same"),
+    Rule(
+        "health_equal_groups",
+        "rollout/equal_groups",
+        True,
+        "groups whose completions are all the same",
+        unless="rollout/usable_groups",
+    ),
     Rule("health_eos_rate", "rollout/eos_rate", False, "completions that end", "first"),
     Rule("health_repetition", "rollout/repetition", True, "tokens that repeat the one before"),
-    Rule("health_zero_variance", "frac_reward_zero_std", True, "groups whose rewards all agree"),
+    Rule("health_zero_variance", "rollout/usable_groups", True, "groups that teach nothing", complement=True),
     Rule("health_reward", "reward", False, "mean reward", "best"),
     Rule(
         "health_without_signal",
         "rollout/without_signal",
         True,
-        "generations in a row without a group whose rewards differ",
+        "generations in a row without a group that teaches",
         at_once=True,
     ),
 )
@@ -110,7 +120,10 @@ class HealthConfig:
     )
     health_equal_groups: float | None = field(
         default=0.99,
-        metadata={"help": "Most groups whose completions may all be the same, as a share: nothing can be told apart."},
+        metadata={
+            "help": "Most groups whose completions may all be the same, as a share, where no group teaches: nothing can be "
+            "told apart."
+        },
     )
     health_eos_rate: float | None = field(
         default=0.1, metadata={"help": "Least share of completions that end, as a share of the first logged one."}
@@ -119,7 +132,8 @@ class HealthConfig:
         default=0.8, metadata={"help": "Most tokens that may repeat the one before, as a share."}
     )
     health_zero_variance: float | None = field(
-        default=0.99, metadata={"help": "Most groups that may have equal rewards throughout, as a share."}
+        default=0.99,
+        metadata={"help": "Most groups that may teach nothing, as a share: equal rewards throughout, and no lesson."},
     )
     health_reward: float | None = field(
         default=0.5,
@@ -130,9 +144,7 @@ class HealthConfig:
     )
     health_without_signal: float | None = field(
         default=20,
-        metadata={
-            "help": "Most generations in a row without a group whose rewards differ; health_patience does not add."
-        },
+        metadata={"help": "Most generations in a row without a group that teaches; health_patience does not add."},
     )
 
     def __post_init__(self) -> None:
@@ -167,8 +179,11 @@ class Watch:
                 return False, f"{name} is {value}"
         for rule in RULES:
             limit, value = getattr(self.config, rule.option), logs.get(rule.metric)
-            if limit is None or value is None:
+            if limit is None or value is None or (rule.unless is not None and logs.get(rule.unless, 0) > 0):
                 continue
+            name = rule.metric
+            if rule.complement:
+                name, value = f"1 - {name}", 1 - value
             share_of = self._reference(rule, value)
             # Not finite is worse than any number; TRL's own metrics are None then and are not seen here.
             broken = not math.isfinite(value) or rule.broken(value, limit * share_of)
@@ -177,7 +192,7 @@ class Watch:
             if streak >= (1 if rule.at_once else self.config.health_patience):
                 side = "above" if rule.above else "below"
                 bound = f"{limit:g} times {share_of:.3g}" if rule.relative else f"{limit:g}"
-                wrong = f"{rule.metric} ({rule.words}) is {value:.3g}, {side} {bound}"
+                wrong = f"{name} ({rule.words}) is {value:.3g}, {side} {bound}"
                 return False, wrong if rule.at_once else f"{wrong} for {streak} logs in a row"
         return well, None
 

@@ -267,6 +267,12 @@ def test_two_processes_are_one(name, tmp_path):
             assert after.get(name) == pytest.approx(before.get(name), abs=1e-5), name
 
 
+def test_the_log_has_the_count_without_signal_as_it_stands(tmp_path):
+    settings = {"max_steps": 4, "logging_steps": 4, "gradient_accumulation_steps": 1}
+    _, log = train(settings, tmp_path, rewards=lambda completion_ids, **columns: [0.0] * len(completion_ids))
+    assert log[0]["rollout/without_signal"] == 4
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     """From a checkpoint in the second epoch, amid a generation's steps and its inner iterations."""
     settings = {"num_iterations": 2, "gradient_accumulation_steps": 1, "steps_per_generation": 2, "num_generations": 4,

@@ -18,7 +18,7 @@ WELL = {
     "rollout/unique": 0.8,
     "rollout/eos_rate": 0.9,
     "rollout/repetition": 0.1,
-    "frac_reward_zero_std": 0.3,
+    "rollout/usable_groups": 0.7,
     "rollout/equal_groups": 0.1,
     "rollout/without_signal": 0,
 }
@@ -41,8 +41,7 @@ def test_a_well_run_is_left_alone():
         ({"ratio/effective_sample_size": 0.01}, r"effective_sample_size .* is 0.01, below 0.05 for 3"),
         ({"rollout/unique": 0.05}, r"rollout/unique .* is 0.05, below 0.1 for 3"),
         ({"rollout/repetition": 0.95}, r"rollout/repetition .* is 0.95, above 0.8 for 3"),
-        ({"rollout/equal_groups": 1.0}, r"rollout/equal_groups .* is 1, above 0.99 for 3"),
-        ({"frac_reward_zero_std": 1.0}, r"frac_reward_zero_std .* is 1, above 0.99 for 3"),
+        ({"rollout/usable_groups": 0.0}, r"1 - rollout/usable_groups .* is 1, above 0.99 for 3"),
         ({"rollout/repetition": math.inf}, r"rollout/repetition .* is inf"),
     ],
 )
@@ -58,11 +57,19 @@ def test_a_limit_is_a_collapse_once_it_is_passed_often_enough(change, says):
     assert verdicts(off, [change] * 4) == [(True, None)] * 4
 
 
+def test_equal_completions_are_ill_only_where_nothing_teaches():
+    config = HealthConfig(health_patience=3, health_zero_variance=None)
+    equal = {"rollout/equal_groups": 1.0}
+    assert verdicts(config, [equal] * 4) == [(True, None)] * 4  # a lesson teaches, or a right completion
+    found = verdicts(config, [{**equal, "rollout/usable_groups": 0.0}] * 3)
+    assert re.search(r"rollout/equal_groups .* is 1, above 0.99 for 3", found[-1][1])
+
+
 def test_too_long_without_signal_is_a_collapse_at_once():
     found = verdicts(HealthConfig(health_patience=3), [{"rollout/without_signal": n} for n in (19, 20, 21)])
     assert found[:2] == [(True, None)] * 2
     assert found[2][1] == (
-        "rollout/without_signal (generations in a row without a group whose rewards differ) is 21, above 20"
+        "rollout/without_signal (generations in a row without a group that teaches) is 21, above 20"
     )
 
 
@@ -152,7 +159,7 @@ def test_a_run_that_goes_on_is_compared_with_its_log_so_far(tmp_path):
         assert says in run.callback.reason
 
 
-ILL = {"frac_reward_zero_std": 1.0}
+ILL = {"rollout/usable_groups": 0.0}
 
 
 def test_stopping_puts_the_last_good_weights_in_place(tmp_path, caplog):
@@ -163,8 +170,8 @@ def test_stopping_puts_the_last_good_weights_in_place(tmp_path, caplog):
     assert not run.control.should_training_stop
     assert torch.equal(run.step(1.0, **ILL), good)
     assert run.control.should_training_stop
-    assert run.callback.reason.startswith("frac_reward_zero_std")
-    assert "step 4: frac_reward_zero_std" in caplog.text
+    assert run.callback.reason.startswith("1 - rollout/usable_groups")
+    assert "step 4: 1 - rollout/usable_groups" in caplog.text
     assert "stopped: the weights of step 2 are in place" in caplog.text
     events = [json.loads(line) for line in (tmp_path / "health.jsonl").read_text().splitlines()]
     assert [(event["step"], event["action"], event["weights"]) for event in events] == [(4, "stop", 2)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from grpo_runs import even_tokens, make_trainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
+from lockstitch.rl.health import HealthCallback, HealthConfig
 from lockstitch.rl.scoring import Canvases
 from lockstitch.rl.self_distillation import first_right, reverse_divergence, self_distillation
 from lockstitch.sampling.config import SamplerConfig
@@ -135,6 +136,17 @@ def test_a_run_learns_from_right_rollouts_and_from_nothing_else(lora, tmp_path):
     logs = [log for log in none.state.log_history if "loss" in log]
     assert [log["grad_norm"] for log in logs] == [0.0, 0.0]
     assert logs[0]["distill/right"] == 0.0
+
+
+def test_groups_of_one_right_completion_are_not_ill(tmp_path):
+    watch = HealthCallback(HealthConfig(health_patience=2))
+    settings = {**RUN, "max_steps": 3, "temperature": 1e-3, "distill_reward": 0.5}
+    trainer = make_trainer(settings, tmp_path, rewards=lambda completion_ids, **columns: [1.0] * len(completion_ids),
+                           callbacks=[watch])  # fmt: skip
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert [(log["rollout/equal_groups"], log["rollout/usable_groups"]) for log in logs] == [(1.0, 1.0)] * 3
+    assert watch.reason is None
 
 
 def test_nothing_is_learned_from_an_equal_teacher_that_sees_no_more(tmp_path):

@@ -11,6 +11,7 @@ from lockstitch.recipes.stitch_teacher import StitchTeacher, StitchTeacherArgume
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import held_out_problems
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
+from lockstitch.rl.health import HealthCallback, HealthConfig
 from lockstitch.rl.teaching import (
     Group,
     Lesson,
@@ -239,6 +240,50 @@ def test_only_the_target_moves_where_there_is_no_policy_loss(tmp_path):
     assert max((moved[name] - value).abs().max().item() for name, value in still.items()) > 1e-4
     assert log[0]["teacher/loss"] > 0
     assert log[0]["teacher/nfe"] == 0.0
+
+
+def constant(completion_ids, **columns):
+    return [0.5] * len(completion_ids)
+
+
+@pytest.mark.parametrize("role", ["target", "only"])
+def test_a_target_teaches_where_rewards_agree_and_health_knows(role, tmp_path):
+    """The lesson is paid 1, every rollout a half."""
+
+    class Paid(Seen):
+        def _rewards_of(self, trajectories, inputs):
+            return torch.ones_like(super()._rewards_of(trajectories, inputs))
+
+    for teacher, usable in ((echo, 1.0), (silent, 0.0)):
+        watch = HealthCallback(HealthConfig(health_patience=2))
+        more = {"trainer": Paid, "rewards": constant, "callbacks": [watch], "teaching": Teaching(teacher, role)}
+        trainer = make_trainer({"drop_zero_variance": role == "target"}, tmp_path, **more)
+        trainer.train()
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        assert [log["rollout/usable_groups"] for log in logs] == [usable] * len(logs)
+        assert [log["frac_reward_zero_std"] for log in logs] == [1.0] * len(logs)
+        assert (watch.reason is None) == bool(usable)
+        assert not any(columns["active"].any() for columns, _ in trainer.batches)  # no policy loss
+
+
+def test_the_loss_of_targets_alone_is_theirs(tmp_path):
+    _, log = train({"policy_loss": "regression"}, tmp_path, teaching=Teaching(best_of_n, "only"))
+    for entry in log[:-1]:
+        assert entry["loss"] == pytest.approx(entry["teacher/loss"], abs=1e-6)
+
+
+def test_refilling_keeps_groups_that_a_target_teaches(tmp_path):
+    class Paid(Seen):
+        def _rewards_of(self, trajectories, inputs):
+            return torch.ones_like(super()._rewards_of(trajectories, inputs))
+
+        def _refill(self, *args):
+            columns, changed = super()._refill(*args)
+            assert not changed
+            return columns, changed
+
+    more = {"trainer": Paid, "rewards": constant, "teaching": Teaching(echo, "target")}
+    make_trainer({"refill_groups": 1, "max_steps": 1}, tmp_path, **more).train()
 
 
 def test_a_target_that_does_not_end_is_none_where_rollouts_do():
