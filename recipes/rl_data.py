@@ -8,6 +8,7 @@ stay untouched until `held_out_source` names one. A question that stands on both
 Left out: mixtures of tasks.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -135,7 +136,8 @@ def own_problems(
 ) -> Problems:
     """Both sides of one's own data: a column `prompt`, a text or messages, and whatever else the rewards read.
 
-    Held out are `held_out` rows of `dataset_test_split` (all of it, if 0), or the last ones of the training split.
+    Held out are `held_out` rows of `dataset_test_split` (all of it, if 0), or the last ones of the training split; rows that
+    ask what is held out are not trained on.
 
     Raises:
         ValueError: no such data, no prompts in it, or nothing left to train on.
@@ -147,11 +149,14 @@ def own_problems(
         held = _prompts(
             renamed(load_split(dataset_name, dataset_test_split, dataset_config), columns or {}), dataset_name
         )
-        return Problems(train[:num_problems], held[: held_out or None])
+        held = held[: held_out or None]
+        return Problems(_without(train[:num_problems], held), held)
     wanted = train if num_problems is None else train[: num_problems + held_out]
     if held_out >= len(wanted):
         raise ValueError(f"held_out_problems={held_out} of {len(wanted)} rows leave nothing to train on")
-    return Problems(wanted[: len(wanted) - held_out], wanted[len(wanted) - held_out :] if held_out else [])
+    if not held_out:
+        return Problems(wanted, [])
+    return Problems(_without(wanted[:-held_out], wanted[-held_out:]), wanted[-held_out:])
 
 
 def _prompts(rows: Any, name: str) -> Rows:
@@ -171,13 +176,18 @@ def _prompts(rows: Any, name: str) -> Rows:
 
 def _without(train: Rows, held: Rows) -> Rows:
     """The training rows whose prompts are not held out."""
-    asked = {" ".join(row["prompt"].split()) for row in held}
-    kept = [row for row in train if " ".join(row["prompt"].split()) not in asked]
+    asked = {_question(row["prompt"]) for row in held}
+    kept = [row for row in train if _question(row["prompt"]) not in asked]
     if len(kept) < len(train):
         logger.warning("%d training problems are held out, too, and are not trained on", len(train) - len(kept))
     if not kept:
         raise ValueError("every training problem is held out, too: nothing is left to train on")
     return kept
+
+
+def _question(prompt: str | list[dict[str, Any]]) -> str:
+    """What makes prompts the same one: the words of a text, the whole of messages."""
+    return " ".join(prompt.split()) if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
 
 
 def as_prompts(

@@ -103,11 +103,29 @@ def test_held_out_rows_are_set_apart(tmp_path):
     assert [len(problems.train), len(problems.held_out)] == [9, 3]
     assert not {row["prompt"] for row in problems.train} & {row["prompt"] for row in problems.held_out}
     tested = own_problems(path, columns=columns, dataset_test_split="test")
-    assert [len(tested.train), len(tested.held_out)] == [12, 2]
+    assert [len(tested.train), len(tested.held_out)] == [10, 2]  # both stand in the training split, too
     with pytest.raises(ValueError, match="has no column 'prompt'"):
         own_problems(path)
     with pytest.raises(ValueError, match="leave nothing to train on"):
         own_problems(path, columns=columns, held_out=12)
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_questions_that_are_held_out_are_not_trained_on(messages, tmp_path, caplog):
+    def asked(question):
+        return [{"role": "user", "content": question}] if messages else question
+
+    rows = [{"prompt": asked(f"{i % 4}+1=")} for i in range(16)]
+    for split, part in (("train", rows), ("test", rows[:2])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    problems = own_problems(str(tmp_path / "train.jsonl"), held_out=2)
+    assert [row["prompt"] for row in problems.held_out] == [asked("2+1="), asked("3+1=")]
+    assert [row["prompt"] for row in problems.train] == [asked("0+1="), asked("1+1=")] * 4
+    assert "6 training problems are held out, too" in caplog.text
+    tested = own_problems(str(tmp_path), dataset_test_split="test")
+    assert [row["prompt"] for row in tested.train] == [asked("2+1="), asked("3+1=")] * 4
+    with pytest.raises(ValueError, match="nothing is left to train on"):
+        own_problems(str(tmp_path / "train.jsonl"), held_out=4)
 
 
 def test_prompts_become_conversations_by_one_rule():
