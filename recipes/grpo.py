@@ -315,6 +315,12 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     template = training.chat_template_kwargs or {}
     asked = (denoiser.tokenizer, recipe.max_prompt_length, recipe.chat_template, recipe.system_prompt)
     rows, held_out = (as_prompts(some, *asked, **template) for some in (problems.train, problems.held_out))
+    prompts = training.generation_batch_size // training.num_generations
+    if len(rows) < prompts:  # TRL would drop them, and train nothing
+        raise ValueError(
+            f"{len(rows)} prompts to train on: a generation of generation_batch_size={training.generation_batch_size} "
+            f"completions, num_generations={training.num_generations} of each prompt, takes {prompts}"
+        )
     callbacks: list[Any] = [HealthCallback(health)]
     measure = None
     if held_out:

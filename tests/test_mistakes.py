@@ -310,6 +310,15 @@ def test_a_reward_that_returns_something_else_than_a_list_of_that_length_is_name
     assert says in capfd.readouterr().err.splitlines()[-1]
 
 
+def test_fewer_prompts_than_a_generation_takes_are_refused(folder, monkeypatch, capfd):
+    sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_generations": 2}
+    assert call("grpo", argv_of("grpo", **sizes, num_problems=3), monkeypatch) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "3 prompts to train on: a generation of generation_batch_size=8 completions" in said
+    assert "num_generations=2 of each prompt, takes 4" in said
+    assert call("grpo", argv_of("grpo", **sizes, num_problems=4), monkeypatch) == 0
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_model_whose_logits_are_no_numbers_is_named(temperature, folder, monkeypatch, capfd):
     (folder / "model").mkdir()
