@@ -6,8 +6,10 @@ many new problems it solves, one token a step and several. The number is logged 
 Left out: several samples per problem.
 """
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
+from inspect import iscoroutine
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
     Args:
         tokenizer: the model's.
         rows: the problems: `prompt` as the trainer has it, and the columns that the judge reads.
-        judge: the reward whose 1.0 means right.
+        judge: the reward whose 1.0 means right; it may be asynchronous.
         samplers: see `held_out_samplers`.
         every: steps between measurements.
         template: arguments of the chat template.
@@ -131,5 +133,6 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
             for row, text in zip(rows, texts, strict=True)
         ]
         prompts = [row["prompt"] for row in rows]
-        verdicts: list[float | None] = self._judge(prompts=prompts, completions=completions, **columns)
-        return verdicts
+        verdicts = self._judge(prompts=prompts, completions=completions, **columns)
+        found: list[float | None] = asyncio.run(verdicts) if iscoroutine(verdicts) else verdicts
+        return found

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lockstitch.rewards.contract import RESERVED
 from lockstitch.rewards.tasks.data import load_split, renamed
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.rows import load_rows, with_prompt
@@ -140,7 +141,7 @@ def own_problems(
     ask what is held out are not trained on.
 
     Raises:
-        ValueError: no such data, no prompts in it, or nothing left to train on.
+        ValueError: no such data, no prompts in it, columns that are not for rewards, or nothing left to train on.
     """
     train = _prompts(
         renamed(load_split(dataset_name, dataset_train_split, dataset_config), columns or {}), dataset_name
@@ -164,6 +165,12 @@ def _prompts(rows: Any, name: str) -> Rows:
         raise ValueError(
             f"{name!r} has no column 'prompt', a text or messages; it has {', '.join(rows.column_names)}: "
             "name the one that is with columns=prompt:NAME, or say which task reads such rows"
+        )
+    taken = sorted({*RESERVED, "image", "images"} & set(rows.column_names))
+    if taken:
+        raise ValueError(
+            f"{name!r} has the column {taken[0]!r}: rewards are given something else under that name, and a canvas has no "
+            f"images; rename it with columns=NAME:{taken[0]}, or leave it out"
         )
     made: Rows = rows.to_list()
     for number, row in enumerate(made):

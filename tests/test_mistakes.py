@@ -300,7 +300,13 @@ def test_weights_that_are_not_finite_are_never_saved(command, folder, monkeypatc
 
 @pytest.mark.parametrize(
     ("body", "says"),
-    [("[1.0]", "reward 'mine.py:f' returned 1 values for"), ("1.0", "reward 'mine.py:f' returned float, not a list")],
+    [
+        ("[1.0]", "reward 'mine.py:f' returned 1 values for"),
+        ("1.0", "reward 'mine.py:f' returned float, not a list"),
+        ("['1'] * len(completions)", "reward 'mine.py:f' returned '1' for a completion; a finite number"),
+        ("[[1.0]] * len(completions)", "reward 'mine.py:f' returned [1.0] for a completion"),
+        ("[float('inf')] * len(completions)", "reward 'mine.py:f' returned inf for a completion"),
+    ],
 )
 def test_a_reward_that_returns_something_else_than_a_list_of_that_length_is_named(
     body, says, folder, monkeypatch, capfd
@@ -308,6 +314,18 @@ def test_a_reward_that_returns_something_else_than_a_list_of_that_length_is_name
     (folder / "mine.py").write_text(f"def f(completions, **columns):\n    return {body}\n")
     assert call("grpo", argv_of("grpo", reward_funcs="mine.py:f"), monkeypatch) == 2
     assert says in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_reward_may_wait_and_its_errors_are_named(folder, monkeypatch, capfd):
+    wait = "async def f(completions, **columns):\n    return "
+    (folder / "mine.py").write_text(f"{wait}[float('nan'), *map(float, range(len(completions) - 1))]\n")
+    settings = {"dataset_name": "mine.jsonl", "task": None, "prompt_form": None, "reward_funcs": "mine.py:f"}
+    (folder / "mine.jsonl").write_text("".join(json.dumps({"prompt": f"{i}+1="}) + "\n" for i in range(16)))
+    assert call("grpo", argv_of("grpo", **settings, num_problems=4, held_out_problems=2), monkeypatch) == 0
+    (folder / "other.py").write_text(f"{wait}['1'] * len(completions)\n")
+    settings |= {"reward_funcs": "other.py:f", "output_dir": "other"}
+    assert call("grpo", argv_of("grpo", **settings), monkeypatch) == 2
+    assert "reward 'other.py:f' returned '1' for a completion" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_fewer_prompts_than_a_generation_takes_are_refused(folder, monkeypatch, capfd):

@@ -128,6 +128,14 @@ def test_questions_that_are_held_out_are_not_trained_on(messages, tmp_path, capl
         own_problems(str(tmp_path / "train.jsonl"), held_out=4)
 
 
+@pytest.mark.parametrize("column", ["completions", "log_metric", "image", "images"])
+def test_a_column_that_rewards_cannot_be_given_is_named(column, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "1+1=", column: "2"}) + "\n")
+    with pytest.raises(ValueError, match=f"a.jsonl' has the column '{column}'"):
+        own_problems(str(tmp_path / "a.jsonl"))
+    assert own_problems(str(tmp_path / "a.jsonl"), columns={"other": column}).train[0]["other"] == "2"
+
+
 def test_prompts_become_conversations_by_one_rule():
     plain, chat = tokenizer(), tokenizer()
     chat.chat_template = TEMPLATE
