@@ -20,26 +20,48 @@ IGNORED = -100
 def prompts_and_completions(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
     """The data set with a column for the prompt and one for the completion; tokenized rows are left as they are.
 
-    Raises `ValueError` where the columns hold no prompt and completion, or where the first conversation does not end with
-    the assistant.
+    Raises `ValueError` where the columns hold no prompt and completion, where a row's are no texts or messages, or where a
+    conversation does not end with the assistant. Of a stream the first row alone is looked at.
     """
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"the {name} data set is empty")
-    if {"input_ids", "labels"} <= first.keys() or {"prompt", "completion"} <= first.keys():
+    if {"input_ids", "labels"} <= first.keys():
+        return dataset
+    if {"prompt", "completion"} <= first.keys():
+        _check_rows(dataset, name, ("prompt", "completion"))
         return dataset
     if "messages" not in first:
         raise ValueError(
             f"the {name} data set has the columns {', '.join(first)}; a diffusion model is trained on 'prompt' "
             "and 'completion' (texts or messages), 'messages', or 'input_ids' and 'labels'"
         )
-    if len(first["messages"]) < 2 or first["messages"][-1]["role"] != "assistant":
-        raise ValueError(
-            f"the {name} data set's first conversation has the roles "
-            f"{', '.join(message['role'] for message in first['messages'])}: the last must be the assistant's, "
-            "which is the completion, and one must come before"
-        )
+    _check_rows(dataset, name, ("messages",))
     return dataset.map(_last_message_apart, remove_columns=["messages"])
+
+
+def _check_rows(dataset: Dataset | IterableDataset, name: str, columns: tuple[str, ...]) -> None:
+    """Raises `ValueError` for the first row whose columns are no texts and no messages, or no whole conversation."""
+    rows = dataset.select_columns(list(columns)) if isinstance(dataset, Dataset) else dataset.take(1)
+    for number, row in enumerate(rows):
+        for column in columns:
+            value = row[column]
+            messages = isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
+            if not messages and (column == "messages" or not isinstance(value, str)):
+                raise ValueError(
+                    f"row {number} of the {name} data set has the {column} {value!r:.80}: "
+                    f"{'messages' if column == 'messages' else 'a text or messages'} are needed"
+                )
+            if column == "messages" and (len(value) < 2 or value[-1]["role"] != "assistant"):
+                raise ValueError(
+                    f"row {number} of the {name} data set is a conversation of the roles "
+                    f"{', '.join(str(message['role']) for message in value)}: the last must be the assistant's, which is "
+                    "the completion, and one must come before"
+                )
+        if len({isinstance(row[column], str) for column in columns}) > 1:
+            raise ValueError(
+                f"row {number} of the {name} data set mixes a text and messages: both must be of one kind"
+            )
 
 
 def _leading(labels: list[int]) -> int:
@@ -64,6 +86,8 @@ def prompts_alone(dataset: Dataset | IterableDataset, tokenizer: Any) -> Dataset
             f"the train data set has the columns {', '.join(first)}; rollouts need 'prompt' (a text or messages), or "
             "'input_ids' and 'labels'"
         )
+    if "prompt" in first:
+        _check_rows(dataset, "train", ("prompt",))
 
     def alone(row: dict[str, Any]) -> dict[str, list[int]]:
         if "prompt" in row:

@@ -139,7 +139,7 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
     always LLaDA's bound with t uniform on (0, 1]: evaluations of a run, and of runs with different noise, compare.
 
     Raises `ValueError` for a block length that the family needs or has no use for, for a data set without prompts or
-    completions, and for one with completions longer than the canvas.
+    completions, for one with completions longer than the canvas, and where `max_length` leaves no row.
     """
 
     def __init__(
@@ -186,6 +186,11 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
                     dataset_name,
                     longest,
                 )
+                if not len(prepared):
+                    raise ValueError(
+                        f"all {len(unfiltered)} rows of the {dataset_name} data set have more than max_length={longest} "
+                        "tokens: nothing is left"
+                    )
         if args.canvas_length is not None and isinstance(prepared, Dataset):
             lengths = completion_lengths(prepared)
             long = sum(length > args.canvas_length for length in lengths)

@@ -144,6 +144,8 @@ def test_prompts_alone():
         assert set(row["labels"]) == {-100}
     with pytest.raises(ValueError, match="has the columns question; rollouts need 'prompt'"):
         prompts_alone(Dataset.from_list([{"question": "1"}]), tok)
+    with pytest.raises(ValueError, match="row 1 of the train data set has the prompt None"):
+        prompts_alone(Dataset.from_list([{"prompt": "1"}, {"prompt": None}]), tok)
 
 
 def small_qwen(rows):

@@ -234,6 +234,8 @@ def test_conversations_become_canvases(tmp_path):
 def test_long_rows_are_left_out_and_long_completions_refused(tmp_path):
     rows = [{"prompt": "1+2=", "completion": "3"}, {"prompt": "1+2+3+4+5=", "completion": "15"}]
     assert len(sft_trainer(random_denoiser(), rows, tmp_path, max_length=8).train_dataset) == 1
+    with pytest.raises(ValueError, match=r"all 2 rows of the train data set have more than max_length=2 tokens"):
+        sft_trainer(random_denoiser(), rows, tmp_path, max_length=2)
     with pytest.raises(ValueError, match=r"1 of 2 completions .* do not fit canvas_length=2; the longest has 3"):
         sft_trainer(random_denoiser(), rows, tmp_path, canvas_length=2)
 
@@ -243,11 +245,21 @@ def test_long_rows_are_left_out_and_long_completions_refused(tmp_path):
     [
         ({"text": "1+2=3"}, "has the columns text"),
         ({"messages": [{"role": "user", "content": "?"}]}, "roles user: the last must be the assistant's"),
+        ({"messages": None}, "row 0 .* has the messages None: messages are needed"),
+        ({"prompt": "1+2=", "completion": None}, "row 0 of the train data set has the completion None: a text or"),
+        ({"prompt": "1+2=", "completion": 3}, "has the completion 3: a text or messages are needed"),
+        ({"prompt": "1+2=", "completion": [{"role": "assistant", "content": "3"}]}, "mixes a text and messages"),
     ],
 )
 def test_data_without_completions_is_refused(row, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         sft_trainer(random_denoiser(), [row], tmp_path)
+
+
+def test_a_row_without_a_completion_is_named(tmp_path):
+    rows = [{"prompt": "1+2=", "completion": "3"}, {"prompt": "1+3=", "completion": None}]
+    with pytest.raises(ValueError, match="row 1 of the train data set has the completion None"):
+        sft_trainer(random_denoiser(), rows, tmp_path)
 
 
 def test_an_adapter_is_trained_and_evaluations_leave_the_training_alone(tmp_path):
