@@ -1,8 +1,9 @@
 """The output directory of a training run: one configuration's, one process's at a time, and finished once.
 
 A launch into a directory that holds a run goes on from its last whole checkpoint, says what differs if its settings are
-others, and does nothing if the run has reached its end, or health has stopped it. `run.json` says what a run is from its
-first checkpoint on.
+others, and does nothing if the run has reached its end, or health has stopped it. A checkpoint of another run that is named
+is where a run begins: once it has one of its own, it goes on from that. `run.json` says what a run is from its first
+checkpoint on.
 """
 
 import json
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rl.checkpoints import STATE, NotFiniteError, NotWrittenError, last_checkpoint
+from lockstitch.rl.checkpoints import STATE, NotFiniteError, NotWrittenError, last_checkpoint, torn
 from lockstitch.rl.health import stopped_by
 from lockstitch.rl.model_card import run_card
 from lockstitch.rl.run_record import RUN, RunRecord, base_revision, write_run
@@ -89,9 +90,7 @@ class Run:
 def run_of(trainer: Any, record: RunRecord, base: str, revision: str) -> Run:
     """The run of a trainer whose model is loaded: its record with the base's commit, and where it goes on from."""
     training = trainer.args
-    checkpoint = training.resume_from_checkpoint or last_checkpoint(
-        Path(training.output_dir), trainer.accelerator.print
-    )
+    checkpoint = _named(training) or last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
     record = replace(
         record,
         revision=base_revision(base, revision),
@@ -99,6 +98,26 @@ def run_of(trainer: Any, record: RunRecord, base: str, revision: str) -> Run:
         dtype=str(trainer.model.dtype).removeprefix("torch."),
     )
     return Run(trainer, record, None if checkpoint is None else str(checkpoint))
+
+
+def _named(training: Any) -> Path | None:
+    """The checkpoint that is named to go on from: another run's until this directory has one of its own, or one of its own.
+
+    Raises `ValueError` for one that is not whole.
+    """
+    if training.resume_from_checkpoint is None:
+        return None
+    output, checkpoint = Path(training.output_dir), Path(training.resume_from_checkpoint)
+    if checkpoint.resolve().parent != output.resolve() and last_checkpoint(output) is not None:
+        return None
+    why = torn(checkpoint)
+    sharded = any(checkpoint.glob("global_step*"))  # DeepSpeed's own form
+    for name in ("optimizer", "scheduler"):
+        if why is None and not sharded and not any(checkpoint.glob(f"{name}*")):
+            why = f"it has no {name}.pt"
+    if why is not None:
+        raise ValueError(f"resume_from_checkpoint={str(checkpoint)!r} cannot be gone on from: {why}")
+    return checkpoint
 
 
 def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print) -> bool:
@@ -112,11 +131,12 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
 
     Raises:
         ValueError: another process writes into the directory, or it holds a run of other settings, or one of which nothing
-            says what it was.
+            says what it was; or the checkpoint that is named to go on from is not whole.
     """
     output.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", "0")) == 0:
         files.lock(output)
+    named = _named(training)
     state = _state(output / STATE)
     if state is None and last_checkpoint(output) is None:
         return False
@@ -127,7 +147,7 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
     if state is None:
         return False
     steps, wanted = state["global_step"], training.max_steps
-    if not training.resume_from_checkpoint and (wrong := _ill(output, state)) is not None:
+    if named is None and (wrong := _ill(output, state)) is not None:
         say(
             f"{output} holds this run, stopped by health after {steps} steps ({wrong}): nothing to do. To go on under other "
             "limits: another output_dir, and resume_from_checkpoint of one of this run's checkpoints"

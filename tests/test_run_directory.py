@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -150,6 +151,30 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_taken(name, tmp_path, mon
     assert "checkpoint-3 is not whole" in capsys.readouterr().out
     assert losses(tmp_path) == pytest.approx(whole)
     assert torn(tmp_path / "checkpoint-3") is None
+
+
+def test_a_run_that_began_from_another_s_checkpoint_goes_on_from_its_own(tmp_path, monkeypatch):
+    launch(tmp_path / "first", monkeypatch, max_steps=2)
+    named = {"resume_from_checkpoint": tmp_path / "first" / "checkpoint-1", "max_steps": 3}
+    launch(tmp_path / "mine", monkeypatch, **named)
+    whole = losses(tmp_path / "mine")
+    assert list(whole) == [1, 2, 3]
+    (tmp_path / "mine" / "trainer_state.json").unlink()  # killed at step 3
+    shutil.rmtree(tmp_path / "mine" / "checkpoint-3")
+    kept = (tmp_path / "mine" / "checkpoint-2").stat().st_mtime_ns
+    launch(tmp_path / "mine", monkeypatch, **named)
+    assert (tmp_path / "mine" / "checkpoint-2").stat().st_mtime_ns == kept
+    assert losses(tmp_path / "mine") == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "trainer_state.json"])
+def test_a_named_checkpoint_that_is_not_whole_is_refused(name, tmp_path, monkeypatch, capsys):
+    launch(tmp_path / "first", monkeypatch, max_steps=1)
+    named = tmp_path / "first" / "checkpoint-1"
+    (named / name).unlink()
+    with pytest.raises(SystemExit):
+        launch(tmp_path / "mine", monkeypatch, resume_from_checkpoint=named)
+    assert f"checkpoint-1' cannot be gone on from: it has no {name}" in capsys.readouterr().err
 
 
 def start(command, output, **changed):
