@@ -4,6 +4,7 @@ for autoregressive models alone."""
 import dataclasses
 from typing import Any
 
+from lockstitch.rl.sft_config import check_rates
 from lockstitch.sampling.config import SamplerConfig
 
 POLICY_LOSSES = ("token", "sequence", "sandwich", "weighted", "self_normalized", "regression", "self_distillation")
@@ -33,6 +34,8 @@ _REFUSED: dict[str, str] = {
     "repetition_penalty": f"{_AUTOREGRESSIVE}, which knows temperature, top_p and top_k",
     "max_tool_calling_iterations": "a canvas holds one turn: there are no tools",
     "sync_ref_model": "the reference is the model that training began with",
+    "ref_model_mixup_alpha": "the reference is the model that training began with",
+    "ref_model_sync_steps": "the reference is the model that training began with",
     "router_aux_loss_coef": "likelihoods are scored without router logits",
 }
 _TOKEN_ONLY = (
@@ -44,6 +47,10 @@ _TOKEN_ONLY = (
     "entropy_coef",
     "use_adaptive_entropy",
 )
+_OF_LOSS_TYPE = {
+    "sapo": ("sapo_temperature_neg", "sapo_temperature_pos"),
+    "vespo": ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+}
 _ADAPTIVE_ENTROPY = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")
 _CLIPPED = ("token", "sequence", "regression")
 
@@ -88,6 +95,13 @@ def check_loss(config: Any) -> None:
                 f"{name}={value!r} would be ignored by policy_loss={config.policy_loss!r}; it is for "
                 f"{', '.join(losses)}"
             )
+    for loss_type, names in _OF_LOSS_TYPE.items():
+        for name in names:
+            if config.loss_type != loss_type and getattr(config, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}={getattr(config, name)} would be ignored by loss_type={config.loss_type!r}; it is for "
+                    f"{loss_type}"
+                )
     if config.kl_form is not None and config.beta == 0:
         raise ValueError(f"kl_form={config.kl_form!r} would be ignored: beta=0")
     if config.ratio_clip is not None and config.ratio_clip < 1:
@@ -97,6 +111,24 @@ def check_loss(config: Any) -> None:
             f"estimator='sandwiched' does not go with policy_loss={config.policy_loss!r}: the ratio of two "
             "upper bounds estimates no ratio; sandwich, weighted and self_normalized take it"
         )
+
+
+def check_numbers(config: Any) -> None:
+    """Raises `ValueError` for numbers of the loss and the optimiser that are out of their range."""
+    check_rates(config)
+    # Under cispo it is the greatest ratio itself, where epsilon_high is not said.
+    if not config.epsilon >= 0 or (config.epsilon >= 1 and config.loss_type != "cispo"):
+        raise ValueError(f"epsilon={config.epsilon} must be at least 0 and below 1: ratios are clipped at 1 - epsilon")
+    if config.epsilon_high is not None and not config.epsilon_high > 0:
+        raise ValueError(f"epsilon_high={config.epsilon_high} must be positive")
+    if not config.beta >= 0:
+        raise ValueError(f"beta={config.beta} must be at least 0")
+    if config.delta is not None and not config.delta > 1 + config.epsilon:
+        raise ValueError(
+            f"delta={config.delta} must be above 1 + epsilon={1 + config.epsilon:g}, the clip that it is beyond"
+        )
+    if config.reward_weights is not None and not config.reward_weights:
+        raise ValueError("reward_weights=[] must hold a number for each reward")
 
 
 def check_positions(config: Any) -> None:

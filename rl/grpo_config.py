@@ -12,6 +12,7 @@ from lockstitch.rl.grpo_checks import (
     NORM,
     check_entropy,
     check_loss,
+    check_numbers,
     check_positions,
     check_support,
     refuse_autoregressive,
@@ -240,6 +241,7 @@ class DiffusionGRPOConfig(RolloutEngineConfig, SelfDistillationOptions, GRPOConf
         self.bf16 = precision_of(self)
         super().__post_init__()
         check_loss(self)
+        check_numbers(self)
         check_positions(self)
         self.check_rollout_engine()
         self.check_distillation(self)
@@ -291,7 +293,7 @@ class DiffusionGRPOConfig(RolloutEngineConfig, SelfDistillationOptions, GRPOConf
         """The estimator's settings; raises `ValueError` for what it would ignore."""
         settings = {name: getattr(self, name) for name in _ESTIMATOR}
         if self.mask_distribution == "block_random":
-            settings["block_length"] = self.block_length or self.max_completion_length
+            settings["block_length"] = self.sampler_config().block_length or self.max_completion_length
         return EstimatorConfig(**{name: value for name, value in settings.items() if value is not None})
 
     def sampler_config(self) -> SamplerConfig:

@@ -81,7 +81,7 @@ class SelfDistillationOptions:
                 f"scope={config.scope!r}, score_temperature={config.score_temperature} would be ignored by "
                 f"policy_loss={LOSS!r}: distributions are compared as they are, where the rollout was"
             )
-        block, canvas = config.block_length, config.max_completion_length
+        block, canvas = config.sampler_config().block_length, config.max_completion_length
         if block is None or block >= canvas:
             raise ValueError(
                 f"block_length={block} of {canvas} positions: policy_loss={LOSS!r} shows the teacher later blocks, and "

@@ -26,6 +26,13 @@ def check_counts(args: Any, *names: str) -> None:
             raise ValueError(f"{name}={value} must be at least 1")
 
 
+def check_rates(args: Any) -> None:
+    """Raises `ValueError` for a learning rate or weight decay below 0, which would train backwards."""
+    for name in ("learning_rate", "weight_decay"):
+        if not getattr(args, name) >= 0:
+            raise ValueError(f"{name}={getattr(args, name)} must be at least 0")
+
+
 @dataclass
 class DiffusionSFTConfig(SFTConfig):
     """TRL's `SFTConfig` plus the diffusion loss; what has no meaning for it is refused."""
@@ -82,6 +89,7 @@ class DiffusionSFTConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         check_counts(self)
+        check_rates(self)
         self.bf16 = precision_of(self)
         super().__post_init__()
         if self.torch_compile:
@@ -106,6 +114,7 @@ class DiffusionSFTConfig(SFTConfig):
             ("padding_free", True, "bidirectional attention would cross rows"),
             ("assistant_only_loss", True, "a canvas is one completion; use prompt-completion data"),
             ("completion_only_loss", False, "a canvas is one completion, and prompts are not noised"),
+            ("eval_packing", True, "noise is drawn per row"),
         ):
             if getattr(self, name) is meaningless:
                 raise ValueError(f"{name}={meaningless} has no meaning for a diffusion model: {why}")
@@ -119,6 +128,18 @@ class DiffusionSFTConfig(SFTConfig):
                     f"{name}={getattr(self, name)!r} would be ignored: the loss is loss_weighting's, and rows "
                     "longer than max_length are left out"
                 )
+        for name, usual, why in (
+            ("packing_strategy", ("bfd",), "rows are not packed"),
+            (
+                "pad_to_multiple_of",
+                ("auto", None),
+                "a canvas has canvas_length positions, or those of the longest completion",
+            ),
+            ("router_aux_loss_coef", (None, 0.0), "the loss is loss_weighting's, without router logits"),
+            ("dataset_text_field", ("text",), "columns have the names prompt, completion, messages or text"),
+        ):
+            if getattr(self, name) not in usual:
+                raise ValueError(f"{name}={getattr(self, name)!r} would be ignored: {why}")
         self.completion_only_loss = True
 
     def _at_end(self, name: str, end: str) -> float:

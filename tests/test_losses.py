@@ -167,12 +167,47 @@ def test_numbers_of_ratios_add_up_over_parts():
         ({"policy": "verify"}, "preset=None, policy='verify': verify draws"),
         ({"preset": "remdm"}, "preset='remdm' takes tokens back or moves the canvas.*llada"),
         ({"refill_groups": 1, "scale_rewards": "batch"}, "refill_groups needs advantages"),
+        ({"ref_model_mixup_alpha": 0.1}, "ref_model_mixup_alpha=0.1 has no meaning"),
+        (
+            {"sapo_temperature_pos": 2.0},
+            "sapo_temperature_pos=2.0 would be ignored by loss_type='dapo'; it is for sapo",
+        ),
+        ({"vespo_k_neg": 1.0, "loss_type": "sapo"}, "vespo_k_neg=1.0 would be ignored by loss_type='sapo'"),
+        (
+            {"policy_loss": "regression", "epsilon_high": -1.0, "num_iterations": 2},
+            "epsilon_high=-1.0 must be positive",
+        ),
+        ({"epsilon": -1.0}, "epsilon=-1.0 must be at least 0 and below 1"),
+        ({"epsilon": 1.0, "policy_loss": "sequence"}, "epsilon=1.0 must be at least 0 and below 1"),
+        ({"beta": -1.0}, "beta=-1.0 must be at least 0"),
+        ({"delta": 0.5}, r"delta=0.5 must be above 1 \+ epsilon=1.2"),
+        ({"reward_weights": []}, r"reward_weights=\[\] must hold"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be at least 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(settings, says, tmp_path):
     common = {"max_completion_length": 32, "block_length": 16} if "preset" not in settings else {}
     with pytest.raises(ValueError, match=says):
         DiffusionGRPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, **common, **settings)
+
+
+def test_settings_of_their_own_loss_type_are_taken(tmp_path):
+    for settings in (
+        {"loss_type": "cispo", "epsilon": 5.0},
+        {"loss_type": "sapo", "sapo_temperature_pos": 2.0},
+        {"loss_type": "vespo", "vespo_k_neg": 1.0},
+        {"delta": 2.0},
+    ):
+        DiffusionGRPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, max_completion_length=32, **settings)
+
+
+def test_masks_in_blocks_know_the_block_of_a_preset(tmp_path):
+    common = {"bf16": False, "use_cpu": True, "max_completion_length": 64, "estimator": "elbo"}
+    masks = {"mask_distribution": "block_random"}
+    for settings, block in (({"preset": "llada"}, 32), ({"block_length": 16}, 16), ({}, 64)):
+        args = DiffusionGRPOConfig(str(tmp_path), **common, **masks, **settings)
+        assert args.estimator_config().block_length == block
 
 
 def test_the_sampler_gets_what_the_settings_say(tmp_path):

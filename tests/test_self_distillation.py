@@ -175,3 +175,8 @@ def test_nothing_is_learned_from_an_equal_teacher_that_sees_no_more(tmp_path):
 def test_settings_that_distillation_does_not_go_with_are_refused(options, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         DiffusionGRPOConfig(str(tmp_path), max_completion_length=8, bf16=False, use_cpu=True, **options)
+
+
+def test_the_blocks_may_be_those_of_a_preset(tmp_path):
+    settings = {**RUN, "block_length": None, "preset": "llada"}
+    DiffusionGRPOConfig(str(tmp_path), max_completion_length=64, bf16=False, use_cpu=True, **settings)

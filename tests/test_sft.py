@@ -360,6 +360,12 @@ def test_batches_by_length_are_alike_inside_and_in_random_order():
         ({"mask_ratio_low": 0.0}, "0 < low <= high <= 1"),
         ({"mask_ratio_high": 0.5, "mask_ratio_low_end": 0.6}, "mask_ratio_low_end=0.6 and mask_ratio_high_end=0.5"),
         ({"full_mask_fraction": 1.5}, "full_mask_fraction=1.5"),
+        ({"eval_packing": True}, "eval_packing=True has no meaning"),
+        ({"packing_strategy": "wrapped"}, "packing_strategy='wrapped' would be ignored: rows are not packed"),
+        ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8 would be ignored"),
+        ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef=0.1 would be ignored"),
+        ({"dataset_text_field": "body"}, "dataset_text_field='body' would be ignored"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be at least 0"),
     ],
 )
 def test_bad_training_settings_are_refused(settings, says, tmp_path):
