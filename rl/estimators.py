@@ -206,8 +206,9 @@ def sandwiched(
     """The lower bound, in rows `upper_B` mixed with an upper one: `mix * EUBO + (1 - mix) * ELBO` (SPG, 2510.09541).
 
     `EUBO = n/s sum over k of 1/beta log mean over samples of [k masked] w p_k^beta`, w the weights of the lower bound; over
-    the s tokens that were masked in any sample, which stand for all n, as in the authors' code. Tokenwise EUBO is at
-    least ELBO, rises with beta, and from beta = n on no less than the log-likelihood itself.
+    the s tokens that were masked in any sample, which stand for all n, as in the authors' code. Of infinitely many samples
+    tokenwise EUBO is at least ELBO, rises with beta, and is from beta = n on no less than the log-likelihood itself. Of few
+    it is lower in the mean, as the logarithm of a mean is, and no bound.
     """
     beta, mix = config.beta, config.mix
     open_BG, _ = open_positions(config, canvases)
