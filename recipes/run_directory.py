@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rl.checkpoints import STATE, NotFiniteError, NotWrittenError, last_checkpoint, torn
-from lockstitch.rl.health import stopped_by
+from lockstitch.rl.health import read_events, stopped_by
 from lockstitch.rl.model_card import run_card
 from lockstitch.rl.run_record import RUN, RunRecord, base_revision, write_run
 from lockstitch.sampling.tokens import NotANumberError
@@ -144,6 +144,7 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
     if not path.is_file():
         raise ValueError(f"output_dir={str(output)!r} holds a run, and no {RUN} that says of what; choose another")
     _check_same(output, json.loads(path.read_text(encoding="utf-8")), record)
+    read_events(output)  # by which health goes on
     if state is None:
         return False
     steps, wanted = state["global_step"], training.max_steps

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 ACTIONS = ("stop", "restore", "off")
 EVENTS = "health.jsonl"
+NO_GRADIENT = "the gradient is not finite"
 KEPT_BYTES = 4 * 2**30
 
 
@@ -239,6 +240,18 @@ def stopped_by(output: Path) -> dict[str, Any] | None:
     return events[-1] if events and events[-1]["action"] == "stop" else None
 
 
+def _restores_until(step: int, events: list[dict[str, Any]]) -> list[int]:
+    """The steps of the restores that a checkpoint has behind it; what a run did that was gone back behind is left out."""
+    restores: list[dict[str, Any]] = []
+    for event in events:
+        while restores and (restores[-1]["step"] > event["step"] or restores[-1] == event):
+            restores.pop()
+        if event["action"] == "restore":
+            restores.append(event)
+    # A gradient is seen within a step, and so behind the checkpoint of the count before it.
+    return [one["step"] for one in restores if one["step"] < step + (one["wrong"] != NO_GRADIENT)]
+
+
 class HealthCallback(TrainerCallback):
     """Watches a run; `reason` says why it was stopped, or is None."""
 
@@ -247,6 +260,7 @@ class HealthCallback(TrainerCallback):
         self.reason: str | None = None
         self._watch = Watch(config)
         self._kept: tuple[int, list[torch.Tensor]] | None = None
+        self._kept_well = True  # whether all was well in the log of these
         self._last_good = 0
         self._restores = 0
         self._dropped = False  # a gradient, since the last log
@@ -254,22 +268,38 @@ class HealthCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keeps the start, which is good by definition; of a run that goes on, the log so far says what is compared with.
+        """Keeps the start, which is good by definition. A run that goes on counts on, by its log and events so far.
 
         Raises:
-            ValueError: `restore` is asked for and the weights cannot be kept.
+            ValueError: `restore` is asked for and the weights cannot be kept, or the events cannot be read.
         """
-        for logs in state.log_history:
-            if "loss" in logs:
-                self._watch.read(logs)
-        self._watch.forget()
-        self._last_good = state.global_step
-        self._keep(state.global_step, kwargs["model"])
+        well = self._read_so_far(state, Path(args.output_dir))
+        if well:
+            self._last_good = state.global_step
+        self._keep(state.global_step, kwargs["model"], well)
         if self.config.health_action == "restore" and self._kept is None:
             raise ValueError(
                 "health_action='restore' keeps the weights that are trained in memory; these are sharded over "
                 "processes or larger than 4 GiB: 'stop', or train an adapter"
             )
+
+    def _read_so_far(self, state: TrainerState, output: Path) -> bool:
+        """Reads the log of a run that goes on, as it was read then; whether all was well at its end."""
+        restored = deque(_restores_until(state.global_step, read_events(output)))
+        self._restores, well = len(restored), True
+        for logs in state.log_history:
+            if "loss" not in logs:
+                continue
+            while restored and restored[0] < logs["step"]:
+                restored.popleft()
+                self._watch.forget()
+            ended = [name for name in ("loss", "grad_norm") if not math.isfinite(logs.get(name) or 0)]
+            well, _ = self._watch.read({name: value for name, value in logs.items() if name not in ended})
+            if well:
+                self._last_good = logs["step"]
+        if restored:  # good weights were put back since
+            self._watch.forget()
+        return well or bool(restored)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -282,7 +312,7 @@ class HealthCallback(TrainerCallback):
             return
         kwargs["model"].zero_grad(set_to_none=True)
         self._dropped = True
-        self._act("the gradient is not finite", args, state, control, kwargs)
+        self._act(NO_GRADIENT, args, state, control, kwargs)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Reads a training log; logs of evaluations have no loss of their own name and are passed over."""
@@ -299,7 +329,7 @@ class HealthCallback(TrainerCallback):
             self._last_good = state.global_step
             self._keep(state.global_step, kwargs["model"])
 
-    def _keep(self, step: int, model: torch.nn.Module) -> None:
+    def _keep(self, step: int, model: torch.nn.Module, well: bool = True) -> None:
         """Copies the weights that are trained to main memory, if they are whole, finite and not too large."""
         weights = _trained(model)
         if any(isinstance(weight, DTensor) or weight.numel() == 0 for weight in weights):
@@ -309,6 +339,7 @@ class HealthCallback(TrainerCallback):
         if not _finite_norm(weights):
             return
         self._kept = step, [weight.detach().to("cpu", copy=True) for weight in weights]
+        self._kept_well = well
 
     def _put_back(self, model: torch.nn.Module) -> int | None:
         """The kept weights in their places; the step that they are of, or None if none are kept."""
@@ -333,9 +364,12 @@ class HealthCallback(TrainerCallback):
             self._watch.forget()
             # What Adam remembers of the gradients that led astray would lead there again.
             kwargs["optimizer"].state.clear()
-        weights = f"the weights of step {step} are in place" if step is not None else "the weights are as they were"
+        ill = "" if self._kept_well else ", whose log was ill already,"
+        weights = (
+            f"the weights of step {step}{ill} are in place" if step is not None else "the weights are as they were"
+        )
         done = f"stopped: {weights}" if stops else f"went back: {weights} (restore {self._restores})"
-        if stops and step is None:
+        if stops and (step is None or ill):
             done += f"; the last good log was at step {self._last_good}"
         logger.warning("step %d: %s; %s", state.global_step, wrong, done)
         if state.is_world_process_zero:
@@ -344,6 +378,7 @@ class HealthCallback(TrainerCallback):
                 "wrong": wrong,
                 "action": "stop" if stops else "restore",
                 "weights": step,
+                "well": self._kept_well,
             }
             path = Path(args.output_dir) / EVENTS
             path.parent.mkdir(parents=True, exist_ok=True)

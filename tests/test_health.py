@@ -111,6 +111,9 @@ def test_wrong_limits_are_refused():
 # --- what is done ----------------------------------------------------------------------------------------------------
 
 
+ILL = {"rollout/usable_groups": 0.0}
+
+
 class Weights(torch.nn.Module):
     """One weight that is trained and one that is not."""
 
@@ -129,7 +132,8 @@ class Run:
         self.callback = HealthCallback(HealthConfig(health_patience=2, **settings))
         self.args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
         self.state, self.control, self.model = TrainerState(), TrainerControl(), Weights()
-        self.state.log_history = [*before]
+        self.state.log_history = [{**logs, "step": step} for step, logs in enumerate(before, start=1)]
+        self.state.global_step = len(before)
         self.optimizer = torch.optim.Adam([self.model.trained], lr=0.5)
         self._call("on_train_begin")
 
@@ -150,16 +154,43 @@ class Run:
 
 
 def test_a_run_that_goes_on_is_compared_with_its_log_so_far(tmp_path):
-    before = [{**WELL, "rollout/eos_rate": 1.0, "reward": reward} for reward in (0.8, 0.8, 0.8, 0.3, 0.3)]
+    before = [{**WELL, "rollout/eos_rate": 1.0, "reward": reward} for reward in (0.8, 0.8, 0.8)]
     for logs, says in (({"reward": 0.3}, "below 0.5 times 0.8"), ({"rollout/eos_rate": 0.05}, "below 0.1 times 1 ")):
-        run = Run(tmp_path, [*before, {"train_loss": 0.1}])
+        run = Run(tmp_path, before)
         run.step(1.0, **logs)
         assert run.callback.reason is None
         run.step(1.0, **logs)
         assert says in run.callback.reason
 
 
-ILL = {"rollout/usable_groups": 0.0}
+def test_a_run_that_goes_on_counts_on(tmp_path, caplog):
+    run = Run(tmp_path, [WELL, {**WELL, **ILL}])
+    run.step(1.0, **ILL)
+    assert run.callback.reason.endswith("for 2 logs in a row")
+    assert (
+        "the weights of step 2, whose log was ill already, are in place; the last good log was at step 1"
+        in caplog.text
+    )
+    (event,) = [json.loads(line) for line in (tmp_path / "health.jsonl").read_text().splitlines()]
+    assert (event["step"], event["weights"], event["well"]) == (3, 2, False)
+
+
+def test_restores_of_a_run_that_goes_on_are_counted_once(tmp_path):
+    """Restored in step 3, and by a gradient in step 4; killed, and gone on from a checkpoint of step 3 or of step 4."""
+    logs = [WELL, {**WELL, **ILL}, {**WELL, **ILL}, {**WELL, "grad_norm": math.nan}]
+    run = Run(tmp_path, logs[:1], health_action="restore")
+    for _ in range(2):
+        run.step(1.0, **ILL)
+    run.step(math.nan)
+    for step, so_far in ((3, 1), (4, 2)):
+        again = Run(tmp_path, logs[:step], health_action="restore", health_restores=so_far + 1)
+        again.step(1.0, **ILL)  # the streak began anew
+        assert again.callback.reason is None
+        again.step(1.0, **ILL)
+        again.step(1.0, **ILL)
+        assert again.callback.reason is None
+        again.step(1.0, **ILL)
+        assert again.callback.reason is not None
 
 
 def test_stopping_puts_the_last_good_weights_in_place(tmp_path, caplog):

@@ -234,11 +234,11 @@ def test_a_run_that_health_stopped_is_left_alone(tmp_path, monkeypatch, capsys):
     assert list(losses(other)) == [1, 2, 3]
     launch_grpo(tmp_path, monkeypatch, max_steps=4, resume_from_checkpoint=first, **ill)
     events = (tmp_path / "health.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in events] == [2, 3]
+    assert [json.loads(line)["step"] for line in events] == [2, 2]  # the first step's log counts
     capsys.readouterr()
-    (tmp_path / "checkpoint-3").rename(tmp_path / "checkpoint-4")  # a run that was resumed, and killed behind step 4
+    (tmp_path / "checkpoint-2").rename(tmp_path / "checkpoint-4")  # a run that was resumed, and killed behind step 4
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text(
-        (tmp_path / "checkpoint-4" / "trainer_state.json").read_text().replace('"global_step": 3', '"global_step": 4')
+        (tmp_path / "checkpoint-4" / "trainer_state.json").read_text().replace('"global_step": 2', '"global_step": 4')
     )
     launch_grpo(tmp_path, monkeypatch, max_steps=4, **ill)
     assert "stopped by health" not in capsys.readouterr().out
@@ -257,6 +257,15 @@ def test_a_run_that_a_gradient_without_a_number_stopped_is_left_alone(tmp_path):
     (tmp_path / "health.jsonl").write_text(json.dumps(event)[:9])
     with pytest.raises(ValueError, match=r"health.jsonl: line 1 is no event"):
         _ill(tmp_path, state)
+
+
+def test_events_that_were_cut_off_are_named_before_a_run_goes_on(tmp_path, monkeypatch, capsys):
+    launch_grpo(tmp_path, monkeypatch)
+    (tmp_path / "trainer_state.json").unlink()
+    (tmp_path / "health.jsonl").write_text('{"step": 1')
+    with pytest.raises(SystemExit):
+        launch_grpo(tmp_path, monkeypatch)
+    assert "health.jsonl: line 1 is no event" in capsys.readouterr().err
 
 
 def test_what_is_held_out_is_measured_once_where_a_run_was_killed_behind_its_last_checkpoint(tmp_path, monkeypatch):
