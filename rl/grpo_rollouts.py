@@ -54,6 +54,8 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import GenerationConfig
 from trl.models import unwrap_model_for_generation
 
+WITHOUT_SIGNAL = "rollout/without_signal"  # generations in a row without a group that can teach
+
 
 class RolloutTrainer(TaughtTrainer):
     """`GRPOTrainer` that denoises canvases; see `DiffusionGRPOTrainer` for what it takes."""
@@ -127,7 +129,6 @@ class RolloutTrainer(TaughtTrainer):
         self._seeds: list[int] = []
         self._rewards_NF = torch.empty(0)
         self._eval_rows = 0
-        self._without_signal = 0  # generations in a row without a group that can teach
         self._given: deque[dict[str, Any]] = deque(maxlen=args.generation_batch_size)  # as TRL keeps completions
 
     def _check_refill(self) -> None:
@@ -291,11 +292,10 @@ class RolloutTrainer(TaughtTrainer):
                 if not changed:
                     break
             usable = gather(columns["signal"].double()).mean().item()
-            self._without_signal = 0 if usable else self._without_signal + 1
             self._metrics["train"]["rollout/usable_groups"].append(usable)
-            self._metrics["train"]["rollout/without_signal"] = [
-                self._without_signal
-            ]  # a count: the log has its latest
+            kept = self.state.stateful_callbacks  # of what checkpoints keep, what takes a number
+            kept[WITHOUT_SIGNAL] = 0 if usable else kept.get(WITHOUT_SIGNAL, 0) + 1
+            self._metrics["train"][WITHOUT_SIGNAL] = [kept[WITHOUT_SIGNAL]]  # a count: the log has its latest
             # Groups without variance have no advantage, but an entropy all the same.
             dropped = self.args.drop_zero_variance and not self._entropy_bonus_enabled
             active_B = columns["varies"] if dropped else torch.ones_like(columns["varies"])
