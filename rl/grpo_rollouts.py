@@ -323,8 +323,17 @@ class RolloutTrainer(TaughtTrainer):
             self.train_dataset[derive_seed(self.args.seed, *key, place) % len(self.train_dataset)] for place in places
         ]
         rows = [place * K + k for place in places for k in range(K)]
+        metrics = {name: list(values) for name, values in self._metrics["train"].items()}
+        table = {name: list(column) for name, column in self._table().items()}
         new = self._roll_out([row for row in fresh for _ in range(K)], key, rows, K)
         found = [i for i in range(len(missing)) if bool(new["signal"][i * W])]
+        # The log is of the prompts as they came, whose mean reward says how a run gets on; the table of what is trained on.
+        metrics["num_tokens"] = self._metrics["train"]["num_tokens"]
+        self._metrics["train"].clear()
+        self._metrics["train"].update(metrics)
+        begin = self.accelerator.process_index * count
+        pairs = [(first + missing[i] * K + k, (begin + i) * K + k) for i in found for k in range(K)]
+        self._replace_in_table(table, gather_object(pairs), count * K)
         offset_W = torch.arange(W, device=signal_P.device)
         at = (
             torch.tensor([missing[i] for i in found], dtype=torch.long, device=signal_P.device)[:, None] * W + offset_W
@@ -333,6 +342,24 @@ class RolloutTrainer(TaughtTrainer):
         columns = replace_rows(columns, new, at.flatten(), of.flatten(), self._denoiser.pad_id)
         columns["num_items_in_batch"] = gather(columns["tool_mask"].sum()).sum()
         return columns, True
+
+    def _table(self) -> dict[str, deque[Any]]:
+        """The columns of the completions that TRL keeps, and ours beside them."""
+        columns = {name: self._logs[name] for name in ("prompt", "completion", "advantages")} | {"given": self._given}
+        for kind in ("rewards", "extra"):
+            columns |= {f"{kind}/{name}": column for name, column in self._logs[kind].items()}
+        return columns
+
+    def _replace_in_table(self, table: dict[str, list[Any]], pairs: list[tuple[int, int]], count: int) -> None:
+        """Puts the columns back as they were, but for rows that were replaced: `(row, row of the refill)` of all ranks."""
+        ranks = self.accelerator.num_processes
+        for name, column in self._table().items():
+            kept, new = table.get(name, []), list(column)[-ranks * count :]
+            start = len(kept) - self.args.generation_batch_size
+            for at, of in pairs if start >= 0 else ():
+                kept[start + at] = new[of]
+            column.clear()
+            column.extend(kept)
 
     def _score_before(self, columns: Columns) -> None:
         """Adds the likelihoods that have to be known before the first step."""

@@ -8,6 +8,7 @@ from datasets import Dataset
 from grpo_runs import PROMPTS, SETTINGS, even_tokens, finish, launch, make_trainer, train, weights
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
+from lockstitch.rl.rollouts import TRAIN
 from models import random_denoiser
 from peft import LoraConfig
 
@@ -371,6 +372,40 @@ def test_rewards_tables_evaluation_and_conversations(tmp_path):
     assert (table["nfe"] <= 4).all()
     assert table["confidence"].between(0, 1).all()
     assert trainer.evaluate()["eval_reward"] == trainer.evaluate()["eval_reward"]  # the same noise each time
+
+
+def test_refills_leave_the_log_to_first_draws_and_the_table_to_what_is_trained_on(tmp_path):
+    def only_long_prompts(prompts, completion_ids, **columns):
+        return [
+            even_tokens([ids])[0] if len(text) > 2 else 0.0 for text, ids in zip(prompts, completion_ids, strict=True)
+        ]
+
+    class Watching(DiffusionGRPOTrainer):
+        drawn, unique, trained = [], [], []
+
+        def _roll_out(self, inputs, key, *more):
+            columns = super()._roll_out(inputs, key, *more)
+            if key[0] == TRAIN:
+                self.drawn.append(self._rewards_NF.mean().item())
+                self.unique.append(self._metrics["train"]["rollout/unique"][-1])
+            return columns
+
+        def _generate_and_score_completions(self, inputs):
+            columns = super()._generate_and_score_completions(inputs)
+            ends = columns["tool_mask"].sum(1).tolist()
+            ids = [row[:end] for row, end in zip(columns["completion_ids"].tolist(), ends, strict=True)]
+            assert list(self._logs["completion"]) == self.processing_class.batch_decode(ids, skip_special_tokens=True)
+            assert list(self._logs["rewards"]["only_long_prompts"]) == pytest.approx(even_tokens(ids))
+            assert len(self._given) == len(ids)
+            self.trained.append(columns["signal"].all().item())
+            return columns
+
+    settings = {"refill_groups": 8, "per_device_train_batch_size": 16, "max_steps": 2, "log_completions": True}
+    _, log = train(settings, tmp_path, prompts=["1=", "2=", "3="] * 2 + PROMPTS[1:3], rewards=only_long_prompts,
+                   trainer=Watching)  # fmt: skip
+    assert Watching.trained == [True, True]
+    assert [entry["reward"] for entry in log[:-1]] == pytest.approx(Watching.drawn)
+    assert [entry["rollout/unique"] for entry in log[:-1]] == pytest.approx(Watching.unique)
 
 
 @pytest.mark.slow
