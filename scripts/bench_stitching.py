@@ -334,7 +334,7 @@ def main():
         "--scorers",
         nargs="+",
         default=["exact"],
-        help="exact, prm, prm:DIR (in the working directory), likelihood (of the model itself), bmc, confidence, bound, flip-P",
+        help="exact, prm, prm:DIR (beside you), likelihood (of the model itself), bmc, confidence, bound, flip-P",
     )
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, help="some of the methods (default: all that can run)"
