@@ -234,7 +234,11 @@ def verdicts(rows, reward=None, **columns):
     return list(zip(values, said, strict=True))
 
 
-@pytest.mark.parametrize("program", TABLE, ids=["classes", "tools"])
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(p, marks=mark) for p, mark in zip(TABLE, [(), pytest.mark.slow], strict=True)],
+    ids=["classes", "tools"],
+)
 def test_as_plain_python(program):
     rows = [(program, test) for test in TABLE[program]]
     expected = plain(rows)

@@ -54,7 +54,11 @@ def test_a_changed_digit_is_found(task):
             assert scores[:broken] == [1.0] * broken
 
 
-@pytest.mark.parametrize("task", GENERATED, ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(task, marks=pytest.mark.slow) if task.name == "sudoku9" else task for task in GENERATED],
+    ids=lambda task: task.name,
+)
 def test_training_and_held_out_problems_never_meet(task):
     train = {problem.question for problem in problems(task, 2000)}
     held = {problem.question for problem in problems(task, 300, held_out=True, seed=1)}
