@@ -358,6 +358,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.input is not None and len(arguments.models) > 1:
         parser.error(f"--input {arguments.input} is of one task; --models {' '.join(arguments.models)} are several")
+    if named := [name for name in arguments.scorers if "/" in name]:
+        parser.error(f"--scorers {named[0]}: a directory beside you, without a slash: files are named by it")
     if arguments.ablate and max(arguments.trajectories) < ABLATED_N:
         parser.error(f"--ablate takes N = {ABLATED_N}; --trajectories {max(arguments.trajectories)} draws fewer")
     if arguments.only_tables and not arguments.output.is_dir():

@@ -38,6 +38,8 @@ from lockstitch import model_path
 PAIRS = 4
 ROWS = 256
 
+_Asked = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens before a step, and its own
+
 
 def paired_masks(length: int, pairs: int, seed: int) -> list[tuple[float, list[bool]]]:
     """Masks of a completion with their ratios t: each of a pair opens what the other shows, t is stratified over the pairs.
@@ -166,7 +168,7 @@ class StepLikelihood:
         task: its prompts, its form of steps and the length of its canvas; where it has none, or a text is longer, the canvas
             is as long as the text.
 
-    Raises `ValueError` for models that do not attend fully.
+    Raises `ValueError` for models that do not attend fully; when it is called, for a text longer than the model reads.
     """
 
     reads_text_alone = True
@@ -187,15 +189,14 @@ class StepLikelihood:
         denoiser = self.denoiser
         (prompt_ids,) = denoiser.encode_prompts([self.task.prompt(question)])
         asked_KN = [self._asked(steps) for steps in steps_KN]
-        alike: dict[
-            int, list[tuple[tuple[int, ...], tuple[int, ...]]]
-        ] = {}  # rows of one length go together, unpadded
-        for before, own, room in dict.fromkeys(one for asked in asked_KN for one in asked):
-            alike.setdefault(room, []).append((before, own))
-        score: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+        alike: dict[int, list[_Asked]] = {}  # rows of one length go together, unpadded
+        for one, room in dict.fromkeys(pair for asked in asked_KN for pair in asked):
+            alike.setdefault(room, []).append(one)
+        score: dict[_Asked, float] = {}
         tokens = passes = 0
         for room, rows in alike.items():
             length = len(prompt_ids) + room
+            check_room(length, denoiser.model)
             most = ROWS if denoiser.device.type != "cpu" else max(1, CPU_TOKENS // length)
             for start in range(0, len(rows), most):
                 part = rows[start : start + most]
@@ -208,13 +209,13 @@ class StepLikelihood:
                     logp_S = logp_SV.gather(-1, torch.tensor(own, device=denoiser.device)[:, None])
                     score[before, own] = min(1.0, math.exp(float(logp_S.mean())))
             tokens, passes = tokens + len(rows) * length, passes + len(rows)
-        return Scores([[score[one[:2]] for one in asked] for asked in asked_KN], tokens, Ledger(scorer_passes=passes))
+        return Scores([[score[one] for one, _ in asked] for asked in asked_KN], tokens, Ledger(scorer_passes=passes))
 
-    def _asked(self, steps: Sequence[Step]) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
-        """Of each step the tokens before it, its own, and the length of the canvas."""
+    def _asked(self, steps: Sequence[Step]) -> list[tuple[_Asked, int]]:
+        """Of each step the tokens before it with its own, and the length of the canvas."""
         own = [tuple(self.denoiser.encode([self.task.write_step(step.text) + "\n"])[0]) for step in steps]
         room = max(self.task.canvas_length or 0, sum(map(len, own)))
-        return [(tuple(itertools.chain(*own[:n])), ids, room) for n, ids in enumerate(own)]
+        return [((tuple(itertools.chain(*own[:n])), ids), room) for n, ids in enumerate(own)]
 
 
 def load_likelihood(name: str, task: Task) -> "StepLikelihood | Likelihood":
@@ -281,7 +282,7 @@ class Likelihood:
         if not rows:
             return Scores(score_KN)
         encoded = list(rows.values())
-        check_room(encoded, self.model)
+        check_room(max(len(one.ids) for one in encoded), self.model)
         arguments = batch(encoded, "causal", self.model.dtype, self.model.device)
         logits_BLV = self.model(**arguments, use_cache=False).logits.float()
         ids_BL = arguments["input_ids"]

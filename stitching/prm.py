@@ -102,7 +102,7 @@ class ProcessRewardModel:
         if not rows:
             return Scores(score_KN)
         encoded = [self.encode(question, [step.text for step in steps_KN[k]]) for k in rows]
-        check_room(encoded, self.model)
+        check_room(max(len(one.ids) for one in encoded), self.model)
         arguments = batch(encoded, self.attention, self.model.dtype, self.device)
         with torch.inference_mode():
             output = self.model(**arguments, use_cache=False)

@@ -99,10 +99,9 @@ class Encoded:
     positions: list[int]
 
 
-def check_room(rows: Sequence[Encoded], model: PreTrainedModel) -> None:
-    """Raises `ValueError` where a question with its steps is longer than what the model was made to read."""
+def check_room(longest: int, model: PreTrainedModel) -> None:
+    """Raises `ValueError` where a question with its steps has more tokens than the model was made to read."""
     room = getattr(model.config, "max_position_embeddings", None)
-    longest = max(len(row.ids) for row in rows)
     if room is not None and longest > room:
         raise ValueError(
             f"a question with its steps has {longest} tokens, and the scorer's model reads {room} at most"

@@ -12,6 +12,7 @@ import torch
 from lockstitch.recipes.prm import RecipeArguments, parse, prepare
 from lockstitch.recipes.prm_arguments import COMPLETION, PLACES
 from lockstitch.recipes.prm_data import problems_in, problems_of
+from lockstitch.recipes.step_judging import figures
 from lockstitch.recipes.step_training import IGNORED, StepCollator, encode_rows, step_loss
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.prm import ProcessRewardModel
@@ -161,6 +162,26 @@ def test_the_loss_is_the_cross_entropy_of_soft_labels():
     assert float(step_loss(logits, labels)) == pytest.approx(float(wanted), abs=1e-6)
 
 
+def test_of_what_the_checker_can_say_nothing_no_score_is_held_against_it():
+    rows = [{"labels": [1.0, 1.0, 0.0], "sound": [1.0, 0.5, 0.0], "correct": False}]
+    found = figures([[0.9, 0.8, 0.1]], rows)
+    assert {name: (one["n"], one["right"]) for name, one in found.items()} == {
+        "labels": (3, 2 / 3),
+        "checker": (2, 0.5),
+        "prefixes": (2, 0.5),  # sound, unknown, wrong: of the second nothing can be said
+        "traces": (1, 0.0),
+    }
+
+
+def test_rows_that_are_left_out_are_counted(caplog):
+    rows = [
+        {"prompt": "1", "completions": ["2"], "labels": [True]},
+        {"prompt": "1", "completions": ["2" * 9], "labels": [1]},
+    ]
+    assert len(encode_rows(rows, TOK, Reader("causal"), 6)) == 1
+    assert "1 of 2 rows have more than max_length=6 tokens, and are left out" in caplog.text
+
+
 def test_labels_stand_where_steps_are_scored():
     rows = [
         {"prompt": "1\n", "completions": ["12+7=19", "19-5=14"], "labels": [True, 0.5]},
@@ -206,7 +227,10 @@ def test_rows_of_another_form_are_refused(row, says):
 
 
 def test_another_name_is_told_what_there_is():
-    with pytest.raises(ValueError, match=r"no embedded scorer 'chess'; there are countdown, sudoku; 'likelihood:"):
+    with pytest.raises(
+        ValueError,
+        match=r"no embedded scorer 'chess'; there are countdown, sudoku; for arithmetic there is likelihood:",
+    ):
         embedded_scorer("chess")
 
 

@@ -216,6 +216,10 @@ def test_a_text_that_is_longer_than_the_model_reads_is_named():
     assert score("1, +2", [steps_of("1+2=3", "line", 0)]).score_KN
     with pytest.raises(ValueError, match=r"a question with its steps has [0-9]+ tokens, .* reads 12 at most"):
         score("1, +2", [steps_of("1+2=3\n3+2=5", "line", 0)])
+    denoiser = random_denoiser()
+    denoiser.model.config.max_position_embeddings = 20
+    with pytest.raises(ValueError, match=r"a question with its steps has [0-9]+ tokens, .* reads 20 at most"):
+        StepLikelihood(denoiser, get_task("arithmetic"))("1, +2", [steps_of("1+2=3", "line", 0)])
 
 
 def test_rounds_pay_for_the_passes_of_their_judge():
@@ -228,6 +232,7 @@ def test_rounds_pay_for_the_passes_of_their_judge():
     pools = [Pool(question) for question in ("3102200002100320", "0140432014020000")]
     for i, pool in enumerate(pools):
         pool.draw(denoiser, task, scorer, sample(denoiser, [task.prompt(pool.question)], config, seed=i))
+        assert pool.head(9).ledger.nfe == pool.ledger.nfe  # of one there are no nine
         assert 8 <= pool.scoring_nfe() == pool.ledger.nfe - pool.trajectories[0].ledger.nfe
     first = [pool.ledger.nfe for pool in pools]
     budgets = [3 * nfe for nfe in first]

@@ -105,7 +105,9 @@ def embedded_scorer(name: str) -> Path:
 
     Raises `ValueError` that lists the scorers there are, and names what judges an embedded task without one.
     """
-    return _embedded(name, "scorer", "scorers/*/model.safetensors", f"; 'likelihood:{EMBEDDED}arithmetic' needs none")
+    return _embedded(
+        name, "scorer", "scorers/*/model.safetensors", f"; for arithmetic there is likelihood:{EMBEDDED}arithmetic"
+    )
 
 
 def model_path(name: str) -> str:
