@@ -73,16 +73,17 @@ def judge_scores(score_M: Sequence[float], outcome_M: Sequence[float]) -> dict[s
     }
 
 
-def scorer_against_checker(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def scorer_against_checker(task: Task, rows: Sequence[Mapping[str, Any]], num_trajectories: int) -> dict[str, Any]:
     """The scores in rows of `results.jsonl` against the task's exact checker on the same steps, and against the answers.
 
     A step is right where the checker calls it sound in its own trajectory; steps of which it can say nothing (0.5) are left
-    out. A trajectory is right where its answer is, and scores the geometric mean of its steps.
+    out. A trajectory is right where its answer is, and scores the geometric mean of its steps. Of each row the first
+    `num_trajectories` count: canvases of later rounds repeat the steps that were pinned, with the scores they had.
     """
     steps: list[tuple[float, float]] = []
     traces: list[tuple[float, float]] = []
     for row in rows:
-        for trajectory in row["trajectories"]:
+        for trajectory in row["trajectories"][:num_trajectories]:
             if task.checker is not None:
                 sound = check_steps(task.checker, row["question"], [step["text"] for step in trajectory["steps"]])
                 steps += [

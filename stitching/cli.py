@@ -119,7 +119,7 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
         print(render_summary(summary, color=color))
         return 0
     if config.scorer != "calculator":
-        summary["scorer"] = scorer_against_checker(task, rows)
+        summary["scorer"] = scorer_against_checker(task, rows, n)
     summary["unreadable_gold"] = len(faults)
     files.write_whole(directory / files.SUMMARY, files.to_json(summary))
     write_report(directory / pipeline.REPORT, rows, summary)

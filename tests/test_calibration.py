@@ -64,9 +64,11 @@ def test_a_run_is_held_against_the_exact_checker():
                 {"steps": [step("12+7=18", 0.2)], "correct": False, "mean_score": 0.2},
                 {"steps": [step("hm", 0.4)], "correct": None, "mean_score": 0.4},
                 {"steps": [], "correct": False, "mean_score": 0.0},
+                # A canvas of a later round repeats what was pinned: it is no further judgement.
+                {"steps": [step("12+7=18", 0.95)], "correct": False, "mean_score": 0.95},
             ],
         }
     ]
-    found = scorer_against_checker(get_task("arithmetic"), rows)
+    found = scorer_against_checker(get_task("arithmetic"), rows, num_trajectories=4)
     assert (found["steps"]["n"], found["steps"]["auc"]) == (2, 1.0)  # the checker can say nothing of the third
     assert (found["traces"]["n"], found["traces"]["auc"]) == (2, 1.0)
