@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.sampling.prompts import read_result_row
-from lockstitch.sampling.replay import token_ids, token_text
+from lockstitch.sampling.replay import token_ids, token_text, whole_characters
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lockstitch.pages import embed, without_places, write_page
@@ -37,14 +37,19 @@ def write_trace(
     """
 
     def data() -> Iterator[str]:
-        ids: set[int] = set()
+        text_of: dict[int, str] = {}
+        runs: dict[str, str] = {}  # tokens that make a whole character together, and the text of it
         yield f'{{"config":{embed(without_places(config))},"eos":{embed(tokenizer.eos_token_id)},"rows":['
         for i, row in enumerate(rows):
             for trajectory in read_result_row(row):
-                ids |= token_ids(trajectory)
+                for token in token_ids(trajectory) - text_of.keys():
+                    text_of[token] = token_text(tokenizer, token)
+                tokens = trajectory.canvas_ids
+                for start, stop, whole in whole_characters(tokenizer, tokens, [text_of[token] for token in tokens]):
+                    runs[",".join(map(str, tokens[start:stop]))] = whole
             yield ("," if i else "") + "\n" + embed({**row, "trajectories": [*map(_drawn, row["trajectories"])]})
-        texts = {str(token): token_text(tokenizer, token) for token in sorted(ids)}
-        yield f'\n],"tokens":{embed(texts)}}}'
+        texts = {str(token): text_of[token] for token in sorted(text_of)}
+        yield f'\n],"tokens":{embed(texts)},"runs":{embed(runs)}}}'
 
     write_page(path, resources.files("lockstitch.sampling").joinpath("trace.html").read_text(encoding="utf-8"), data())
 

@@ -4,7 +4,7 @@ The pictures (`terminal.py`, `page.py`) are drawn from this. Nothing of the mode
 trajectory that was written to a file years ago replays as it did.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -108,18 +108,18 @@ def token_text(tokenizer: Tokenizer, *tokens: int) -> str:
     return text
 
 
-def join_characters(tokenizer: Tokenizer, tokens: Sequence[int | None], texts: Sequence[str]) -> list[str]:
-    """The texts of a canvas's tokens; characters that several tokens have parts of stand with the last of these, whole.
-
-    Parts whose neighbours are still masked stay U+FFFD.
+def whole_characters(
+    tokenizer: Tokenizer, tokens: Sequence[int | None], texts: Sequence[str]
+) -> Iterator[tuple[int, int, str]]:
+    """The runs of a canvas's tokens that make whole characters together and parts of them apart: start, stop, text.
 
     Args:
         tokenizer: the tokens'.
         tokens: those of the canvas, None where there is none.
         texts: what each alone shows.
     """
-    joined, i = list(texts), 0
-    while i < len(joined):
+    i = 0
+    while i < len(texts):
         run: list[int] = []
         for token in tokens[i : i + _LONGEST_RUN] if _PART in texts[i] else ():
             if token is None:
@@ -127,8 +127,18 @@ def join_characters(tokenizer: Tokenizer, tokens: Sequence[int | None], texts: S
             run.append(token)
             whole = token_text(tokenizer, *run)
             if len(run) > 1 and _PART not in whole:
-                joined[i : i + len(run)] = [*[""] * (len(run) - 1), whole]
+                yield i, i + len(run), whole
                 i += len(run) - 1
                 break
         i += 1
+
+
+def join_characters(tokenizer: Tokenizer, tokens: Sequence[int | None], texts: Sequence[str]) -> list[str]:
+    """The texts of a canvas's tokens; characters that several tokens have parts of stand with the last of these, whole.
+
+    Parts whose neighbours are still masked stay U+FFFD. The arguments are those of `whole_characters`.
+    """
+    joined = list(texts)
+    for start, stop, whole in whole_characters(tokenizer, tokens, texts):
+        joined[start:stop] = [*[""] * (stop - start - 1), whole]
     return joined

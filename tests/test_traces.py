@@ -304,6 +304,27 @@ def test_the_page_holds_every_token_and_nothing_else_runs(tok, every, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["trace.html"]
 
 
+def test_the_page_knows_which_tokens_make_a_character_together(tok, tmp_path):
+    trajectory = written(tok, "a日b漢")
+    write_trace(tmp_path / "trace.html", rows_of([trajectory]), {}, tok)
+    data, _ = Page((tmp_path / "trace.html").read_text(encoding="utf-8")).scripts
+    parts = [",".join(map(str, tok(text, add_special_tokens=False)["input_ids"])) for text in "日漢"]
+    assert json.loads(data)["runs"] == dict(zip(parts, "日漢", strict=True))
+
+
+def dom(tmp_path, place):
+    """The page's document, drawn by a browser at a place of it."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+               "--disable-background-networking", "--disable-component-update", "--disable-sync",
+               f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path}/trace.html#{place}"]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def spans_of(drawn):
+    """State and text of each cell of a document."""
+    return re.findall(r'<span class="cell (\w+)[^"]*" data-position="\d+"[^>]*>([^<]*)</span>', drawn)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to draw the page")
 @pytest.mark.parametrize("step", [0, 1, 3, 6, 8])
@@ -311,12 +332,8 @@ def test_the_browser_draws_what_happened(tok, tmp_path, step):
     trajectory, history = simulate(3, tokens=plain_ids(tok))
     assert MASK in trajectory.canvas_ids  # a position that the run did not reach is drawn too
     write_trace(tmp_path / "trace.html", rows_of([trajectory]), {"model": "made up"}, tok)
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-               "--disable-background-networking", "--disable-component-update", "--disable-sync",
-               f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-               f"file://{tmp_path}/trace.html#0.0@{step}"]  # fmt: skip
-    drawn = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    spans = re.findall(r'<span class="cell (\w+)[^"]*" data-position="\d+"[^>]*>([^<]*)</span>', drawn)
+    drawn = dom(tmp_path, f"0.0@{step}")
+    spans = spans_of(drawn)
     assert len(spans) == len(history[0])
     for (state, text), (token, happened), before in zip(spans, history[step], history[max(0, step - 1)], strict=True):
         assert state == happened
@@ -325,3 +342,14 @@ def test_the_browser_draws_what_happened(tok, tmp_path, step):
         if token is not None:
             assert html.unescape(text) == token_text(tok, token)
     assert f"step {step} of {trajectory.last_step}" in drawn
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to draw the page")
+def test_the_browser_draws_whole_characters_once_all_their_tokens_are_there(tok, tmp_path):
+    trajectory = written(tok, "a日b")
+    write_trace(tmp_path / "trace.html", rows_of([trajectory]), {"model": "made up"}, tok)
+    last = [text for _, text in spans_of(dom(tmp_path, f"0.0@{trajectory.last_step}"))]
+    assert [text for text in last if text] == ["a", "日", "b"]
+    part = spans_of(dom(tmp_path, "0.0@2"))
+    assert [text for state, text in part if state == "now"] == ["\ufffd"]
