@@ -24,7 +24,8 @@ from lockstitch.rewards.contract import (
     report_none,
 )
 from lockstitch.rewards.mathematics.plain import read_plain, same_plain
-from lockstitch.rewards.mathematics.reading import LONGEST_ANSWER, read_answer, read_gold
+from lockstitch.rewards.mathematics.reading import read_answer, read_gold
+from lockstitch.rewards.mathematics.settling import LONGEST_ANSWER
 from lockstitch.rewards.workers import Failed, KillablePool, TimedOut
 
 logger = logging.getLogger(__name__)

@@ -205,9 +205,9 @@ def test_two_hundred_thousand_characters_of_one_kind(piece, form):
 
 MODULES = [
     "marks", "format_rewards", "contract", "extract",
-    "math_rewards", "mathematics/reading", "mathematics/spelling", "mathematics/words", "mathematics/plain",
-    "mathematics/forms", "mathematics/comparing", "mathematics/math_worker", "puzzle_rewards",
-    "puzzles/reading", "boxes", "phrases",
+    "math_rewards", "mathematics/reading", "mathematics/settling", "mathematics/unmarked", "mathematics/spelling",
+    "mathematics/words", "mathematics/plain", "mathematics/forms", "mathematics/comparing", "mathematics/math_worker",
+    "puzzle_rewards", "puzzles/reading", "boxes", "phrases",
     "puzzles/forms", "puzzles/countdown", "puzzles/sudoku",
     "tasks/notations", "tasks/task", "tasks/builtin", "tasks/own", "tasks/grade", "tasks/reasoning_gym_task",
     "programs/code_blocks", "programs/code_extract", "programs/code_names", "programs/code_pairs", "code_rewards",
