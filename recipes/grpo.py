@@ -161,7 +161,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any, Any]:
     """Recipe, health, training and model arguments; `ValueError` for whatever is wrong with them."""
     from lockstitch.recipes.layers import parse_layers
     from lockstitch.rl.grpo_config import DiffusionGRPOConfig
-    from lockstitch.rl.health import HealthConfig
+    from lockstitch.rl.health_rules import HealthConfig
     from lockstitch.rl.lora import DiffusionModelConfig
     from trl import TrlParser
 

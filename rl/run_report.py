@@ -186,7 +186,7 @@ def report_run(run: Path, page: Path, history: Sequence[Mapping[str, Any]] | Non
 
 def watched(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The numbers that the health callback watches, with the limits that these settings, or else its defaults, give them."""
-    from lockstitch.rl.health import RULES, HealthConfig
+    from lockstitch.rl.health_rules import RULES, HealthConfig
 
     limits = {**asdict(HealthConfig()), **settings}
     return [

@@ -110,7 +110,7 @@ def fields_of(command: str, own: bool = False) -> list[str]:
     from lockstitch.recipes.step_training import StepRewardConfig
     from lockstitch.rl.adaptation_config import AdaptationConfig
     from lockstitch.rl.grpo_config import DiffusionGRPOConfig
-    from lockstitch.rl.health import HealthConfig
+    from lockstitch.rl.health_rules import HealthConfig
     from lockstitch.rl.lora import DiffusionModelConfig
     from lockstitch.rl.sft_config import DiffusionSFTConfig
     from lockstitch.sampling.sample_options import SampleOptions, sampler_options

@@ -6,7 +6,8 @@ import re
 
 import pytest
 import torch
-from lockstitch.rl.health import RULES, HealthCallback, HealthConfig, Watch
+from lockstitch.rl.health import HealthCallback
+from lockstitch.rl.health_rules import RULES, HealthConfig, Watch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 WELL = {

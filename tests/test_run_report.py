@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pyarrow as pa
 import pytest
-from lockstitch.rl.health import RULES, HealthConfig
+from lockstitch.rl.health_rules import RULES, HealthConfig
 from lockstitch.rl.run_report import main, read_history, read_samples, report_run, series_of, watched, write_run_report
 from pyarrow import parquet
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from grpo_runs import even_tokens, make_trainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
-from lockstitch.rl.health import HealthCallback, HealthConfig
+from lockstitch.rl.health import HealthCallback
+from lockstitch.rl.health_rules import HealthConfig
 from lockstitch.rl.scoring import Canvases
 from lockstitch.rl.self_distillation import first_right, reverse_divergence, self_distillation
 from lockstitch.sampling.config import SamplerConfig

@@ -11,7 +11,8 @@ from lockstitch.recipes.stitch_teacher import StitchTeacher, StitchTeacherArgume
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import held_out_problems
 from lockstitch.rl.grpo import DiffusionGRPOTrainer
-from lockstitch.rl.health import HealthCallback, HealthConfig
+from lockstitch.rl.health import HealthCallback
+from lockstitch.rl.health_rules import HealthConfig
 from lockstitch.rl.teaching import (
     Group,
     Lesson,
