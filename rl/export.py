@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lockstitch.rl.run_record import RunRecord, read_run
 from lockstitch.sampling.adapter_files import ADAPTER_CONFIG, ADAPTER_FACTS, ADAPTER_WEIGHTS
 
+from lockstitch import model_path
 from lockstitch.files import lock, to_json
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class ExportConfig:
             raise ValueError(f"adapter={str(self.adapter)!r} is not a directory")
         if self.output.exists() and not (self.output.is_dir() and not any(self.output.iterdir())):
             raise ValueError(f"output={str(self.output)!r} is there and not an empty directory; choose another")
+        if self.output.resolve() == Path.cwd():
+            raise ValueError(
+                f"output={str(self.output)!r} is the working directory, which cannot be replaced; choose another"
+            )
         for name in ("hub_model_id", "private"):
             if getattr(self, name) and not self.push:
                 raise ValueError(f"{name}={getattr(self, name)!r} would be ignored without push")
@@ -81,25 +86,30 @@ class _Source:
 
     def load_base(self, place: str | None = None) -> Any:
         """The base, or another model of its kind at `place`, that attends as the run's did and says so when it is saved."""
+        from lockstitch.sampling.adapter_files import read_facts
         from lockstitch.sampling.adapters import load_plain, to_train_from
         from lockstitch.sampling.denoiser import Denoiser
-        from lockstitch.sampling.families import FACTS, translation_of
+        from lockstitch.sampling.families import FACTS, family_of, translation_of
         from lockstitch.sampling.loading import is_remote, read_config
 
         revision = self.revision if place is None else None
         path = place or self.base
         raw = read_config(path, revision)
-        family = self.record.family if self.record is not None else None
+        # What the adapter says of itself goes before what its base is, and before what its run was told.
+        own = read_facts(self.directory) or {}
+        family = own.get("family") or (self.record.family if self.record is not None else None)
         told = FACTS in raw or translation_of(raw) is not None
         if is_remote(raw) or family is not None or (self.record is None and told):
             mask_id = self.record.config.get("mask_id") if self.record is not None else None
             denoiser = Denoiser.from_pretrained(
                 path,
                 family=None if told else family,
-                mask_id=mask_id,
+                mask_id=own.get("mask_token_id", mask_id),
                 revision=revision,
                 trust_remote_code=self.trust_remote_code and is_remote(raw),
             )
+            if own:
+                denoiser = denoiser.read_as(family_of({FACTS: own}), own["mask_token_id"])
             return to_train_from(denoiser.model, path)
         return to_train_from(load_plain(path, revision), path)
 
@@ -138,9 +148,9 @@ def _source(config: ExportConfig) -> _Source:
     revision = config.revision
     if revision is None and config.base is None:
         revision = adapter.get("revision") or (record.revision if record else None)
-    if Path(base).is_dir():
+    if Path(model_path(base)).is_dir():
         if config.revision is not None:
-            raise ValueError(f"revision={config.revision!r} would be ignored: the base {base!r} is a directory")
+            raise ValueError(f"revision={config.revision!r} would be ignored: the base {base!r} is on this machine")
         revision = None
     return _Source(directory, adapter, record, base, revision, config.trust_remote_code)
 

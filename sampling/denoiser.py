@@ -91,6 +91,9 @@ class Denoiser:
         self.eos_ids: list[int] = list(dict.fromkeys(i for i in ids if i is not None))
         if not self.eos_ids:
             raise ValueError("neither the tokenizer nor the generation config names an end-of-sequence token")
+        if self.mask_id in self.eos_ids:
+            token = tokenizer.convert_ids_to_tokens(self.mask_id)
+            raise ValueError(f"mask_id={self.mask_id} is {token!r}, which ends a text and cannot mask one")
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
         if family.layout == "full" and calling is NATIVE:
             make_bidirectional(model)
@@ -134,8 +137,10 @@ class Denoiser:
             }
             base = _base_of(cls, adapter, {**told, "dtype": dtype, "device": device, **loading})
             tokenizer = load_tokenizer(path, revision, trust_remote_code) if adapter.has_tokenizer else base.tokenizer
-            its = base.family if family or not facts else family_of({FACTS: facts})
-            denoiser = cls(base.model, tokenizer, its, mask_id, base.calling)
+            if family or not facts:
+                denoiser = cls(base.model, tokenizer, base.family, mask_id, base.calling)
+            else:
+                denoiser = base.read_as(family_of({FACTS: facts}), mask_id, tokenizer)
             denoiser.model = adapted(to_train_from(base.model, adapter.base), adapter)
             return denoiser
         known, raw = layout_of(path, family, revision)
@@ -160,6 +165,12 @@ class Denoiser:
         for what in calling.lacking:
             logger.warning("%s: %s", path, what)
         return cls(model, load_tokenizer(path, revision, trust_remote_code=True), known, mask_id, calling)
+
+    def read_as(self, family: Family, mask_id: int | None, tokenizer: Tokenizer | None = None) -> "Denoiser":
+        """The same model, attending and masking as an adapter says that it was trained to; its config says so, too."""
+        if family.layout != "full" and self.calling is NATIVE:
+            make_causal(self.model)  # as the run that trained it did
+        return type(self)(self.model, tokenizer or self.tokenizer, family, mask_id, self.calling)
 
     def compile_layers(self) -> None:
         """Has torch.compile make code of the model's layers, at the first pass: for `sample` without a cache.

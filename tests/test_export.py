@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from lockstitch.rl.lora import DiffusionModelConfig, lora_config
 from lockstitch.rl.merge import fingerprint, merged
 from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, read_run, write_run
 from lockstitch.rl.sft_config import DiffusionSFTConfig
-from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser, make_causal
+from lockstitch.sampling.loop import sample
 from lockstitch.sampling.remote import mend_buffers
 from models import random_denoiser, tokenizer
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
@@ -159,6 +162,30 @@ def test_the_recipe_s_run_is_exported_with_its_card(tmp_path, capsys):
     assert "not an empty directory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["autoregressive", "bidirectional"])
+def test_an_adapter_that_attends_otherwise_than_its_base_is_merged_as_it_was_trained(kind, tmp_path):
+    base, run = tmp_path / "base", tmp_path / "run"
+    denoiser = base_directory("llama", base)
+    if kind == "autoregressive":
+        del make_causal(denoiser.model).config.diffusion
+        denoiser.model.save_pretrained(base)
+    plain = tokenizer()
+    plain.mask_token = None  # the adapter's run taught a spare row
+    plain.save_pretrained(base)
+    train_by_hand(denoiser, run, base)
+    facts = {"family": "context_causal", "layout": "context_causal", "shifted": True, "block_length": 4}
+    (run / "diffusion.json").write_text(json.dumps(facts | {"mask_token_id": 2}))
+    told = Denoiser.from_pretrained(str(run))
+    export(ExportConfig(run, tmp_path / "merged", merge=True))
+    merged = Denoiser.from_pretrained(str(tmp_path / "merged"))
+    assert (merged.family, merged.mask_id) == (told.family, told.mask_id)
+    assert merged.family.block_length == 4
+    assert merged.model.config.is_causal is told.model.config.is_causal is True
+    config = SamplerConfig(canvas_length=8, block_length=4, steps=4, temperature=0.0)
+    one, other = (sample(d, ["12"], config)[0].canvas_ids for d in (told, merged))
+    assert one == other
+
+
 def test_a_base_that_has_moved_is_named_anew(tmp_path):
     model = train_by_hand(base_directory("llama", tmp_path / "base"), tmp_path / "run", tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="elsewhere' cannot be loaded; say where it is with --base"):
@@ -209,15 +236,19 @@ def refused(says, config, **changes):
     assert not config["output"].exists()
 
 
-def test_what_cannot_be_exported_is_refused_before_weights_are_loaded(tmp_path):
+def test_what_cannot_be_exported_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
     base, run = tmp_path / "base", tmp_path / "run"
     train_by_hand(base_directory("llama", base), run, base)
     (base / "model.safetensors").unlink()
     config = {"adapter": run, "output": tmp_path / "out"}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     refused("is not a directory", config, adapter=tmp_path / "absent")
     refused("holds a whole model, not an adapter", config, adapter=base)
     refused("hub_model_id='a/b' would be ignored without push", config, hub_model_id="a/b")
     refused("revision='v1' would be ignored: the base", config, revision="v1")
+    refused("revision='v1' would be ignored: the base", config, revision="v1", base="embedded:sudoku")
+    refused("is the working directory, which cannot be replaced", config, output=Path("."))
     refused("push: the base .* is a path", config, push=True)
     refused("push: the hub is switched off", config, push=True, base="owner/name")
 

@@ -424,6 +424,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
     refused(GOLDEN / "llada", "trust_remote_code=True would be ignored", trust_remote_code=True)
     refused(GOLDEN / "llada", "family='fog' is not one of", family="fog")
     refused(GOLDEN / "llada", "mask_id=9999 is no token of the model", mask_id=9999)
+    refused("embedded:sudoku", "mask_id=1 is '<eos>', which ends a text and cannot mask one", mask_id=1)
     save_as(tmp_path / "torn", "llada")
     with (tmp_path / "torn" / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
