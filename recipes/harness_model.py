@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,8 +99,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             num_samples=num_samples, mask_schedule=mask_schedule, mask_distribution=mask_distribution
         )
         self._usual()
+        if peft is not None and revision is not None:
+            raise ValueError(
+                f"revision={revision!r} with peft={peft!r} could mean either; give one that is on this disk"
+            )
         self.denoiser = Denoiser.from_pretrained(
-            pretrained,
+            pretrained if peft is None else f"{peft}@{pretrained}",
             family=family,
             mask_id=mask_id,
             trust_remote_code=trust_remote_code,
@@ -109,8 +112,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             device=device,
             revision=revision,
         )
-        if peft is not None:
-            _put_on(self.denoiser, peft)
         self.tokenizer = self.denoiser.tokenizer
         self._device = self.denoiser.device
         self._named = pretrained if peft is None else f"{pretrained}+{peft}"
@@ -359,19 +360,6 @@ def _whole(name: str, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
     return value
-
-
-def _put_on(denoiser: Denoiser, adapter: str) -> None:
-    from lockstitch.sampling.adapters import put_on
-    from peft import PeftModel
-
-    if not Path(adapter).is_dir():
-        raise ValueError(
-            f"peft={adapter!r} is not a directory; an adapter on the hub goes into pretrained, by its own name"
-        )
-    if isinstance(denoiser.model, PeftModel):
-        raise ValueError(f"peft={adapter!r}: what pretrained names is an adapter already")
-    denoiser.model = put_on(denoiser.model, Path(adapter))
 
 
 def _seeds(seed: int, texts: Sequence[str]) -> list[int]:

@@ -180,7 +180,8 @@ def test_a_context_that_is_too_long_loses_its_beginning():
         ({"num_samples": 0}, "num_samples=0 must be"),
         ({"max_length": 10**6}, "more than the"),
         ({"cache": "block"}, "cache='block' is not for bidirectional"),
-        ({"peft": "nowhere"}, "peft='nowhere' is not a directory"),
+        ({"peft": "nowhere"}, "'nowhere' is no adapter"),
+        ({"peft": str(embedded_adapter("sudoku-early")), "revision": "main"}, "revision='main' with peft="),
     ],
 )
 def test_wrong_model_args_are_a_line(settings, message):
