@@ -164,11 +164,9 @@ def test_what_goes_wrong_in_a_worker_names_its_row(tmp_path, bad, kind, message)
     assert len(done([0, 1, 2, 3, 4, 5], tmp_path)) == 6 - len(kept)  # and alone it goes on from there
 
 
-def test_fewer_portions_than_workers_are_said(tmp_path):
-    with pytest.warns(
-        UserWarning, match="3 rows in portions of 2 are work for 2 of 3 workers: a --chunk of 1 is work"
-    ):
-        done([0, 1, 2], tmp_path, workers=3)
+def test_fewer_portions_than_workers_are_said(tmp_path, caplog):
+    done([0, 1, 2], tmp_path, workers=3)
+    assert "3 rows in portions of 2 are work for 2 of 3 workers: a --chunk of 1 is work" in caplog.text
 
 
 def test_files_beside_the_user_are_not_taken_for_pythons_own(tmp_path, monkeypatch):

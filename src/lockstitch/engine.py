@@ -15,9 +15,9 @@ Left out: sharing one results file between several commands.
 """
 
 import argparse
+import logging
 import math
 import re
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -27,6 +27,8 @@ from typing import Any
 
 from lockstitch.errors import OthersCodeError
 from lockstitch.files import AHEAD, append_rows, finished_rows
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Portion = Sequence[tuple[int, Any]]  # places and items, places one after another
@@ -286,10 +288,13 @@ def run(
         most = options.workers if options.engine == LOCAL else max(pool.actors for pool in pools.values())
         portions = cut(left, items, chunk)
         if len(portions) < most:
-            warnings.warn(
-                f"{len(left)} rows in portions of {chunk} are work for {len(portions)} of {most} workers: a --chunk of "
-                f"{math.ceil(len(left) / most)} is work for all",
-                stacklevel=2,
+            logger.warning(
+                "%d rows in portions of %d are work for %d of %d workers: a --chunk of %d is work for all",
+                len(left),
+                chunk,
+                len(portions),
+                most,
+                math.ceil(len(left) / most),
             )
         if options.engine == RAY:
             from lockstitch import engine_ray
