@@ -149,7 +149,8 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     # What is wrong with the model is not to be found after hours of labelling.
     attention = attention_of(path, recipe.attention, recipe.family, model_arguments.model_revision)
     chat = Chat.of(load_tokenizer(path, model_arguments.model_revision), recipe.chat_template, recipe.system_prompt)
-    reader = Reader(attention, recipe.step_separator, chat.template, chat.system)
+    trained_on = None if recipe.task is None else get_task(recipe.task).name
+    reader = Reader(attention, recipe.step_separator, chat.template, chat.system, trained_on)
     finished = is_finished(output, record, training)
     if recipe.traces is not None:
         from lockstitch.recipes.trace_labels import as_models_read, labelled_traces

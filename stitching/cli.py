@@ -132,15 +132,23 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
 
 
 def _sums(config: StitchConfig) -> dict[str, str]:
-    """The SHA-256 of the small files that the scores and the vote hang on: fitted weights, verifiers, a file's function."""
+    """The SHA-256 of what scores and the vote hang on: the files of fitted weights, verifiers, judges and functions."""
     from lockstitch.stitching.score import scorer_parts
     from lockstitch.stitching.verifier import FILE
 
     files = [Path(name) for name in (config.scorer_weights, config.evidence_weights) if name is not None]
     for part in scorer_parts(config.scorer):
         kind, _, name = part.partition(":")
-        files += [Path(name) / FILE] if kind == "verifier" else [Path(kind)] if kind.endswith(".py") else []
-    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+        if kind in ("prm", "likelihood"):
+            files += sorted(path for path in Path(name).glob("*") if path.suffix in (".json", ".safetensors"))
+        else:
+            files += [Path(name) / FILE] if kind == "verifier" else [Path(kind)] if kind.endswith(".py") else []
+    return {str(file): _sum(file) for file in files if file.is_file()}
+
+
+def _sum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _width() -> int:

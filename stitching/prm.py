@@ -10,6 +10,7 @@ rewards.
 Axes: K trajectories, N steps of one trajectory, L positions.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from lockstitch.stitching.steps import Step
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoTokenizer
 
 from lockstitch import EMBEDDED, embedded_scorer
+
+logger = logging.getLogger(__name__)
 
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -59,11 +62,19 @@ class ProcessRewardModel:
         trust_remote_code: bool = False,
         device: str | None = None,
     ) -> None:
+        named = model
         if model.startswith(EMBEDDED):
             model = str(embedded_scorer(model.removeprefix(EMBEDDED)))
         self.marker, self.system, self.task = marker, system, task
         self.reader = Reader.beside(model)
         if self.reader is not None:
+            if task is not None and self.reader.task not in (None, task.name):
+                logger.warning(
+                    "scorer prm:%s was trained on steps of %r and reads those of %r",
+                    named,
+                    self.reader.task,
+                    task.name,
+                )
             self.marker_id = None
             self.tokenizer: Any
             with loaded_from(f"scorer prm:{model}"):

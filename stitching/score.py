@@ -21,7 +21,7 @@ from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.steps import Step
 
-from lockstitch.errors import others_code
+from lockstitch.errors import OthersCodeError, others_code
 
 if TYPE_CHECKING:
     from lockstitch.sampling.denoiser import Denoiser
@@ -35,11 +35,18 @@ class Scores:
         score_KN: the scores.
         tokens: how many tokens a scoring model read for them.
         more: what else was spent: passes of a scoring model or of the diffusion model, and those that waited.
+
+    Raises `ValueError` for a score outside [0, 1], and for one that is no number.
     """
 
     score_KN: list[list[float]]
     tokens: int = 0
     more: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        outside = [score for row in self.score_KN for score in row if not 0 <= float(score) <= 1]
+        if outside:
+            raise ValueError(f"gave the score {outside[0]}; scores lie between 0 and 1")
 
     def cost(self, seconds: float = 0.0) -> Ledger:
         """The bill. A model that only says how many tokens it read did so in one pass."""
@@ -156,15 +163,30 @@ class Custom:
         """See `Scorer`; `ValueError` if a step has no score, or one outside [0, 1]."""
         with others_code(f"scorer {self.name!r}, at the question {question!r:.80},"):
             result = self.function(question, steps_KN, trajectories)
-            scores = result if isinstance(result, Scores) else Scores(result)
-            scores = replace(scores, score_KN=[[float(score) for score in row] for row in scores.score_KN])
-        found, wanted = [len(row) for row in scores.score_KN], [len(steps) for steps in steps_KN]
+            rows = result.score_KN if isinstance(result, Scores) else result
+            score_KN = [[float(score) for score in row] for row in rows]
+        found, wanted = [len(row) for row in score_KN], [len(steps) for steps in steps_KN]
         if found != wanted:
-            raise ValueError(f"scorer {self.name!r} gave {found} scores per trajectory for {wanted} steps")
-        outside = [score for row in scores.score_KN for score in row if not 0 <= score <= 1]
-        if outside:
-            raise ValueError(f"scorer {self.name!r} gave the score {outside[0]}; scores lie between 0 and 1")
-        return scores
+            raise ValueError(f"gave {found} scores per trajectory for {wanted} steps")
+        return replace(result, score_KN=score_KN) if isinstance(result, Scores) else Scores(score_KN)
+
+
+class Named:
+    """A scorer whose faults say which it is."""
+
+    def __init__(self, name: str, scorer: Scorer) -> None:
+        self.name, self.scorer, self.reads_text_alone = name, scorer, reads_text_alone(scorer)
+
+    def __call__(
+        self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None
+    ) -> Scores:
+        """See `Scorer`."""
+        try:
+            return self.scorer(question, steps_KN, trajectories)
+        except OthersCodeError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"scorer {self.name!r}, at the question {question!r:.80}: {error}") from error
 
 
 _ACCEPTED = (
@@ -218,8 +240,13 @@ def load_scorer(
         from lockstitch.stitching.combine import Combined, Weights
 
         fitted = Weights.equal(parts) if weights is None else Weights.read(weights, parts)
-        return Combined([_load(part, task, trust_remote_code, denoiser) for part in parts], fitted)
-    return _load(spec, task, trust_remote_code, denoiser)
+        return Combined([_named(part, task, trust_remote_code, denoiser) for part in parts], fitted)
+    return _named(spec, task, trust_remote_code, denoiser)
+
+
+def _named(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None") -> Scorer:
+    scorer = _load(spec, task, trust_remote_code, denoiser)
+    return scorer if isinstance(scorer, Calculator | Consensus | Confidence) else Named(spec, scorer)
 
 
 def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None") -> Scorer:

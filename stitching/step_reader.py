@@ -42,6 +42,7 @@ class Reader:
         separator: follows every step.
         chat_template: whether the prompt goes through the tokenizer's chat template.
         system_prompt: what a conversation begins with.
+        task: the task whose steps it was trained on, where it was one of ours.
 
     Raises `ValueError` for another attention, or a separator that is empty.
     """
@@ -50,6 +51,7 @@ class Reader:
     separator: str = "\n"
     chat_template: bool = False
     system_prompt: str | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:

@@ -219,6 +219,16 @@ def test_a_model_of_our_own_is_asked_as_its_task_asks(tmp_path: Path) -> None:
     assert bill.scorer_tokens == len(encoded.ids) + len(prm.encode("30,100,93=23", ["1+1=2"]).ids)
 
 
+def test_a_judge_of_another_task_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = build_own(tmp_path, "steps")
+    Reader("steps", task="sudoku").write(folder)
+    ProcessRewardModel(str(folder), task=get_task("sudoku"), device="cpu")
+    ProcessRewardModel("embedded:countdown", task=get_task("countdown"), device="cpu")
+    assert not caplog.text
+    ProcessRewardModel(str(folder), task=get_task("countdown"), device="cpu")
+    assert f"scorer prm:{folder} was trained on steps of 'sudoku' and reads those of 'countdown'" in caplog.text
+
+
 def test_what_a_body_is_and_how_it_is_read() -> None:
     assert load_body("embedded:sudoku")[2] == "steps"
     assert load_body("embedded:sudoku", "full")[2] == "full"

@@ -12,7 +12,16 @@ import pytest
 from lockstitch.rewards.steps import check_steps
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.trajectory import Ledger, Trajectory
-from lockstitch.stitching.score import Calculator, Confidence, Consensus, Custom, Scores, load_scorer
+from lockstitch.stitching.score import (
+    Calculator,
+    Confidence,
+    Consensus,
+    Custom,
+    Named,
+    Scores,
+    load_scorer,
+    reads_text_alone,
+)
 from lockstitch.stitching.segment import steps_of
 from lockstitch.stitching.steps import Step
 
@@ -105,6 +114,14 @@ def test_a_function_may_count_in_other_numbers_and_is_named_where_it_has_none() 
     assert json.dumps(scores.score_KN) == "[[0.5]]"
     with pytest.raises(ValueError, match=r"scorer 'words'.*could not convert string to float"):
         Custom("words", lambda *_: Scores([["much"]]))("", [[step(None)]], None)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -0.1, 1.5])
+def test_what_is_no_score_is_refused_with_the_scorer_and_the_question(wrong: float) -> None:
+    scorer = Named("prm:mine", lambda *_: Scores([[0.5, wrong]]))
+    with pytest.raises(ValueError, match=rf"^scorer 'prm:mine', at the question '1\+1': gave the score {wrong}; "):
+        scorer("1+1", [[step(None)] * 2], None)
+    assert Named("verifier:x", Consensus()).reads_text_alone == reads_text_alone(Consensus())
 
 
 def test_scoring_without_a_model_loads_no_transformers() -> None:

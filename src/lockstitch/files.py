@@ -369,10 +369,13 @@ def append_chunks(path: Path, chunks: Iterable[list[dict[str, Any]]]) -> Iterato
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Appends rows to a results file; they are on the disk when this returns."""
+    """Appends rows to a results file; they are on the disk when this returns.
+
+    Raises `ValueError` for a number that is not finite, which JSON has not; nothing is written then.
+    """
     if not rows:
         return
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     with path.open("ab") as file:
         file.write(text.encode("utf-8", "backslashreplace"))  # which is JSON's own escape
         file.flush()
