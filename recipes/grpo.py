@@ -196,6 +196,7 @@ def rewards_of(recipe: RecipeArguments, training: Any, task: "Task") -> list[Cal
 
 def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
     """A reward whose errors say which it is; of ours, those that columns make which are missing or of other types."""
+    from lockstitch.rewards.tasks.task import name_of
     from trl.trainer.utils import is_async_callable
 
     mistakes = (ValueError, TypeError) if reward.__module__.startswith("lockstitch.") else Exception
@@ -212,7 +213,9 @@ def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
             values = await reward(*args, **columns)
         return _numbers(name, values, columns["completions"])
 
-    return named_later if is_async_callable(reward) else named
+    made = named_later if is_async_callable(reward) else named
+    made.__name__ = name_of(reward)  # by which metrics are called; an object has none to copy
+    return made
 
 
 def _numbers(name: str, values: Any, completions: Sequence[Any]) -> list[float | None]:

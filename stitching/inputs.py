@@ -13,7 +13,7 @@ from lockstitch.rewards.contract import completion_texts
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.tasks.completions import LIST, Completed, asked, read_completions
 from lockstitch.rewards.tasks.golds import unreadable
-from lockstitch.rewards.tasks.task import Task, held_out_problems, name_of
+from lockstitch.rewards.tasks.task import Task, held_out_problems
 
 from lockstitch.files import each_row, numbered_rows
 
@@ -37,7 +37,7 @@ class Given:
 
 def _given(line: int, row: Mapping[str, Any], task: Task) -> Given:
     problem = asked(row, task.read_row)
-    return Given(problem, None, line, unreadable(name_of(task.rewards[0][0]), problem.columns or {}))
+    return Given(problem, None, line, unreadable(task.judge_name, problem.columns or {}))
 
 
 def read_problems(path: Path, task: Task) -> list[Given]:
@@ -74,7 +74,7 @@ def read_trajectories(path: Path, task: Task, column: str | None = None) -> list
 
     found: list[Given] = []
     of: dict[tuple[str, str | None], int] = {}
-    for _, (given, several) in each_row(path, read_completions(path, task.name, column, LIST), read):
+    for _, (given, several) in each_row(path, read_completions(path, task.judge_name, column, LIST), read):
         key = (given.problem.question, given.problem.answer)
         if several or key not in of:
             of.setdefault(key, len(found))

@@ -152,6 +152,39 @@ def test_stitch(place, way, capsys):
     sys.modules.pop("my_scorer", None)
 
 
+# A reward of one's own may be called like one of ours, and may be an object.
+OWN_REWARDS = """
+from my_reward import says
+
+def {0}(completions, answer, **columns):
+    return says(completions, answer)
+
+class Ends:
+    def __call__(self, completions, answer, **columns):
+        return says(completions, answer)
+
+ends = Ends()
+"""
+
+
+@pytest.mark.parametrize("name", ["code", "sudoku", "arithmetic", "ends"])
+def test_the_rules_of_our_rewards_are_not_those_of_a_function_of_that_name(place, name, capsys):
+    (place / "named.py").write_text(OWN_REWARDS.format("says_so" if name == "ends" else name))
+    (place / "sums.yaml").write_text(TASK.replace("my_reward.py:says", f"named.py:{name}"))
+    row = {"problem": "Capital of Norway?", "solution": "Oslo", "completions": ["Oslo", "Rome"]}
+    (place / "done.jsonl").write_text(json.dumps(row) + "\n")
+    assert grade_cli.main(["--task", "sums.yaml", "--completions", "done.jsonl", "--output", "graded"]) == 0
+    assert [row["right"] for row in rows_of(place / "graded/results.jsonl")] == [True, False]
+    given = ["--task", "sums.yaml", "--scorer", "consensus", "--solver", "none", "--trajectories", "done.jsonl"]
+    assert stitch_cli.main([*given, "--output", "stitched"]) == 0
+    (row,) = rows_of(place / "stitched/results.jsonl")
+    assert [one["correct"] for one in row["trajectories"]] == [True, False]
+    shown = capsys.readouterr()
+    assert "cannot be read" not in shown.err
+    assert tasks_cli.main(["sums.yaml"]) == 0
+    assert f"{'Ends' if name == 'ends' else name} (1); the first judges" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["sums.yaml", "my_task.py:task", "acme_sums"])
 @pytest.mark.parametrize("recipe", [grpo, sft])

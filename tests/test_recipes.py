@@ -16,6 +16,7 @@ from lockstitch.recipes.held_out import held_out_samplers
 from lockstitch.recipes.layers import folder, preset_names
 from lockstitch.recipes.rl_data import as_prompts, load_problems
 from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import Task
 from lockstitch.rl.checkpoints import last_checkpoint
 from lockstitch.rl.lora import lora_config
 from models import random_denoiser, tokenizer
@@ -159,6 +160,17 @@ def test_rewards_are_the_tasks_own_unless_named():
     recipe, _, training, _ = parse([*SUDOKU, *CPU, "--reward_weights", "1", "2"])
     with pytest.raises(ValueError, match="task 'sudoku' has the rewards sudoku, sudoku_cells"):
         rewards_of(recipe, training, get_task("sudoku"))
+
+
+def test_metrics_call_a_reward_that_is_an_object_by_its_class():
+    class Shortest:
+        def __call__(self, completions, **columns):
+            return [-float(len(text)) for text in completions]
+
+    recipe, _, training, _ = parse([*SUDOKU, *CPU, "--reward_weights", "1"])
+    (reward,) = rewards_of(recipe, training, Task("mine", ((Shortest(), 1.0),)))
+    assert reward.__name__ == "Shortest"
+    assert reward(completions=["ab"]) == [-2.0]
 
 
 # --- problems --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from lockstitch.rewards.contract import RESERVED, Completion
 from lockstitch.rewards.tasks.completions import Completed, asked
 from lockstitch.rewards.tasks.golds import unreadable
 from lockstitch.rewards.tasks.rows import load_rows
-from lockstitch.rewards.tasks.task import Task, name_of
+from lockstitch.rewards.tasks.task import Task
 
 from lockstitch import files
 
@@ -86,7 +86,7 @@ def _answered(row: Completed, columns: dict[str, Any], task: Task) -> list[Answe
     question = task.question(columns)
     prompt = columns.get("prompt") or question
     problem = json.dumps([question, str(columns.get("answer"))])
-    fault = unreadable(name_of(task.rewards[0][0]), columns)
+    fault = unreadable(task.judge_name, columns)
     if fault is not None and "answer" in columns:
         columns = {**columns, "answer": None}  # it is named already
     dropped = {*RESERVED, "completion", "prompt"}

@@ -58,7 +58,7 @@ def read_completions(
 
     Args:
         path: JSON Lines, a JSON array, CSV or parquet.
-        judge: the reward that judges them, if there is one: what its tasks call their own columns is no completion.
+        judge: the plug-in name of what judges them, if it has one: what its tasks call their own columns is no completion.
         column: the column of the completions; by default the one of the known names that is there. In the results of
             `lockstitch stitch` also the name of a method.
         usual: the column that is missed where there is none.

@@ -11,10 +11,10 @@ from lockstitch.rewards.puzzles.forms import read_number_row
 SHOWN = 5
 
 
-def unreadable(judge: str, columns: Mapping[str, Any]) -> str | None:
+def unreadable(judge: str | None, columns: Mapping[str, Any]) -> str | None:
     """Why the reward of that name has no verdict on a row, whatever is answered; None if it has one, or cannot tell before.
 
-    A gold answer of null is unknown on purpose, and no fault.
+    Of a reward of the user's own (None) nothing is known. A gold answer of null is unknown on purpose, and no fault.
     """
     gold = columns.get("answer")
     if judge == "math":

@@ -238,7 +238,7 @@ def grade(
     task = get_task(config.task)
     weighted = weighted_rewards(task, config.form, config.rewards)
     rewards = {name_of(reward): (load(reward), weight) for reward, weight in weighted}
-    rows = read_completions(config.completions, name_of(weighted[0][0]), config.column)
+    rows = read_completions(config.completions, task.judge_name, config.column)
     answered = read_answered(config.completions, rows, task, config.input, config.source)
     faults = list(dict.fromkeys((one.line, one.fault) for one in answered if one.fault is not None))
     if faults:

@@ -194,6 +194,12 @@ class Task:
 
     # --- what pays, and what is right ---
 
+    @property
+    def judge_name(self) -> str | None:
+        """The plug-in name of the reward that judges; None for a function, which may be called like one of ours."""
+        judge = self.rewards[0][0]
+        return judge if isinstance(judge, str) else None
+
     def rewards_for(self, form: str) -> tuple[Weighted, ...]:
         """The rewards for completions of prompts in that form, the judge first; `ValueError` lists the known forms."""
         self.check_form(form)
@@ -248,8 +254,8 @@ def _plug_in(name: str) -> Reward:
 
 
 def name_of(reward: str | Reward) -> str:
-    """What a reward is called in tables and metrics: its plug-in name, or the function's own."""
-    return reward if isinstance(reward, str) else str(reward.__name__)
+    """What a reward is called in tables and metrics: its plug-in name, or the function's own, or an object's class."""
+    return reward if isinstance(reward, str) else str(getattr(reward, "__name__", type(reward).__name__))
 
 
 def instructions(job: str, what: str, *, box: bool = False) -> dict[str, str]:
