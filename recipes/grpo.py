@@ -199,7 +199,7 @@ def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
     from lockstitch.rewards.tasks.task import name_of
     from trl.trainer.utils import is_async_callable
 
-    mistakes = (ValueError, TypeError) if reward.__module__.startswith("lockstitch.") else Exception
+    mistakes = (ValueError, TypeError) if reward.__module__.startswith("lockstitch.") else (Exception, SystemExit)
 
     @wraps(reward)
     def named(*args: Any, **columns: Any) -> Any:

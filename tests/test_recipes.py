@@ -1,11 +1,13 @@
 """The reinforcement-learning recipe: every file of settings through the real parser, layers, problems, memory, launches."""
 
+import asyncio
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+from inspect import iscoroutine
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from peft import get_peft_model
 from transformers import AutoTokenizer
 
 import lockstitch
+from lockstitch.errors import OthersCodeError
 
 ROOT = Path(__file__).resolve().parent.parent
 _ALL = sorted((ROOT / "recipes/configs").glob("*/*.yaml"))
@@ -160,6 +163,27 @@ def test_rewards_are_the_tasks_own_unless_named():
     recipe, _, training, _ = parse([*SUDOKU, *CPU, "--reward_weights", "1", "2"])
     with pytest.raises(ValueError, match="task 'sudoku' has the rewards sudoku, sudoku_cells"):
         rewards_of(recipe, training, get_task("sudoku"))
+
+
+def _ends(completions, **columns):
+    raise SystemExit(3)
+
+
+async def _ends_later(completions, **columns):
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("function", [_ends, _ends_later])
+def test_a_reward_that_would_end_the_process_is_named(function):
+    recipe, _, training, _ = parse([*SUDOKU, *CPU, "--reward_weights", "1"])
+    (reward,) = rewards_of(recipe, training, Task("mine", ((function, 1.0),)))
+
+    def call():
+        if iscoroutine(values := reward(completions=["ab"])):
+            asyncio.run(values)
+
+    with pytest.raises(OthersCodeError, match=f"reward '{function.__name__}' raised SystemExit: 3 .*test_recipes.py"):
+        call()
 
 
 def test_metrics_call_a_reward_that_is_an_object_by_its_class():
