@@ -13,7 +13,6 @@ A run that was interrupted goes on from its last checkpoint when it is launched 
 `run.json` (what it was), `report.html` (how it went) and `trainer_state.json` (its log).
 """
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -196,6 +195,7 @@ def rewards_of(recipe: RecipeArguments, training: Any, task: "Task") -> list[Cal
 
 def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
     """A reward whose errors say which it is; of ours, those that columns make which are missing or of other types."""
+    from lockstitch.rewards.contract import checked_values
     from lockstitch.rewards.tasks.task import name_of
     from trl.trainer.utils import is_async_callable
 
@@ -205,42 +205,17 @@ def _named(name: str, reward: Callable[..., Any]) -> Callable[..., Any]:
     def named(*args: Any, **columns: Any) -> Any:
         with others_code(f"reward {name!r}", mistakes):
             values = reward(*args, **columns)
-        return _numbers(name, values, columns["completions"])
+        return checked_values(name, values, len(columns["completions"]))
 
     @wraps(reward)
     async def named_later(*args: Any, **columns: Any) -> Any:
         with others_code(f"reward {name!r}", mistakes):
             values = await reward(*args, **columns)
-        return _numbers(name, values, columns["completions"])
+        return checked_values(name, values, len(columns["completions"]))
 
     made = named_later if is_async_callable(reward) else named
     made.__name__ = name_of(reward)  # by which metrics are called; an object has none to copy
     return made
-
-
-def _numbers(name: str, values: Any, completions: Sequence[Any]) -> list[float | None]:
-    """What a reward returned, where that is a finite number or None for each completion; NaN is None."""
-    if not hasattr(values, "__len__"):
-        raise OthersCodeError(f"reward {name!r} returned {type(values).__name__}, not a list of numbers")
-    if len(values) != len(completions):
-        raise OthersCodeError(f"reward {name!r} returned {len(values)} values for {len(completions)} completions")
-    numbers: list[float | None] = []
-    for value in values:
-        number = math.nan if value is None else _number(value)
-        if math.isinf(number):
-            raise OthersCodeError(
-                f"reward {name!r} returned {value!r:.80} for a completion; a finite number is needed, or None"
-            )
-        numbers.append(None if math.isnan(number) else number)
-    return numbers
-
-
-def _number(value: Any) -> float:
-    """A reward's value, of Python, NumPy or torch; infinite where it is none."""
-    try:
-        return math.inf if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.inf
 
 
 def _what_pays(recipe: RecipeArguments, training: Any) -> tuple[Any, list[Callable[..., Any]], Callable[..., Any]]:

@@ -6,15 +6,18 @@ data set as a list with one entry per completion, and besides these `completion_
 apply or could not be computed: None is left out of the sum and of the means, while 0.0 says that an answer is wrong.
 Rewards are pickled when they are sent to other processes, so a configured one is an instance of a class, not a closure.
 
-Left out: reward models and `async` rewards, which TRL calls in other ways.
+Left out: reward models, which TRL calls in other ways; `async` rewards are for training alone.
 """
 
 import functools
 import inspect
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from lockstitch.errors import OthersCodeError
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +140,52 @@ def per_sample(function: Callable[..., Value], name: str | None = None) -> PerSa
         name: what the reward is called in metrics; the function's own name by default.
     """
     return PerSample(function, name or function.__name__)
+
+
+def checked_values(name: str, values: Any, count: int) -> list[Value]:
+    """What a reward returned for `count` completions as floats, of numbers of Python, NumPy or torch; NaN is None.
+
+    Raises `OthersCodeError` for anything but a list of that length of finite numbers and None.
+    """
+    if inspect.iscoroutine(values):
+        values.close()
+        raise OthersCodeError(f"reward {name!r} is asynchronous, and only training waits for such a one")
+    if not _is_list(values) or len(values) != count:
+        raise OthersCodeError(
+            f"reward {name!r} returned {_shown(values)} for {count} completions; a list of {count} numbers is needed"
+        )
+    numbers: list[Value] = []
+    for value in values:
+        number = math.nan if value is None else _number(value)
+        if math.isinf(number):
+            raise OthersCodeError(
+                f"reward {name!r} returned {_shown(value)} for a completion; a finite number is needed, or None"
+            )
+        numbers.append(None if math.isnan(number) else number)
+    return numbers
+
+
+def _is_list(values: Any) -> bool:
+    """Whether it has an order and a length; so has an array, but not one of no dimensions."""
+    ordered = hasattr(values, "__len__") and hasattr(values, "__getitem__")
+    return ordered and not isinstance(values, Mapping | str | bytes) and getattr(values, "ndim", 1) > 0
+
+
+def _number(value: Any) -> float:
+    """A reward's value; infinite where it is none, or where no float holds it."""
+    try:
+        return math.inf if isinstance(value, str | bytes | bytearray) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is torch's
+        return math.inf
+
+
+def _shown(value: Any) -> str:
+    """A value in a line of at most 80 characters; Python does not write an integer of thousands of digits."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def combine(values: Sequence[Sequence[Value]], weights: Sequence[float] | None = None) -> list[Value]:

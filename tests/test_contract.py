@@ -1,11 +1,24 @@
 """The calling convention: texts out of completions, rows out of columns, None kept and counted, everything picklable."""
 
 import logging
+import math
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from lockstitch.rewards.contract import combine, completion_texts, per_sample, printable, report_none, rows_of
+import torch
+from lockstitch.rewards.contract import (
+    checked_values,
+    combine,
+    completion_texts,
+    per_sample,
+    printable,
+    report_none,
+    rows_of,
+)
+
+from lockstitch.errors import OthersCodeError
 
 
 @per_sample
@@ -117,6 +130,44 @@ def test_what_others_wrote_is_escaped(text, shown, caplog):
     shown.encode()  # as whatever writes it does
     report_none("my_reward", [None], None, text)
     assert caplog.messages == [f"my_reward: 1 of 1 completions not scored ({shown})"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1, None, math.nan, True),
+        np.array([1, math.nan, np.nan, 1], dtype=np.float16),
+        [np.float32(1), None, np.nan, np.True_],
+        torch.tensor([1, math.nan, math.nan, 1]),
+        [Fraction(1), None, torch.tensor(math.nan), 1.0],
+    ],
+)
+def test_values_of_a_reward_are_floats_and_none(values):
+    assert checked_values("mine", values, 4) == [1.0, None, None, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([1.0], r"returned \[1.0\] for 2 completions; a list of 2 numbers is needed"),
+        ("12", "returned '12' for 2 completions"),
+        ({1.0: 0, 2.0: 0}, r"returned \{1.0: 0, 2.0: 0\} for 2 completions"),
+        ({1.0, 2.0}, "for 2 completions; a list"),
+        (np.float64(1), "for 2 completions; a list"),
+        (np.array(1.0), "for 2 completions; a list"),
+        (np.zeros((3, 30)), r"returned array\(\[\[0., 0., [^\n]*\.\.\. for 2 completions"),
+        ([1.0, "1"], "returned '1' for a completion; a finite number is needed, or None"),
+        ([1.0, b"1"], "returned b'1' for a completion"),
+        ([1.0, [1.0]], r"returned \[1.0\] for a completion"),
+        ([1.0, -math.inf], "returned -inf for a completion"),
+        ([1.0, 10**5000], "returned int for a completion"),
+        ([1.0, torch.zeros(2)], "returned tensor.* for a completion"),
+    ],
+)
+def test_what_else_a_reward_returns_is_named(values, says):
+    with pytest.raises(OthersCodeError, match=f"^reward 'mine' {says}" if says.startswith("ret") else says) as raised:
+        checked_values("mine", values, 2)
+    assert "\n" not in str(raised.value)
 
 
 def test_rewards_combine_as_in_trl():

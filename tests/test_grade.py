@@ -297,15 +297,16 @@ def test_a_reward_that_breaks_the_contract_is_named(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     arguments = ["--task", "gsm8k", "--completions", str(write(tmp_path / "c.jsonl", ROWS)), "--output", "out"]
     assert main([*arguments, "--reward", "odd:odd"]) == 2
-    assert "reward 'odd:odd' returned [1.0] for 4 completions; a list of 4 is needed" in capsys.readouterr().err
+    assert (
+        "reward 'odd:odd' returned [1.0] for 4 completions; a list of 4 numbers is needed" in capsys.readouterr().err
+    )
     for value in ("float('inf')", "-float('inf')", "10**400"):
         source = f"def odd(prompts, completions, **columns):\n    return [1.0, {value}] * 2\n"
         (tmp_path / f"odd{len(value)}.py").write_text(source)
         assert main([*arguments, "--reward", f"odd{len(value)}:odd"]) == 2
-        assert (
-            f"reward 'odd{len(value)}:odd' returned a number that no float holds, or an infinite one"
-            in capsys.readouterr().err
-        )
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"reward 'odd{len(value)}:odd' returned " in said
+        assert said.endswith(" for a completion; a finite number is needed, or None")
 
 
 def test_weights():

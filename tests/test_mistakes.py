@@ -301,8 +301,8 @@ def test_weights_that_are_not_finite_are_never_saved(command, folder, monkeypatc
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ("[1.0]", "reward 'mine.py:f' returned 1 values for"),
-        ("1.0", "reward 'mine.py:f' returned float, not a list"),
+        ("[1.0]", "reward 'mine.py:f' returned [1.0] for"),
+        ("1.0", "reward 'mine.py:f' returned 1.0 for"),
         ("['1'] * len(completions)", "reward 'mine.py:f' returned '1' for a completion; a finite number"),
         ("[[1.0]] * len(completions)", "reward 'mine.py:f' returned [1.0] for a completion"),
         ("[float('inf')] * len(completions)", "reward 'mine.py:f' returned inf for a completion"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -151,6 +152,33 @@ def test_what_a_task_cannot_do_is_refused_by_name(place, capsys):
         (["--task", "sums.yaml", "--prompt_form", "tags"], "form 'tags' of task 'sums'"),
     ):
         assert part in refusal(capsys, lambda words=words: sample_cli.main([*sample, *words]))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("[float('inf')] * len(completions)", "returned inf for a completion; a finite number is needed, or None"),
+        ("['right'] * len(completions)", "returned 'right' for a completion; a finite number"),
+        ("[1.0]", r"returned \[1.0\] for \d+ completions; a list of \d+ numbers is needed"),
+        ("None", r"returned None for \d+ completions"),
+        ("await_me(completions)", "is asynchronous, and only training waits for such a one"),
+        ("[float('nan')] * len(completions)", None),
+    ],
+)
+def test_what_a_reward_returns_is_checked_where_it_judges(body, says, place, capsys):
+    (place / "odd.py").write_text(
+        f"async def await_me(completions): ...\n\ndef odd(completions, **columns):\n    return {body}\n"
+    )
+    (place / "sums.yaml").write_text(TASK.replace("my_reward.py:says", "odd.py:odd"))
+    (place / "traces.jsonl").write_text('{"problem": "1, +1", "solution": "2", "completions": ["2", "3"]}\n')
+    words = ["--task", "sums.yaml", "--trajectories", "traces.jsonl", "--scorer", "consensus", "--solver", "none"]
+    words += ["--output", "out"]
+    if says is not None:
+        assert re.search(f"^lockstitch stitch: .*reward 'odd' {says}", refusal(capsys, lambda: stitch_cli.main(words)))
+        return
+    assert stitch_cli.main(words) == 0
+    (row,) = rows_of(place / "out/results.jsonl")
+    assert [one["correct"] for one in row["trajectories"]] == [None, None]  # NaN is no verdict
 
 
 def test_training_refuses_tasks_without_rows_or_gold(place):

@@ -10,7 +10,6 @@ Left out: sampling the completions, and more than one judge.
 import hashlib
 import logging
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.contract import Value, combine, completion_texts
+from lockstitch.rewards.contract import Value, checked_values, combine, completion_texts
 from lockstitch.rewards.statistics import clustered_interval, pass_at_k
 from lockstitch.rewards.tasks.answered import Answered, read_answered
 from lockstitch.rewards.tasks.completions import read_completions
@@ -123,7 +122,7 @@ def score(
     for name, (reward, _) in rewards.items():
         with others_code(f"reward {name!r}, on rows {first} to {first + len(answered) - 1},"):
             found = reward(prompts=prompts, completions=completions, **columns)
-        values[name] = _values(name, found, len(answered))
+        values[name] = checked_values(name, found, len(answered))
     sums = combine(list(values.values()), [weight for _, weight in rewards.values()])
     judge = next(iter(values.values()))
     return [
@@ -135,21 +134,6 @@ def score(
         }
         for i, (text, verdict) in enumerate(zip(completion_texts(completions), judge, strict=True))
     ]
-
-
-def _values(name: str, values: Any, count: int) -> list[Value]:
-    if not isinstance(values, Sequence) or len(values) != count:
-        raise ValueError(
-            f"reward {name!r} returned {values!r:.80} for {count} completions; a list of {count} is needed"
-        )
-    for value in values:
-        if value is not None and not isinstance(value, int | float):
-            raise ValueError(f"reward {name!r} returned {value!r:.80} for a completion; a number is needed, or None")
-        if value is not None and abs(value) > sys.float_info.max:
-            raise ValueError(
-                f"reward {name!r} returned a number that no float holds, or an infinite one; None is for no verdict"
-            )
-    return [None if value is None or math.isnan(value) else float(value) for value in values]
 
 
 def summarise(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lockstitch.rewards.contract import RESERVED, Value
+from lockstitch.rewards.contract import RESERVED, checked_values
 from lockstitch.rewards.marks import last_answer_block, last_boxed, last_hash, without_special_tokens
 from lockstitch.rewards.plugins import load_reward
 from lockstitch.rewards.problem import Problem, text_of
@@ -217,6 +217,8 @@ class Task:
             answers: as `extract` reads them; `""` for none.
             texts: completions, which the reward reads in the place of the bare answers that stand in them: text i for answer
                 i, or else the first that gives it.
+
+        Raises `OthersCodeError` where the reward raises, or returns anything but a finite number or None for each.
         """
         if not answers or not self.is_judged(problem):
             return [None] * len(answers)
@@ -234,9 +236,10 @@ class Task:
             for name, value in columns.items()
             if name not in RESERVED and name != "prompt"
         }
-        reward = load(self.rewards[0][0])
-        with others_code(f"reward {name_of(self.rewards[0][0])!r}"):
-            values: list[Value] = reward(prompts=[problem.question] * len(answers), completions=completions, **kept)
+        reward, name = load(self.rewards[0][0]), name_of(self.rewards[0][0])
+        with others_code(f"reward {name!r}"):
+            returned = reward(prompts=[problem.question] * len(answers), completions=completions, **kept)
+        values = checked_values(name, returned, len(answers))
         return [None if value is None else value >= 1.0 for value in values]
 
 
