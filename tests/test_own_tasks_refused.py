@@ -137,7 +137,9 @@ def test_what_a_task_cannot_do_is_refused_by_name(place, capsys):
         capsys, lambda: stitch_cli.main([*words, "--solver", "embedded"])
     )
     made = ["--task", "sums.yaml", "--generate", "2", "--scorer", "confidence", "--output", "o"]
-    assert "has a fixed set of problems" in refusal(capsys, lambda: stitch_cli.main(made))
+    says = refusal(capsys, lambda: stitch_cli.main(made))
+    assert "task 'sums' has a fixed set of problems, and makes none up" in says
+    assert "--" not in says  # every command says it, and its options are not those of the others
     kept = [line for line in TASK.strip().split("\n") if not line.startswith(("dataset", "answer"))]
     (place / "bare.yaml").write_text("\n".join(kept))
     sample = ["--model", "embedded:arithmetic"]

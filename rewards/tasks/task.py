@@ -284,6 +284,8 @@ def training_problems(task: Task, count: int, seed: int) -> Iterator[Problem]:
 
 def _generate(task: Task, count: int, seed: str, *, held_out: bool) -> Iterator[Problem]:
     if task.generate is None:
-        raise ValueError(f"task {task.name!r} has a fixed set of problems: give them with --input FILE")
+        raise ValueError(
+            f"task {task.name!r} has a fixed set of problems, and makes none up: take its rows, or a task that makes them up"
+        )
     rng = random.Random(seed)
     return (task.generate(rng, held_out) for _ in range(count))
