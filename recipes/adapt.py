@@ -169,7 +169,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
             "teacher_name_or_path=None: the model is a diffusion model already; say its autoregressive parent"
         )
     settings = changed_settings(recipe, training, model_arguments)
-    task = recipe.generate or remembered(recipe.task)
+    task = remembered(recipe.generate or recipe.task)
     record = RunRecord(
         model_name(path), None, "adapt", family.name, task, recipe.dataset_name, recipe.adapt_preset, settings
     )

@@ -272,6 +272,7 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch.recipes.reporting import ReportCallback
     from lockstitch.recipes.rl_data import as_prompts
     from lockstitch.recipes.run_directory import is_finished, run_of
+    from lockstitch.rewards.plugins import remembered_reward
     from lockstitch.rewards.tasks.named import get_task, remembered
     from lockstitch.rl.grpo import DiffusionGRPOTrainer
     from lockstitch.rl.health import HealthCallback
@@ -292,6 +293,8 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     path = model_arguments.model_name_or_path
     family, _ = layout_of(path, recipe.family, model_arguments.model_revision)
     settings = changed_settings(recipe, health, training, model_arguments)
+    if recipe.reward_funcs is not None:
+        settings["reward_funcs"] = [remembered_reward(name) for name in recipe.reward_funcs]
     task = remembered(recipe.task)
     name = model_name(path)
     record = RunRecord(name, None, "grpo", family.name, task, recipe.dataset_name, recipe.rl_preset, settings)

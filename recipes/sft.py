@@ -97,7 +97,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
         named = recipe.new_model is None
         family = layout_of(path, recipe.family, model_arguments.model_revision)[0].name if named else "bidirectional"
     settings = changed_settings(recipe, training, model_arguments)
-    task = recipe.generate or remembered(recipe.task)
+    task = "evidence" if recipe.generate == "evidence" else remembered(recipe.generate or recipe.task)
     record = RunRecord(model_name(path), None, "sft", family, task, recipe.dataset_name, None, settings)
     if is_finished(Path(training.output_dir), record, training):
         return None

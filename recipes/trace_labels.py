@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.named import get_task, remembered
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.rl.run_record import RUN
 from lockstitch.stitching.answers import same_answers
@@ -174,7 +174,9 @@ def fit_on_features(output: Path, recipe: Any) -> dict[str, list[dict[str, Any]]
     check_folds(rows, recipe.traces)
     if (output / RUN).is_file():
         raise ValueError(f"output_dir={str(output)!r} holds the run of a model; choose another")
-    claim_directory(output, {"model_name_or_path": "features", **asdict(recipe)}, (VERIFIER,))
+    claim_directory(
+        output, {"model_name_or_path": "features", **asdict(recipe), "task": remembered(recipe.task)}, (VERIFIER,)
+    )
     scores = unseen_scores(rows)
     fit_verifier(rows).write(output / VERIFIER)
     scored = iter(scores)

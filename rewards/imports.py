@@ -60,6 +60,22 @@ def load_named(kind: str, spec: str, beside: Path | None = None) -> Any:
     return _attribute(kind, spec, _beside(kind, spec, module, where), module, path)
 
 
+def file_of(spec: str, beside: Path | None = None) -> Path | None:
+    """The file of one's own that a place leads to, where `load_named` looks first; None for what is installed, and a name.
+
+    The place may also be `package.module.attribute`, as `load_reward` takes it.
+    """
+    module, colon, _ = (part.strip() for part in spec.partition(":"))
+    if not colon and not module.endswith(".py"):
+        module = module.rpartition(".")[0]
+    if not module:
+        return None
+    where = Path() if beside is None else beside
+    stem = where.joinpath(*module.split("."))
+    files = [where / module] if module.endswith(".py") else [stem.with_name(f"{stem.name}.py"), stem / "__init__.py"]
+    return next((file for file in files if file.is_file()), None)
+
+
 def load_installed(kind: str, spec: str, module: str, path: str) -> Any:
     """What an installed package has at a place; `ValueError` as `load_named`."""
     return _attribute(kind, spec, _imported(kind, spec, module, ""), module, path)

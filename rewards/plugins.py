@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.contract import RESERVED
-from lockstitch.rewards.imports import find_module, load_installed, load_named, nearest
+from lockstitch.rewards.imports import file_of, find_module, load_installed, load_named, nearest
+
+from lockstitch.files import sha256
 
 GROUP = "lockstitch.rewards"
 UNKNOWN = "?"
@@ -76,6 +78,12 @@ def load_reward(spec: str, beside: Path | None = None) -> Callable[..., Any]:
         raise ValueError(f"reward {spec!r} is {found!r}, which cannot be called")
     reward: Callable[..., Any] = found
     return reward
+
+
+def remembered_reward(spec: str) -> str:
+    """What a run remembers of a reward: its name or place, and where that is in a file of one's own the file's sum."""
+    file = file_of(spec)
+    return spec if file is None else f"{spec} ({sha256(file)[:16]})"
 
 
 def _points() -> Iterable[EntryPoint]:

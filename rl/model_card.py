@@ -147,7 +147,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
     return {
         "stage": record.stage,
         "preset": record.preset,
-        "task": record.task,
+        "task": without_places(record.task),
         "data": Path(record.data).name if record.data else None,
         "rewards": ", ".join(Path(one).name for one in rewards) if rewards else None,
         "family": record.family,
@@ -156,7 +156,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
 
 def _sampling(record: RunRecord, adapter: bool, canvas_length: int | None) -> str:
     if record.stage == "prm":
-        task = record.task or "TASK"
+        task = str(without_places(record.task or "TASK")).partition(" (")[0]  # without the sum of its file
         return f"```console\nlockstitch stitch --task {task} --input FILE --scorer prm:DIR --output runs/scored\n```"
     if record.family is None:
         return _python(

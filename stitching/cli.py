@@ -81,7 +81,7 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
         remembered["solver"] = None if config.solver is None else without_passwords(config.solver)
         source = config.input or config.trajectories
         if source is not None:
-            remembered["sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+            remembered["sha256"] = files.sha256(Path(source))
         elif config.source is not None:
             asked = [(one.problem.question, one.problem.answer) for one in given]
             remembered["sha256"] = hashlib.sha256(repr(asked).encode()).hexdigest()
@@ -133,22 +133,22 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
 
 def _sums(config: StitchConfig) -> dict[str, str]:
     """The SHA-256 of what scores and the vote hang on: the files of fitted weights, verifiers, judges and functions."""
+    from lockstitch.rewards.imports import file_of
     from lockstitch.stitching.score import scorer_parts
     from lockstitch.stitching.verifier import FILE
+
+    from lockstitch.files import sha256
 
     files = [Path(name) for name in (config.scorer_weights, config.evidence_weights) if name is not None]
     for part in scorer_parts(config.scorer):
         kind, _, name = part.partition(":")
-        if kind in ("prm", "likelihood"):
+        if kind == "verifier":
+            files.append(Path(name) / FILE)
+        elif kind in ("prm", "likelihood"):
             files += sorted(path for path in Path(name).glob("*") if path.suffix in (".json", ".safetensors"))
-        else:
-            files += [Path(name) / FILE] if kind == "verifier" else [Path(kind)] if kind.endswith(".py") else []
-    return {str(file): _sum(file) for file in files if file.is_file()}
-
-
-def _sum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        elif (own := file_of(part)) is not None:
+            files.append(own)
+    return {str(file): sha256(file) for file in files if file.is_file()}
 
 
 def _width() -> int:

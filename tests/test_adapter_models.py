@@ -265,3 +265,11 @@ def test_an_adapter_on_another_base_than_it_names(tmp_path, capsys):
     assert sample_cli.main([*said, "--adapter", "embedded:chess"]) == 2
     assert "no embedded adapter 'chess'; there are smollm2, sudoku-early" in capsys.readouterr().err
     assert adapted
+
+
+def test_the_card_of_a_run_names_its_task_as_commands_take_it():
+    record = RunRecord("some/model", None, "prm", None, "/home/somebody/sums.yaml (0123456789abcdef)")
+    card = run_card(record, "run", False, None)
+    assert "lockstitch stitch --task sums.yaml --input FILE" in card
+    assert "sums.yaml (0123456789abcdef)" in card
+    assert "somebody" not in card

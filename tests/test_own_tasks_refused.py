@@ -11,13 +11,15 @@ import own_tasks
 import pytest
 from lockstitch.recipes import grpo, sft, sft_data
 from lockstitch.recipes.rl_data import load_problems
-from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.plugins import remembered_reward
+from lockstitch.rewards.tasks import grade_cli
+from lockstitch.rewards.tasks.named import get_task, remembered
 from lockstitch.rewards.tasks.own import KEYS, load_task_file
 from lockstitch.rewards.tasks.task import Source, Task
 from lockstitch.sampling import cli as sample_cli
 from lockstitch.stitching import cli as stitch_cli
 from lockstitch.stitching.segment import segment
-from own_tasks import REWARD, TASK, TINY, rows_of
+from own_tasks import MODULE, REWARD, ROWS, TASK, TINY, rows_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 place = own_tasks.place
@@ -228,6 +230,61 @@ def test_another_file_is_another_configuration(place, capsys):
     (place / "sums.yaml").write_text(TASK.replace("canvas_length: 16", "canvas_length: 12"))
     capsys.readouterr()
     assert "holds results of another configuration (task_file:" in refusal(capsys, lambda: stitch_cli.main(words))
+
+
+@pytest.fixture
+def parts(place, monkeypatch):
+    """The task in Python with its functions in a file beside it, and one more reward."""
+    for name in ("parts", "other"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (place / "my_task.py").write_text(MODULE.replace("my_reward", "parts"))
+    (place / "parts.py").write_text(REWARD)
+    (place / "other.py").write_text(REWARD.replace("says", "most"))
+    yield place
+    for name in ("parts", "other"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "changed", "says"),
+    [
+        ("sums.yaml", [], "my_reward.py", "task_file:"),
+        ("my_task.py:task", [], "my_task.py", "task_file:"),
+        ("my_task:make", [], "parts.py", "task_file:"),
+        ("acme_sums", ["--reward", "other.py:most"], "other.py", "reward_files:"),
+        ("acme_sums", ["--reward", "other:most=0.5"], "other.py", "reward_files:"),
+    ],
+)
+def test_a_reward_that_was_changed_is_another_configuration(parts, task, more, changed, says, capsys):
+    (parts / "done.jsonl").write_text(json.dumps({**ROWS[0], "completion": "24"}) + "\n")
+    words = ["--task", task, "--completions", "done.jsonl", "--output", "out", *more]
+    assert grade_cli.main(words) == 0
+    assert grade_cli.main(words) == 0
+    with (parts / changed).open("a") as file:
+        file.write("# another\n")
+    capsys.readouterr()
+    assert f"holds results of another configuration ({says}" in refusal(capsys, lambda: grade_cli.main(words))
+
+
+def test_a_run_remembers_what_the_files_of_its_task_and_rewards_say(parts):
+    named = ["sums.yaml", "my_task.py:task", "my_task:make", "acme_sums", "sudoku", None]
+    rewards = ["my_reward.py:says", "my_reward:says", "my_reward.says", str(parts / "my_reward.py") + ":says", "math"]
+
+    def said():
+        return [*map(remembered, named), *map(remembered_reward, rewards)]
+
+    before = said()
+    assert [one for one in before if one in (*named, *rewards)] == ["acme_sums", "sudoku", None, "math"]
+    assert before == said()
+    (parts / "other.py").write_text("")
+    assert before == said()
+    for name in ("my_reward.py", "parts.py"):
+        (parts / name).write_text(REWARD + "# another\n")
+    assert [a for a, b in zip(before, said(), strict=True) if a == b] == ["acme_sums", "sudoku", None, "math"]
+    (parts / "sums.yaml").write_text(TASK.replace("reward: my_reward.py:says", "reward: arithmetic"))
+    plain = remembered("sums.yaml")
+    (parts / "my_reward.py").write_text(REWARD)  # of which the steps are
+    assert remembered("sums.yaml") != plain
 
 
 @pytest.mark.parametrize("command", ["sample", "stitch", "sft", "grpo"])

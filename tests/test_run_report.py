@@ -185,6 +185,7 @@ def test_a_running_trainer_hands_its_log_over(tmp_path):
         ({"stage": "sft", "data": "/home/somebody/data/mine.jsonl"}, "sft on mine.jsonl"),
         ({"stage": "grpo", "preset": "espo", "task": "gsm8k", "data": "openai/gsm8k"}, "espo on gsm8k, openai/gsm8k"),
         ({"stage": "grpo"}, "grpo on my run"),
+        ({"stage": "grpo", "task": "/home/somebody/a.yaml (0123456789abcdef)"}, "grpo on a.yaml (0123456789abcdef)"),
     ],
 )
 def test_the_title_names_the_data_and_no_folder_of_the_machine_is_shown(known, title, tmp_path):
@@ -192,7 +193,7 @@ def test_the_title_names_the_data_and_no_folder_of_the_machine_is_shown(known, t
     write_state(run, 2)
     settings = {
         "output_dir": str(run),
-        "reward_funcs": ["/home/somebody/rewards.py:score"],
+        "reward_funcs": ["/home/somebody/rewards.py:score", "/home/somebody/own.py:f (0123456789abcdef)"],
         "dataset_name": known.get("data"),
     }
     base = "/home/somebody/models/mine"
@@ -201,7 +202,7 @@ def test_the_title_names_the_data_and_no_folder_of_the_machine_is_shown(known, t
     data = data_of(tmp_path / "page.html")
     assert data["facts"]["title"] == title
     assert data["facts"]["model"] == "mine"
-    assert data["settings"]["reward_funcs"] == ["rewards.py:score"]
+    assert data["settings"]["reward_funcs"] == ["rewards.py:score", "own.py:f (0123456789abcdef)"]
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "somebody" not in text
     assert str(tmp_path) not in text

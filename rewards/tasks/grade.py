@@ -7,7 +7,6 @@ file is said before the first completion is scored. A run that was interrupted g
 Left out: sampling the completions, and more than one judge.
 """
 
-import hashlib
 import logging
 import math
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.contract import Value, checked_values, combine, completion_texts
+from lockstitch.rewards.imports import file_of
 from lockstitch.rewards.statistics import clustered_interval, pass_at_k
 from lockstitch.rewards.tasks.answered import Answered, read_answered
 from lockstitch.rewards.tasks.completions import read_completions
@@ -227,19 +227,23 @@ def grade(
     faults = list(dict.fromkeys((one.line, one.fault) for one in answered if one.fault is not None))
     if faults:
         logger.warning("%s", warning(str(config.completions), faults))
-    remembered = {
+    remembered: dict[str, Any] = {
         "task": config.task,
         "form": config.form,
         "rewards": [[name_of(reward), weight] for reward, weight in weighted],
         "completions": str(config.completions),
-        "sha256": _sha256(config.completions),
+        "sha256": files.sha256(config.completions),
         "column": config.column,
         "input": None if config.input is None else str(config.input),
-        "input_sha256": None if config.input is None or config.input.is_dir() else _sha256(config.input),
+        "input_sha256": None if config.input is None or config.input.is_dir() else files.sha256(config.input),
         "source": config.source,
     }
     if task.fingerprint is not None:
         remembered["task_file"] = task.fingerprint
+    own = {name: file_of(name) for name, _ in map(parse_reward, config.rewards)}
+    sums = {name: files.sha256(file) for name, file in own.items() if file is not None}
+    if sums:
+        remembered["reward_files"] = sums
     files.claim_directory(config.output, remembered)
     results = config.output / files.RESULTS
     done = files.finished_by_index(results, [{**one.kept, "index": i} for i, one in enumerate(answered)])
@@ -268,10 +272,6 @@ def grade(
     summary["unreadable_gold"] = len(faults)
     files.write_whole(config.output / files.SUMMARY, files.to_json(summary))
     return summary
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _notes(task: Task, rows: int, problems: Sequence[str]) -> str | None:

@@ -5,12 +5,14 @@ that returns one. They are listed without importing anything. A task that no pac
 `path/to/task.yaml`, `path/to/file.py:attribute` or `package.module:attribute`.
 """
 
+import sys
 from collections.abc import Iterable
+from dataclasses import fields, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from lockstitch.rewards.imports import load_installed, load_named, nearest
+from lockstitch.rewards.imports import file_of, load_installed, load_named, nearest
 from lockstitch.rewards.plugins import describe, place_of, source_of
 from lockstitch.rewards.tasks.builtin import TASKS
 from lockstitch.rewards.tasks.own import SUFFIXES, load_task_file
@@ -18,6 +20,7 @@ from lockstitch.rewards.tasks.reasoning_gym_task import GYM, gym_task
 from lockstitch.rewards.tasks.task import Task
 
 from lockstitch.errors import others_code
+from lockstitch.files import sha256
 
 GROUP = "lockstitch.tasks"
 PLACES = "a file of YAML, file.py:attribute or module:attribute"
@@ -56,7 +59,7 @@ def get_task(spec: str | Task) -> Task:
     if spec.endswith(SUFFIXES):
         return load_task_file(Path(spec))
     if ":" in spec:
-        return _made(spec, load_named("task", spec))
+        return _with_fingerprint(spec, _made(spec, load_named("task", spec)))
     known = [*TASKS, *sorted({point.name for point in _points()})]
     raise ValueError(
         f"task {spec!r} is not one of {', '.join([*known, f'{GYM}NAME'])}, nor {PLACES}{nearest(spec, known)}"
@@ -64,7 +67,7 @@ def get_task(spec: str | Task) -> Task:
 
 
 def remembered(spec: str | None) -> str | None:
-    """What a run remembers of a task: its name or place, and where that is a file of YAML the sum of what it says."""
+    """What a run remembers of a task: its name or place, and where that is a file of one's own the sum of what it says."""
     fingerprint = None if spec is None else get_task(spec).fingerprint
     return spec if fingerprint is None else f"{spec} ({fingerprint})"
 
@@ -90,6 +93,23 @@ def _summary(task: Task) -> str:
     rewards = ", ".join(str(reward) for reward, _ in task.rewards)
     checked = "checked" if task.checker is not None else "not checked"
     return f"Rows: {', '.join(task.sources)}. Rewards: {rewards}. Steps: {task.unit}, {checked}."
+
+
+def _with_fingerprint(spec: str, task: Task) -> Task:
+    """A task of a file of one's own, with the sum of that file, of those that its rewards name, and of the modules beside
+    it that its functions are from."""
+    file = file_of(spec)
+    if file is None or task.fingerprint is not None:
+        return task
+    rewards = [reward for reward, _ in (*task.rewards, *task.tag_rewards)]
+    parts = [*rewards, *(getattr(task, one.name) for one in fields(task))]
+    found = {file_of(reward) for reward in rewards if isinstance(reward, str)}
+    for module in {str(getattr(part, "__module__", None)) for part in parts if callable(part)}:
+        where = getattr(sys.modules.get(module), "__file__", None)
+        if where is not None and Path(where).resolve().parent == file.resolve().parent:
+            found.add(Path(where))
+    others = {one.resolve() for one in found if one is not None} - {file.resolve()}
+    return replace(task, fingerprint=sha256(file, *sorted(others))[:16])
 
 
 def _made(spec: str, found: Any) -> Task:

@@ -9,7 +9,6 @@ Files and modules that it names are looked for beside it first. Left out: forms 
 checkers and puzzles' rules, which are a `Task` in Python.
 """
 
-import hashlib
 import json
 import math
 import string
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.contract import RESERVED
-from lockstitch.rewards.imports import is_place, load_named, nearest
+from lockstitch.rewards.imports import file_of, is_place, load_named, nearest
 from lockstitch.rewards.plugins import load_reward
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.steps import UNITS, Segmenter
@@ -27,6 +26,7 @@ from lockstitch.rewards.tasks.builtin import TASKS, has_gold, math_gold
 from lockstitch.rewards.tasks.data import is_file_name
 from lockstitch.rewards.tasks.task import Row, Source, Task, Weighted, answer_column, marked_answer
 
+from lockstitch import files
 from lockstitch.options import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
@@ -90,7 +90,8 @@ def _text(said: Mapping[str, Any], key: str) -> str | None:
 def _task(path: Path, said: Mapping[str, Any]) -> Task:
     name = _text(said, "name") or path.stem
     answer, system = _text(said, "answer"), _text(said, "system")
-    rewards = _rewards(said["reward"], path.parent)
+    pairs = _pairs(said["reward"])
+    rewards = _rewards(pairs, path.parent)
     length = said.get("canvas_length")
     if "canvas_length" in said and (type(length) is not int or length < 1):
         raise _wrong("canvas_length", length)
@@ -99,6 +100,9 @@ def _task(path: Path, said: Mapping[str, Any]) -> Task:
     if judge == "math" and answer is None:
         raise _KeyProblemError(f"answer is missing, and the reward math needs it: {KEYS['answer']}")
     rows = Rows(_columns(said), _template(said), answer)
+    unit = _unit(said, path.parent)
+    named = (file_of(spec, path.parent if is_place(spec) else None) for spec, _ in pairs)
+    code = [*named, None if isinstance(unit, str) else file_of(said["step_unit"], path.parent)]
     return Task(
         name,
         rewards,
@@ -111,9 +115,9 @@ def _task(path: Path, said: Mapping[str, Any]) -> Task:
         gold=math_gold if judge == "math" else answer_column if answer is not None else _nothing,
         is_judged=has_gold if answer is not None else _always,
         solution=answer_column if answer is not None else _nothing,
-        unit=_unit(said, path.parent),
+        unit=unit,
         canvas_length=length,
-        fingerprint=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        fingerprint=files.sha256(path, *dict.fromkeys(file for file in code if file is not None))[:16],
     )
 
 
@@ -189,7 +193,8 @@ def _template(said: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     return [(text, name) for text, name, _, _ in parts]
 
 
-def _rewards(value: Any, beside: Path) -> tuple[Weighted, ...]:
+def _pairs(value: Any) -> list[tuple[str, float]]:
+    """The rewards as they are named, with their weights."""
     pairs = []
     for one in value if isinstance(value, list) and value else [value]:
         spec, weight = next(iter(one.items())) if isinstance(one, dict) and len(one) == 1 else (one, 1.0)
@@ -200,6 +205,10 @@ def _rewards(value: Any, beside: Path) -> tuple[Weighted, ...]:
     twice = sorted({spec for spec, _ in pairs if [other for other, _ in pairs].count(spec) > 1})
     if twice:
         raise _KeyProblemError(f"reward: {twice[0]!r} stands twice")
+    return pairs
+
+
+def _rewards(pairs: Sequence[tuple[str, float]], beside: Path) -> tuple[Weighted, ...]:
     try:
         return tuple(
             (load_reward(spec, beside) if is_place(spec) else _listed(spec), weight) for spec, weight in pairs

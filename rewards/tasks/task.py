@@ -125,7 +125,8 @@ class Task:
         canvas_length: tokens that a completion takes, or None where nobody knows.
         embedded: whether an embedded model of the task's name, and the embedded solver, can do it.
         generate: (rng, held_out) -> a new problem, or None for a fixed set.
-        fingerprint: what changes where the task's file does, so that a run is not resumed with another; None without a file.
+        fingerprint: what changes where the task's file does, or one of code that it names, so that a run is not resumed with
+            another; None without a file.
     """
 
     name: str

@@ -7,6 +7,7 @@ stopped, and a directory that was made with another configuration, or that anoth
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -230,6 +231,14 @@ def kept_columns(row: Row, taken: Iterable[str]) -> dict[str, Any]:
             new = f"input_{new}"
         kept[new] = value
     return kept
+
+
+def sha256(*paths: Path) -> str:
+    """The SHA-256 of what files hold, one behind another."""
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

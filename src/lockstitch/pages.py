@@ -15,6 +15,8 @@ _MARK = "@@DATA@@"
 # `/a/b`, `~/a`, `C:\\a`, each maybe after `vllm:` and the like; but neither `/no_think` nor an address.
 _PLACE = re.compile(r"((?:[a-z_]+:)?)(?:/(?!/)[^\n]*/|~/(?:[^\n]*/)?|[A-Za-z]:[\\/](?:[^\n]*[\\/])?)([^/\\\n]+)[/\\]?")
 
+_SUM = re.compile(r" \([0-9a-f]{16}\)$")  # of a file of one's own, as runs remember it behind its place
+
 
 def without_places(value: Any) -> Any:
     """A setting as a page or a card shows it: of an absolute path the last part, for the folders of a machine say nothing.
@@ -28,10 +30,11 @@ def without_places(value: Any) -> Any:
     if not isinstance(value, str | Path):
         return value
     text = str(value)
-    found = _PLACE.fullmatch(text)
-    if found is None or (re.search(r"\s", text) and not os.path.lexists(text.removeprefix(found[1]))):
+    place = _SUM.sub("", text)
+    found = _PLACE.fullmatch(place)
+    if found is None or (re.search(r"\s", place) and not os.path.lexists(place.removeprefix(found[1]))):
         return text
-    return found[1] + found[2]
+    return found[1] + found[2] + text[len(place) :]
 
 
 def embed(value: object) -> str:
