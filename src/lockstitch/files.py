@@ -237,7 +237,9 @@ def sha256(*paths: Path) -> str:
     """The SHA-256 of what files hold, one behind another."""
     found = hashlib.sha256()
     for path in paths:
-        found.update(path.read_bytes())
+        with path.open("rb") as file:
+            while part := file.read(2**20):  # weights need not fit into memory once more
+                found.update(part)
     return found.hexdigest()
 
 
