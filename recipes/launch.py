@@ -5,10 +5,14 @@
     lockstitch grpo --accelerate_config fsdp2 --num_processes 8 --config LLaDA-8B-Instruct/gsm8k.yaml
 
 `--accelerate_config` names one of the package's own (single, ddp, fsdp2, zero2, zero3) or a file; `--num_processes` goes to
-the launcher as well. Without either there is one process, which needs no launcher.
+the launcher as well. Without either there is one process, which needs no launcher: this one becomes it. A launcher is told
+of the signals that end this process, with all that it started.
 """
 
 import argparse
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,10 +22,14 @@ from pathlib import Path
 from lockstitch.errors import GOES_ON, one_line
 
 CONFIGS = Path(__file__).parent / "accelerate"
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def command(recipe: str, argv: Sequence[str]) -> list[str]:
-    """The command that starts a recipe; `ValueError` for an accelerate config that is neither a file nor one of ours."""
+def command(recipe: str, argv: Sequence[str]) -> tuple[list[str], bool]:
+    """The command that starts a recipe, and whether that is a launcher.
+
+    Raises `ValueError` for an accelerate config that is neither a file nor one of ours.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--accelerate_config")
     parser.add_argument("--num_processes")
@@ -38,7 +46,7 @@ def command(recipe: str, argv: Sequence[str]) -> list[str]:
         launcher += ["--cpu"] if launcher else []
         rest = [*rest, "--use_cpu", "true"]
     # -P: files of the working directory are not imported in the place of libraries.
-    return [sys.executable, "-P", *launcher, "-m", f"lockstitch.recipes.{recipe}", *rest]
+    return [sys.executable, "-P", *launcher, "-m", f"lockstitch.recipes.{recipe}", *rest], bool(launcher)
 
 
 def config_file(name: str) -> Path:
@@ -55,8 +63,46 @@ def _launch(recipe: str, argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         return _help(recipe)
     with one_line(f"lockstitch {recipe}", f"interrupted; {GOES_ON}"):
-        return subprocess.run(command(recipe, argv), check=False).returncode
+        words, is_launcher = command(recipe, argv)
+        if is_launcher:
+            return run_to_its_end(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(words[0], words)
     raise AssertionError("one_line ends the process")
+
+
+def run_to_its_end(words: Sequence[str]) -> int:
+    """The exit status of a command, which hears of what is to end this process, as all that it started does.
+
+    It is in a session of its own, so that Ctrl-C reaches it once. Where one of these signals ended it, this process ends by
+    the same; where another did, the status is that of a shell.
+
+    Raises `KeyboardInterrupt` where this process was told to end by SIGINT, and the command has ended.
+    """
+    # What is ignored, as under nohup, stays ignored. What is blocked cannot come between a look at the process and a wait.
+    waited = {number for number in PASSED_ON if signal.getsignal(number) != signal.SIG_IGN} | {signal.SIGCHLD}
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    interrupted = False
+    try:
+        process = subprocess.Popen(
+            words, start_new_session=True, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+        )
+        while process.poll() is None:
+            number = signal.sigwait(waited)
+            if number != signal.SIGCHLD:
+                interrupted |= number == signal.SIGINT
+                with contextlib.suppress(ProcessLookupError):  # all have ended
+                    os.killpg(process.pid, number)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+    status = process.returncode
+    if interrupted:
+        raise KeyboardInterrupt
+    if -status in PASSED_ON:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    return status if status >= 0 else 128 - status
 
 
 def _help(recipe: str) -> int:

@@ -1,29 +1,110 @@
 """`lockstitch grpo | sft`, and how the console script answers to words that it does not know."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from lockstitch.recipes.launch import CONFIGS, command
+from lockstitch.rewards.sandbox.sandbox_watch import processes_of
 
 from lockstitch.cli import COMMANDS, main
 
 
 def test_one_process_needs_no_launcher_and_several_have_accelerates():
     module = ["-m", "lockstitch.recipes.grpo"]
-    assert command("grpo", ["--task", "sudoku"]) == [sys.executable, "-P", *module, "--task", "sudoku"]
-    assert command("grpo", ["--cpu"]) == [sys.executable, "-P", *module, "--use_cpu", "true"]
+    assert command("grpo", ["--task", "sudoku"]) == ([sys.executable, "-P", *module, "--task", "sudoku"], False)
+    assert command("grpo", ["--cpu"]) == ([sys.executable, "-P", *module, "--use_cpu", "true"], False)
     launcher = [sys.executable, "-P", "-m", "accelerate.commands.launch"]
-    assert command("grpo", ["--accelerate_config", "fsdp2", "--num_processes", "8"]) == [
-        *launcher,
-        "--config_file",
-        str(CONFIGS / "fsdp2.yaml"),
-        "--num_processes",
-        "8",
-        *module,
-    ]
+    words, is_launcher = command("grpo", ["--accelerate_config", "fsdp2", "--num_processes", "8"])
+    assert words == [*launcher, "--config_file", str(CONFIGS / "fsdp2.yaml"), "--num_processes", "8", *module]
+    assert is_launcher
     with pytest.raises(ValueError, match="accelerate_config='zero9' is neither a file nor one of ddp, fsdp2, single"):
         command("sft", ["--accelerate_config", "zero9"])
+
+
+def wait_for(found, seconds=60.0):
+    """What a function finds, once it finds something."""
+    end = time.monotonic() + seconds
+    while not (there := found()):
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
+    return there
+
+
+def words_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def runs(pid):
+    """Whether it is there, and not only waits for somebody to ask how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(["--num_processes", "1", "--cpu"], marks=pytest.mark.slow, id="accelerate")]
+)
+def test_training_ends_with_its_command(options, tmp_path):
+    """The process that trains is told, whoever started it, and is no orphan."""
+    said = ["--config", "tiny/prm_sudoku.yaml", *options, "--output_dir", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-m", "lockstitch", "prm", *said], stderr=subprocess.DEVNULL)
+
+    def training():
+        both = {pid: words_of(pid) for pid in processes_of(process.pid)}
+        launcher, module = "accelerate.commands.launch", "lockstitch.recipes.prm"
+        return [pid for pid, words in both.items() if module in words and launcher not in words]
+
+    pids = wait_for(training)
+    process.terminate()
+    assert process.wait(30) == -signal.SIGTERM
+    wait_for(lambda: not any(map(runs, pids)), 5.0)
+
+
+TOLD = """
+import sys
+from lockstitch.recipes.launch import run_to_its_end
+try:
+    status = run_to_its_end(["sh", "-c", {script!r}])
+except KeyboardInterrupt:
+    status = 130
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(("sent", "ends"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_what_a_launcher_started_is_told_of_signals(sent, ends, tmp_path):
+    # As accelerate's launcher of one process, which waits and passes nothing on.
+    script = f'{sys.executable} -c \'import time; open("{tmp_path}/there", "w"); time.sleep(600)\'; exit 1'
+    process = subprocess.Popen([sys.executable, "-c", TOLD.format(script=script)], stderr=subprocess.DEVNULL)
+    wait_for((tmp_path / "there").exists)
+    pids = processes_of(process.pid)
+    assert len(pids) == 3
+    os.kill(process.pid, sent)
+    assert process.wait(30) == ends
+    wait_for(lambda: not any(map(runs, pids)), 5.0)
+
+
+def test_a_launcher_that_is_killed_is_no_success():
+    done = subprocess.run([sys.executable, "-c", TOLD.format(script="kill -9 $$")], check=False)
+    assert done.returncode == 128 + signal.SIGKILL
+
+
+def test_what_is_ignored_stays_ignored(tmp_path):
+    script = f"echo >{tmp_path}/there; sleep .2; exit 3"
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + TOLD.format(script=script)  # as nohup does
+    process = subprocess.Popen([sys.executable, "-c", code])
+    wait_for((tmp_path / "there").exists)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 3
 
 
 def test_a_word_like_a_command_is_guessed(capsys):
