@@ -217,9 +217,9 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
 
 def main() -> None:
     """Reads the layers of settings, then trains."""
-    from lockstitch.recipes.run_directory import MISTAKES
-
     with one_line("adapt"):
+        from lockstitch.recipes.run_directory import MISTAKES  # seconds of imports, in which Ctrl-C may come
+
         prepared = prepare(*parse(sys.argv[1:]))
     with one_line("adapt", f"interrupted; {GOES_ON}", MISTAKES):
         run(prepared)

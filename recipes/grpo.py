@@ -369,9 +369,9 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
 
 def main() -> None:
     """Reads the layers of settings, then trains."""
-    from lockstitch.recipes.run_directory import MISTAKES
-
     with one_line("grpo"):
+        from lockstitch.recipes.run_directory import MISTAKES  # seconds of imports, in which Ctrl-C may come
+
         prepared = prepare(*parse(sys.argv[1:]))
     with one_line("grpo", f"interrupted; {GOES_ON}", (*MISTAKES, OthersCodeError)):
         run(prepared)

@@ -214,9 +214,9 @@ def adapted(model: Any, arguments: Any, base: str) -> Any:
 
 def main() -> None:
     """Parses YAML and command line, labels, trains and judges."""
-    from lockstitch.recipes.run_directory import MISTAKES
-
     with one_line("prm", f"interrupted; {GOES_ON}"):
+        from lockstitch.recipes.run_directory import MISTAKES  # seconds of imports, in which Ctrl-C may come
+
         recipe, training, model_arguments = parse(sys.argv[1:])
         prepared, rows, reader = prepare(recipe, training, model_arguments)
     with one_line("prm", f"interrupted; {GOES_ON}", MISTAKES):

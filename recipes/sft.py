@@ -178,9 +178,9 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
 
 def main() -> None:
     """Reads YAML and command line, then trains."""
-    from lockstitch.recipes.run_directory import MISTAKES
-
     with one_line("sft"):
+        from lockstitch.recipes.run_directory import MISTAKES  # seconds of imports, in which Ctrl-C may come
+
         prepared = prepare(*parse(sys.argv[1:]))
     with one_line("sft", f"interrupted; {GOES_ON}", MISTAKES):
         run(prepared)

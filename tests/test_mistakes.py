@@ -378,3 +378,25 @@ def test_a_reward_of_ours_says_which_column_is_missing(folder, monkeypatch, capf
 def test_what_trl_would_look_at_too_late_is_refused_by_its_name(option, folder, monkeypatch, capfd):
     assert call("grpo", argv_of("grpo", **option), monkeypatch) == 2
     assert next(iter(option)) in capfd.readouterr().err.splitlines()[-1]
+
+
+class _Interrupt:
+    """Finds no module; at one of them Ctrl-C comes."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.name:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_ctrl_c_while_a_recipe_is_still_importing_is_one_line(recipe, monkeypatch, capsys):
+    heavy = "lockstitch.recipes.run_directory"
+    monkeypatch.delitem(sys.modules, heavy, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [_Interrupt(heavy), *sys.meta_path])
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
+        import_module(f"lockstitch.recipes.{recipe}").main()
+    assert getattr(ended.value, "code", None) == 130
+    assert capsys.readouterr().err.startswith(f"\n{recipe}: interrupted")
