@@ -5,6 +5,7 @@ Labelled steps come from one of three places, and most options belong to one: th
 place that is named would be ignored, and is refused.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -171,7 +172,9 @@ class RecipeArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
-        if self.num_completions > 1 and not self.temperature > 0:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature={self.temperature} must be a number, at least 0")
+        if self.num_completions > 1 and self.temperature == 0:
             raise ValueError(
                 f"temperature={self.temperature}: all num_completions={self.num_completions} would be the same"
             )
@@ -179,6 +182,9 @@ class RecipeArguments:
         from lockstitch.stitching.score import scorer_parts
 
         Labelling(self.num_trajectories, self.num_completions, self.label)
+        twice = sorted({scorer for scorer in self.scorers or () if (self.scorers or []).count(scorer) > 1})
+        if twice:
+            raise ValueError(f"scorers={self.scorers}: each once, and {', '.join(map(repr, twice))} stands twice")
         sums = [scorer for scorer in self.scorers or () if len(scorer_parts(scorer)) > 1]
         if bool(sums) != bool(self.num_fit_problems):
             raise ValueError(
