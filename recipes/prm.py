@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lockstitch.recipes.run_directory import Run
 
 LABELS = "labels"
+LEFT_OUT = "left out"  # the rows of no split: what they cost counts
 
 
 def parse(argv: Sequence[str]) -> tuple[Any, ...]:
@@ -112,9 +113,9 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
 
 def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tuple[Run | None, dict[str, Any], Any]":
     """The run, ready to go or None where it is finished, the rows of each split, and how the model reads."""
-    from lockstitch.recipes.prm_data import own_rows
+    from lockstitch.recipes.prm_data import check_fitted_on, own_rows
     from lockstitch.recipes.run_directory import is_finished, run_of
-    from lockstitch.recipes.step_training import StepCollator, StepRewardTrainer, encode_rows
+    from lockstitch.recipes.step_training import StepCollator, StepRewardTrainer, check_lengths, encode_rows
     from lockstitch.rewards.tasks.named import get_task, remembered
     from lockstitch.rl.lora import loading_of
     from lockstitch.rl.run_record import RunRecord, changed_settings
@@ -148,7 +149,8 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     record = RunRecord(model_name(path), None, "prm", None, task, recipe.dataset_name, None, settings)
     # What is wrong with the model is not to be found after hours of labelling.
     attention = attention_of(path, recipe.attention, recipe.family, model_arguments.model_revision)
-    chat = Chat.of(load_tokenizer(path, model_arguments.model_revision), recipe.chat_template, recipe.system_prompt)
+    tokenizer = load_tokenizer(path, model_arguments.model_revision)
+    chat = Chat.of(tokenizer, recipe.chat_template, recipe.system_prompt)
     trained_on = None if recipe.task is None else get_task(recipe.task).name
     reader = Reader(attention, recipe.step_separator, chat.template, chat.system, trained_on)
     finished = is_finished(output, record, training)
@@ -158,21 +160,26 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
         rows = as_models_read(labelled_traces(recipe), get_task(str(recipe.task)))
     else:
         rows = labelled(recipe, output) if recipe.task is not None else own_rows(recipe)
+    check_fitted_on(recipe, rows)
+    encoded, rows[LEFT_OUT] = {}, []
+    for split in ["train", *(["test"] if rows["test"] else [])]:
+        encoded[split], rows[split], long = encode_rows(rows[split], tokenizer, reader, training.max_length)
+        rows[LEFT_OUT] += long  # which are not judged, either
     if finished:
         return None, rows, Reader.beside(str(output))
-    body, tokenizer, _ = load_body(
+    body, _, _ = load_body(
         path, recipe.attention, recipe.family, device=training.device, **loading_of(model_arguments)
     )
+    check_lengths(encoded, body, training.max_length)
     model: Any = as_step_classifier(body, attention, training.seed)
     if model_arguments.use_peft:
         model = adapted(model, model_arguments, path)
-    encoded = encode_rows(rows["train"], tokenizer, reader, training.max_length)
     trainer = StepRewardTrainer(
         model=model,
         args=training,
         processing_class=tokenizer,
-        train_dataset=encoded,
-        eval_dataset=encode_rows(rows["test"], tokenizer, reader, training.max_length) if rows["test"] else None,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded.get("test"),
         data_collator=StepCollator(reader, model.dtype),
     )
     trainer.reader = reader

@@ -1,5 +1,7 @@
 """What a process reward model is trained and judged on: the problems that are labelled, or labelled rows that there are."""
 
+import json
+from collections.abc import Mapping, Sequence
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
@@ -41,13 +43,21 @@ def problems_of(recipe: Any, task: Any) -> dict[str, list[Any]]:
     fit = recipe.num_fit_problems
     if recipe.input is not None:
         own = problems_in(recipe.input, task)
-        train = own[: len(own) - fit][: recipe.num_problems]
-        if not train:
+        left = len(own) - fit
+        if left < 1:
             raise ValueError(
                 f"input={recipe.input!r} has {len(own)} problems, of which num_fit_problems={fit} leave none"
             )
+        beside = f", {left} beside those of num_fit_problems={fit}" if fit else ""
+        _check_enough("num_problems", recipe.num_problems, left, f"input={recipe.input!r} has {len(own)}{beside}")
         test = [] if recipe.eval_input is None else problems_in(recipe.eval_input, task)
-        splits = {"train": train, "fit": own[len(own) - fit :], "test": test[: recipe.num_eval_problems]}
+        where = f"eval_input={recipe.eval_input!r} has {len(test)}"
+        _check_enough("num_eval_problems", recipe.num_eval_problems, len(test), where)
+        splits = {
+            "train": own[:left][: recipe.num_problems],
+            "fit": own[left:],
+            "test": test[: recipe.num_eval_problems],
+        }
         check_apart(splits, recipe)
         return splits
     count = 1000 if recipe.num_problems is None else recipe.num_problems
@@ -55,16 +65,31 @@ def problems_of(recipe: Any, task: Any) -> dict[str, list[Any]]:
     seen = {problem.question for problem in train}
     more = training_problems(task, 20 * (count + fit), recipe.problem_seed + 1)
     fresh = (one for one in more if one.question not in seen)
+    fitted = list(islice(fresh, fit))
+    where = f"of task {task.name!r} {len(fitted)} were found that are not among the {count} to train on"
+    _check_enough("num_fit_problems", fit, len(fitted), where)
     evaluated = 200 if recipe.num_eval_problems is None else recipe.num_eval_problems
-    return {
-        "train": train,
-        "fit": list(islice(fresh, fit)),
-        "test": held_out_problems(task, evaluated, recipe.problem_seed),
-    }
+    return {"train": train, "fit": fitted, "test": held_out_problems(task, evaluated, recipe.problem_seed)}
+
+
+def _check_enough(option: str, wanted: int | None, there: int, where: str) -> None:
+    if wanted is not None and wanted > there:
+        raise ValueError(f"{option}={wanted} asks for more problems than there are: {where}")
+
+
+def check_fitted_on(recipe: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Raises `ValueError` where weights are to be fitted on labels that are all the same, from which nothing is learned."""
+    labels = [label for row in rows.get("fit", ()) for label in row["labels"]]
+    if recipe.num_fit_problems and len(set(labels)) < 2:
+        what = f"all {len(labels)} labels of their steps are {labels[0]}" if labels else "none of these has a step"
+        raise ValueError(f"num_fit_problems={recipe.num_fit_problems}: {what}, and no weights can be fitted; say more")
 
 
 def own_rows(recipe: Any) -> dict[str, list[dict[str, Any]]]:
-    """The rows of one's own data, under the names of the splits. Raises `ValueError` for one of another form."""
+    """The rows of one's own data, under the names of the splits.
+
+    Raises `ValueError` for one of another form, and where a prompt is in both splits.
+    """
     from lockstitch.recipes.step_training import check_row
 
     assert recipe.dataset_name is not None
@@ -78,4 +103,16 @@ def own_rows(recipe: Any) -> dict[str, list[dict[str, Any]]]:
     for part in rows.values():
         for place, row in enumerate(part):
             check_row(row, place)
+    train, test = ({_words(row["prompt"]) for row in rows[split]} for split in named)
+    if train & test:
+        raise ValueError(
+            f"dataset_name={recipe.dataset_name!r}: {len(train & test)} prompts are in "
+            f"dataset_train_split={recipe.dataset_train_split!r} and in dataset_test_split={recipe.dataset_test_split!r}, "
+            f"{min(train & test)!r:.80} for one"
+        )
     return rows
+
+
+def _words(prompt: Any) -> str:
+    """What makes prompts the same one: a text, or the whole of messages."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from lockstitch.rl.checkpoints import WholeCheckpoints
 from lockstitch.sampling.compiled import check_asked
-from lockstitch.stitching.step_reader import Encoded, Reader, batch
-from transformers import TrainingArguments
+from lockstitch.stitching.step_reader import Encoded, Reader, batch, room_of
+from transformers import PreTrainedModel, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -72,34 +72,50 @@ def check_row(row: Mapping[str, Any], place: int) -> None:
 
 def encode_rows(
     rows: Sequence[Mapping[str, Any]], tokenizer: Any, reader: Reader, max_length: int | None
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[Any], list[Any]]:
     """Rows with steps, no longer than `max_length`, as tokens: `ids`, `segments`, `positions` and `labels` at these.
 
-    Raises `ValueError` for rows of another form, or where none is left.
+    Beside them the rows that are kept, also those without steps, and those that are longer. Raises `ValueError` for rows of
+    another form, or where none is left.
     """
-    encoded, long = [], 0
+    encoded, kept, long = [], [], []
     for place, row in enumerate(rows):
         check_row(row, place)
         if row["completions"]:
             one = reader.encode(tokenizer, row["prompt"], row["completions"])
             if max_length is not None and len(one.ids) > max_length:
-                long += 1
-            else:
-                encoded.append(
-                    {
-                        "ids": one.ids,
-                        "segments": one.segments,
-                        "positions": one.positions,
-                        "labels": [float(label) for label in row["labels"]],
-                    }
-                )
-    if long and encoded:
-        logger.warning(
-            "%d of %d rows have more than max_length=%d tokens, and are left out", long, len(rows), max_length
-        )
+                long.append(row)
+                continue
+            encoded.append(
+                {
+                    "ids": one.ids,
+                    "segments": one.segments,
+                    "positions": one.positions,
+                    "labels": [float(label) for label in row["labels"]],
+                }
+            )
+        kept.append(row)
     if not encoded:
         raise ValueError(f"of {len(rows)} rows none has steps and at most max_length={max_length} tokens")
-    return encoded
+    if long:
+        logger.warning(
+            "%d of %d rows have more than max_length=%d tokens, and are left out", len(long), len(rows), max_length
+        )
+    return encoded, kept, long
+
+
+def check_lengths(
+    encoded: Mapping[str, Sequence[Mapping[str, Any]]], model: PreTrainedModel, max_length: int | None
+) -> None:
+    """Raises `ValueError` where a row of one of the splits has more tokens than the model was made to read."""
+    room = room_of(model)
+    for split, rows in encoded.items():
+        longest = max((len(row["ids"]) for row in rows), default=0)
+        if room is not None and longest > room:
+            raise ValueError(
+                f"max_length={max_length} lets a row of {longest} tokens into the {split} split, and the model reads {room} "
+                f"at most: max_length={room} leaves longer ones out"
+            )
 
 
 @dataclass

@@ -101,9 +101,14 @@ class Encoded:
     positions: list[int]
 
 
+def room_of(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model was made to read, where its config says so."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
 def check_room(longest: int, model: PreTrainedModel) -> None:
     """Raises `ValueError` where a question with its steps has more tokens than the model was made to read."""
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = room_of(model)
     if room is not None and longest > room:
         raise ValueError(
             f"a question with its steps has {longest} tokens, and the scorer's model reads {room} at most"

@@ -2,19 +2,25 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from lockstitch.recipes.prm import RecipeArguments, parse, prepare
 from lockstitch.recipes.prm_arguments import COMPLETION, PLACES
-from lockstitch.recipes.prm_data import problems_in, problems_of
-from lockstitch.recipes.step_judging import figures
+from lockstitch.recipes.prm_data import check_fitted_on, own_rows, problems_in, problems_of
+from lockstitch.recipes.step_judging import figures, judge
+from lockstitch.recipes.step_labels import Labelling, label_problems
 from lockstitch.recipes.step_training import IGNORED, StepCollator, encode_rows, step_loss
+from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.task import training_problems
+from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.stitching.prm import ProcessRewardModel
 from lockstitch.stitching.score import load_scorer
 from lockstitch.stitching.step_reader import READER, Reader
@@ -106,6 +112,16 @@ def test_nothing_is_labelled_for_a_run_that_cannot_be(option, says, tmp_path, mo
     assert not list(tmp_path.rglob("results.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("labels", "says"), [([0.5, 0.5], "all 2 labels of their steps are 0.5"), ([], "none of these")]
+)
+def test_labels_that_no_weights_can_be_fitted_on_are_told_of(labels, says):
+    recipe = RecipeArguments(**LABELLED, num_fit_problems=1, scorers=["bmc+bound"])
+    check_fitted_on(recipe, {"fit": [{"labels": [0.0]}, {"labels": [1.0]}]})
+    with pytest.raises(ValueError, match=f"num_fit_problems=1: {says}"):
+        check_fitted_on(recipe, {"fit": [{"labels": labels}]})
+
+
 def test_problems_of_one_split_are_in_no_other():
     recipe = RecipeArguments(
         **LABELLED, num_problems=60, num_eval_problems=40, num_fit_problems=20, scorers=["bmc+bound"]
@@ -135,8 +151,27 @@ def test_problems_of_a_file(tmp_path):
         (tmp_path / "test.jsonl").write_text(json.dumps({"question": questions}) + "\n")
         with pytest.raises(ValueError, match=says):
             problems_of(RecipeArguments(**own, num_fit_problems=2), get_task("arithmetic"))
-    with pytest.raises(ValueError, match="has 6 problems, of which num_fit_problems=6 leave none"):
-        problems_of(RecipeArguments(**own, num_fit_problems=6), get_task("arithmetic"))
+    for fit in (6, 8):
+        with pytest.raises(ValueError, match=f"has 6 problems, of which num_fit_problems={fit} leave none"):
+            problems_of(RecipeArguments(**own, num_fit_problems=fit), get_task("arithmetic"))
+    (tmp_path / "test.jsonl").write_text('{"question": "1, +7", "answer": "8"}\n')
+    for more, says in (
+        ({"num_problems": 5}, "num_problems=5 asks for .*input='.*' has 6, 4 beside those of num_fit_problems=2"),
+        ({"num_eval_problems": 3}, "num_eval_problems=3 asks for more problems than there are: eval_input='.*' has 1"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            problems_of(RecipeArguments(**{**own, "num_fit_problems": 2, **more}), get_task("arithmetic"))
+
+
+def test_made_up_problems_that_are_too_few_are_no_silent_cut():
+    def two(rng, held_out):
+        return Problem(f"{rng.randrange(2)}, +7", "7")
+
+    recipe = RecipeArguments(**LABELLED, num_problems=60, num_fit_problems=2, scorers=["bmc+bound"])
+    with pytest.raises(
+        ValueError, match=r"num_fit_problems=2 asks for more .* 'sudoku' 0 were found that are not among"
+    ):
+        problems_of(recipe, replace(get_task("sudoku"), generate=two))
 
 
 @pytest.mark.parametrize(
@@ -176,12 +211,65 @@ def test_of_what_the_checker_can_say_nothing_no_score_is_held_against_it():
     }
 
 
+@pytest.mark.parametrize("long", ["train", "test"])
+def test_a_row_that_the_model_has_no_room_for_is_refused_before_the_training(long, tmp_path):
+    solver = tmp_path / "solver"
+    shutil.copytree(model_path("embedded:solver"), solver)
+    config = json.loads((solver / "config.json").read_text())
+    (solver / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    short = {"prompt": "12+7=?\n", "completions": ["12+7=19"], "labels": [True]}
+    for split in ("train", "test"):
+        rows = [{**short, "prompt": f"{split} 1\n"}, {**short, "prompt": f"{split} 2\n"}]
+        if split == long:
+            rows[1]["completions"] = ["12+7=19" * 20]
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / f"own/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def prepared(max_length):
+        said = {"dataset_name": tmp_path / "own", "dataset_test_split": "test", "model_name_or_path": solver,
+                "use_cpu": "true", "max_length": max_length, "output_dir": tmp_path / "run"}  # fmt: skip
+        return prepare(*parse([f"--{name}={value}" for name, value in said.items()]))
+
+    with pytest.raises(
+        ValueError, match=f"max_length=1024 lets a row of 1.. tokens into the {long} split, .* reads 64"
+    ):
+        prepared(1024)
+    rows = prepared(64)[1]  # what is left out is not judged, either
+    assert {split: len(part) for split, part in rows.items()} == {"train": 2, "test": 2, "left out": 1} | {long: 1}
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_rows_that_are_trained_on_are_not_judged_on(split, tmp_path):
+    rows = [{"prompt": f"{n}+7=\n", "completions": [f"{n}+7={n + 7}"], "labels": [1]} for n in (10, 11)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "test.jsonl").write_text(json.dumps({**rows[1], "completions": ["18"]}) + "\n")
+    recipe = RecipeArguments(dataset_name=str(tmp_path), dataset_test_split=split)
+    with pytest.raises(
+        ValueError, match=f"prompts are in dataset_train_split='train' and in dataset_test_split='{split}'"
+    ):
+        own_rows(recipe)
+    if split == "test":
+        (tmp_path / "test.jsonl").write_text(json.dumps({**rows[1], "prompt": "12+7=\n"}) + "\n")
+        assert [len(part) for part in own_rows(recipe).values()] == [2, 1]
+
+
+def test_prompts_that_are_messages_are_known_again(tmp_path):
+    row = {"prompt": [{"role": "user", "content": "10+7="}], "completions": ["17"], "labels": [1]}
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(
+        ValueError, match="1 prompts are in dataset_train_split='train' and in dataset_test_split='test'"
+    ):
+        own_rows(RecipeArguments(dataset_name=str(tmp_path), dataset_test_split="test"))
+
+
 def test_rows_that_are_left_out_are_counted(caplog):
     rows = [
         {"prompt": "1", "completions": ["2"], "labels": [True]},
         {"prompt": "1", "completions": ["2" * 9], "labels": [1]},
     ]
-    assert len(encode_rows(rows, TOK, Reader("causal"), 6)) == 1
+    encoded, kept, long = encode_rows(rows, TOK, Reader("causal"), 6)
+    assert (len(encoded), kept, long) == (1, rows[:1], rows[1:])
     assert "1 of 2 rows have more than max_length=6 tokens, and are left out" in caplog.text
 
 
@@ -192,7 +280,8 @@ def test_labels_stand_where_steps_are_scored():
         {"prompt": "1\n", "completions": ["2"], "labels": [False]},
     ]
     reader = Reader("steps")
-    encoded = encode_rows(rows, TOK, reader, None)
+    encoded, kept, _ = encode_rows(rows, TOK, reader, None)
+    assert kept == rows
     batch = StepCollator(reader, torch.float32)(encoded)
     assert batch["labels"].shape == batch["input_ids"].shape == (2, 18)
     assert [batch["labels"][0, i].item() for i in encoded[0]["positions"]] == [1.0, 0.5]
@@ -203,7 +292,7 @@ def test_labels_stand_where_steps_are_scored():
     assert seen[0, 2].tolist() == [True] * 10 + [False] * 8
     assert seen[0, 0].tolist() == [True] * 2 + [False] * 16
     assert not seen[1, :, 4:].any()
-    assert len(encode_rows(rows, TOK, reader, 6)) == 1
+    assert [len(part) for part in encode_rows(rows, TOK, reader, 6)] == [1, 2, 1]
     with pytest.raises(ValueError, match="of 3 rows none has steps and at most max_length=2 tokens"):
         encode_rows(rows, TOK, reader, 2)
 
