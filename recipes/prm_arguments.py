@@ -26,6 +26,12 @@ PLACES = {
     TRACES: ("traces", "eval_traces"),
     ROWS: ("dataset_name", "dataset_config", "columns", "dataset_train_split", "dataset_test_split"),
 }  # fmt: skip
+# What the labels of each say of a step.
+LABELS_SAY = {
+    COMPLETION: "the labels: completions that end right",
+    TRACES: "the labels: whether the answer of the step's trace is right",
+    ROWS: "the labels of the data set",
+}
 # What is of a language model, and of no regression.
 OF_A_MODEL = ("chat_template", "system_prompt", "family", "attention", "step_separator", "save_dtype")
 # What of the trainer's settings says where and how a regression runs and tells, too.
@@ -134,7 +140,7 @@ class RecipeArguments:
                 f"task={self.task!r}, dataset_name={self.dataset_name!r}: say where labelled steps come from, once: "
                 "task=NAME, to label, or dataset_name=NAME"
             )
-        place = ROWS if self.task is None else COMPLETION if self.traces is None else TRACES
+        place = self.place
         defaults = {one.name: one.default for one in fields(self)}
         for other, names in PLACES.items():
             for name in names:
@@ -144,6 +150,11 @@ class RecipeArguments:
             self._check_completion()
         if self.save_dtype is not None and self.save_dtype not in DTYPES:
             raise ValueError(f"save_dtype={self.save_dtype!r} is not one of {', '.join(DTYPES)}")
+
+    @property
+    def place(self) -> str:
+        """Where the labelled steps come from, a key of `PLACES`."""
+        return ROWS if self.task is None else COMPLETION if self.traces is None else TRACES
 
     def _check_completion(self) -> None:
         if self.label_model is None:

@@ -1,6 +1,6 @@
 """How far a process reward model can be trusted: its scores on labelled rows that it was not trained on, and a page of them.
 
-Steps are judged against their labels (of completions that end right), against the task's exact checker, and against whether
+Steps are judged against their labels, against the task's exact checker, and against whether
 it finds everything up to them sound; traces by the geometric mean of their steps against whether their answer is right.
 Other scorers may be judged on the same rows; the weights of a sum are fitted on rows of their own.
 """
@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lockstitch.recipes.prm_arguments import LABELS_SAY
 from lockstitch.rewards.steps import SOUND, WRONG
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.trajectory import Ledger, Trajectory
@@ -22,7 +23,7 @@ from lockstitch.stitching.stitch import geometric_mean
 from lockstitch.stitching.verifier import Verifier
 
 from lockstitch.files import SUMMARY, to_json, write_whole
-from lockstitch.pages import embed, write_page
+from lockstitch.pages import embed, without_places, write_page
 
 PAGE = "calibration.html"
 WEIGHTS = "scorer_weights.json"
@@ -63,9 +64,24 @@ def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, An
                 print(f"  {words:<25}  AUC {_short(one['auc'])}, ECE {_short(one['ece'])}, n {one['n']}")
     if scored:
         template = resources.files("lockstitch.recipes").joinpath(PAGE).read_text(encoding="utf-8")
-        title = f"Scorers on {recipe.task or recipe.dataset_name}"
-        write_page(output / PAGE, template, [embed({"title": title, "summary": summary})])
+        page = {
+            "title": f"Scorers on {without_places(recipe.task or recipe.dataset_name)}",
+            "labels": LABELS_SAY[recipe.place],
+            "summary": {**summary, "scorers": _without_places(scored)},
+        }
+        write_page(output / PAGE, template, [embed(page)])
         print(f"Look at {output / PAGE}")
+
+
+def _without_places(scored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a page draws of each scorer, under the name that it shows; several that would have one name are numbered."""
+    shown: dict[str, Any] = {}
+    for spec, found in scored.items():
+        short = "+".join(map(without_places, scorer_parts(spec)))
+        names = (short, *(f"{short} ({number})" for number in range(2, len(scored) + 1)))
+        name = next(name for name in names if name not in shown)
+        shown[name] = {against: one for against, one in found.items() if against != "weights"}
+    return shown
 
 
 def _short(value: float | None) -> str:

@@ -343,6 +343,56 @@ def test_the_embedded_scorer_tells_right_steps_from_wrong_ones(name):
     assert min(good) > 0.5 > max(bad)
 
 
+# --- what is said of it ----------------------------------------------------------------------------------------------
+
+
+def page_data(output):
+    page = (output / "calibration.html").read_text()
+    return json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+
+
+@pytest.mark.parametrize(
+    ("place", "title", "labels"),
+    [
+        ({"dataset_name": "/home/somebody/own"}, "Scorers on own", "the labels of the data set"),
+        (
+            {"task": "arithmetic", "traces": "x"},
+            "Scorers on arithmetic",
+            "the labels: whether the answer of the step's trace is right",
+        ),
+    ],
+)
+def test_the_page_says_what_labels_are_and_where_nothing_lies(place, title, labels, tmp_path):
+    shutil.copytree(embedded_scorer("sudoku"), tmp_path, dirs_exist_ok=True)
+    rows = {
+        "train": [],
+        "test": [{"prompt": "3102\n2000\n0210\n0320\n", "completions": ["3142"], "labels": [1.0]}],
+    }
+    judge(RecipeArguments(**place), tmp_path, rows, is_verifier=False)
+    drawn = page_data(tmp_path)
+    assert (drawn["title"], drawn["labels"]) == (title, labels)
+    assert drawn["summary"]["scorers"]["prm"]["labels"]["n"] == 1
+
+
+def test_scorers_on_the_page_are_named_without_folders_and_none_takes_the_place_of_another(tmp_path):
+    shutil.copytree(embedded_scorer("sudoku"), tmp_path / "run")
+    own = [str(shutil.copytree(embedded_scorer("sudoku"), tmp_path / folder / "judge")) for folder in "ab"]
+    task = get_task("sudoku")
+    denoiser = Denoiser.from_pretrained("embedded:sudoku-early", device="cpu")
+    problems = list(training_problems(task, 1, 0))
+    row = label_problems(denoiser, task, problems, SamplerConfig(20, steps=5), Labelling(1, 1), [0])
+    row[0]["labels"][0] = 1.0  # of a label of each kind weights can be fitted
+    scorers = [f"prm:{own[0]}", f"prm:{own[1]}", f"confidence+prm:{own[0]}"]
+    recipe = RecipeArguments(**LABELLED, scorers=scorers, num_fit_problems=1)
+    judge(recipe, tmp_path / "run", {"train": row, "fit": row, "test": row}, is_verifier=False)
+    kept = json.loads((tmp_path / "run/summary.json").read_text())["scorers"]
+    assert list(kept) == ["prm", *scorers]
+    assert list(page_data(tmp_path / "run")["summary"]["scorers"]) == [
+        "prm", "prm:judge", "prm:judge (2)", "confidence+prm:judge",
+    ]  # fmt: skip
+    assert str(tmp_path) not in (tmp_path / "run/calibration.html").read_text()
+
+
 # --- the whole way ---------------------------------------------------------------------------------------------------
 
 
@@ -366,7 +416,11 @@ def test_from_labels_to_a_scorer_and_again(tmp_path):
     assert set(json.loads((tmp_path / "scorer_weights.json").read_text())["parts"]) == {"confidence", "bmc"}
     page = (tmp_path / "calibration.html").read_text()
     assert not re.search(r"https?:|src=|url\(|@import", page)
-    assert json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])["summary"] == summary
+    drawn = page_data(tmp_path)
+    assert drawn["labels"] == "the labels: completions that end right"
+    for one in summary["scorers"].values():
+        one.pop("weights", None)  # which are not drawn
+    assert drawn["summary"] == summary
     assert json.loads((tmp_path / READER).read_text())["attention"] == "steps"
     scorer = ProcessRewardModel(str(tmp_path), task=get_task("sudoku"), device="cpu")
     assert scorer.model.dtype == torch.float32
