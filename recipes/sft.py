@@ -159,8 +159,8 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
     """Recipe, training and model arguments; `ValueError` for whatever is wrong with them."""
     from lockstitch.recipes.layers import config_file, parse_layers
     from lockstitch.rl.lora import DiffusionModelConfig
-    from lockstitch.rl.sft_config import DiffusionSFTConfig
-    from trl import SFTConfig, TrlParser
+    from lockstitch.rl.sft_config import CheckedSFTConfig, DiffusionSFTConfig
+    from trl import TrlParser
 
     from lockstitch.options import read_yaml, split_config
 
@@ -170,7 +170,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
     named, rest = split_config(argv)
     said = {} if named is None else read_yaml(config_file(named))
     objective = early.parse_known_args(rest)[0].objective or said.get("objective")
-    config_class = SFTConfig if objective == "autoregressive" else DiffusionSFTConfig
+    config_class = CheckedSFTConfig if objective == "autoregressive" else DiffusionSFTConfig
     parser = TrlParser((RecipeArguments, config_class, DiffusionModelConfig), allow_abbrev=False)
     recipe, training, model_arguments = parse_layers(parser, argv)
     return recipe, training, model_arguments

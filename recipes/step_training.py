@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lockstitch.rl.checkpoints import WholeCheckpoints
+from lockstitch.rl.sft_config import check_counts, check_length, check_rates
 from lockstitch.sampling.compiled import check_asked
 from lockstitch.stitching.step_reader import Encoded, Reader, batch, room_of
 from transformers import PreTrainedModel, TrainingArguments
@@ -40,6 +41,9 @@ class StepRewardConfig(TrainingArguments):  # type: ignore[misc]
         self.remove_unused_columns = False
         self.prediction_loss_only = True
         self.label_names = ["labels"]
+        check_counts(self)
+        check_rates(self)
+        check_length(self)
         super().__post_init__()
         if self.torch_compile:
             check_asked(self.torch_compile_backend, self.torch_compile_mode, self.device)

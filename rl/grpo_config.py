@@ -19,7 +19,7 @@ from lockstitch.rl.grpo_checks import (
 )
 from lockstitch.rl.rollout_engine_config import RolloutEngineConfig
 from lockstitch.rl.self_distillation import SelfDistillationOptions
-from lockstitch.rl.sft_config import check_counts, precision_of
+from lockstitch.rl.sft_config import check_counts, check_length, check_rates, precision_of
 from lockstitch.sampling.compiled import check_asked, check_compiled
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
@@ -236,6 +236,8 @@ class DiffusionGRPOConfig(RolloutEngineConfig, SelfDistillationOptions, GRPOConf
     def __post_init__(self) -> None:
         refuse_autoregressive(self)
         check_counts(self, "steps_per_generation", "generation_batch_size", "num_iterations", "num_generations")
+        check_rates(self)
+        check_length(self)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would take away the columns that rewards read")
         self.bf16 = precision_of(self)

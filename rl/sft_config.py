@@ -33,8 +33,28 @@ def check_rates(args: Any) -> None:
             raise ValueError(f"{name}={getattr(args, name)} must be at least 0")
 
 
+def check_length(args: Any) -> None:
+    """Raises `ValueError` for a training that ends before its first step: what it saved would be the model it began with."""
+    if args.max_steps == 0 or args.max_steps < -1:
+        raise ValueError(f"max_steps={args.max_steps} must be at least 1, or -1 for num_train_epochs to count")
+    if args.max_steps < 0 and not args.num_train_epochs > 0:
+        raise ValueError(f"num_train_epochs={args.num_train_epochs} must be above 0, where max_steps does not count")
+
+
 @dataclass
-class DiffusionSFTConfig(SFTConfig):
+class CheckedSFTConfig(SFTConfig):
+    """TRL's `SFTConfig`, whose precision is what the machine has; what would train nothing, or backwards, is refused."""
+
+    def __post_init__(self) -> None:
+        check_counts(self)
+        check_rates(self)
+        check_length(self)
+        self.bf16 = precision_of(self)
+        super().__post_init__()
+
+
+@dataclass
+class DiffusionSFTConfig(CheckedSFTConfig):
     """TRL's `SFTConfig` plus the diffusion loss; what has no meaning for it is refused."""
 
     canvas_length: int | None = field(
@@ -88,9 +108,6 @@ class DiffusionSFTConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        check_counts(self)
-        check_rates(self)
-        self.bf16 = precision_of(self)
         super().__post_init__()
         if self.torch_compile:
             check_asked(self.torch_compile_backend, self.torch_compile_mode, self.device)
