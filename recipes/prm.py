@@ -192,29 +192,11 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
 
 def adapted(model: Any, arguments: Any, base: str) -> Any:
     """The classifier with an adapter of its blocks; the head is trained whole."""
-    from lockstitch.rl.lora import default_targets
-    from lockstitch.sampling.lora_targets import block_modules, target_pattern
-    from peft import LoraConfig, get_peft_model
+    from lockstitch.rl.lora import peft_config_of
+    from peft import get_peft_model
 
-    wanted = arguments.lora_target_modules or default_targets(model)
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    there = {name.rpartition(".")[2] for name in block_modules(model)}
-    missing = [] if wanted == ["all-linear"] else [name for name in wanted if name.rpartition(".")[2] not in there]
-    if missing:
-        raise ValueError(
-            f"lora_target_modules: {', '.join(missing)} matches nothing; there are {', '.join(sorted(there))}"
-        )
-    config = LoraConfig(
-        r=arguments.lora_r,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        task_type="TOKEN_CLS",
-        target_modules=target_pattern(there if wanted == ["all-linear"] else wanted),
-        modules_to_save=["score"],
-        use_rslora=arguments.use_rslora,
-        use_dora=arguments.use_dora,
-        base_model_name_or_path=base,
-    )
+    settings = {"task_type": "TOKEN_CLS", "base_model_name_or_path": base}
+    config = peft_config_of(arguments, model, saved=("score",), **settings)
     model.config._name_or_path = base
     return get_peft_model(model, config)
 

@@ -82,7 +82,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     from lockstitch.sampling.denoiser import Denoiser, make_causal
     from lockstitch.sampling.loading import layout_of, load_tokenizer, loaded_from
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTTrainer, get_peft_config
+    from trl import SFTTrainer
 
     class Solver(WholeCheckpoints, SFTTrainer):  # type: ignore[misc]
         """TRL's own trainer, with checkpoints that are whole or absent."""
@@ -129,11 +129,10 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
                 model = to_train_from(load_plain(path, **loading), path)
             model, tokenizer = make_causal(model), load_tokenizer(path, model_arguments.model_revision)
     rows = {"train_dataset": load_rows(recipe, training, tokenizer), "eval_dataset": load_eval_rows(recipe, tokenizer)}
+    peft_config = peft_config_of(model_arguments, denoiser if diffusion else model)
     if diffusion:
-        peft_config = peft_config_of(model_arguments, denoiser)
         trainer: Any = DiffusionSFTTrainer(denoiser, training, peft_config=peft_config, **rows)
     else:
-        peft_config = get_peft_config(model_arguments)
         trainer = Solver(model=model, args=training, processing_class=tokenizer, peft_config=peft_config, **rows)
 
     return run_of(trainer, record, path, model_arguments.model_revision)

@@ -41,8 +41,45 @@ def default_targets(model: "torch.nn.Module") -> tuple[str, ...]:
     return tuple(name for name in _USUAL if name in ends)
 
 
+def check_sizes(r: int, alpha: int, dropout: float) -> None:
+    """Raises `ValueError` for a rank, a scale or a dropout with which an adapter learns nothing, or the wrong way round."""
+    if type(r) is not int or r < 1:
+        raise ValueError(f"lora_r={r!r} must be a whole number of at least 1")
+    if not alpha > 0:
+        raise ValueError(f"lora_alpha={alpha!r} must be above 0: the adapter's output is scaled by it")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"lora_dropout={dropout!r} must be at least 0 and below 1")
+
+
+def check_saved(model: "torch.nn.Module", names: Sequence[str], targets: Sequence[str] = ()) -> None:
+    """Raises `ValueError` for a module to be trained and saved whole that the model has not, or that is a target as well.
+
+    A name is the end of a module's path.
+    """
+    from torch.nn import ModuleDict, ModuleList
+
+    whole = {
+        path: module
+        for path, module in model.named_modules()
+        if path and not isinstance(module, ModuleDict | ModuleList) and next(module.parameters(), None) is not None
+    }
+    for name in names:
+        paths = [path for path in whole if f".{path}".endswith(f".{name}")]
+        if not paths:
+            own = {path.rpartition(".")[2] for path, one in whole.items() if list(one.parameters(recurse=False))}
+            raise ValueError(
+                f"lora_modules_to_save: no module's path ends in {name!r}; there are: {', '.join(sorted(own))}"
+            )
+        both = [target for target in targets if any(f"{target}.".startswith(f"{path}.") for path in paths)]
+        if both:
+            raise ValueError(
+                f"lora_modules_to_save: {name!r} is trained whole, and so cannot have the adapter of {both[0]}: leave one "
+                "of them out of lora_target_modules or lora_modules_to_save"
+            )
+
+
 def lora_config(
-    denoiser: "Denoiser",
+    of: "Denoiser | torch.nn.Module",
     r: int,
     alpha: int,
     dropout: float = 0.0,
@@ -53,7 +90,7 @@ def lora_config(
     """PEFT's configuration of an adapter for this model.
 
     Args:
-        denoiser: the model and its family.
+        of: a denoiser, or one of transformers' models.
         r: rank.
         alpha: the adapter's output is scaled by `alpha / r`.
         dropout: of the adapter's input; 0 where ratios of policies are formed.
@@ -61,20 +98,20 @@ def lora_config(
         gated: whether the adapter acts at mask positions alone; `lockstitch.sampling.mask_gate.gated` then puts it on.
         more: further fields of `LoraConfig` (`use_rslora`, `use_dora`, `modules_to_save`, ...).
 
-    Raises `ValueError` naming the targets that match nothing, and those that there are.
+    Raises `ValueError` naming the targets and modules to save that match nothing, and those that there are.
     """
+    from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.mask_gate import MaskGatedLoraConfig, facts_of
     from lockstitch.sampling.remote import NATIVE
     from peft import LoraConfig
 
-    if type(r) is not int or r < 1:
-        raise ValueError(f"lora_r={r!r} must be a whole number of at least 1")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"lora_dropout={dropout!r} must be at least 0 and below 1")
-    names, experts = block_modules(denoiser.model), stacked_experts(denoiser.model)
+    check_sizes(r, alpha, dropout)
+    model: Any = of.model if isinstance(of, Denoiser) else of
+    kind = of.family.name if isinstance(of, Denoiser) else model.config.model_type
+    names, experts = block_modules(model), stacked_experts(model)
     linear = sorted({short_path(name) for name in names})
     if targets is None:
-        wanted: Sequence[str] = default_targets(denoiser.model)
+        wanted: Sequence[str] = default_targets(model)
     elif targets == ALL_LINEAR:
         wanted = linear
     else:
@@ -90,20 +127,27 @@ def lora_config(
         there = [*linear, *sorted({short_path(name) for name in experts})]
         raise ValueError(
             f"lora_target_modules: {', '.join(missing) or 'an empty list'} matches nothing inside the blocks of this "
-            f"{denoiser.family.name} model; there are: {', '.join(there) or 'none'}"
+            f"{kind} model; there are: {', '.join(there) or 'none'}"
         )
     maps, stacked = ([name for target in wanted for name in matched(target, among)] for among in (names, experts))
+    check_saved(model, more.get("modules_to_save") or (), [*maps, *stacked])
     settings = targets_of(maps, stacked, has_experts=bool(experts))
     if dropout and settings["target_parameters"]:
         raise ValueError(
             f"lora_dropout={dropout}: PEFT has none for {settings['target_parameters'][0]} of a model with experts; 0"
         )
     # Code of unknown types need not take the arguments, nor have the methods, that PEFT's face of causal models asks for.
-    task = "CAUSAL_LM" if denoiser.calling is NATIVE else None
-    common = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": "none", "task_type": task}
-    if gated:
-        return MaskGatedLoraConfig(**common, **settings, **more, facts=facts_of(denoiser.model))
-    return LoraConfig(**common, **settings, **more)
+    task = "CAUSAL_LM" if not isinstance(of, Denoiser) or of.calling is NATIVE else None
+    common = {
+        "r": r,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "bias": "none",
+        "task_type": task,
+        **settings,
+        **more,
+    }
+    return MaskGatedLoraConfig(**common, facts=facts_of(model)) if gated else LoraConfig(**common)
 
 
 @dataclass
@@ -129,6 +173,8 @@ class DiffusionModelConfig(ModelConfig):
             ]
             if said:
                 raise ValueError(f"{', '.join(said)} would be ignored: settings of an adapter need use_peft: true")
+        else:
+            check_sizes(self.lora_r, self.lora_alpha, self.lora_dropout)
         if self.lora_task_type != "CAUSAL_LM":
             raise ValueError(f"lora_task_type={self.lora_task_type!r}: the task follows from the model's family")
         if self.lora_target_parameters is not None:
@@ -159,11 +205,23 @@ def loading_of(arguments: ModelConfig) -> dict[str, Any]:
 
 
 def peft_config_of(
-    arguments: ModelConfig, denoiser: "Denoiser", *, ratios: bool = False, gated: bool = False
+    arguments: ModelConfig,
+    of: "Denoiser | torch.nn.Module",
+    *,
+    ratios: bool = False,
+    gated: bool = False,
+    saved: Sequence[str] = (),
+    **more: Any,
 ) -> "LoraConfig | None":
     """The adapter that TRL's flags (`use_peft`, `lora_r`, ...) ask for, or None.
 
-    `ratios` says that the trainer forms ratios of policies: then dropout is warned of. `gated` as in `lora_config`.
+    Args:
+        arguments: the flags.
+        of: a denoiser, or one of transformers' models.
+        ratios: the trainer forms ratios of policies: then dropout is warned of.
+        gated: as in `lora_config`.
+        saved: modules that are trained and saved whole beside those that the flags name.
+        more: further fields of `LoraConfig`.
     """
     if not arguments.use_peft:
         return None
@@ -173,10 +231,10 @@ def peft_config_of(
             "so their ratio is not 1 at the first inner iteration; lora_dropout: 0 makes it 1",
             stacklevel=2,
         )
-    more: dict[str, Any] = {"use_rslora": arguments.use_rslora, "use_dora": arguments.use_dora}
-    if arguments.lora_modules_to_save is not None:
-        more["modules_to_save"] = arguments.lora_modules_to_save
+    more |= {"use_rslora": arguments.use_rslora, "use_dora": arguments.use_dora}
+    if whole := [*saved, *(arguments.lora_modules_to_save or ())]:
+        more["modules_to_save"] = whole
     if arguments.model_revision != "main":
         more["revision"] = arguments.model_revision
     settings = arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout, arguments.lora_target_modules
-    return lora_config(denoiser, *settings, gated=gated, **more)
+    return lora_config(of, *settings, gated=gated, **more)

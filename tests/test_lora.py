@@ -92,13 +92,33 @@ def test_names_of_published_code_are_refused_with_those_that_there_are():
         ({"targets": []}, "an empty list"),
         ({"targets": "q_pro"}, "q_pro matches no"),
         ({"dropout": 1.0}, "lora_dropout=1.0"),
+        ({"r": 0}, "lora_r=0"),
+        ({"alpha": 0}, "lora_alpha=0 must be above 0"),
+        ({"alpha": -4}, "lora_alpha=-4 must be above 0"),
+        ({"modules_to_save": ["nosuch"]}, r"no module's path ends in 'nosuch'; there are: .*lm_head, norm"),
+        ({"modules_to_save": ["head"]}, "no module's path ends in 'head'"),
+        ({"modules_to_save": ["layers"]}, "no module's path ends in 'layers'"),
+        (
+            {"modules_to_save": ["lm_head", "mlp"]},
+            "'mlp' is trained whole, and so cannot have the adapter of model.layers.0",
+        ),
     ],
 )
 def test_bad_adapters_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
-        lora_config(random_denoiser(), 2, 4, **settings)
-    with pytest.raises(ValueError, match="lora_r=0"):
-        lora_config(random_denoiser(), 0, 4)
+        lora_config(random_denoiser(), **{"r": 2, "alpha": 4, **settings})
+
+
+def test_a_model_without_a_denoiser_is_checked_as_well():
+    model = random_denoiser("qwen3").model
+    with pytest.raises(ValueError, match="attn_out matches nothing inside the blocks of this qwen3 model"):
+        lora_config(model, 2, 4, targets=["q_proj", "attn_out"])
+    config = lora_config(model, 2, 4, modules_to_save=["lm_head", "self_attn.q_norm"])
+    assert config.task_type == "CAUSAL_LM"
+    trained = {name for name, weight in get_peft_model(model, config).named_parameters() if weight.requires_grad}
+    assert len({name.split(".lora_")[0] for name in trained if ".lora_" in name}) == 14
+    assert sum("lm_head.modules_to_save" in name for name in trained) == 1
+    assert sum("q_norm.modules_to_save" in name for name in trained) == 2
 
 
 @pytest.mark.parametrize("convention", [without_mask, dream_like])
@@ -145,9 +165,11 @@ def test_dropout_is_warned_of_where_ratios_are_formed():
         ({"load_in_4bit": True}, "load_in_4bit would be ignored"),
         ({"use_peft": True, "lora_task_type": "SEQ_CLS"}, "lora_task_type='SEQ_CLS'"),
         ({"use_peft": True, "lora_target_parameters": ["a"]}, "lora_target_parameters"),
+        ({"use_peft": True, "lora_r": 0}, "lora_r=0"),
+        ({"use_peft": True, "lora_alpha": 0}, "lora_alpha=0"),
     ],
 )
-def test_flags_that_would_be_ignored_are_refused(flags, says):
+def test_flags_that_would_be_ignored_or_learn_nothing_are_refused(flags, says):
     with pytest.raises(ValueError, match=says):
         DiffusionModelConfig(**flags)
 

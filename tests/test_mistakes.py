@@ -220,6 +220,40 @@ def test_a_broken_adapter_is_named(how, folder, adapter, monkeypatch, capfd):
     assert not list(folder.glob("*out*"))
 
 
+SOLVER = {"objective": "autoregressive", "model_name_or_path": "embedded:solver", "canvas_length": None, "bf16": None,
+          "use_cpu": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("length", "says"),
+    [
+        ({"max_steps": 0}, "max_steps=0 must be at least 1"),
+        ({"max_steps": -2}, "max_steps=-2 must be at least 1"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs=0.0 must be above 0"),
+        ({"max_steps": None, "num_train_epochs": -1}, "num_train_epochs=-1.0 must be above 0"),
+    ],
+)
+@pytest.mark.parametrize("command", [*RECIPES, "solver"])
+def test_a_training_that_ends_before_its_first_step_is_refused(command, length, says, folder, monkeypatch, capfd):
+    command, more = ("sft", SOLVER) if command == "solver" else (command, {})
+    assert call(command, argv_of(command, **more, **length), monkeypatch) == 2
+    assert says in capfd.readouterr().err.splitlines()[-1]
+    assert not (folder / "run").exists()
+
+
+def test_the_solver_is_trained_on_a_cpu_unasked_and_its_adapter_is_checked(folder, monkeypatch, capfd):
+    """TRL's `bf16` is on by itself, and PEFT passes over a target that the model has not if another one matches."""
+    solver = SOLVER if torch.accelerator.current_accelerator() is None else {**SOLVER, "use_cpu": True}
+    own = {**solver, "use_peft": True, "lora_r": 2}
+    assert call("sft", [*argv_of("sft", **own), "--lora_target_modules", "q_proj", "attn_out"], monkeypatch) == 2
+    assert "attn_out matches nothing inside the blocks of this llama model" in capfd.readouterr().err.splitlines()[-1]
+    assert call("sft", argv_of("sft", **own), monkeypatch) == 0
+    names = load_file(folder / "run" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in names} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+
+
 @pytest.mark.parametrize("command", ["sample", "stitch"])
 def test_a_device_that_is_not_there(command, folder, monkeypatch, capfd):
     assert call(command, argv_of(command, device="cuda:77"), monkeypatch) == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lockstitch.recipes.prm import RecipeArguments, parse, prepare
+from lockstitch.recipes.prm import RecipeArguments, adapted, parse, prepare
 from lockstitch.recipes.prm_arguments import COMPLETION, PLACES
 from lockstitch.recipes.prm_data import check_fitted_on, own_rows, problems_in, problems_of
 from lockstitch.recipes.step_judging import figures, judge
@@ -19,13 +19,14 @@ from lockstitch.recipes.step_training import IGNORED, StepCollator, encode_rows,
 from lockstitch.rewards.problem import Problem
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rewards.tasks.task import training_problems
+from lockstitch.rl.lora import DiffusionModelConfig
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.stitching.prm import ProcessRewardModel
 from lockstitch.stitching.score import load_scorer
-from lockstitch.stitching.step_reader import READER, Reader
+from lockstitch.stitching.step_reader import READER, Reader, as_step_classifier
 from lockstitch.stitching.steps import Step
-from models import tokenizer
+from models import random_denoiser, tokenizer
 
 from lockstitch import embedded_scorer, model_path
 
@@ -433,6 +434,21 @@ def test_from_labels_to_a_scorer_and_again(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_adapter_of_the_classifier_is_checked_and_its_head_is_trained_whole():
+    def trained(**flags):
+        model = as_step_classifier(random_denoiser().model, "causal", 0)
+        model = adapted(model, DiffusionModelConfig(use_peft=True, lora_r=2, **flags), "somewhere")
+        return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+    assert sum("score.modules_to_save.default.weight" in name for name in trained()) == 1
+    assert {name.split(".")[-4] for name in trained(lora_target_modules=["v_proj"]) if "lora" in name} == {"v_proj"}
+    assert sum("norm.modules_to_save" in name for name in trained(lora_modules_to_save=["model.norm"])) == 1
+    with pytest.raises(ValueError, match="attn_out matches nothing inside the blocks of this llama model"):
+        trained(lora_target_modules=["q_proj", "attn_out"])
+    with pytest.raises(ValueError, match="no module's path ends in 'nosuch'"):
+        trained(lora_modules_to_save=["nosuch"])
+
+
 def test_own_rows_an_adapter_and_a_causal_model(tmp_path):
     rows = tmp_path / "steps.jsonl"
     made = [
