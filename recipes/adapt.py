@@ -145,6 +145,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
 
     Raises `ValueError` and `OSError` for what is the user's to mend.
     """
+    from lockstitch.recipes.read_files import contents_of
     from lockstitch.recipes.run_directory import is_finished, run_of
     from lockstitch.rewards.tasks.named import remembered
     from lockstitch.rl.adaptation import AdaptationTrainer
@@ -170,9 +171,8 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
         )
     settings = changed_settings(recipe, training, model_arguments)
     task = remembered(recipe.generate or recipe.task)
-    record = RunRecord(
-        model_name(path), None, "adapt", family.name, task, recipe.dataset_name, recipe.adapt_preset, settings
-    )
+    facts = model_name(path), None, "adapt", family.name, task, recipe.dataset_name, recipe.adapt_preset, settings
+    record = RunRecord(*facts, contents=contents_of(recipe, Path(training.output_dir)))
     if is_finished(Path(training.output_dir), record, training):
         return None
     loading = {**loading_of(model_arguments), "device": training.device}
@@ -218,9 +218,14 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
 def main() -> None:
     """Reads the layers of settings, then trains."""
     with one_line("adapt"):
-        from lockstitch.recipes.run_directory import MISTAKES  # seconds of imports, in which Ctrl-C may come
+        from lockstitch.recipes.run_directory import (  # seconds of imports, where Ctrl-C may come
+            MISTAKES,
+            leaving_nothing,
+        )
 
-        prepared = prepare(*parse(sys.argv[1:]))
+        recipe, training, model_arguments = parse(sys.argv[1:])
+        with leaving_nothing(Path(training.output_dir)):
+            prepared = prepare(recipe, training, model_arguments)
     with one_line("adapt", f"interrupted; {GOES_ON}", MISTAKES):
         run(prepared)
 

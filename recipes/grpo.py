@@ -269,6 +269,7 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     """
     from datasets import Dataset
     from lockstitch.recipes.held_out import HeldOut, held_out_samplers
+    from lockstitch.recipes.read_files import contents_of
     from lockstitch.recipes.reporting import ReportCallback
     from lockstitch.recipes.rl_data import as_prompts
     from lockstitch.recipes.run_directory import is_finished, run_of
@@ -297,7 +298,10 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
         settings["reward_funcs"] = [remembered_reward(name) for name in recipe.reward_funcs]
     task = remembered(recipe.task)
     name = model_name(path)
-    record = RunRecord(name, None, "grpo", family.name, task, recipe.dataset_name, recipe.rl_preset, settings)
+    contents = contents_of(recipe, Path(training.output_dir))
+    record = RunRecord(
+        name, None, "grpo", family.name, task, recipe.dataset_name, recipe.rl_preset, settings, contents=contents
+    )
     if is_finished(Path(training.output_dir), record, training):
         return None
     problems, reward_funcs, judge = _what_pays(recipe, training)
@@ -370,9 +374,14 @@ def train(recipe: RecipeArguments, health: Any, training: Any, model_arguments: 
 def main() -> None:
     """Reads the layers of settings, then trains."""
     with one_line("grpo"):
-        from lockstitch.recipes.run_directory import MISTAKES  # seconds of imports, in which Ctrl-C may come
+        from lockstitch.recipes.run_directory import (  # seconds of imports, where Ctrl-C may come
+            MISTAKES,
+            leaving_nothing,
+        )
 
-        prepared = prepare(*parse(sys.argv[1:]))
+        recipe, health, training, model_arguments = parse(sys.argv[1:])
+        with leaving_nothing(Path(training.output_dir)):
+            prepared = prepare(recipe, health, training, model_arguments)
     with one_line("grpo", f"interrupted; {GOES_ON}", (*MISTAKES, OthersCodeError)):
         run(prepared)
 

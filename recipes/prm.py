@@ -114,6 +114,7 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
 def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tuple[Run | None, dict[str, Any], Any]":
     """The run, ready to go or None where it is finished, the rows of each split, and how the model reads."""
     from lockstitch.recipes.prm_data import check_fitted_on, own_rows
+    from lockstitch.recipes.read_files import contents_of
     from lockstitch.recipes.run_directory import is_finished, run_of
     from lockstitch.recipes.step_training import StepCollator, StepRewardTrainer, check_lengths, encode_rows
     from lockstitch.rewards.tasks.named import get_task, remembered
@@ -146,7 +147,10 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     path = model_arguments.model_name_or_path = model_path(model_arguments.model_name_or_path)
     settings = changed_settings(recipe, training, model_arguments)
     task = remembered(recipe.task)
-    record = RunRecord(model_name(path), None, "prm", None, task, recipe.dataset_name, None, settings)
+    contents = contents_of(recipe, Path(training.output_dir))
+    record = RunRecord(
+        model_name(path), None, "prm", None, task, recipe.dataset_name, None, settings, contents=contents
+    )
     # What is wrong with the model is not to be found after hours of labelling.
     attention = attention_of(path, recipe.attention, recipe.family, model_arguments.model_revision)
     tokenizer = load_tokenizer(path, model_arguments.model_revision)
@@ -204,10 +208,14 @@ def adapted(model: Any, arguments: Any, base: str) -> Any:
 def main() -> None:
     """Parses YAML and command line, labels, trains and judges."""
     with one_line("prm", f"interrupted; {GOES_ON}"):
-        from lockstitch.recipes.run_directory import MISTAKES  # seconds of imports, in which Ctrl-C may come
+        from lockstitch.recipes.run_directory import (  # seconds of imports, where Ctrl-C may come
+            MISTAKES,
+            leaving_nothing,
+        )
 
         recipe, training, model_arguments = parse(sys.argv[1:])
-        prepared, rows, reader = prepare(recipe, training, model_arguments)
+        with leaving_nothing(Path(training.output_dir)):
+            prepared, rows, reader = prepare(recipe, training, model_arguments)
     with one_line("prm", f"interrupted; {GOES_ON}", MISTAKES):
         if prepared is not None:
             prepared()

@@ -1,14 +1,15 @@
 """The output directory of a training run: one configuration's, one process's at a time, and finished once.
 
 A launch into a directory that holds a run goes on from its last whole checkpoint, says what differs if its settings are
-others, and does nothing if the run has reached its end, or health has stopped it. A checkpoint of another run that is named
-is where a run begins: once it has one of its own, it goes on from that. `run.json` says what a run is from its first
-checkpoint on.
+others or its files hold other rows now, and does nothing if the run has reached its end, or health has stopped it. A
+checkpoint of another run that is named is where a run begins: once it has one of its own, it goes on from that. `run.json`
+says what a run is from its first checkpoint on.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,22 @@ def _named(training: Any) -> Path | None:
     return checkpoint
 
 
+@contextmanager
+def leaving_nothing(output: Path) -> Iterator[None]:
+    """Within the block, a launch is made ready: where it is refused, the directories that it made are gone again.
+
+    Those that hold anything stay.
+    """
+    made = [place for place in (output, *output.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
+        raise
+
+
 def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print) -> bool:
     """Whether a run has reached its end; makes the directory this process's own.
 
@@ -130,8 +147,8 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
         say: told that the run is finished, or was stopped by health, and how to go on all the same.
 
     Raises:
-        ValueError: another process writes into the directory, or it holds a run of other settings, or one of which nothing
-            says what it was; or the checkpoint that is named to go on from is not whole.
+        ValueError: another process writes into the directory, or it holds a run of other settings or over other rows, or one
+            of which nothing says what it was; or the checkpoint that is named to go on from is not whole.
     """
     output.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -203,4 +220,11 @@ def _check_same(output: Path, earlier: Mapping[str, Any], record: RunRecord) -> 
     if changed:
         raise ValueError(
             f"output_dir={str(output)!r} holds a run of other settings ({'; '.join(changed)}); choose another"
+        )
+    read = earlier.get("contents", {})
+    others = [f"{name}={now.get(name)!r}" for name in record.contents if read.get(name) != record.contents[name]]
+    if others:
+        raise ValueError(
+            f"output_dir={str(output)!r} holds a run over other rows: the sha256 of {', '.join(others)} is not what it was; "
+            "choose another output_dir"
         )

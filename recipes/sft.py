@@ -70,6 +70,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
 
     Raises `ValueError` and `OSError` for what is the user's to mend.
     """
+    from lockstitch.recipes.read_files import contents_of
     from lockstitch.recipes.run_directory import is_finished, run_of
     from lockstitch.recipes.tiny import new_model
     from lockstitch.rewards.tasks.named import remembered
@@ -98,7 +99,10 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
         family = layout_of(path, recipe.family, model_arguments.model_revision)[0].name if named else "bidirectional"
     settings = changed_settings(recipe, training, model_arguments)
     task = "evidence" if recipe.generate == "evidence" else remembered(recipe.generate or recipe.task)
-    record = RunRecord(model_name(path), None, "sft", family, task, recipe.dataset_name, None, settings)
+    contents = contents_of(recipe, Path(training.output_dir))
+    record = RunRecord(
+        model_name(path), None, "sft", family, task, recipe.dataset_name, None, settings, contents=contents
+    )
     if is_finished(Path(training.output_dir), record, training):
         return None
     loading = loading_of(model_arguments)
@@ -178,9 +182,14 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
 def main() -> None:
     """Reads YAML and command line, then trains."""
     with one_line("sft"):
-        from lockstitch.recipes.run_directory import MISTAKES  # seconds of imports, in which Ctrl-C may come
+        from lockstitch.recipes.run_directory import (  # seconds of imports, where Ctrl-C may come
+            MISTAKES,
+            leaving_nothing,
+        )
 
-        prepared = prepare(*parse(sys.argv[1:]))
+        recipe, training, model_arguments = parse(sys.argv[1:])
+        with leaving_nothing(Path(training.output_dir)):
+            prepared = prepare(recipe, training, model_arguments)
     with one_line("sft", f"interrupted; {GOES_ON}", MISTAKES):
         run(prepared)
 

@@ -40,6 +40,7 @@ class RunRecord:
         config: the settings that differ from their defaults.
         device: where it was last trained: `cpu`, `cuda:0`.
         dtype: the numbers that the model's weights are held in, `float32` say.
+        contents: a sha256 for each option that names a file or folder of rows on this machine.
     """
 
     base: str
@@ -52,6 +53,7 @@ class RunRecord:
     config: Mapping[str, Any] = field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
+    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 def base_revision(base: str, asked: str) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lockstitch.recipes import grpo, sft
+from lockstitch.recipes import adapt, grpo, prm, read_files, sft
 from lockstitch.recipes.run_directory import _ill
 from lockstitch.rl.checkpoints import last_checkpoint, torn
 from safetensors.torch import load_file
@@ -27,7 +27,7 @@ SETTINGS = {
 
 def words(output, **changed):
     settings = SETTINGS | {"output_dir": output} | changed
-    return [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
+    return [str(word) for key, value in settings.items() if value is not None for word in (f"--{key}", value)]
 
 
 def launch(output, monkeypatch, **changed):
@@ -103,6 +103,48 @@ def test_other_settings_are_refused_with_both_values(finished, tmp_path, monkeyp
     assert "learning_rate: 0.001 then, 0.002 now" in said
     assert "seed: None then, 3 now" in said
     assert contents(tmp_path) == before
+
+
+def test_a_run_does_not_go_on_over_other_rows_of_the_same_name(tmp_path, monkeypatch, capsys):
+    own = tmp_path / "own.jsonl"
+    more = {"generate": None, "num_problems": None, "dataset_name": own}
+    own.write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
+    launch(tmp_path / "run", monkeypatch, max_steps=1, **more)
+    before = contents(tmp_path / "run")
+    own.write_text('{"prompt": "1+1=", "completion": "3"}\n' * 4)
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path / "run", monkeypatch, max_steps=2, **more)
+    assert ended.value.code == 2
+    assert f"the sha256 of dataset_name='{own}' is not what it was" in capsys.readouterr().err
+    assert contents(tmp_path / "run") == before
+    own.write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
+    launch(tmp_path / "run", monkeypatch, max_steps=2, **more)
+    assert list(losses(tmp_path / "run")) == [1, 2]
+
+
+@pytest.mark.parametrize(("recipe", "options"), [
+    (sft.RecipeArguments(dataset_name="rows"), ["dataset_name"]),
+    (adapt.RecipeArguments(task="gsm8k", task_path="rows"), ["task_path"]),
+    (grpo.RecipeArguments(task="gsm8k", train_path="rows", held_out_path="rows"), ["train_path", "held_out_path"]),
+    (prm.RecipeArguments(task="gsm8k", traces="rows", eval_traces="missing"), ["traces"]),
+    (prm.RecipeArguments(task="gsm8k", label_model="m", input="rows", eval_input="rows"), ["input", "eval_input"]),
+    (grpo.RecipeArguments(dataset_name="nobody/nothing", reward_funcs=["sudoku"]), []),
+])  # fmt: skip
+def test_what_a_folder_holds_is_told_from_what_lies_beside_it(recipe, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(read_files, "WHOLE", 8)
+    monkeypatch.setattr(read_files, "END", 2)
+    rows = tmp_path / "rows"
+    (rows / "train").mkdir(parents=True)
+    (rows / "train" / "a.jsonl").write_text("123456789")
+    before = read_files.contents_of(recipe, rows / "run")
+    assert list(before) == options
+    for name in ("run/checkpoint-1", ".cache/b", "train/cache-1.arrow"):
+        (rows / name).parent.mkdir(exist_ok=True)
+        (rows / name).write_text("new")
+    assert read_files.contents_of(recipe, rows / "run") == before
+    (rows / "train" / "a.jsonl").write_text("12345678x")
+    assert all(read_files.contents_of(recipe, rows / "run")[option] != before[option] for option in options)
 
 
 def test_a_run_that_nothing_is_known_of_is_refused(tmp_path, monkeypatch, capsys):
