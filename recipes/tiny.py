@@ -61,6 +61,7 @@ def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: Any) -
     Raises `ValueError` for a shape that is none.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from lockstitch.sampling.denoiser import make_bidirectional
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -88,7 +89,7 @@ def new_model(tokenizer: Any, *, bidirectional: bool, seed: int, **shape: Any) -
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = model_class(config)
-    except REFUSALS as error:
+    except (*REFUSALS, StrictDataclassError) as error:
         raise ValueError(f"new_model={shape}: {in_a_line(error)}") from error
     if grid is not None:
         check_shape(config, grid)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from lockstitch.sampling.adapter_files import find_adapter
 from lockstitch.sampling.families import FACTS, Family, Translation, family_of, native_values, translation_of
 from safetensors import SafetensorError
@@ -24,6 +25,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lockstitch import EMBEDDED, adapter_and_base, model_name, model_path
 
+_OF_FILES = (
+    SafetensorError,
+    StrictDataclassError,
+)  # what libraries have of their own for files that are not as they should
 _PUBLISHED = "published_config"  # beside the facts: config.json as the authors wrote it
 
 
@@ -82,7 +87,7 @@ def loaded_from(what: str) -> Iterator[None]:
     """Within the block, a library reads somebody's files: what it cannot read is a `ValueError` of one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, *_OF_FILES) as error:
         raise ValueError(f"{what} cannot be loaded: {_first_line(error)}") from error
 
 
@@ -165,11 +170,12 @@ def load_model(
     if loading.get("quantization_config") is not None:  # its weights cannot be moved afterwards
         loading["device_map"] = {"": device}
     loading |= {"dtype": dtype, "revision": revision, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with loaded_from(f"the config of {path!r}"):
+        own = translation is None
+        config = AutoConfig.from_pretrained(path, revision=revision) if own else native_config(raw, translation)
     if translation is None:
-        config = AutoConfig.from_pretrained(path, revision=revision)
         reader: Any = transformers.AutoModelForCausalLM
     else:
-        config = native_config(raw, translation)
         reader = _reader(translation.native, translation.model_types[0])
         register_checkpoint_conversion_mapping(reader.__name__, transforms(translation), overwrite=True)
     with (

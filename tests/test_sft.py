@@ -15,6 +15,7 @@ from lockstitch.recipes.sft import RecipeArguments, train
 from lockstitch.recipes.tiny import (
     batch_by_length,
     build_tokenizer,
+    new_model,
     prompt_completion_rows,
     tokenize_rows,
     tokenizer_texts,
@@ -26,9 +27,11 @@ from lockstitch.rl.lora import DiffusionModelConfig, lora_config
 from lockstitch.rl.masking import mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.sft import DiffusionSFTTrainer, masked_diffusion_loss, masked_logits
 from lockstitch.rl.sft_config import DiffusionSFTConfig
-from lockstitch.sampling.denoiser import make_causal
+from lockstitch.sampling.denoiser import Denoiser, make_causal
 from models import dream_like, random_denoiser, tokenizer
 from trl import SFTConfig
+
+from lockstitch import embedded_model
 
 
 def test_noise_depends_on_its_key_alone():
@@ -396,6 +399,20 @@ def test_settings_that_do_not_go_together_are_refused(recipe, training, flags, s
     training = DiffusionSFTConfig(output_dir=str(tmp_path), bf16=False, **training)
     with pytest.raises(ValueError, match=says):
         train(RecipeArguments(generate="sudoku", **recipe), training, DiffusionModelConfig("absent", **flags))
+
+
+def test_a_shape_that_is_none_is_named(tmp_path):
+    """huggingface_hub has an exception of its own for it, which is no `ValueError`."""
+    with pytest.raises(
+        ValueError, match=r"new_model=.*'hidden_size': 65.*not a multiple of the number of attention heads"
+    ):
+        new_model(tokenizer(), bidirectional=True, seed=0, hidden_size=65, num_attention_heads=4)
+    for path in embedded_model("sudoku-early").glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 65}))
+    with pytest.raises(ValueError, match="cannot be loaded: Class validation error"):
+        Denoiser.from_pretrained(str(tmp_path), device="cpu")
 
 
 def test_ordered_rows_that_would_be_shuffled_are_refused(tmp_path):
