@@ -17,10 +17,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lockstitch.sampling.lora_targets import block_modules, short_path, stacked_experts, target_pattern, targets_of
 from trl import ModelConfig
+
+from lockstitch import EMBEDDED, adapter_and_base
 
 if TYPE_CHECKING:
     import torch
@@ -164,6 +167,7 @@ class DiffusionModelConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_revision()
         if not self.use_peft:
             adapter = ("lora_", "use_rslora", "use_dora", "load_in_", "bnb_", "use_bnb_")
             said = [
@@ -189,6 +193,17 @@ class DiffusionModelConfig(ModelConfig):
         if self.load_in_4bit and self.dtype in (None, "auto"):
             raise ValueError(
                 f"load_in_4bit needs a dtype to compute in (bfloat16, float16, float32), not {self.dtype!r}"
+            )
+
+    def _check_revision(self) -> None:
+        name = self.model_name_or_path
+        if name is None or self.model_revision == "main":
+            return
+        place, _ = adapter_and_base(name) or (name, None)
+        if place.startswith(EMBEDDED) or Path(place).is_dir():
+            raise ValueError(
+                f"model_revision={self.model_revision!r} would be ignored: model_name_or_path={name!r} is on this machine, "
+                "and revisions are the hub's"
             )
 
 

@@ -254,6 +254,15 @@ def test_the_solver_is_trained_on_a_cpu_unasked_and_its_adapter_is_checked(folde
     }
 
 
+@pytest.mark.parametrize("name", ["embedded:sudoku-early", "folder", "adapter@embedded:sudoku-early"])
+@pytest.mark.parametrize("command", RECIPES)
+def test_a_revision_of_what_is_on_this_machine_is_refused(command, name, folder, adapter, monkeypatch, capfd):
+    (folder / "adapter").symlink_to(adapter)
+    option = {"model_name_or_path": name, "model_revision": "abc"}
+    assert call(command, argv_of(command, **option), monkeypatch) == 2
+    assert "model_revision='abc' would be ignored" in capfd.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("command", ["sample", "stitch"])
 def test_a_device_that_is_not_there(command, folder, monkeypatch, capfd):
     assert call(command, argv_of(command, device="cuda:77"), monkeypatch) == 2
