@@ -72,6 +72,10 @@ def check(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
         raise ValueError("lora_gate=True gates an adapter: use_peft: true")
     if recipe.chat_template is not None and not training.rolls_out:
         raise ValueError(f"chat_template={recipe.chat_template} would be ignored: text={training.text!r}")
+    if recipe.chat_template is not None and recipe.generate == "evidence":
+        raise ValueError(
+            f"chat_template={recipe.chat_template} would be ignored: generate='evidence' asks in its own way"
+        )
     check_data(recipe, training)
 
 
@@ -111,6 +115,54 @@ def with_mask_token(model: Any, tokenizer: Any, said: int | None, whole: bool) -
     return added
 
 
+def check_teacher(name: str, path: str, raw: Mapping[str, Any], tokenizer: Any, mask_id: int | None) -> None:
+    """Raises `ValueError` for a teacher that reads text as other tokens than the model, or has fewer of them.
+
+    The mask token is the model's alone.
+
+    Args:
+        name: the option's value.
+        path: where the teacher is.
+        raw: the model's config.json.
+        tokenizer: the model's, before it is taught a mask token.
+        mask_id: the model's mask token, if it has one.
+    """
+    from lockstitch.sampling.loading import load_tokenizer, read_config
+
+    own, its = (config.get("vocab_size") for config in (raw, read_config(path)))
+    if own is not None and its is not None and its < own - (mask_id == own - 1):
+        raise ValueError(
+            f"teacher_name_or_path={name!r} has a vocabulary of {its} tokens, and the model one of {own}: a teacher of the "
+            "same tokens is needed"
+        )
+    known = load_tokenizer(path).get_vocab()
+    others = [token for token, i in tokenizer.get_vocab().items() if i != mask_id and known.get(token) != i]
+    if others:
+        token, i = min(others), tokenizer.get_vocab()[min(others)]
+        raise ValueError(
+            f"teacher_name_or_path={name!r} has another tokenizer: {len(others)} tokens of the model are none of the "
+            f"teacher's, or another ({token!r} is {i} and {known.get(token)}); a teacher of the same tokens is needed"
+        )
+
+
+def load_teacher(path: str, rows: int, mask_id: int, **loading: Any) -> Any:
+    """The frozen autoregressive teacher; where the model's mask token has a row that the teacher has not, it is given one.
+
+    Args:
+        path: where the teacher is.
+        rows: those of the model's embeddings.
+        mask_id: the model's mask token.
+        loading: of the teacher's weights.
+    """
+    from lockstitch.sampling.adapters import load_plain
+    from lockstitch.sampling.denoiser import make_causal
+
+    teacher: Any = load_plain(path, **loading)
+    if teacher.get_input_embeddings().weight.shape[0] == mask_id == rows - 1:
+        teacher.resize_token_embeddings(rows)
+    return make_causal(teacher).requires_grad_(False)
+
+
 def prompt_rows(recipe: RecipeArguments, tokenizer: Any, max_length: int | None) -> Any:
     """The prompts that rollouts answer: of one's own data, or of a task, gold answers or not."""
     from datasets import Dataset
@@ -148,7 +200,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     from lockstitch.recipes.read_files import contents_of
     from lockstitch.recipes.run_directory import is_finished, run_of
     from lockstitch.rewards.tasks.named import remembered
-    from lockstitch.rl.adaptation import AdaptationTrainer
+    from lockstitch.rl.adaptation import AdaptationTrainer, check_rows
     from lockstitch.rl.lora import loading_of, peft_config_of
     from lockstitch.rl.run_record import RunRecord, changed_settings
     from lockstitch.sampling.adapters import load_plain, to_train_from
@@ -165,6 +217,8 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
         raise ValueError(f"{path!r} is of type {raw['model_type']!r}, which runs code of its own and is not adapted")
     diffusion = is_diffusion(raw)
     family = training.family(family_of(raw) if diffusion else None)
+    if training.rolls_out:
+        training.rollout_config(family, 0, family.block_length)  # refuses what does not fit
     if diffusion and training.objective == "distillation" and training.teacher_name_or_path is None:
         raise ValueError(
             "teacher_name_or_path=None: the model is a diffusion model already; say its autoregressive parent"
@@ -175,29 +229,37 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     record = RunRecord(*facts, contents=contents_of(recipe, Path(training.output_dir)))
     if is_finished(Path(training.output_dir), record, training):
         return None
-    loading = {**loading_of(model_arguments), "device": training.device}
-    model = to_train_from(load_plain(path, **loading), path)
     tokenizer = load_tokenizer(path, model_arguments.model_revision)
-    said = recipe.mask_id if recipe.mask_id is not None else (raw.get(FACTS) or {}).get("mask_token_id")
-    mask_id = with_mask_token(model, tokenizer, said, not model_arguments.use_peft)
-    if family.layout != "full":  # plain `generate` of what is saved is then what its causal half says
-        make_causal(model)
-    teacher = None
-    if training.teacher_name_or_path is not None:
-        teacher = load_plain(model_path(training.teacher_name_or_path), dtype=loading["dtype"], device=training.device)
-        teacher = make_causal(teacher).requires_grad_(False)
-    denoiser = Denoiser(model, tokenizer, family, mask_id)
     if training.rolls_out and recipe.generate != "evidence":
         train_rows = prompt_rows(recipe, tokenizer, training.max_length)
     else:
         train_rows = load_rows(recipe, training, tokenizer)
+    eval_rows = load_eval_rows(recipe, tokenizer)
+    template = tokenizer.chat_template is not None or training.chat_template_path is not None
+    for name, rows in (("train", train_rows), ("eval", eval_rows)):
+        if rows is not None:
+            check_rows(rows, name, training, template)
+    said = recipe.mask_id if recipe.mask_id is not None else (raw.get(FACTS) or {}).get("mask_token_id")
+    teacher, parent = None, training.teacher_name_or_path
+    if parent is not None:
+        check_teacher(parent, model_path(parent), raw, tokenizer, tokenizer.mask_token_id if said is None else said)
+    loading = {**loading_of(model_arguments), "device": training.device}
+    model = to_train_from(load_plain(path, **loading), path)
+    mask_id = with_mask_token(model, tokenizer, said, not model_arguments.use_peft)
+    if family.layout != "full":  # plain `generate` of what is saved is then what its causal half says
+        make_causal(model)
+    if parent is not None:
+        rows_there = model.get_input_embeddings().weight.shape[0]
+        its = {"dtype": loading["dtype"], "device": training.device}
+        teacher = load_teacher(model_path(parent), rows_there, mask_id, **its)
+    denoiser = Denoiser(model, tokenizer, family, mask_id)
     trainer = AdaptationTrainer(
         denoiser,
         training,
         teacher,
         peft_config_of(model_arguments, denoiser, gated=training.lora_gate),
         train_dataset=train_rows,
-        eval_dataset=load_eval_rows(recipe, tokenizer),
+        eval_dataset=eval_rows,
     )
     return run_of(trainer, record, path, model_arguments.model_revision)
 

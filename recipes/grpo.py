@@ -280,9 +280,9 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch.rl.lora import loading_of, peft_config_of
     from lockstitch.rl.run_record import RunRecord, changed_settings
     from lockstitch.sampling.adapters import to_train_from
-    from lockstitch.sampling.denoiser import Denoiser
+    from lockstitch.sampling.denoiser import Denoiser, check_loadable
     from lockstitch.sampling.layouts import check_layout, in_blocks_of
-    from lockstitch.sampling.loading import layout_of
+    from lockstitch.sampling.loading import layout_of, load_tokenizer
 
     from lockstitch import model_name
 
@@ -292,7 +292,8 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
             "no rows to evaluate; held_out_problems and held_out_every measure"
         )
     path = model_arguments.model_name_or_path
-    family, _ = layout_of(path, recipe.family, model_arguments.model_revision)
+    family, raw = layout_of(path, recipe.family, model_arguments.model_revision)
+    check_loadable(path, family, raw, training.trust_remote_code)
     settings = changed_settings(recipe, health, training, model_arguments)
     if recipe.reward_funcs is not None:
         settings["reward_funcs"] = [remembered_reward(name) for name in recipe.reward_funcs]
@@ -311,17 +312,9 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     samplers = held_out_samplers(
         sampler.canvas_length, sampler.block_length, recipe.held_out_tokens_per_step, sampler.batch_size
     )
-    denoiser = Denoiser.from_pretrained(
-        model_arguments.model_name_or_path,
-        family=recipe.family,
-        mask_id=recipe.mask_id,
-        device=training.device,
-        trust_remote_code=training.trust_remote_code,
-        **loading_of(model_arguments),
-    )
-    denoiser.model = to_train_from(denoiser.model, path)
     template = training.chat_template_kwargs or {}
-    asked = (denoiser.tokenizer, recipe.max_prompt_length, recipe.chat_template, recipe.system_prompt)
+    tokenizer = load_tokenizer(path, model_arguments.model_revision, training.trust_remote_code)
+    asked = (tokenizer, recipe.max_prompt_length, recipe.chat_template, recipe.system_prompt)
     rows, held_out = (as_prompts(some, *asked, **template) for some in (problems.train, problems.held_out))
     prompts = training.generation_batch_size // training.num_generations
     if len(rows) < prompts:  # TRL would drop them, and train nothing
@@ -329,11 +322,20 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
             f"{len(rows)} prompts to train on: a generation of generation_batch_size={training.generation_batch_size} "
             f"completions, num_generations={training.num_generations} of each prompt, takes {prompts}"
         )
+    denoiser = Denoiser.from_pretrained(
+        path,
+        family=recipe.family,
+        mask_id=recipe.mask_id,
+        device=training.device,
+        trust_remote_code=training.trust_remote_code,
+        **loading_of(model_arguments),
+    )
+    denoiser.model = to_train_from(denoiser.model, path)
     callbacks: list[Any] = [HealthCallback(health)]
     measure = None
     if held_out:
         measure = HeldOut(
-            denoiser.tokenizer, held_out, judge, samplers, recipe.held_out_every, template, recipe.held_out_threshold
+            tokenizer, held_out, judge, samplers, recipe.held_out_every, template, recipe.held_out_threshold
         )
         callbacks.append(measure)
     if recipe.html:

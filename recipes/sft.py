@@ -74,13 +74,16 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     from lockstitch.recipes.run_directory import is_finished, run_of
     from lockstitch.recipes.tiny import new_model
     from lockstitch.rewards.tasks.named import remembered
+    from lockstitch.rl.canvas_data import check_completions, check_template
     from lockstitch.rl.checkpoints import WholeCheckpoints
     from lockstitch.rl.lora import loading_of, peft_config_of
+    from lockstitch.rl.packing import check_block_length
     from lockstitch.rl.run_record import RunRecord, changed_settings
     from lockstitch.rl.sft import DiffusionSFTTrainer
     from lockstitch.sampling.adapter_files import find_adapter
     from lockstitch.sampling.adapters import load_plain, to_train_from
-    from lockstitch.sampling.denoiser import Denoiser, make_causal
+    from lockstitch.sampling.denoiser import Denoiser, check_loadable, make_causal
+    from lockstitch.sampling.families import BIDIRECTIONAL
     from lockstitch.sampling.loading import layout_of, load_tokenizer, loaded_from
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTTrainer
@@ -93,10 +96,15 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     check(recipe, training, model_arguments)
     path = model_arguments.model_name_or_path = model_path(model_arguments.model_name_or_path)
     diffusion = recipe.objective == "diffusion"
-    family = None
+    revision, family = model_arguments.model_revision, None
     if diffusion:
-        named = recipe.new_model is None
-        family = layout_of(path, recipe.family, model_arguments.model_revision)[0].name if named else "bidirectional"
+        known, raw = BIDIRECTIONAL, None
+        if recipe.new_model is None:
+            known, raw = layout_of(path, recipe.family, revision)
+            check_loadable(path, known, raw, training.trust_remote_code)
+        block = known.block_length if training.block_length is None else training.block_length
+        check_block_length(known, block, training.canvas_length)
+        family = known.name
     settings = changed_settings(recipe, training, model_arguments)
     task = "evidence" if recipe.generate == "evidence" else remembered(recipe.generate or recipe.task)
     contents = contents_of(recipe, Path(training.output_dir))
@@ -105,12 +113,21 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     )
     if is_finished(Path(training.output_dir), record, training):
         return None
-    loading = loading_of(model_arguments)
     if recipe.new_model is not None:
         with loaded_from(f"tokenizer {path!r}"):
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         assert isinstance(recipe.new_model, dict)
         model = new_model(tokenizer, bidirectional=diffusion, seed=training.seed, **recipe.new_model)
+    else:
+        tokenizer = load_tokenizer(path, revision, diffusion and training.trust_remote_code)
+    rows = {"train_dataset": load_rows(recipe, training, tokenizer), "eval_dataset": load_eval_rows(recipe, tokenizer)}
+    template = tokenizer.chat_template is not None or training.chat_template_path is not None
+    for name, some in rows.items():
+        if some is not None and diffusion:
+            check_completions(some, name.removesuffix("_dataset"), template)
+        elif some is not None and not template:
+            check_template(some, name.removesuffix("_dataset"))
+    loading = loading_of(model_arguments)
     if diffusion:
         if recipe.new_model is not None:
             denoiser = Denoiser(model, tokenizer)
@@ -124,22 +141,20 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
                 **loading,
             )
             denoiser.model = to_train_from(denoiser.model, path)
-        model, tokenizer = denoiser.model, denoiser.tokenizer
     elif recipe.new_model is None:
         with loaded_from(f"model {path!r}"):
-            if find_adapter(path, model_arguments.model_revision) is None:
+            if find_adapter(path, revision) is None:
                 model = AutoModelForCausalLM.from_pretrained(path, **loading)
             else:
                 model = to_train_from(load_plain(path, **loading), path)
-            model, tokenizer = make_causal(model), load_tokenizer(path, model_arguments.model_revision)
-    rows = {"train_dataset": load_rows(recipe, training, tokenizer), "eval_dataset": load_eval_rows(recipe, tokenizer)}
+            model = make_causal(model)
     peft_config = peft_config_of(model_arguments, denoiser if diffusion else model)
     if diffusion:
         trainer: Any = DiffusionSFTTrainer(denoiser, training, peft_config=peft_config, **rows)
     else:
         trainer = Solver(model=model, args=training, processing_class=tokenizer, peft_config=peft_config, **rows)
 
-    return run_of(trainer, record, path, model_arguments.model_revision)
+    return run_of(trainer, record, path, revision)
 
 
 def run(prepared: "Run | None") -> None:

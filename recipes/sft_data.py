@@ -101,6 +101,10 @@ def check_data(recipe: DataArguments, training: Any) -> None:
             "batch_by_length=True orders generated rows; it needs generate=TASK and train_sampling_strategy='sequential', "
             f"not generate={recipe.generate!r} and train_sampling_strategy={training.train_sampling_strategy!r}"
         )
+    if recipe.batch_by_length and getattr(training, "rolls_out", False):
+        raise ValueError(
+            f"batch_by_length=True would be ignored: the model writes the completions, text={training.text!r}"
+        )
     evaluated = recipe.dataset_test_split is not None or recipe.num_eval_problems > 0
     if evaluated != (training.eval_strategy != "no"):
         raise ValueError(

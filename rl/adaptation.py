@@ -20,7 +20,16 @@ from datasets import Dataset, IterableDataset
 from lockstitch.rl import adaptation_losses as losses
 from lockstitch.rl.adaptation_config import AdaptationConfig
 from lockstitch.rl.adaptation_states import Teacher, drawn_states
-from lockstitch.rl.canvas_data import IGNORED, CanvasCollator, prompts_alone, text_canvases
+from lockstitch.rl.canvas_data import (
+    IGNORED,
+    CanvasCollator,
+    check_completions,
+    check_prompts,
+    check_texts,
+    first_row,
+    prompts_alone,
+    text_canvases,
+)
 from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_generator, stratified_mask_ratio
 from lockstitch.rl.models import prepare_frozen
 from lockstitch.rl.packing import Later, block_of_column
@@ -39,6 +48,31 @@ from lockstitch.files import to_json, write_whole
 Batch = dict[str, torch.Tensor]
 _COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "labels"})
 logger = logging.getLogger(__name__)
+
+
+def check_rows(dataset: Any, name: str, args: AdaptationConfig, template: bool) -> str:
+    """What a data set holds: `prompts` (whose completions the model writes), `texts` or `completions`.
+
+    `template` is whether the tokenizer has one. Raises `ValueError` for columns and rows that are none of these, and where
+    texts are to be cut into canvases of no length.
+    """
+    if args.rolls_out and name == "train":
+        check_prompts(dataset, name, template)
+        return "prompts"
+    first = first_row(dataset, name)
+    if "text" in first and not {"prompt", "messages", "input_ids"} & first.keys():
+        if args.canvas_length is None:
+            raise ValueError("canvas_length=None: texts are cut into canvases, whose length must be said")
+        check_texts(dataset, name)
+        return "texts"
+    if not any(columns <= first.keys() for columns in _COLUMNS):
+        prompts = "; text='rollouts' takes prompts alone" if name == "train" and "prompt" in first else ""
+        raise ValueError(
+            f"the {name} data set has the columns {', '.join(first)}; adaptation takes 'prompt' and "
+            f"'completion' (texts or messages), 'messages', 'text', or 'input_ids' and 'labels'{prompts}"
+        )
+    check_completions(dataset, name, template)
+    return "completions"
 
 
 class AdaptationTrainer(DiffusionSFTTrainer):
@@ -88,20 +122,12 @@ class AdaptationTrainer(DiffusionSFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Dataset | IterableDataset:
-        first = next(iter(dataset), None) or {}
-        if args.rolls_out and dataset_name == "train":
+        kind = check_rows(dataset, dataset_name, args, processing_class.chat_template is not None)
+        if kind == "prompts":
             dataset = prompts_alone(dataset, processing_class)
-        elif "text" in first and not {"prompt", "messages", "input_ids"} & first.keys():
-            if args.canvas_length is None:
-                raise ValueError("canvas_length=None: texts are cut into canvases, whose length must be said")
+        elif kind == "texts":
             eos, length = self._denoiser.eos_ids[0], args.canvas_length
-            dataset = text_canvases(dataset, processing_class, eos, length)
-        elif first and not any(columns <= first.keys() for columns in _COLUMNS):
-            prompts = "; text='rollouts' takes prompts alone" if dataset_name == "train" and "prompt" in first else ""
-            raise ValueError(
-                f"the {dataset_name} data set has the columns {', '.join(first)}; adaptation takes 'prompt' and "
-                f"'completion' (texts or messages), 'messages', 'text', or 'input_ids' and 'labels'{prompts}"
-            )
+            dataset = text_canvases(dataset, processing_class, eos, length, dataset_name)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     # --- what is trained on ------------------------------------------------------------------------------------------

@@ -274,7 +274,8 @@ class AdaptationConfig(DiffusionSFTConfig):
         Args:
             own: the family of the model that it starts from; None for an autoregressive model.
 
-        Raises `ValueError` where nothing says the layout, and for a block length that is missing or has no meaning.
+        Raises `ValueError` where nothing says the layout, for a block length that is missing or has no meaning, and for a
+        canvas that ends within a block.
         """
         from dataclasses import replace
 
@@ -285,7 +286,7 @@ class AdaptationConfig(DiffusionSFTConfig):
         family = own if self.layout is None else BUILT[self.layout, self._shifted]
         assert family is not None
         block = self.block_length if self.block_length is not None or self.layout is not None else family.block_length
-        check_block_length(family, block)
+        check_block_length(family, block, self.canvas_length)
         for name, given in (
             ("block_growth", self.block_growth != "constant"),
             ("attention_annealing_steps", self.attention_annealing_steps is not None),

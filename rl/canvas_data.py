@@ -15,38 +15,97 @@ from datasets import Dataset, IterableDataset
 from lockstitch.sampling.chat import encode
 
 IGNORED = -100
+NEEDS_TEMPLATE = "need a chat template, and the tokenizer has none"
 
 
-def prompts_and_completions(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
-    """The data set with a column for the prompt and one for the completion; tokenized rows are left as they are.
-
-    Raises `ValueError` where the columns hold no prompt and completion, where a row's are no texts or messages, or where a
-    conversation does not end with the assistant. Of a stream the first row alone is looked at.
-    """
-    first = next(iter(dataset), None)
+def first_row(dataset: Dataset | IterableDataset, name: str) -> dict[str, Any]:
+    """The first row; `ValueError` where there is none."""
+    first: dict[str, Any] | None = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"the {name} data set is empty")
+    return first
+
+
+def check_completions(dataset: Dataset | IterableDataset, name: str, template: bool) -> dict[str, Any]:
+    """The first row, of a data set with prompts and completions, conversations, or tokenized rows.
+
+    `template` is whether the tokenizer has one. Raises `ValueError` where the columns hold none of these, where a row's are
+    no texts or messages, where a conversation does not end with the assistant, and for messages without a template. Of a
+    stream the first row alone is looked at.
+    """
+    first = first_row(dataset, name)
     if {"input_ids", "labels"} <= first.keys():
-        return dataset
+        return first
     if {"prompt", "completion"} <= first.keys():
-        _check_rows(dataset, name, ("prompt", "completion"))
-        return dataset
+        _check_rows(dataset, name, ("prompt", "completion"), template)
+        return first
     if "messages" not in first:
         raise ValueError(
             f"the {name} data set has the columns {', '.join(first)}; a diffusion model is trained on 'prompt' "
             "and 'completion' (texts or messages), 'messages', or 'input_ids' and 'labels'"
         )
-    _check_rows(dataset, name, ("messages",))
+    _check_rows(dataset, name, ("messages",), template)
+    return first
+
+
+def check_prompts(dataset: Dataset | IterableDataset, name: str, template: bool) -> dict[str, Any]:
+    """The same of a data set whose completions the model writes."""
+    first = first_row(dataset, name)
+    if "prompt" in first:
+        _check_rows(dataset, name, ("prompt",), template)
+    elif not {"input_ids", "labels"} <= first.keys():
+        raise ValueError(
+            f"the {name} data set has the columns {', '.join(first)}; rollouts need 'prompt' (a text or messages), or "
+            "'input_ids' and 'labels'"
+        )
+    return first
+
+
+def check_texts(dataset: Dataset | IterableDataset, name: str) -> dict[str, Any]:
+    """The same of a data set of texts, a column `text`."""
+    first = first_row(dataset, name)
+    rows = dataset.select_columns(["text"]) if isinstance(dataset, Dataset) else dataset.take(1)
+    for number, row in enumerate(rows):
+        if not isinstance(row["text"], str):
+            raise ValueError(f"row {number} of the {name} data set has the text {row['text']!r:.80}: a text is needed")
+    return first
+
+
+def check_template(dataset: Dataset | IterableDataset, name: str) -> None:
+    """Raises `ValueError` for a data set of conversations, where the tokenizer has no template for them."""
+    first = first_row(dataset, name)
+    for column in ("messages", "prompt", "completion"):
+        if _is_messages(first.get(column)):
+            raise ValueError(
+                f"row 0 of the {name} data set has messages under {column}, which {NEEDS_TEMPLATE}: texts, or a tokenizer "
+                "that has one"
+            )
+
+
+def prompts_and_completions(
+    dataset: Dataset | IterableDataset, name: str, template: bool = True
+) -> Dataset | IterableDataset:
+    """The data set with a column for the prompt and one for the completion; tokenized rows are left as they are.
+
+    Raises `ValueError` as `check_completions` does.
+    """
+    first = check_completions(dataset, name, template)
+    if {"input_ids", "labels"} <= first.keys() or {"prompt", "completion"} <= first.keys():
+        return dataset
     return dataset.map(_last_message_apart, remove_columns=["messages"])
 
 
-def _check_rows(dataset: Dataset | IterableDataset, name: str, columns: tuple[str, ...]) -> None:
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
+
+
+def _check_rows(dataset: Dataset | IterableDataset, name: str, columns: tuple[str, ...], template: bool) -> None:
     """Raises `ValueError` for the first row whose columns are no texts and no messages, or no whole conversation."""
     rows = dataset.select_columns(list(columns)) if isinstance(dataset, Dataset) else dataset.take(1)
     for number, row in enumerate(rows):
         for column in columns:
             value = row[column]
-            messages = isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
+            messages = _is_messages(value)
             if not messages and (column == "messages" or not isinstance(value, str)):
                 raise ValueError(
                     f"row {number} of the {name} data set has the {column} {value!r:.80}: "
@@ -62,6 +121,8 @@ def _check_rows(dataset: Dataset | IterableDataset, name: str, columns: tuple[st
             raise ValueError(
                 f"row {number} of the {name} data set mixes a text and messages: both must be of one kind"
             )
+    if not template:
+        check_template(dataset, name)
 
 
 def _leading(labels: list[int]) -> int:
@@ -75,19 +136,10 @@ def _last_message_apart(row: dict[str, Any]) -> dict[str, Any]:
 def prompts_alone(dataset: Dataset | IterableDataset, tokenizer: Any) -> Dataset | IterableDataset:
     """The prompts of a data set, tokenized, without completions if it has any: rows of `input_ids` and `labels` (-100).
 
-    A conversation goes through the tokenizer's chat template; a text is taken as it is. Raises `ValueError` for a data set
-    without prompts.
+    A conversation goes through the tokenizer's chat template; a text is taken as it is. Raises `ValueError` as
+    `check_prompts` does.
     """
-    first = next(iter(dataset), None)
-    if first is None:
-        raise ValueError("the train data set is empty")
-    if "prompt" not in first and not {"input_ids", "labels"} <= first.keys():
-        raise ValueError(
-            f"the train data set has the columns {', '.join(first)}; rollouts need 'prompt' (a text or messages), or "
-            "'input_ids' and 'labels'"
-        )
-    if "prompt" in first:
-        _check_rows(dataset, "train", ("prompt",))
+    first = check_prompts(dataset, "train", tokenizer.chat_template is not None)
 
     def alone(row: dict[str, Any]) -> dict[str, list[int]]:
         if "prompt" in row:
@@ -99,14 +151,14 @@ def prompts_alone(dataset: Dataset | IterableDataset, tokenizer: Any) -> Dataset
     return dataset.map(alone, remove_columns=list(first))
 
 
-def text_canvases(dataset: Dataset | IterableDataset, tokenizer: Any, eos_id: int, canvas: int) -> Any:
+def text_canvases(
+    dataset: Dataset | IterableDataset, tokenizer: Any, eos_id: int, canvas: int, name: str = "train"
+) -> Any:
     """Texts (column `text`) cut into canvases: rows of one token, which is the prompt, and the next `canvas` ones.
 
-    A text ends in EOS; the token that a canvas ends with is the next one's prompt.
+    A text ends in EOS; the token that a canvas ends with is the next one's prompt. Raises `ValueError` as `check_texts`.
     """
-    first = next(iter(dataset), None)
-    if first is None:
-        raise ValueError("the train data set is empty")
+    first = check_texts(dataset, name)
 
     def cut(rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         pieces = []

@@ -88,12 +88,18 @@ class Later(NamedTuple):
     generator: torch.Generator
 
 
-def check_block_length(family: Family, block_length: int | None) -> None:
-    """Raises `ValueError` for a block length that is missing, or that has no meaning for the family."""
+def check_block_length(family: Family, block_length: int | None, canvas_length: int | None = None) -> None:
+    """Raises `ValueError` for a block length that is missing, or that has no meaning for the family, and for a canvas longer
+    than a block that ends within one, which the sampler would not take."""
     if family.layout == "full" and block_length is not None:
         raise ValueError(f"block_length={block_length}: {family.name} models attend fully, whatever the block")
     if family.layout != "full" and (block_length is None or block_length < 1):
         raise ValueError(f"block_length={block_length}: {family.name} models need the sampler's block length")
+    if block_length and canvas_length and canvas_length > block_length and canvas_length % block_length:
+        raise ValueError(
+            f"canvas_length={canvas_length}: the sampler denoises whole blocks, so a canvas longer than "
+            f"block_length={block_length} is a multiple of it"
+        )
 
 
 def block_of_column(

@@ -138,8 +138,9 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
     uninterrupted one would have drawn. That of an evaluation depends on (`args.seed`, batch, rank) alone, and its loss is
     always LLaDA's bound with t uniform on (0, 1]: evaluations of a run, and of runs with different noise, compare.
 
-    Raises `ValueError` for a block length that the family needs or has no use for, for a data set without prompts or
-    completions, for one with completions longer than the canvas, and where `max_length` leaves no row.
+    Raises `ValueError` for a block length that the family needs or has no use for, for a canvas that ends within a block,
+    for a data set without prompts or completions, for one with completions longer than the canvas, and where `max_length`
+    leaves no row.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
         args.model_init_kwargs = None  # TRL is handed a model
         # The model's own block, where blocks are part of it and the settings say none.
         self._block = denoiser.block_length if args.block_length is None else args.block_length
-        check_block_length(denoiser.family, self._block)
+        check_block_length(denoiser.family, self._block, args.canvas_length)
         check_trains(denoiser)
         self._denoiser = denoiser
         self._step_of_batches = -1
@@ -171,7 +172,7 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        dataset = prompts_and_completions(dataset, dataset_name)
+        dataset = prompts_and_completions(dataset, dataset_name, processing_class.chat_template is not None)
         whole = copy.copy(args)
         whole.max_length = None  # at which TRL would cut rows off
         prepared = super()._prepare_dataset(dataset, processing_class, whole, packing, formatting_func, dataset_name)

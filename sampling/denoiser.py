@@ -7,7 +7,7 @@ Axes: B rows, L positions, C columns, M places (a row and a column), V vocabular
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,27 @@ def make_bidirectional(model: PreTrainedModel) -> PreTrainedModel:
 def make_causal(model: PreTrainedModel) -> PreTrainedModel:
     """Undoes `make_bidirectional`: every position attends to those before it."""
     return _set_causal(model, True)
+
+
+def check_loadable(path: str, family: Family, raw: Mapping[str, Any], trust_remote_code: bool) -> bool:
+    """Whether a checkpoint with this config.json runs code of its own, which must be allowed where, and only where, it does.
+
+    Raises `ValueError` otherwise, and for families without mask tokens.
+    """
+    if family.layout == "encoder_decoder":
+        raise ValueError(_NO_MASKS.format(family.name))
+    remote = is_remote(raw)
+    if trust_remote_code and not remote:
+        raise ValueError(
+            f"trust_remote_code=True would be ignored: {path!r} is of type {raw['model_type']!r}, which runs on "
+            "transformers' own classes"
+        )
+    if remote and not trust_remote_code:
+        raise ValueError(
+            f"{path!r} is of type {raw['model_type']!r}, which transformers does not have: it runs code of its own, "
+            "which trust_remote_code allows"
+        )
+    return remote
 
 
 class Denoiser:
@@ -144,23 +165,10 @@ class Denoiser:
             denoiser.model = adapted(to_train_from(base.model, adapter.base), adapter)
             return denoiser
         known, raw = layout_of(path, family, revision)
-        if known.layout == "encoder_decoder":
-            raise ValueError(_NO_MASKS.format(known.name))
-        remote = is_remote(raw)
-        if trust_remote_code and not remote:
-            raise ValueError(
-                f"trust_remote_code=True would be ignored: {path!r} is of type {raw['model_type']!r}, which runs on "
-                "transformers' own classes"
-            )
-        if not remote:
+        if not check_loadable(path, known, raw, trust_remote_code):
             tokenizer = load_tokenizer(path, revision)
             model = load_model(path, raw, dtype=dtype, device=device, revision=revision, **loading)
             return cls(model, tokenizer, known, mask_id)
-        if not trust_remote_code:
-            raise ValueError(
-                f"{path!r} is of type {raw['model_type']!r}, which transformers does not have: it runs code of its own, "
-                "which trust_remote_code allows"
-            )
         model, calling = load_remote(path, known, dtype=dtype, device=device, revision=revision, **loading)
         for what in calling.lacking:
             logger.warning("%s: %s", path, what)

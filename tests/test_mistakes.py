@@ -254,6 +254,74 @@ def test_the_solver_is_trained_on_a_cpu_unasked_and_its_adapter_is_checked(folde
     }
 
 
+MESSAGES = [{"messages": [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]}]
+OWN = {"generate": None, "task": None, "num_problems": None, "dataset_name": "own.jsonl"}
+MISSING = {**OWN, "dataset_name": "missing.jsonl"}
+ON_ROLLOUTS = {"text": "rollouts", "states": "on_policy", "objective": "distillation"}
+SEQUENTIAL = {"batch_by_length": True, "train_sampling_strategy": "sequential"}
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "rows", "says"),
+    [
+        ("sft", MISSING, [], "input 'missing.jsonl' is not a file"),
+        ("adapt", MISSING, [], "input 'missing.jsonl' is not a file"),
+        ("solver", MISSING, [], "input 'missing.jsonl' is not a file"),
+        ("sft", {**OWN, "columns": "prompt:question"}, [{"words": "a"}], "there is no 'question' to be 'prompt'"),
+        ("sft", OWN, [{"words": "a"}], "the train data set has the columns words"),
+        ("adapt", OWN, [{"words": "a"}], "the train data set has the columns words"),
+        ("sft", OWN, MESSAGES, "has messages under messages, which need a chat template, and the tokenizer has none"),
+        (
+            "adapt",
+            OWN,
+            MESSAGES,
+            "has messages under messages, which need a chat template, and the tokenizer has none",
+        ),
+        (
+            "solver",
+            OWN,
+            MESSAGES,
+            "has messages under messages, which need a chat template, and the tokenizer has none",
+        ),
+        ("adapt", OWN, [{"text": "1+1="}, {"text": None}], "row 1 of the train data set has the text None: a text"),
+        ("adapt", OWN, [{"text": 3}], "row 0 of the train data set has the text 3: a text is needed"),
+        ("grpo", {"chat_template": True}, [], "need a tokenizer with a chat template"),
+        ("grpo", {"max_prompt_length": 1}, [], "every prompt is longer than max_prompt_length=1 tokens"),
+        ("grpo", {"trust_remote_code": True}, [], "trust_remote_code=True would be ignored"),
+        ("sft", {"family": "block_causal", "block_length": 3}, [], "longer than block_length=3 is a multiple of it"),
+        ("sft", {"block_length": 5}, [], "block_length=5: bidirectional models attend fully"),
+        ("adapt", {"block_length": 3}, [], "canvas_length=20: the sampler denoises whole blocks"),
+        (
+            "adapt",
+            {"layout": "full", "block_length": None, "rollout_block_length": 3, "text": "rollouts"},
+            [],
+            "block_length",
+        ),
+        ("adapt", {**ON_ROLLOUTS, **SEQUENTIAL, "generate": "sudoku"}, [], "batch_by_length=True would be ignored"),
+        (
+            "adapt",
+            {**ON_ROLLOUTS, "chat_template": True},
+            [],
+            "chat_template=True would be ignored: generate='evidence'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_rows_and_canvases_is_said_before_weights_are_read(
+    command, option, rows, says, folder, monkeypatch, capfd
+):
+    """Of a model that has none; and nothing is left behind."""
+    command, more = ("sft", SOLVER) if command == "solver" else (command, {})
+    said = {**BASES[command], **more}
+    (folder / "model").mkdir()
+    for path in embedded_model(said["model_name_or_path"].removeprefix("embedded:")).glob("*.json"):
+        (folder / "model" / path.name).write_bytes(path.read_bytes())
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    option = {**more, "use_cpu": True, **option, "model_name_or_path": "model"}
+    assert call(command, argv_of(command, **option), monkeypatch) == 2
+    assert says in capfd.readouterr().err.splitlines()[-1]
+    assert not (folder / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["embedded:sudoku-early", "folder", "adapter@embedded:sudoku-early"])
 @pytest.mark.parametrize("command", RECIPES)
 def test_a_revision_of_what_is_on_this_machine_is_refused(command, name, folder, adapter, monkeypatch, capfd):
