@@ -56,7 +56,8 @@ class Teacher:
 
     Args:
         denoiser: the student, whose conventions of calling it shares.
-        model: its model; None is the student's own below its adapter, which is then switched off for the pass.
+        model: its model; None is the student's own below its adapter, which is then switched off for the pass. What it says
+            of rows that its vocabulary has beyond the student's, which no token has, is left out.
 
     Raises `ValueError` for a model of a smaller vocabulary than its student's, and where there is no adapter to switch off.
     """
@@ -66,10 +67,9 @@ class Teacher:
         self.denoiser.model = denoiser.model if model is None else model  # whose head is read
         if model is None and not isinstance(denoiser.model, PeftModel):
             raise ValueError("teacher=None: a model that is trained whole has no parent left; say a copy")
-        if model is not None:
-            own, its = (one.config.get_text_config().vocab_size for one in (denoiser.model, model))
-            if own != its:
-                raise ValueError(f"the teacher has a vocabulary of {its} tokens, the student one of {own}")
+        self.vocabulary = denoiser.model.config.get_text_config().vocab_size
+        if model is not None and (its := model.config.get_text_config().vocab_size) < self.vocabulary:
+            raise ValueError(f"the teacher has a vocabulary of {its} tokens, the student one of {self.vocabulary}")
 
     @torch.no_grad()
     def logits(
@@ -97,6 +97,6 @@ class Teacher:
         try:
             with nullcontext() if self.model is not None else model.disable_adapter():
                 place_M = asked_BL.flatten().nonzero()[:, 0] - 1
-                return self.denoiser.raw_logits(model, arguments, None, place_M)
+                return self.denoiser.raw_logits(model, arguments, None, place_M)[:, : self.vocabulary]
         finally:
             model.train(training)

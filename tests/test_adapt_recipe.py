@@ -15,6 +15,7 @@ from lockstitch.recipes.gpu_memory import adaptation_memory
 from lockstitch.recipes.layers import preset_names
 from lockstitch.sampling.denoiser import Denoiser
 from models import random_denoiser
+from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPERS = ("cap", "idlm", "mixscale", "nbdiff", "opdlm", "tidar")
@@ -150,6 +151,55 @@ SMALL = [
     "0",
     *CPU,
 ]
+
+
+@pytest.fixture(scope="module")
+def maskless(parent, tmp_path_factory):
+    """The same, whose tokenizer names no mask token, and whose every row of embeddings has a token."""
+    folder = tmp_path_factory.mktemp("maskless")
+    for path in parent.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    tok = AutoTokenizer.from_pretrained(folder)
+    tok.mask_token = None
+    tok.save_pretrained(folder)
+    return folder
+
+
+DISTILLED = ["--layout", "block_causal", "--block_length", "4", "--objective", "distillation", *SMALL]
+
+
+def test_the_parent_is_a_teacher_also_where_the_mask_has_a_new_row(maskless, tmp_path):
+    argv = ["--model_name_or_path", str(maskless), "--output_dir", str(tmp_path), *DISTILLED]
+    made = [prepare(*parse([*argv, *more])).trainer for more in ([], ["--teacher_name_or_path", str(maskless)])]
+    batch = next(iter(made[0].get_train_dataloader()))
+    losses = [trainer.compute_loss(trainer.model.train(), batch).item() for trainer in made]
+    rows = [trainer._teacher.model.get_input_embeddings().weight.shape[0] for trainer in made]
+    assert rows == [404, 404]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"vocab_size": 300}, "has a vocabulary of 300 tokens, and the model one of 403"),
+        ({}, r"has another tokenizer: 2 tokens of the model are none of the teacher's, or another \('A' is"),
+    ],
+)
+def test_a_teacher_of_other_tokens_is_refused_before_weights_are_read(changed, says, maskless, tmp_path):
+    teacher, model = tmp_path / "teacher", tmp_path / "model"
+    for folder in (teacher, model):
+        folder.mkdir()
+        for path in maskless.glob("*.json"):
+            (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | changed))
+    tok = json.loads((teacher / "tokenizer.json").read_text())
+    vocab = tok["model"]["vocab"]
+    vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
+    (teacher / "tokenizer.json").write_text(json.dumps(tok))
+    argv = ["--model_name_or_path", str(model), "--output_dir", str(tmp_path / "run"), *DISTILLED]
+    with pytest.raises(ValueError, match=says):
+        prepare(*parse([*argv, "--teacher_name_or_path", str(teacher)]))
 
 
 def adapt(parent, output, preset, *more):

@@ -241,6 +241,22 @@ def test_what_is_written_stays_the_parent_s_under_a_gate(tmp_path):
     )
 
 
+def test_a_teacher_may_have_more_rows_than_the_student_and_not_fewer():
+    denoiser = random_denoiser("qwen3", family=BLOCK_CAUSAL)
+    own = denoiser.model.config.vocab_size
+    same, larger, smaller = (copy.deepcopy(denoiser.model) for _ in range(3))
+    larger.resize_token_embeddings(own + 5)
+    smaller.resize_token_embeddings(own - 1)
+    batch = batch_of()
+    asked, real = batch["labels"] != -100, batch["attention_mask"].bool()
+    said = [Teacher(denoiser, model).logits(None, batch["input_ids"], real, asked) for model in (same, larger)]
+    torch.testing.assert_close(*said)
+    with pytest.raises(
+        ValueError, match=f"the teacher has a vocabulary of {own - 1} tokens, the student one of {own}"
+    ):
+        Teacher(denoiser, smaller)
+
+
 def test_the_parent_below_an_adapter_is_the_teacher(tmp_path):
     denoiser = random_denoiser("qwen3", family=BLOCK_CAUSAL)
     parent = copy.deepcopy(denoiser.model)
