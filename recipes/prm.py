@@ -199,7 +199,7 @@ def adapted(model: Any, arguments: Any, base: str) -> Any:
     from lockstitch.rl.lora import peft_config_of
     from peft import get_peft_model
 
-    settings = {"task_type": "TOKEN_CLS", "base_model_name_or_path": base}
+    settings: dict[str, Any] = {"task_type": "TOKEN_CLS", "base_model_name_or_path": base}
     config = peft_config_of(arguments, model, saved=("score",), **settings)
     model.config._name_or_path = base
     return get_peft_model(model, config)

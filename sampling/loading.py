@@ -171,8 +171,10 @@ def load_model(
         loading["device_map"] = {"": device}
     loading |= {"dtype": dtype, "revision": revision, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with loaded_from(f"the config of {path!r}"):
-        own = translation is None
-        config = AutoConfig.from_pretrained(path, revision=revision) if own else native_config(raw, translation)
+        if translation is None:
+            config = AutoConfig.from_pretrained(path, revision=revision)
+        else:
+            config = native_config(raw, translation)
     if translation is None:
         reader: Any = transformers.AutoModelForCausalLM
     else:
