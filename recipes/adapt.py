@@ -224,7 +224,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
             "teacher_name_or_path=None: the model is a diffusion model already; say its autoregressive parent"
         )
     settings = changed_settings(recipe, training, model_arguments)
-    task = remembered(recipe.generate or recipe.task)
+    task = "evidence" if recipe.generate == "evidence" else remembered(recipe.generate or recipe.task)
     facts = model_name(path), None, "adapt", family.name, task, recipe.dataset_name, recipe.adapt_preset, settings
     record = RunRecord(*facts, contents=contents_of(recipe, Path(training.output_dir)))
     if is_finished(Path(training.output_dir), record, training):

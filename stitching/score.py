@@ -178,7 +178,7 @@ class Named:
         self.name, self.scorer, self.reads_text_alone = name, scorer, reads_text_alone(scorer)
 
     def __call__(
-        self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None
+        self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None = None
     ) -> Scores:
         """See `Scorer`."""
         try:
