@@ -280,10 +280,8 @@ def train(recipe: RecipeArguments, training: Any, model_arguments: Any) -> None:
 def main() -> None:
     """Reads the layers of settings, then trains."""
     with one_line("adapt"):
-        from lockstitch.recipes.run_directory import (  # seconds of imports, where Ctrl-C may come
-            MISTAKES,
-            leaving_nothing,
-        )
+        # Seconds of imports, in which Ctrl-C may come.
+        from lockstitch.recipes.run_directory import MISTAKES, leaving_nothing
 
         recipe, training, model_arguments = parse(sys.argv[1:])
         with leaving_nothing(Path(training.output_dir)):

@@ -101,7 +101,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._usual()
         if peft is not None and revision is not None:
             raise ValueError(
-                f"revision={revision!r} with peft={peft!r} could mean either; give one that is on this disk"
+                f"revision={revision!r} with peft={peft!r} could be the adapter's or the model's: name directories"
             )
         self.denoiser = Denoiser.from_pretrained(
             pretrained if peft is None else f"{peft}@{pretrained}",

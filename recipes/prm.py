@@ -208,10 +208,8 @@ def adapted(model: Any, arguments: Any, base: str) -> Any:
 def main() -> None:
     """Parses YAML and command line, labels, trains and judges."""
     with one_line("prm", f"interrupted; {GOES_ON}"):
-        from lockstitch.recipes.run_directory import (  # seconds of imports, where Ctrl-C may come
-            MISTAKES,
-            leaving_nothing,
-        )
+        # Seconds of imports, in which Ctrl-C may come.
+        from lockstitch.recipes.run_directory import MISTAKES, leaving_nothing
 
         recipe, training, model_arguments = parse(sys.argv[1:])
         with leaving_nothing(Path(training.output_dir)):

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lockstitch import files
+
 # The options of the recipes that may name a file or a folder of rows.
 READ = ("dataset_name", "task_path", "train_path", "held_out_path", "input", "eval_input", "traces", "eval_traces")
 WHOLE, END = 2**26, 2**20  # of a larger file in a folder, its size, its beginning and its end count
@@ -27,10 +29,9 @@ def contents_of(recipe: Any, output: Path) -> dict[str, str]:
 
 def sha256_of(path: Path, output: Path | None = None) -> str:
     """Of a file's bytes; of a folder's files, hidden ones and caches left out, their names, sizes and contents."""
-    digest = hashlib.sha256()
     if not path.is_dir():
-        _add(digest, path, path.stat().st_size)
-        return digest.hexdigest()
+        return files.sha256(path)
+    digest = hashlib.sha256()
     for file in sorted(_files(path, None if output is None else output.resolve())):
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode("utf-8", "backslashreplace"))

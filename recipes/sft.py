@@ -197,10 +197,8 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
 def main() -> None:
     """Reads YAML and command line, then trains."""
     with one_line("sft"):
-        from lockstitch.recipes.run_directory import (  # seconds of imports, where Ctrl-C may come
-            MISTAKES,
-            leaving_nothing,
-        )
+        # Seconds of imports, in which Ctrl-C may come.
+        from lockstitch.recipes.run_directory import MISTAKES, leaving_nothing
 
         recipe, training, model_arguments = parse(sys.argv[1:])
         with leaving_nothing(Path(training.output_dir)):

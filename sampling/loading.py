@@ -25,10 +25,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lockstitch import EMBEDDED, adapter_and_base, model_name, model_path
 
-_OF_FILES = (
-    SafetensorError,
-    StrictDataclassError,
-)  # what libraries have of their own for files that are not as they should
+# What libraries raise of their own for files that are not as they should be.
+_OF_FILES = (SafetensorError, StrictDataclassError)
 _PUBLISHED = "published_config"  # beside the facts: config.json as the authors wrote it
 
 
