@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rewards.tasks.data import load_split, read_columns, renamed
+from lockstitch.rewards.tasks.rows import check_enough
 from lockstitch.rewards.tasks.task import held_out_problems, training_problems
 from lockstitch.stitching.inputs import read_problems
 
@@ -49,10 +50,10 @@ def problems_of(recipe: Any, task: Any) -> dict[str, list[Any]]:
                 f"input={recipe.input!r} has {len(own)} problems, of which num_fit_problems={fit} leave none"
             )
         beside = f", {left} beside those of num_fit_problems={fit}" if fit else ""
-        _check_enough("num_problems", recipe.num_problems, left, f"input={recipe.input!r} has {len(own)}{beside}")
+        check_enough("num_problems", recipe.num_problems, left, f"input={recipe.input!r} has {len(own)}{beside}")
         test = [] if recipe.eval_input is None else problems_in(recipe.eval_input, task)
         where = f"eval_input={recipe.eval_input!r} has {len(test)}"
-        _check_enough("num_eval_problems", recipe.num_eval_problems, len(test), where)
+        check_enough("num_eval_problems", recipe.num_eval_problems, len(test), where)
         splits = {
             "train": own[:left][: recipe.num_problems],
             "fit": own[left:],
@@ -67,14 +68,9 @@ def problems_of(recipe: Any, task: Any) -> dict[str, list[Any]]:
     fresh = (one for one in more if one.question not in seen)
     fitted = list(islice(fresh, fit))
     where = f"of task {task.name!r} {len(fitted)} were found that are not among the {count} to train on"
-    _check_enough("num_fit_problems", fit, len(fitted), where)
+    check_enough("num_fit_problems", fit, len(fitted), where)
     evaluated = 200 if recipe.num_eval_problems is None else recipe.num_eval_problems
     return {"train": train, "fit": fitted, "test": held_out_problems(task, evaluated, recipe.problem_seed)}
-
-
-def _check_enough(option: str, wanted: int | None, there: int, where: str) -> None:
-    if wanted is not None and wanted > there:
-        raise ValueError(f"{option}={wanted} asks for more problems than there are: {where}")
 
 
 def check_fitted_on(recipe: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from lockstitch.rewards.contract import RESERVED
 from lockstitch.rewards.tasks.data import load_split, renamed
 from lockstitch.rewards.tasks.named import get_task
-from lockstitch.rewards.tasks.rows import load_rows, with_prompt
+from lockstitch.rewards.tasks.rows import check_enough, load_rows, with_prompt
 from lockstitch.rewards.tasks.task import PLAIN, Task
 from lockstitch.sampling.chat import Chat, encode
 
@@ -90,9 +90,12 @@ def load_problems(
     if dataset_name is not None:
         own = renamed(load_split(dataset_name, dataset_train_split, dataset_config), columns or {}).to_list()
     train = _training_rows(task, form, train_source, train_path, own, wanted, seed)
+    where = f"{train_path or dataset_name or train_source or task.name!r} has {len(train)}"
+    check_enough("num_problems", num_problems, len(train), where)
     if held_out < 1:
         return Problems(train, [])
     if apart:
+        check_enough("num_problems + held_out_problems", wanted, len(train), where)
         if held_out >= len(train):
             raise ValueError(f"held_out_problems={held_out} of {len(train)} rows leave nothing to train on")
         train, held = train[:-held_out], train[-held_out:]
@@ -101,6 +104,8 @@ def load_problems(
         held = load_rows(
             task, source=source, path=held_out_path, form=form, conversational=False, count=held_out, seed=seed
         )
+        where = f"{held_out_path or source or task.name!r} has {len(held)}"
+        check_enough("held_out_problems", held_out, len(held), where)
     return Problems(_without(train, held), held)
 
 
@@ -146,12 +151,18 @@ def own_problems(
     train = _prompts(
         renamed(load_split(dataset_name, dataset_train_split, dataset_config), columns or {}), dataset_name
     )
+    where = f"{dataset_name!r} has {len(train)}"
+    check_enough("num_problems", num_problems, len(train), where)
     if dataset_test_split is not None:
         held = _prompts(
             renamed(load_split(dataset_name, dataset_test_split, dataset_config), columns or {}), dataset_name
         )
+        where = f"dataset_test_split={dataset_test_split!r} of {dataset_name!r} has {len(held)}"
+        check_enough("held_out_problems", held_out, len(held), where)
         held = held[: held_out or None]
         return Problems(_without(train[:num_problems], held), held)
+    if num_problems is not None:
+        check_enough("num_problems + held_out_problems", num_problems + held_out, len(train), where)
     wanted = train if num_problems is None else train[: num_problems + held_out]
     if held_out >= len(wanted):
         raise ValueError(f"held_out_problems={held_out} of {len(wanted)} rows leave nothing to train on")

@@ -137,7 +137,7 @@ def task_rows(recipe: DataArguments, tokenizer: Any) -> Any:
     """
     from datasets import Dataset
     from lockstitch.rewards.tasks.named import get_task
-    from lockstitch.rewards.tasks.rows import load_rows
+    from lockstitch.rewards.tasks.rows import check_enough, load_rows
     from lockstitch.sampling.chat import Chat
 
     assert recipe.task is not None
@@ -163,6 +163,7 @@ def task_rows(recipe: DataArguments, tokenizer: Any) -> Any:
         seed=recipe.problem_seed,
         option="num_problems",
     )
+    check_enough("num_problems", recipe.num_problems, len(rows), f"{recipe.task_path or task.name!r} has {len(rows)}")
     chat = Chat.of(tokenizer, None, task.system)
     made: list[dict[str, Any]] = []
     for number, row in enumerate(rows):

@@ -228,6 +228,22 @@ def test_rows_of_a_file_are_set_aside_from_its_end(tmp_path):
         load_problems("gsm8k", "tags", train_path=path, held_out=10)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"num_problems": 11}, r"num_problems=11 asks for more problems than there are: '.*train.jsonl' has 10$"),
+        ({"num_problems": 8, "held_out": 3}, r"num_problems \+ held_out_problems=11 asks .* has 10$"),
+    ],
+)
+def test_a_file_that_holds_fewer_rows_than_are_wanted_is_refused(wanted, says, tmp_path):
+    path = gsm8k_file(tmp_path, "train.jsonl", [(f"How much is {i}?", i) for i in range(10)])
+    with pytest.raises(ValueError, match=says):
+        load_problems("gsm8k", "tags", train_path=path, **wanted)
+    assert len(load_problems("gsm8k", "tags", train_path=path, num_problems=8, held_out=2).train) == 8
+    with pytest.raises(ValueError, match=r"held_out_problems=11 asks .* has 10$"):
+        load_problems("gsm8k", "tags", train_path=path, held_out=11, held_out_source="test", held_out_path=path)
+
+
 def test_a_problem_on_both_sides_is_not_trained_on(tmp_path, caplog):
     train = gsm8k_file(tmp_path, "train.jsonl", [(f"How much is {i}?", i) for i in range(6)])
     test = gsm8k_file(tmp_path, "test.jsonl", [("How  much is 2?", 2), ("How much is 9?", 9)])

@@ -91,6 +91,12 @@ def with_prompt(task: Task, row: Mapping[str, Any], form: str, conversational: b
     return {**columns, "prompt": [{"role": "user", "content": text}] if conversational else text}
 
 
+def check_enough(option: str, wanted: int | None, there: int, where: str) -> None:
+    """Raises `ValueError` where an option asks for more problems than there are; `where` says what holds how many."""
+    if wanted is not None and wanted > there:
+        raise ValueError(f"{option}={wanted} asks for more problems than there are: {where}")
+
+
 def _read(task: Task, source: Source, path: str | os.PathLike[str] | None) -> tuple[Path | None, list[Any]]:
     """Where the rows are, None for the hub, and the rows, each of which can be read."""
 
