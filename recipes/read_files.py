@@ -10,21 +10,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lockstitch.rewards.tasks.named import get_task
+from lockstitch.rewards.tasks.rows import local_rows
+from lockstitch.rewards.tasks.task import Source
+
 from lockstitch import files
 
 # The options of the recipes that may name a file or a folder of rows.
 READ = ("dataset_name", "task_path", "train_path", "held_out_path", "input", "eval_input", "traces", "eval_traces")
+SOURCES = ("task_source", "train_source", "held_out_source")
 WHOLE, END = 2**26, 2**20  # of a larger file in a folder, its size, its beginning and its end count
 
 
 def contents_of(recipe: Any, output: Path) -> dict[str, str]:
-    """A sha256 for each option that names a local file or folder; nothing of `output`, where that lies in such a folder."""
+    """A sha256 for each option that names a local file or folder, and for the sources of the task that are read from one.
+
+    Nothing of `output` counts, where that lies in such a folder.
+    """
     found = {}
     for option in READ:
         name = getattr(recipe, option, None)
         if name is not None and os.path.exists(name):
             found[option] = sha256_of(Path(name), output)
+    for name, source in _sources(recipe).items():
+        place = local_rows(source)
+        if place is not None and place.exists():
+            found[f"source {name!r} of the task"] = sha256_of(place, output)
     return found
+
+
+def _sources(recipe: Any) -> dict[str, Source]:
+    """The sources of the recipe's task whose rows are read from where the task says, by their names."""
+    read = {option: getattr(recipe, option, None) for option in (*READ, *SOURCES, "task", "label_model")}
+    if read["task"] is None:
+        return {}
+    names = []
+    if not any(read[option] for option in ("dataset_name", "task_path", "train_path", "traces", "label_model")):
+        names.append(read["train_source"] or read["task_source"] or "train")
+    if read["held_out_path"] is None:
+        names.append(read["held_out_source"])
+    there = get_task(read["task"]).sources
+    return {name: there[name] for name in names if name in there}
 
 
 def sha256_of(path: Path, output: Path | None = None) -> str:

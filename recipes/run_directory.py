@@ -222,7 +222,11 @@ def _check_same(output: Path, earlier: Mapping[str, Any], record: RunRecord) -> 
             f"output_dir={str(output)!r} holds a run of other settings ({'; '.join(changed)}); choose another"
         )
     read = earlier.get("contents", {})
-    others = [f"{name}={now.get(name)!r}" for name in record.contents if read.get(name) != record.contents[name]]
+    others = [
+        f"{name}={now[name]!r}" if name in now else name
+        for name in record.contents
+        if read.get(name) != record.contents[name]
+    ]
     if others:
         raise ValueError(
             f"output_dir={str(output)!r} holds a run over other rows: the sha256 of {', '.join(others)} is not what it was; "

@@ -40,7 +40,7 @@ class RunRecord:
         config: the settings that differ from their defaults.
         device: where it was last trained: `cpu`, `cuda:0`.
         dtype: the numbers that the model's weights are held in, `float32` say.
-        contents: a sha256 for each option that names a file or folder of rows on this machine.
+        contents: a sha256 for each option, and each source of the task, that is a file or folder of rows on this machine.
     """
 
     base: str

@@ -111,7 +111,10 @@ def test_held_out_rows_are_set_apart(tmp_path):
     for wanted, says in (
         ({"num_problems": 13}, r"num_problems=13 asks for more problems than there are: '.*' has 12"),
         ({"num_problems": 10, "held_out": 3}, r"num_problems \+ held_out_problems=13 asks .* has 12"),
-        ({"dataset_test_split": "test", "held_out": 3}, "held_out_problems=3 asks .* dataset_test_split='test' of .* has 2"),
+        (
+            {"dataset_test_split": "test", "held_out": 3},
+            "held_out_problems=3 asks .* dataset_test_split='test' of .* has 2",
+        ),
     ):
         with pytest.raises(ValueError, match=says):
             own_problems(path, columns=columns, **wanted)

@@ -147,6 +147,36 @@ def test_what_a_folder_holds_is_told_from_what_lies_beside_it(recipe, options, t
     assert all(read_files.contents_of(recipe, rows / "run")[option] != before[option] for option in options)
 
 
+def test_rows_that_a_task_names_itself_are_contents_of_the_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "task.yaml").write_text("prompt: '{question}'\nanswer: answer\nreward: math\ndataset: own.jsonl\n")
+    rows = tmp_path / "own.jsonl"
+    more = {"generate": None, "num_problems": None, "task": str(tmp_path / "task.yaml")}
+    rows.write_text('{"question": "1+1=", "answer": "2"}\n' * 4)
+    launch(tmp_path / "run", monkeypatch, max_steps=1, **more)
+    rows.write_text('{"question": "1+1=", "answer": "3"}\n' * 4)
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path / "run", monkeypatch, max_steps=2, **more)
+    assert ended.value.code == 2
+    assert "holds a run over other rows: the sha256 of source 'train' of the task is not" in capsys.readouterr().err
+
+
+def test_sources_count_where_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCKSTITCH_DATA", str(tmp_path))
+    (tmp_path / "gsm8k").mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / "gsm8k" / name).write_text('{"question": "1+1=", "answer": "#### 2"}\n')
+
+    def names(**options):
+        return list(read_files.contents_of(grpo.RecipeArguments(**options), tmp_path / "run"))
+
+    train, test = ("source 'train' of the task", "source 'test' of the task")
+    assert names(task="gsm8k") == [train]
+    assert names(task="gsm8k", held_out_problems=1, held_out_source="test") == [train, test]
+    assert names(task="gsm8k", train_source="test") == [test]
+    assert names(task="gsm8k", dataset_name="nobody/nothing") == []
+    assert names(task="countdown", num_problems=4) == []
+
+
 def test_a_run_that_nothing_is_known_of_is_refused(tmp_path, monkeypatch, capsys):
     launch(tmp_path, monkeypatch, max_steps=1)
     (tmp_path / "run.json").unlink()

@@ -91,6 +91,15 @@ def with_prompt(task: Task, row: Mapping[str, Any], form: str, conversational: b
     return {**columns, "prompt": [{"role": "user", "content": text}] if conversational else text}
 
 
+def local_rows(source: Source) -> Path | None:
+    """Where this machine has a source's rows, when no path is given: None for the hub's, and for rows that are made up."""
+    if source.data is not None:
+        return Path(source.data)
+    folder = os.environ.get(DATA_VARIABLE)
+    file = Path(folder) / source.file if folder and source.file else None
+    return file if file is not None and file.is_file() else None
+
+
 def check_enough(option: str, wanted: int | None, there: int, where: str) -> None:
     """Raises `ValueError` where an option asks for more problems than there are; `where` says what holds how many."""
     if wanted is not None and wanted > there:
@@ -107,11 +116,9 @@ def _read(task: Task, source: Source, path: str | os.PathLike[str] | None) -> tu
     if path is None and source.data is not None:
         return Path(source.data), _own_rows(source.data, source, checked)
     if path is None:
-        folder = os.environ.get(DATA_VARIABLE)
-        file = Path(folder) / source.file if folder and source.file else None
-        if file is None or not file.is_file():
+        path = local_rows(source)
+        if path is None:
             return None, _from_hub(task, source)
-        path = file
     path = Path(path)
     if path.is_dir() and source.file is not None and (path / source.file).is_file():
         path = path / source.file
