@@ -37,25 +37,13 @@ from lockstitch.stitching.refine import load_solver
 from lockstitch.stitching.rounds import TABU, stitch_rounds
 from lockstitch.stitching.score import OF_DENOISER, TRACED, load_scorer
 from lockstitch.stitching.unchecked import unchecked
+from stitching_tables import NO_SOLVER, RIVALS, draw, print_curves, print_tables, tables_of
 from tqdm import tqdm
 
 from lockstitch import embedded_model
 from lockstitch.files import claim_directory, finished_rows, write_whole
 
-RIVALS = (
-    "best_of_n",
-    "weighted_vote",
-    "best_of_n_refine",
-    "remask_loop",
-    "value_guided_reveal",
-    "vgb_momentum",
-    "guided_remask",
-    "stitched_wide",
-)
 OF_SOLVER = ("all_traces", "solver_alone")
-NO_SOLVER = "stitched, no solver"
-AXES = {"sequential_steps": "passes in sequence", "passes": "all passes"}
-SPENT = (5, 10, 20, 40, 80, 160, 320, 640, 1280)
 ABLATED_N = 8
 # Of all rows in OUTPUT alike.
 SETTINGS = ("methods", "trajectories", "seed", "temperature", "delta", "rescore", "solver", "ablate")
@@ -212,99 +200,6 @@ def summary_of(task, rows, n, tokens):
     return summary
 
 
-def print_tables(table):
-    """Accuracies with their forward passes, then paired differences with their standard errors, as Markdown."""
-    first = {name for summary in table.values() for name in summary["methods"]}
-    shown = [name for name in METHODS if name in first]
-    head = "\n| model | scorer | tokens a step | N | n | "
-    print(head + " | ".join(name.replace("_", " ") for name in shown) + f" | {NO_SOLVER} |")
-    print("|---" * 5 + "|" + "---|" * (len(shown) + 1))
-    for key, summary in table.items():
-        of = summary["methods"]
-        cells = [
-            f"{100 * of[name]['accuracy']:.1f} ({of[name]['sequential_steps']:.0f}, {of[name]['passes']:.0f})"
-            if name in of
-            else ""
-            for name in shown
-        ]
-        own = f"{100 * summary[NO_SOLVER]['accuracy']:.1f}"
-        print("| " + " | ".join([*key.split("/"), str(summary["n"]), *cells, own]) + " |")
-    print(head + " | ".join(name.replace("_", " ") for name in RIVALS) + " |")
-    print("|---" * 5 + "|" + "---|" * len(RIVALS))
-    for key, summary in table.items():
-        pairs = [summary["paired"].get(f"{NO_SOLVER} - {name}") for name in RIVALS]
-        cells = [
-            "" if one is None else f"{100 * one['difference']:+.1f} ± {100 * one['standard_error']:.1f}"
-            for one in pairs
-        ]
-        print("| " + " | ".join([*key.split("/"), str(summary["n"]), *cells]) + " |")
-
-
-def curves(table, axis):
-    """By model and scorer, by method: (mean passes on the axis, accuracy), rising, each better than all cheaper ones."""
-    points = {}
-    for key, summary in table.items():
-        model, scorer, *_ = key.split("/")
-        for name, one in summary["methods"].items():
-            points.setdefault((model, scorer), {}).setdefault(name, []).append((one[axis], one["accuracy"]))
-    return {
-        key: {
-            name: [
-                (x, y) for i, (x, y) in enumerate(sorted(found)) if all(y > other for _, other in sorted(found)[:i])
-            ]
-            for name, found in of.items()
-        }
-        for key, of in points.items()
-    }
-
-
-def print_curves(table):
-    """For each axis, the best accuracy of every method within so many passes."""
-    for axis, label in AXES.items():
-        print(f"\nBest accuracy within so many {label}, over N and tokens a step:\n")
-        print("| model | scorer | method | " + " | ".join(map(str, SPENT)) + " |")
-        print("|---|---|---|" + "---|" * len(SPENT))
-        for (model, scorer), of in curves(table, axis).items():
-            for name, points in of.items():
-                best = [max((y for x, y in points if x <= spent), default=None) for spent in SPENT]
-                cells = ["" if one is None else f"{100 * one:.1f}" for one in best]
-                print(f"| {model} | {scorer} | {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
-
-
-def draw(table, images):
-    """Accuracy over passes: a row of panels for each axis, a panel for each model and scorer, a line a method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    keys = list(curves(table, "passes"))
-    figure, panels = plt.subplots(
-        len(AXES), len(keys), figsize=(1.6 + 3.6 * len(keys), 6.4), layout="constrained", squeeze=False, sharey="col"
-    )
-    for row, (axis, label) in zip(panels, AXES.items(), strict=True):
-        for axes, (key, of) in zip(row, curves(table, axis).items(), strict=True):
-            for name, points in of.items():
-                i = METHODS.index(name)
-                style = {
-                    "color": "black" if name == "stitched" else plt.cm.tab20(i),
-                    "marker": "os^vDP"[i % 6],
-                    "linewidth": 2.2 if name == "stitched" else 1,
-                }
-                xs, ys = zip(*points, strict=True)
-                named = {"label": name.replace("_", " "), "drawstyle": "steps-post", "markersize": 4}
-                axes.plot(xs, [100 * y for y in ys], **named, **style)
-            axes.set(xlabel=label, xscale="log", title=f"{key[0]}, {key[1]}")
-            low, high = axes.get_xlim()
-            axes.set_xticks([spent for spent in SPENT if low <= spent <= high], minor=False)
-            axes.minorticks_off()
-            axes.xaxis.set_major_formatter("{x:.0f}")
-        row[0].set_ylabel("accuracy, %")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8)
-    images.mkdir(parents=True, exist_ok=True)
-    figure.savefig(images / "arms.png", dpi=110)
-
-
 def print_ablation(rows_by_model):
     """What each part of the search brings: accuracy, forward passes, those in sequence, and the difference to the loop."""
     print("\n| model | scorer | tokens a step | search | accuracy | NFE | in sequence | minus the loop |")
@@ -386,12 +281,13 @@ def main():
                 if rows and "ablation" in rows[0]:
                     ablated[f"{name}/{scorer}/{tokens}"] = rows
     write_whole(arguments.output / "stitching.json", json.dumps(table, indent=1) + "\n")
-    print_tables(table)
-    print_curves(table)
+    tables = tables_of(table)
+    print_tables(tables)
+    print_curves(tables)
     if ablated:
         print_ablation(ablated)
     if arguments.images is not None:
-        draw(table, arguments.images)
+        draw(tables, arguments.images)
 
 
 if __name__ == "__main__":
