@@ -116,6 +116,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     from lockstitch.recipes.prm_data import check_fitted_on, own_rows
     from lockstitch.recipes.read_files import contents_of
     from lockstitch.recipes.run_directory import is_finished, run_of
+    from lockstitch.recipes.step_judging import try_scorers
     from lockstitch.recipes.step_training import StepCollator, StepRewardTrainer, check_lengths, encode_rows
     from lockstitch.rewards.tasks.named import get_task, remembered
     from lockstitch.rl.lora import loading_of
@@ -171,6 +172,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
         rows[LEFT_OUT] += long  # which are not judged, either
     if finished:
         return None, rows, Reader.beside(str(output))
+    try_scorers(recipe, rows)
     body, _, _ = load_body(
         path, recipe.attention, recipe.family, device=training.device, **loading_of(model_arguments)
     )

@@ -179,5 +179,21 @@ def other_scorers(
     return found
 
 
+def try_scorers(recipe: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Has every other scorer score the longest of the traces that it will judge, before a model is trained for hours.
+
+    Raises what the scorer does: `ValueError` for a trace that its model has no room for.
+    """
+    judged = [row for split in ("fit", "test") for row in rows.get(split, ()) if row["completions"]]
+    if not recipe.scorers or not judged:
+        return
+    from lockstitch.sampling.denoiser import Denoiser
+
+    longest = max(judged, key=lambda row: len(row["prompt"]) + sum(map(len, row["completions"])))
+    task, denoiser = get_task(recipe.task), Denoiser.from_pretrained(recipe.label_model)
+    for part in dict.fromkeys(part for scorer in recipe.scorers for part in scorer_parts(scorer)):
+        trace_scores(load_scorer(part, task, denoiser=denoiser), denoiser.tokenizer, task, [longest])
+
+
 def _weights(weights: Weights) -> dict[str, float]:
     return {**dict(zip(weights.parts, weights.weights, strict=True)), "bias": weights.bias}

@@ -394,6 +394,20 @@ def test_scorers_on_the_page_are_named_without_folders_and_none_takes_the_place_
     assert str(tmp_path) not in (tmp_path / "run/calibration.html").read_text()
 
 
+def test_a_scorer_without_room_for_the_longest_trace_is_found_before_the_training(tmp_path):
+    config = json.loads((embedded_scorer("sudoku") / "config.json").read_text())
+    small = shutil.copytree(embedded_scorer("sudoku"), tmp_path / "small")
+    (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 30}))
+    options = ["--task", "sudoku", "--label_model", "embedded:sudoku-early", "--model_name_or_path", "embedded:sudoku-early",
+               "--num_problems", "1", "--num_eval_problems", "1", "--num_trajectories", "1", "--num_completions", "1",
+               "--scorers", "confidence", f"prm:{small}", "--use_cpu", "true", "--report_to", "none", "--bf16", "false",
+               "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"scorer 'prm:.*small', at the .*: a question with its steps has \d+ tokens, .* 30 at most"
+    ):
+        prepare(*parse(options))
+
+
 # --- the whole way ---------------------------------------------------------------------------------------------------
 
 
