@@ -81,6 +81,7 @@ def results(machine):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name.replace(" ", "-"))
 def test_an_attack_is_not_paid_and_its_neighbours_are(attack, results):
     (before, value, after), reason = results[attack.name]

@@ -231,6 +231,7 @@ def chi_square(drawn, expected):
     return sum((counts[text] - total * p) ** 2 / (total * p) for text, p in expected.items()) / (len(expected) - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acceptance", ["agreement", "ratio"])
 @pytest.mark.parametrize("drafts", ["each", "last"])
 def test_sampled_texts_have_the_parent_s_distribution(toy, acceptance, drafts):
@@ -241,6 +242,7 @@ def test_sampled_texts_have_the_parent_s_distribution(toy, acceptance, drafts):
     assert sum(t.ledger.nfe for t in drawn) < 2.9 * len(drawn)  # some drafts are kept
 
 
+@pytest.mark.slow
 def test_lenience_keeps_more_and_changes_the_distribution(toy):
     denoiser, expected = toy
     settings = {"canvas_length": 3, "temperature": 1.0, "acceptance": "ratio", "batch_size": 2000}

@@ -120,6 +120,7 @@ def test_a_name_becomes_a_path_where_it_is_one_of_the_package():
 LEAST_SOLVED = {"arithmetic": 0.95, "countdown": 0.85, "sudoku": 0.85}
 
 
+@pytest.mark.slow
 def test_the_solver_reads_evidence():
     for name in TASK_NAMES:
         task, rng = get_task(name), random.Random(0)

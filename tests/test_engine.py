@@ -129,6 +129,7 @@ def test_a_directory_with_rows_that_wait_belongs_to_its_run(tmp_path):
         files.claim_directory(tmp_path, {"seed": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("said", "threads"), [(None, 1), ("2", 2)])
 def test_a_worker_that_has_torch_already_keeps_to_its_share(said, threads):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
@@ -148,6 +149,7 @@ def test_workers_divide_the_rows_and_the_cores(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "5", files.RESULTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bad", "kind", "message"),
     [
@@ -197,6 +199,7 @@ def test_an_actor_looks_beside_its_caller_last(tmp_path):
     subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_its_caller(tmp_path, stop):
     script = tmp_path / "caller.py"

@@ -253,6 +253,7 @@ EXACT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_canvases_are_drawn_as_often_as_they_are_scored(name):
     """At the rollouts' temperature; at another one they are not."""

@@ -147,6 +147,7 @@ def pairs_of(count):
     return pairs
 
 
+@pytest.mark.slow
 def test_readers_and_judges():
     fuzz(TEXTS, check, 100)
 
@@ -191,6 +192,7 @@ LONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", LONG)
 def test_ten_thousand_characters_of_one_kind(piece):
     check(piece * (10_000 // len(piece)))

@@ -152,6 +152,7 @@ def test_trl_s_losses_are_their_formula_in_every_inner_iteration(loss_type, leve
 # --- the same run, cut up in other ways ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_one_batch(tmp_path):
     """Prompts of several lengths: left-padded rows in one batch, unpadded ones by themselves."""
     whole, log = train({}, tmp_path)

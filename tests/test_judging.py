@@ -300,6 +300,7 @@ NOT_TO_BE_JUDGED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_tests_that_nobody_calls_are_called():
     rows = [(program, test) for test in TESTS for program in (ADD, SUBTRACT, "pass")]
     assert [value for value, _ in verdicts(rows)] == [1.0, 0.0, 0.0] * len(TESTS)
@@ -398,6 +399,7 @@ def test_an_object_is_no_value():
     assert [value for value, _ in verdicts([(ANYTHING, test) for test in NEEDS_A_VALUE])] == [0.0] * len(NEEDS_A_VALUE)
 
 
+@pytest.mark.slow
 def test_a_program_cannot_get_itself_excused():
     tests = ["y = 1\nassert f(1) == y", "y = 1\nassert f(f(1)) == y", "assert all(f(x) == 1 for x in [1])"]
     rows = [(program, test) for program in EXCUSES for test in tests]

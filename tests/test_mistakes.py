@@ -160,6 +160,7 @@ def test_a_full_disk_loses_nothing(command, folder, monkeypatch, capfd):
     assert not list(folder.rglob("*.partial"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", RECIPES)
 def test_training_on_a_full_disk(command, folder, monkeypatch, capfd):
     more = {"max_steps": 2}
@@ -388,6 +389,7 @@ def test_a_closed_pipe_is_silent(words):
     assert done.stdout.splitlines()[-1] == "0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["sft", "grpo"])
 def test_weights_that_are_not_finite_are_never_saved(command, folder, monkeypatch, capfd):
     recipe = {"sft": sft, "grpo": grpo}[command]
@@ -409,6 +411,7 @@ def test_weights_that_are_not_finite_are_never_saved(command, folder, monkeypatc
     assert not list((folder / "run").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -427,6 +430,7 @@ def test_a_reward_that_returns_something_else_than_a_list_of_that_length_is_name
     assert says in capfd.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_reward_may_wait_and_its_errors_are_named(folder, monkeypatch, capfd):
     wait = "async def f(completions, **columns):\n    return "
     (folder / "mine.py").write_text(f"{wait}[float('nan'), *map(float, range(len(completions) - 1))]\n")

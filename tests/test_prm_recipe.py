@@ -463,6 +463,7 @@ def test_an_adapter_of_the_classifier_is_checked_and_its_head_is_trained_whole()
         trained(lora_modules_to_save=["nosuch"])
 
 
+@pytest.mark.slow
 def test_own_rows_an_adapter_and_a_causal_model(tmp_path):
     rows = tmp_path / "steps.jsonl"
     made = [

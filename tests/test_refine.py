@@ -384,6 +384,7 @@ def test_openai_solver_gives_up(status: int, attempts: int) -> None:
     assert len(log) == 1 + attempts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reply", [{}, {"choices": []}, {"choices": [{"message": None}]}, [], b"<html>", b"[" * 100_000]
 )

@@ -56,6 +56,7 @@ def test_a_finished_run_is_left_alone_and_goes_on_if_more_is_asked(tmp_path, mon
     assert json.loads((tmp_path / "run.json").read_text())["config"]["max_steps"] == 6
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_compiled_as_it_may_be(tmp_path, monkeypatch):
     launch(tmp_path, monkeypatch, max_steps=1)
     launch(tmp_path, monkeypatch, max_steps=2, torch_compile="true", torch_compile_backend="eager")
@@ -208,6 +209,7 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path, mon
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
 def test_a_torn_checkpoint_is_named_and_the_one_before_taken(name, tmp_path, monkeypatch, capsys):
     launch(tmp_path, monkeypatch, max_steps=3)
@@ -225,6 +227,7 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_taken(name, tmp_path, mon
     assert torn(tmp_path / "checkpoint-3") is None
 
 
+@pytest.mark.slow
 def test_a_run_that_began_from_another_s_checkpoint_goes_on_from_its_own(tmp_path, monkeypatch):
     launch(tmp_path / "first", monkeypatch, max_steps=2)
     named = {"resume_from_checkpoint": tmp_path / "first" / "checkpoint-1", "max_steps": 3}
@@ -239,6 +242,7 @@ def test_a_run_that_began_from_another_s_checkpoint_goes_on_from_its_own(tmp_pat
     assert losses(tmp_path / "mine") == pytest.approx(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "trainer_state.json"])
 def test_a_named_checkpoint_that_is_not_whole_is_refused(name, tmp_path, monkeypatch, capsys):
     launch(tmp_path / "first", monkeypatch, max_steps=1)
@@ -291,6 +295,7 @@ def launch_grpo(output, monkeypatch, **changed):
     grpo.main()
 
 
+@pytest.mark.slow
 def test_a_run_that_health_stopped_is_left_alone(tmp_path, monkeypatch, capsys):
     ill = {"health_unique": 2.0, "health_patience": 2}  # more than there can be
     launch_grpo(tmp_path, monkeypatch, max_steps=4, **ill)
@@ -340,6 +345,7 @@ def test_events_that_were_cut_off_are_named_before_a_run_goes_on(tmp_path, monke
     assert "health.jsonl: line 1 is no event" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_held_out_is_measured_once_where_a_run_was_killed_behind_its_last_checkpoint(tmp_path, monkeypatch):
     held_out = {"held_out_problems": 2, "held_out_every": 1}
     launch_grpo(tmp_path, monkeypatch, **held_out)

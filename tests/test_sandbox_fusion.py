@@ -99,6 +99,7 @@ def test_inputs_and_the_variable(server, url, monkeypatch):
     assert server.requests[0][1]["stdin"] == "1\n"
 
 
+@pytest.mark.slow
 def test_its_time_limit_is_the_programs_fault(url):
     slow = "import time\ndef double(x):\n    if x == 1: return 2\n    time.sleep(9)"
     values = CodeReward(backend=url, fraction=True, timeout=0.5)([""] * 2, [slow, DOUBLE], tests=[ASSERTS] * 2)
@@ -108,6 +109,7 @@ def test_its_time_limit_is_the_programs_fault(url):
     assert CodeReward(backend=url, timeout=0.5)([""], [loop], inputs=[["1"]], outputs=[["1"]]) == [0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "reply"),
     [

@@ -52,6 +52,7 @@ def test_the_divergence_over_all_tokens_is_the_whole_one_and_over_some_that_of_t
         assert clipped == sum(term > 0.05 for term in terms)
 
 
+@pytest.mark.slow
 def test_the_clip_of_single_terms_moves_the_minimum_to_a_wrong_token():
     """Why self-distillation comes apart: the token that is too likely costs no more than the clip.
 

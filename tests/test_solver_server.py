@@ -191,6 +191,7 @@ def test_answers_of_another_solver_are_not_taken(tmp_path):
 # --- again -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
 def test_it_waits_as_long_as_it_is_asked_to(status):
     began = time.perf_counter()

@@ -33,6 +33,7 @@ def without_seconds(rows):
     return rows
 
 
+@pytest.mark.slow
 def test_soft_labels_are_the_probability_of_a_right_completion():
     k = 400
     rows = label_problems(denoiser(), TASK, PROBLEMS, CONFIG, Labelling(6, k, "soft"), [11, 12, 13])

@@ -25,6 +25,7 @@ def step_lines(problem):
     return [line for line in problem.solution.split("\n") if not line.startswith("####")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", GENERATED, ids=lambda task: task.name)
 def test_worked_solutions_are_right_step_by_step(task):
     for problem in problems(task):

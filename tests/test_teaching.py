@@ -201,6 +201,7 @@ def test_what_was_given_has_no_likelihood_and_no_gradient_and_the_rest_is_the_po
         torch.testing.assert_close(logp_BG[i].detach().exp()[4 : lesson.length], torch.tensor(drawn))
 
 
+@pytest.mark.slow
 def test_a_teacher_without_lessons_changes_nothing_but_its_bill(tmp_path):
     """Under `bnpo`, which divides by tokens: the row that a group has all the same counts in nothing."""
     settings = {"loss_type": "bnpo", "max_steps": 1}
@@ -232,6 +233,7 @@ def test_a_target_weighs_what_it_is_above_its_group(tmp_path):
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_target_moves_where_there_is_no_policy_loss(tmp_path):
     """With nothing above its group there is nothing to learn; with something, weights move."""
     still, _ = train({}, tmp_path, teaching=Teaching(echo, "only"))
@@ -247,6 +249,7 @@ def constant(completion_ids, **columns):
     return [0.5] * len(completion_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["target", "only"])
 def test_a_target_teaches_where_rewards_agree_and_health_knows(role, tmp_path):
     """The lesson is paid 1, every rollout a half."""

@@ -57,6 +57,7 @@ def models():
     yield "adapter", adapted, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "tokenizer"), [m[1:] for m in models()], ids=[m[0] for m in models()])
 def test_a_model_is_whatever_trl_takes_for_one(model, tokenizer, tmp_path):
     args = DiffusionGRPOConfig(str(tmp_path), **SMALL)

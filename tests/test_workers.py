@@ -106,6 +106,7 @@ def test_what_items_print_is_no_answer(pool):
     assert pool.map(behave, ["chatter"] * 10, 5.0) == ["chatter"] * 10
 
 
+@pytest.mark.slow
 def test_messages_larger_than_a_pipe_do_not_block(pool):
     items = ["x" * 3_000_000, "spin", *["y" * 400_000] * 12]
     results = pool.map(behave, items, 2.0)
