@@ -93,6 +93,7 @@ def test_every_command_takes_one(tmp_path, capsys):
     assert "stitched" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_merged_weights(tmp_path):
     adapter = make_adapter(tmp_path / "first", "embedded:sudoku-early")
     started = as_denoiser(str(adapter))
@@ -210,6 +211,7 @@ def test_an_embedded_model_is_named_without_the_machine(tmp_path):
     assert find_adapter(str(elsewhere)).base == "embedded:sudoku"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["run", "export", "merge"])
 def test_the_lines_of_the_card_run(of, tmp_path):
     adapter = make_adapter(tmp_path / "run", "embedded:sudoku")

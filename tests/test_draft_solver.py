@@ -52,6 +52,7 @@ def without_costs(row):
     return [without_costs(value) for value in row] if isinstance(row, list) else row
 
 
+@pytest.mark.slow
 def test_stitch_takes_one(drafting, tmp_path):
     """The same rows as with the plain solver, but for what they cost."""
     rows = {}

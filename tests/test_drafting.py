@@ -70,6 +70,7 @@ class Counted:
         self.rows += len(kwargs["input_ids"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, **named)
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_greedy_text_is_the_parent_s_whatever_the_adapter_says(family, kind):

@@ -55,6 +55,7 @@ def logits(model):
         return model(input_ids=IDS).logits.float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "tied"])
 def test_adapter_and_merged_model_score_like_the_trained_one(kind, tmp_path):
     base, run = tmp_path / "base", tmp_path / "run"
@@ -114,6 +115,7 @@ def test_a_merge_is_undone_bit_for_bit(dtype):
         assert torch.equal(weight, weights[name])
 
 
+@pytest.mark.slow
 def test_the_recipe_s_run_is_exported_with_its_card(tmp_path, capsys):
     base = tmp_path / "base"
     base_directory("tied", base)

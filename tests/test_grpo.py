@@ -275,6 +275,7 @@ def test_the_log_has_the_count_without_signal_as_it_stands(tmp_path):
     assert log[0]["rollout/without_signal"] == 4
 
 
+@pytest.mark.slow
 def test_the_count_without_signal_goes_on_in_a_resumed_run(tmp_path):
     settings = {"max_steps": 3, "gradient_accumulation_steps": 1, "save_strategy": "steps", "save_steps": 2}
     more = {"rewards": lambda completion_ids, **columns: [0.0] * len(completion_ids)}
@@ -283,6 +284,7 @@ def test_the_count_without_signal_goes_on_in_a_resumed_run(tmp_path):
     assert [entry["rollout/without_signal"] for entry in log[:-1]] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     """From a checkpoint in the second epoch, amid a generation's steps and its inner iterations."""
     settings = {"num_iterations": 2, "gradient_accumulation_steps": 1, "steps_per_generation": 2, "num_generations": 4,

@@ -395,6 +395,7 @@ EXCUSES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_object_is_no_value():
     assert [value for value, _ in verdicts([(ANYTHING, test) for test in NEEDS_A_VALUE])] == [0.0] * len(NEEDS_A_VALUE)
 

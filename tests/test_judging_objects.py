@@ -71,6 +71,7 @@ TESTS = [
 ]
 
 
+@pytest.mark.slow
 def test_as_plain_python():
     rows = [(PROGRAM, test) for test in TESTS]
     expected = plain(rows)

@@ -90,6 +90,7 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", list(BASES))
 def test_some_values_that_nobody_means(command, folder, adapter, monkeypatch, capfd):
     """Those that the parser or the records refuse: what is accepted takes the script's time."""
@@ -443,6 +444,7 @@ def test_a_reward_may_wait_and_its_errors_are_named(folder, monkeypatch, capfd):
     assert "reward 'other.py:f' returned '1' for a completion" in capfd.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_fewer_prompts_than_a_generation_takes_are_refused(folder, monkeypatch, capfd):
     sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_generations": 2}
     assert call("grpo", argv_of("grpo", **sizes, num_problems=3), monkeypatch) == 2

@@ -309,6 +309,7 @@ BOMB = "raise SystemExit('a file of the working directory was run')\n"
 BOMBS = ("math_verify", "concurrent", "argparse", "difflib", "yaml", "torch", "trl", "sympy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [["-m", "lockstitch"], ["-P", "-m", "lockstitch"]])
 def test_files_of_the_working_directory_are_not_run(place, start):
     for name in BOMBS:

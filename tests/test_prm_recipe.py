@@ -394,6 +394,7 @@ def test_scorers_on_the_page_are_named_without_folders_and_none_takes_the_place_
     assert str(tmp_path) not in (tmp_path / "run/calibration.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_scorer_without_room_for_the_longest_trace_is_found_before_the_training(tmp_path):
     config = json.loads((embedded_scorer("sudoku") / "config.json").read_text())
     small = shutil.copytree(embedded_scorer("sudoku"), tmp_path / "small")

@@ -44,6 +44,7 @@ def contents(directory):
     return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_goes_on_if_more_is_asked(tmp_path, monkeypatch, capsys):
     launch(tmp_path, monkeypatch)
     before = contents(tmp_path)
@@ -63,6 +64,7 @@ def test_a_run_goes_on_compiled_as_it_may_be(tmp_path, monkeypatch):
     assert list(losses(tmp_path)) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path, monkeypatch):
     launch(tmp_path, monkeypatch)
     before = contents(tmp_path)
@@ -106,6 +108,7 @@ def test_other_settings_are_refused_with_both_values(finished, tmp_path, monkeyp
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_over_other_rows_of_the_same_name(tmp_path, monkeypatch, capsys):
     own = tmp_path / "own.jsonl"
     more = {"generate": None, "num_problems": None, "dataset_name": own}
@@ -148,6 +151,7 @@ def test_what_a_folder_holds_is_told_from_what_lies_beside_it(recipe, options, t
     assert all(read_files.contents_of(recipe, rows / "run")[option] != before[option] for option in options)
 
 
+@pytest.mark.slow
 def test_rows_that_a_task_names_itself_are_contents_of_the_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "task.yaml").write_text("prompt: '{question}'\nanswer: answer\nreward: math\ndataset: own.jsonl\n")
     rows = tmp_path / "own.jsonl"
@@ -193,6 +197,7 @@ def test_nothing_is_recorded_before_there_is_a_checkpoint(tmp_path, monkeypatch)
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path, monkeypatch, capsys):
     launch(tmp_path, monkeypatch, max_steps=1)
     (tmp_path / "trainer_state.json").unlink()

@@ -215,6 +215,7 @@ def test_it_ends_with_whoever_started_it():
     raise AssertionError("the sandbox outlives the process that started it")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bubblewrap")
 @pytest.mark.parametrize("kind", ["functions", "program"])
 def test_a_program_that_is_ended_by_what_is_outside_is_not_scored(kind):

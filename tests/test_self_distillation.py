@@ -123,6 +123,7 @@ def test_the_first_right_rollout_of_a_group_teaches():
     assert first_right(rewards_N, 1.0, 3).tolist() == [False, True, False, False, False, False, False, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_run_learns_from_right_rollouts_and_from_nothing_else(lora, tmp_path):
     """The teacher is the start: the adapter off, or a copy."""

@@ -143,6 +143,7 @@ def test_roles_and_lessons_that_are_none_are_refused():
 # --- in the trainer --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"estimator": "mean_field", "policy_loss": "weighted"}], ids=["token", "wd1"]
 )

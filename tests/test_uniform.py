@@ -46,6 +46,7 @@ def denoising_steps(t):
 # --- the schedule, against generate ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -128,6 +129,7 @@ def test_drawn_tokens_follow_the_distribution():
 # --- what must not matter --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batching_order_and_n_do_not_matter(denoiser):
     together = run(denoiser, n=2)
     alone = [run(denoiser, [prompt], n=2) for prompt in PROMPTS]
