@@ -18,7 +18,6 @@ from lockstitch import files
 
 # The options of the recipes that may name a file or a folder of rows.
 READ = ("dataset_name", "task_path", "train_path", "held_out_path", "input", "eval_input", "traces", "eval_traces")
-SOURCES = ("task_source", "train_source", "held_out_source")
 WHOLE, END = 2**26, 2**20  # of a larger file in a folder, its size, its beginning and its end count
 
 
@@ -41,15 +40,18 @@ def contents_of(recipe: Any, output: Path) -> dict[str, str]:
 
 def _sources(recipe: Any) -> dict[str, Source]:
     """The sources of the recipe's task whose rows are read from where the task says, by their names."""
-    read = {option: getattr(recipe, option, None) for option in (*READ, *SOURCES, "task", "label_model")}
-    if read["task"] is None:
+
+    def said(*options: str) -> Any:
+        return next((value for option in options if (value := getattr(recipe, option, None)) is not None), None)
+
+    if said("task") is None:
         return {}
     names = []
-    if not any(read[option] for option in ("dataset_name", "task_path", "train_path", "traces", "label_model")):
-        names.append(read["train_source"] or read["task_source"] or "train")
-    if read["held_out_path"] is None:
-        names.append(read["held_out_source"])
-    there = get_task(read["task"]).sources
+    if said("dataset_name", "task_path", "train_path", "traces", "label_model") is None:
+        names.append(said("train_source", "task_source") or "train")
+    if said("held_out_path") is None:
+        names.append(said("held_out_source"))
+    there = get_task(said("task")).sources
     return {name: there[name] for name in names if name in there}
 
 

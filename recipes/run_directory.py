@@ -224,8 +224,8 @@ def _check_same(output: Path, earlier: Mapping[str, Any], record: RunRecord) -> 
     read = earlier.get("contents", {})
     others = [
         f"{name}={now[name]!r}" if name in now else name
-        for name in record.contents
-        if read.get(name) != record.contents[name]
+        for name in sorted({*read, *record.contents})
+        if read.get(name) != record.contents.get(name)
     ]
     if others:
         raise ValueError(

@@ -180,9 +180,9 @@ def other_scorers(
 
 
 def try_scorers(recipe: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Has every other scorer score the longest of the traces that it will judge, before a model is trained for hours.
+    """Has every other scorer score the longest trace that it will judge, before a model is trained for hours.
 
-    Raises what the scorer does: `ValueError` for a trace that its model has no room for.
+    The longest is the one of most characters. Raises what the scorer does: `ValueError` for a trace that its model has no room for.
     """
     judged = [row for split in ("fit", "test") for row in rows.get(split, ()) if row["completions"]]
     if not recipe.scorers or not judged:

@@ -1,9 +1,9 @@
 """The tables of stitching: written as Markdown, drawn over both costs, and read back from the pages that they stand on.
 
-    python scripts/stitching_tables.py --images docs/images                 # draws the tables of an exact judge
-    python scripts/stitching_tables.py --wins                               # prints where stitching wins, ties and loses
+    python scripts/stitching_tables.py --images docs/images     # draws those of the exact checker (needs matplotlib)
+    python scripts/stitching_tables.py --wins                   # prints where stitching wins, ties and loses
 
-A table is of one model, one judge and one number of tokens a denoising step. `bench_stitching.py` prints it below a comment,
+A table is of one model, scorer and number of tokens a denoising step. `bench_stitching.py` prints it below a comment,
 `<!-- table: sudoku-early/exact/4 -->`, by which it is found again on a page. A cell is the accuracy in percent and, in
 brackets, the passes that wait for one another and all passes.
 """
@@ -20,7 +20,7 @@ PAGES = [Path(__file__).parent.parent / "docs" / name for name in ("results.md",
 AXES = {1: "passes in sequence", 2: "all passes"}  # by their place in a cell
 SPENT = (5, 10, 20, 40, 80, 160, 320, 640, 1280)
 NO_SOLVER = "stitched, no solver"
-JUDGES = {
+SCORERS = {
     "exact": "exact",
     "prm": "reward model",
     "bmc": "BMC",
@@ -47,7 +47,7 @@ Key = tuple[str, str, int]
 
 @dataclass
 class Table:
-    """Of one model, judge and number of tokens a step.
+    """Of one model, scorer and number of tokens a step.
 
     Attributes:
         cells: by method and N: accuracy in percent, passes in sequence, all passes.
@@ -67,8 +67,8 @@ def tables_of(summaries: Mapping[str, Mapping]) -> dict[Key, Table]:
     """Of what `bench_stitching.py` writes as stitching.json. Without a solver `stitched` is what stands in the evidence."""
     found: dict[Key, Table] = {}
     for key, summary in summaries.items():
-        model, judge, tokens, n = key.rsplit("/", 3)
-        table = found.setdefault((model, judge, int(tokens)), Table())
+        model, scorer, tokens, n = key.rsplit("/", 3)
+        table = found.setdefault((model, scorer, int(tokens)), Table())
         alone = 100 * summary[NO_SOLVER]["accuracy"]
         for name, one in summary["methods"].items():
             costs = (one["sequential_steps"], one["passes"])
@@ -89,8 +89,8 @@ def read_tables(pages: list[Path]) -> dict[Key, Table]:
     found: dict[Key, Table] = {}
     for page in pages:
         for mark, body in _MARK.findall(page.read_text(encoding="utf-8")):
-            model, judge, tokens = mark.rsplit("/", 2)
-            key = (model, judge, int(tokens))
+            model, scorer, tokens = mark.rsplit("/", 2)
+            key = (model, scorer, int(tokens))
             if key in found:
                 raise ValueError(f"{page.name}: the table {mark} is there twice")
             found[key] = _read(body, f"{page.name}, {mark}")
@@ -120,7 +120,7 @@ def _read(body: str, where: str) -> Table:
 
 
 def difference_of(pair: tuple[float, float] | None, *, bold: bool = False) -> str:
-    """A difference with its standard error, or nothing; bold where it is beyond two of them and that is asked for."""
+    """A difference with its standard error, or nothing; bold, if asked for, where as rounded it is beyond two."""
     if pair is None:
         return ""
     text = f"{pair[0]:+.1f} ± {pair[1]:.1f}"
@@ -154,30 +154,31 @@ def print_tables(tables: Mapping[Key, Table]) -> None:
 
 
 def wins(tables: Mapping[Key, Table]) -> str:
-    """Where stitching wins, ties and loses at the largest N: a row for each table that has a stitched row."""
+    """Where stitching wins, ties and loses at the largest N: a row a table. Tables of other scorers and models come last."""
     lines = [
-        f"| judge | task | tokens a step | stitched | {' | '.join(name.replace('_', ' ') for name in RIVALS)} |",
+        f"| scorer | task | tokens a step | stitched | {' | '.join(name.replace('_', ' ') for name in RIVALS)} |",
         "|---" * (len(RIVALS) + 4) + "|",
     ]
-    for (model, judge, tokens), table in sorted(tables.items(), key=lambda one: _place(one[0])):
+    for (model, scorer, tokens), table in sorted(tables.items(), key=lambda one: _place(one[0])):
         n = table.sizes[-1]
         cells = [difference_of(table.minus.get(name, {}).get(n), bold=True) for name in RIVALS]
         accuracy = table.cells["stitched"][n][0]
-        lines.append(f"| {JUDGES[judge]} | {model} | {tokens} | {accuracy:.1f} | {' | '.join(cells)} |")
+        lines.append(f"| {SCORERS.get(scorer, scorer)} | {model} | {tokens} | {accuracy:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _place(key: Key) -> tuple[int, int, int]:
-    model, judge, tokens = key
-    return list(JUDGES).index(judge), MODELS.index(model), -tokens
+    model, scorer, tokens = key
+    known = [*SCORERS, scorer], [*MODELS, model]
+    return known[0].index(scorer), known[1].index(model), -tokens
 
 
 def curves(tables: Mapping[Key, Table], axis: int) -> dict[tuple[str, str], dict[str, list[tuple[float, float]]]]:
-    """By model and judge, by method: (passes on the axis, accuracy), rising, each better than all cheaper ones."""
+    """By model and scorer, by method: (passes on the axis, accuracy), rising, each better than all cheaper ones."""
     points: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-    for (model, judge, _), table in tables.items():
+    for (model, scorer, _), table in tables.items():
         for name, of in table.cells.items():
-            points.setdefault((model, judge), {}).setdefault(name, []).extend(
+            points.setdefault((model, scorer), {}).setdefault(name, []).extend(
                 (cell[axis], cell[0]) for cell in of.values()
             )
     return {
@@ -195,17 +196,17 @@ def print_curves(tables: Mapping[Key, Table]) -> None:
     """For each axis, the best accuracy of every method within so many passes."""
     for axis, label in AXES.items():
         print(f"\nBest accuracy within so many {label}, over N and tokens a step:\n")
-        print("| model | judge | method | " + " | ".join(map(str, SPENT)) + " |")
+        print("| model | scorer | method | " + " | ".join(map(str, SPENT)) + " |")
         print("|---|---|---|" + "---|" * len(SPENT))
-        for (model, judge), of in curves(tables, axis).items():
+        for (model, scorer), of in curves(tables, axis).items():
             for name, points in of.items():
                 best = [max((y for x, y in points if x <= spent), default=None) for spent in SPENT]
                 cells = ["" if one is None else f"{one:.1f}" for one in best]
-                print(f"| {model} | {judge} | {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+                print(f"| {model} | {scorer} | {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
 
 
 def draw(tables: Mapping[Key, Table], images: Path) -> None:
-    """Accuracy over passes: a row of panels for each axis, a panel for each model and judge, a line a method."""
+    """Accuracy over passes: a row of panels for each axis, a panel for each model and scorer, a line a method."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -244,14 +245,22 @@ def main() -> None:
     """Draws the tables of the pages, or prints where stitching wins."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", nargs="+", type=Path, default=PAGES)
-    parser.add_argument("--images", type=Path, help="draw the tables of the exact judge into this directory")
+    parser.add_argument("--images", type=Path, help="draw the tables of the exact checker into this directory")
     parser.add_argument("--wins", action="store_true", help="print where stitching wins, ties and loses")
     arguments = parser.parse_args()
-    tables = read_tables(arguments.pages)
+    if not arguments.wins and arguments.images is None:
+        parser.error("nothing to do: --wins, --images DIRECTORY, or both")
+    try:
+        tables = read_tables(arguments.pages)
+    except (OSError, ValueError) as error:
+        parser.error(f"--pages: {error}")
+    exact = {key: table for key, table in tables.items() if key[1] == "exact"}
+    if arguments.images is not None and not exact:
+        parser.error("--images: the pages have no table of the exact checker")
     if arguments.wins:
         print(wins(tables), end="")
     if arguments.images is not None:
-        draw({key: table for key, table in tables.items() if key[1] == "exact"}, arguments.images)
+        draw(exact, arguments.images)
 
 
 if __name__ == "__main__":

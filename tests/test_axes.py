@@ -456,7 +456,6 @@ def check_combination(combination):
         assert t.canvas_at(t.last_step) == [None if i == denoiser.mask_id else i for i in t.canvas_ids]
 
 
-@pytest.mark.slow
 @settings(max_examples=16, deadline=None, derandomize=True, database=None)
 @given(combinations())
 def test_every_combination_keeps_the_invariants(combination):

@@ -147,7 +147,6 @@ def pairs_of(count):
     return pairs
 
 
-@pytest.mark.slow
 def test_readers_and_judges():
     fuzz(TEXTS, check, 100)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from lockstitch.recipes import adapt, grpo, prm, read_files, sft
-from lockstitch.recipes.run_directory import _ill
+from lockstitch.recipes.run_directory import _check_same, _ill
 from lockstitch.rl.checkpoints import last_checkpoint, torn
+from lockstitch.rl.run_record import RunRecord
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -163,6 +164,13 @@ def test_rows_that_a_task_names_itself_are_contents_of_the_run(tmp_path, monkeyp
         launch(tmp_path / "run", monkeypatch, max_steps=2, **more)
     assert ended.value.code == 2
     assert "holds a run over other rows: the sha256 of source 'train' of the task is not" in capsys.readouterr().err
+
+
+def test_rows_that_are_no_longer_on_this_machine_are_other_rows(tmp_path):
+    record = RunRecord("base", None, "sft", None)
+    earlier = {"base": "base", "stage": "sft", "contents": {"source 'train' of the task": "a sum"}}
+    with pytest.raises(ValueError, match="the sha256 of source 'train' of the task is not what it was"):
+        _check_same(tmp_path, earlier, record)
 
 
 def test_sources_count_where_they_are_read(tmp_path, monkeypatch):
