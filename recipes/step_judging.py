@@ -182,7 +182,7 @@ def other_scorers(
 def try_scorers(recipe: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Has every other scorer score the longest trace that it will judge, before a model is trained for hours.
 
-    The longest is the one of most characters. Raises what the scorer does: `ValueError` for a trace that its model has no room for.
+    The longest has the most characters. Raises what the scorer does: `ValueError` where its model has no room for it.
     """
     judged = [row for split in ("fit", "test") for row in rows.get(split, ()) if row["completions"]]
     if not recipe.scorers or not judged:
