@@ -99,7 +99,8 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     rows = {}
     for place, (split, wanted) in enumerate(problems.items()):
         directory = output / LABELS / split
-        files.claim_directory(directory, {**said, "split": split})
+        if int(os.environ.get("RANK", "0")) == 0:  # the other processes only read what there is
+            files.claim_directory(directory, {**said, "split": split})
 
         def label(part: Any, first: int, place: int = place) -> list[dict[str, Any]]:
             seeds = [derive_seed(recipe.problem_seed, place, first + i) for i in range(len(part))]
@@ -123,7 +124,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     from lockstitch.rl.run_record import RunRecord, changed_settings
     from lockstitch.sampling.chat import Chat
     from lockstitch.sampling.loading import load_tokenizer
-    from lockstitch.stitching.step_reader import Reader, as_step_classifier, attention_of, load_body
+    from lockstitch.stitching.step_reader import Reader, as_step_classifier, attention_of, check_takes_head, load_body
     from lockstitch.stitching.verifier import FILE as VERIFIER
 
     from lockstitch import model_name, model_path
@@ -154,10 +155,11 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     )
     # What is wrong with the model is not to be found after hours of labelling.
     attention = attention_of(path, recipe.attention, recipe.family, model_arguments.model_revision)
+    check_takes_head(path, model_arguments.model_revision)
     tokenizer = load_tokenizer(path, model_arguments.model_revision)
     chat = Chat.of(tokenizer, recipe.chat_template, recipe.system_prompt)
     trained_on = None if recipe.task is None else get_task(recipe.task).name
-    reader = Reader(attention, recipe.step_separator, chat.template, chat.system, trained_on)
+    reader = Reader(attention, recipe.step_separator, chat.template, chat.system, trained_on, recipe.family)
     finished = is_finished(output, record, training)
     if recipe.traces is not None:
         from lockstitch.recipes.trace_labels import as_models_read, labelled_traces

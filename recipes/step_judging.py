@@ -160,7 +160,7 @@ def other_scorers(
     found = {}
     for spec in recipe.scorers:
         parts = scorer_parts(spec)
-        scorers = [load_scorer(part, task, denoiser=denoiser) for part in parts]
+        scorers = [load_scorer(part, task, denoiser=denoiser, batch_size=recipe.sample_batch_size) for part in parts]
         scorer, weights = scorers[0], None
         if len(parts) > 1:
             each = [trace_scores(one, denoiser.tokenizer, task, rows["fit"])[0] for one in scorers]
@@ -192,7 +192,8 @@ def try_scorers(recipe: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     longest = max(judged, key=lambda row: len(row["prompt"]) + sum(map(len, row["completions"])))
     task, denoiser = get_task(recipe.task), Denoiser.from_pretrained(recipe.label_model)
     for part in dict.fromkeys(part for scorer in recipe.scorers for part in scorer_parts(scorer)):
-        trace_scores(load_scorer(part, task, denoiser=denoiser), denoiser.tokenizer, task, [longest])
+        scorer = load_scorer(part, task, denoiser=denoiser, batch_size=recipe.sample_batch_size)
+        trace_scores(scorer, denoiser.tokenizer, task, [longest])
 
 
 def _weights(weights: Weights) -> dict[str, float]:

@@ -128,7 +128,7 @@ def label_problems(
             {
                 "question": problem.question,
                 "answer": problem.answer,
-                "prompt": prompts[i // n],
+                "prompt": task.scorer_prompt(problem.question),
                 "completions": [task.write_step(step.text) for step in steps],
                 "labels": [labelling.label(right[u]) for u in own],
                 "right": [right[u] for u in own],

@@ -179,7 +179,7 @@ class StitchTeacher:
         from lockstitch.stitching.canvas import pin_chain
         from lockstitch.stitching.score import load_scorer
 
-        scorer = self._scorer or load_scorer(self.spec, self.task, denoiser=denoiser)
+        scorer = self._scorer or load_scorer(self.spec, self.task, denoiser=denoiser, batch_size=config.batch_size)
         chains = [self._chain(denoiser, scorer, group) for group in groups]
         pinned = [self._pinned(chain) for chain, _ in chains]
         asked = [i for i, places in enumerate(pinned) if places]

@@ -61,7 +61,7 @@ def trace_rows(path: Path, task: Task) -> list[dict[str, Any]]:
                 {
                     "problem": number,
                     "question": given.problem.question,
-                    "prompt": task.prompt(given.problem.question),
+                    "prompt": task.scorer_prompt(given.problem.question),
                     "completions": steps,
                     "labels": [float(right)] * len(steps),
                     "correct": right,

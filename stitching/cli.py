@@ -21,6 +21,8 @@ from lockstitch.engine import EngineOptions
 from lockstitch.errors import GOES_ON, reported, without_passwords
 from lockstitch.options import parse_options
 
+OF_MODELS = (".json", ".safetensors", ".bin")  # files of a model that hold its config and weights
+
 
 def _bar(total: int, done: int, hidden: bool) -> Any:
     from tqdm import tqdm
@@ -83,7 +85,7 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
         if source is not None:
             remembered["sha256"] = files.sha256(Path(source))
         elif config.source is not None:
-            asked = [(one.problem.question, one.problem.answer) for one in given]
+            asked = [(one.problem.question, one.problem.answer, one.problem.columns) for one in given]
             remembered["sha256"] = hashlib.sha256(repr(asked).encode()).hexdigest()
         if task.fingerprint is not None:
             remembered["task_file"] = task.fingerprint
@@ -119,7 +121,7 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
         print(render_summary(summary, color=color))
         return 0
     if config.scorer != "calculator":
-        summary["scorer"] = scorer_against_checker(task, rows, n)
+        summary["scorer"] = scorer_against_checker(task, rows, work.drawn_first)
     summary["unreadable_gold"] = len(faults)
     files.write_whole(directory / files.SUMMARY, files.to_json(summary))
     write_report(directory / pipeline.REPORT, rows, summary)
@@ -143,9 +145,9 @@ def _sums(config: StitchConfig) -> dict[str, str]:
     for part in scorer_parts(config.scorer):
         kind, _, name = part.partition(":")
         if kind == "verifier":
-            files.append(Path(name) / FILE)
+            files.append(Path(name) / FILE if Path(name).is_dir() else Path(name))
         elif kind in ("prm", "likelihood"):
-            files += sorted(path for path in Path(name).glob("*") if path.suffix in (".json", ".safetensors"))
+            files += sorted(path for path in Path(name).glob("*") if path.suffix in OF_MODELS)
         elif (own := file_of(part)) is not None:
             files.append(own)
     return {str(file): sha256(file) for file in files if file.is_file()}

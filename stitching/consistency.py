@@ -26,13 +26,14 @@ from difflib import SequenceMatcher
 import torch
 from lockstitch.rewards.extract import NUMBER
 from lockstitch.rewards.tasks.task import Task
+from lockstitch.sampling.blanks import given
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import in_blocks_of
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Ledger, Trajectory
-from lockstitch.stitching.score import Scores
+from lockstitch.stitching.score import ROWS, Scores
 from lockstitch.stitching.steps import Step
 
 SHARE, STEPS = 0.9, 16
@@ -56,7 +57,9 @@ class Agreement:
         return sum(parts) / len(parts)
 
 
-def remasked(trajectory: Trajectory, end_id: int, share: float, seed: int) -> list[int | None]:
+def remasked(
+    trajectory: Trajectory, end_id: int, share: float, seed: int, known: Sequence[int | None] = ()
+) -> list[int | None]:
     """The canvas of a trace with each token of its completion open with probability `share`; what follows is given.
 
     Args:
@@ -64,6 +67,7 @@ def remasked(trajectory: Trajectory, end_id: int, share: float, seed: int) -> li
         end_id: what stands where the trace never came to (an end-of-sequence token).
         share: in [0, 1].
         seed: of the draw, which depends on nothing else.
+        known: what its prompt pins of the canvas, if it does; that stays.
     """
     draw_G = uniform(torch.tensor([seed]), 0, 0, torch.arange(trajectory.length))[0].tolist()
     tail = [
@@ -71,7 +75,8 @@ def remasked(trajectory: Trajectory, end_id: int, share: float, seed: int) -> li
         for token, since in zip(trajectory.canvas_ids, trajectory.commit_step, strict=True)
     ]
     opened = [None if draw < share else token for draw, token in zip(draw_G, trajectory.completion_ids, strict=True)]
-    return [*opened, *tail[trajectory.length :]]
+    canvas = [*opened, *tail[trajectory.length :]]
+    return [own if token is None else token for token, own in zip(known, canvas, strict=True)] if known else canvas
 
 
 def agreement(
@@ -114,14 +119,17 @@ class Consistency:
         task: what reads the answer of a trace.
         share: of the tokens that are masked, above 0 and below 1.
         steps: denoising steps of the rebuilding, at most one a position; at least one a block.
+        batch_size: most rows in one pass.
 
     Raises `ValueError` for a share outside (0, 1): to mask all of a trace asks for another one.
     """
 
-    def __init__(self, denoiser: Denoiser, task: Task, *, share: float = SHARE, steps: int = STEPS) -> None:
+    def __init__(
+        self, denoiser: Denoiser, task: Task, *, share: float = SHARE, steps: int = STEPS, batch_size: int = ROWS
+    ) -> None:
         if not 0 < share < 1:
             raise ValueError(f"share={share} of the tokens: above 0 and below 1")
-        self.denoiser, self.task, self.share, self.steps = denoiser, task, share, steps
+        self.denoiser, self.task, self.share, self.steps, self.batch_size = denoiser, task, share, steps, batch_size
 
     def __call__(
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None
@@ -132,14 +140,15 @@ class Consistency:
                 "the scorer 'bmc' rebuilds trajectories that this toolkit sampled; completions from elsewhere "
                 "have no canvas"
             )
-        rebuilt = self._rebuild(trajectories)
+        known = given(self.task.prompt(question), lambda text: self.denoiser.encode([text])[0]) or ()
+        rebuilt = self._rebuild(trajectories, known)
         score_KN = [
             [self._agreement(step, old, new).score for step in steps]
             for steps, old, new in zip(steps_KN, trajectories, rebuilt, strict=True)
         ]
         return Scores(score_KN, more=replace(Ledger.together([t.ledger for t in rebuilt]), seconds=0.0))
 
-    def _rebuild(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    def _rebuild(self, trajectories: Sequence[Trajectory], known: Sequence[int | None]) -> list[Trajectory]:
         """Each trajectory once more, from what was left of it; those of one canvas length together."""
         found: dict[int, Trajectory] = {}
         for length in sorted({len(t.canvas_ids) for t in trajectories}):
@@ -150,8 +159,10 @@ class Consistency:
             drawn = sample(
                 self.denoiser,
                 [list(t.prompt_ids) for t in chosen],
-                replace(config, steps=steps, batch_size=256),
-                canvases=[remasked(t, self.denoiser.eos_ids[0], self.share, derive_seed(t.seed, 5)) for t in chosen],
+                replace(config, steps=steps, batch_size=self.batch_size),
+                canvases=[
+                    remasked(t, self.denoiser.eos_ids[0], self.share, derive_seed(t.seed, 5), known) for t in chosen
+                ],
             )
             found.update(zip(places, drawn, strict=True))
         return [found[k] for k in range(len(trajectories))]

@@ -24,19 +24,19 @@ from typing import Any
 import torch
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.batching import CPU_TOKENS
+from lockstitch.sampling.blanks import given
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loading import loaded_from
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Ledger, Trajectory
-from lockstitch.stitching.score import Scores
+from lockstitch.stitching.score import ROWS, Scores
 from lockstitch.stitching.step_reader import Encoded, Reader, attention_of, batch, check_room
 from lockstitch.stitching.steps import Step
 
 from lockstitch import model_path
 
 PAIRS = 4
-ROWS = 256
 
 _Asked = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens before a step, and its own
 
@@ -66,12 +66,14 @@ class Bound:
 
     Args:
         denoiser: the model that wrote the trajectories.
+        task: what its prompts pin of a trace, no mask hides.
         pairs: masks of a trace, in pairs; each costs a pass.
+        batch_size: most rows in one pass.
 
     Raises `ValueError` for models that do not attend fully, and for no pairs.
     """
 
-    def __init__(self, denoiser: Denoiser, *, pairs: int = PAIRS) -> None:
+    def __init__(self, denoiser: Denoiser, task: Task, *, pairs: int = PAIRS, batch_size: int = ROWS) -> None:
         if denoiser.family.layout != "full":
             raise ValueError(
                 f"the scorer 'bound' masks anywhere in a trace; {denoiser.family.name} models denoise block by "
@@ -79,7 +81,7 @@ class Bound:
             )
         if pairs < 1:
             raise ValueError(f"pairs={pairs} must be at least 1")
-        self.denoiser, self.pairs = denoiser, pairs
+        self.denoiser, self.task, self.pairs, self.batch_size = denoiser, task, pairs, batch_size
 
     def __call__(
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None
@@ -90,7 +92,15 @@ class Bound:
                 "the scorer 'bound' masks trajectories that this toolkit sampled; completions from elsewhere "
                 "have no canvas: use likelihood:MODEL"
             )
-        masks_K = [paired_masks(t.length, self.pairs, derive_seed(t.seed, 6)) for t in trajectories]
+        known = given(self.task.prompt(question), lambda text: self.denoiser.encode([text])[0]) or ()
+        pinned = {i for i, token in enumerate(known) if token is not None}
+        masks_K = [
+            [
+                (t, [opened and i not in pinned for i, opened in enumerate(mask)])
+                for t, mask in paired_masks(trajectory.length, self.pairs, derive_seed(trajectory.seed, 6))
+            ]
+            for trajectory in trajectories
+        ]
         logp_K = self._log_probabilities(trajectories, masks_K)
         score_KN = [
             [step_bound(masks, logp, _places(step)) for step in steps]
@@ -108,10 +118,17 @@ class Bound:
     ) -> list[list[list[float]]]:
         """log p of every token of a completion under each of its masks; of tokens that a mask shows it says nothing."""
         denoiser = self.denoiser
-        asked = [(k, mask) for k, masks in enumerate(masks_K) for _, mask in masks]
         found: list[list[list[float]]] = [[] for _ in trajectories]
-        for start in range(0, len(asked), ROWS):
-            part = asked[start : start + ROWS]
+        # Rows of one length go together where the model's own code would read padding.
+        alike: dict[int, list[tuple[int, list[bool]]]] = {}
+        for k, masks in enumerate(masks_K):
+            length = 0 if denoiser.calling.honours_mask else len(trajectories[k].prompt_ids) + trajectories[k].length
+            alike.setdefault(length, []).extend((k, mask) for _, mask in masks)
+        for part in (
+            rows[start : start + self.batch_size]
+            for rows in alike.values()
+            for start in range(0, len(rows), self.batch_size)
+        ):
             longest = max(len(trajectories[k].prompt_ids) + trajectories[k].length for k, _ in part)
             shown, real, wanted = [], [], []
             for k, mask in part:
@@ -151,13 +168,15 @@ def step_bound(
         masks: (t, what is masked) of each mask.
         logp: log p of every token under each mask.
         places: the step's, in the completion.
+
+    A step of which no token is masked, as all was given, is as likely as can be: 1.
     """
     total = weight = 0.0
     for (t, mask), row in zip(masks, logp, strict=True):
         opened = [i for i in places if mask[i]]
         total += sum(row[i] for i in opened) / t
         weight += len(opened) / t
-    return min(1.0, math.exp(total / weight))
+    return min(1.0, math.exp(total / weight)) if weight else 1.0
 
 
 class StepLikelihood:
@@ -168,18 +187,24 @@ class StepLikelihood:
         task: its prompts, its form of steps and the length of its canvas; where it has none, or a text is longer, the canvas
             is as long as the text.
 
-    Raises `ValueError` for models that do not attend fully; when it is called, for a text longer than the model reads.
+    Raises `ValueError` for models that do not attend fully, and for a task whose prompts pin a part of the canvas; when it
+    is called, for a text longer than the model reads.
     """
 
     reads_text_alone = True
 
-    def __init__(self, denoiser: Denoiser, task: Task) -> None:
+    def __init__(self, denoiser: Denoiser, task: Task, *, batch_size: int = ROWS) -> None:
+        if task.cloze is not None:
+            raise ValueError(
+                f"scorer 'likelihood' masks a diffusion model's canvas from a step on, and task {task.name!r} has its "
+                "question there: a causal model, bmc or bound"
+            )
         if denoiser.family.layout != "full":
             raise ValueError(
                 f"scorer 'likelihood' masks a canvas from a step on; {denoiser.family.name} models denoise block by block: "
                 "a causal model, or bmc"
             )
-        self.denoiser, self.task = denoiser, task
+        self.denoiser, self.task, self.batch_size = denoiser, task, batch_size
 
     @torch.inference_mode()
     def __call__(
@@ -192,12 +217,14 @@ class StepLikelihood:
         alike: dict[int, list[_Asked]] = {}  # rows of one length go together, unpadded
         for one, room in dict.fromkeys(pair for asked in asked_KN for pair in asked):
             alike.setdefault(room, []).append(one)
-        score: dict[_Asked, float] = {}
+        score: dict[tuple[_Asked, int], float] = {}
         tokens = passes = 0
         for room, rows in alike.items():
             length = len(prompt_ids) + room
             check_room(length, denoiser.model)
-            most = ROWS if denoiser.device.type != "cpu" else max(1, CPU_TOKENS // length)
+            most = self.batch_size
+            if denoiser.device.type == "cpu":
+                most = min(most, max(1, CPU_TOKENS // length))
             for start in range(0, len(rows), most):
                 part = rows[start : start + most]
                 ids = [[*prompt_ids, *before, *[denoiser.mask_id] * (room - len(before))] for before, _ in part]
@@ -207,9 +234,9 @@ class StepLikelihood:
                     first = len(prompt_ids) + len(before)
                     logp_SV = logits_LV[first : first + len(own)].float().log_softmax(-1)
                     logp_S = logp_SV.gather(-1, torch.tensor(own, device=denoiser.device)[:, None])
-                    score[before, own] = min(1.0, math.exp(float(logp_S.mean())))
+                    score[(before, own), room] = min(1.0, math.exp(float(logp_S.mean())))
             tokens, passes = tokens + len(rows) * length, passes + len(rows)
-        return Scores([[score[one] for one, _ in asked] for asked in asked_KN], tokens, Ledger(scorer_passes=passes))
+        return Scores([[score[pair] for pair in asked] for asked in asked_KN], tokens, Ledger(scorer_passes=passes))
 
     def _asked(self, steps: Sequence[Step]) -> list[tuple[_Asked, int]]:
         """Of each step the tokens before it with its own, and the length of the canvas."""
@@ -218,7 +245,7 @@ class StepLikelihood:
         return [((tuple(itertools.chain(*own[:n])), ids), room) for n, ids in enumerate(own)]
 
 
-def load_likelihood(name: str, task: Task) -> "StepLikelihood | Likelihood":
+def load_likelihood(name: str, task: Task, batch_size: int = ROWS) -> "StepLikelihood | Likelihood":
     """The scorer `likelihood:NAME`: of a diffusion model or a causal one, by what its config says.
 
     Raises `ValueError` for what cannot be loaded, and for a model that can be asked in neither way.
@@ -231,7 +258,7 @@ def load_likelihood(name: str, task: Task) -> "StepLikelihood | Likelihood":
     with loaded_from(f"scorer likelihood:{name}"):
         denoiser = Denoiser.from_pretrained(path)
     denoiser.chat = Chat.of(denoiser.tokenizer, None, task.system)
-    return StepLikelihood(denoiser, task)
+    return StepLikelihood(denoiser, task, batch_size=batch_size)
 
 
 class Likelihood:

@@ -76,6 +76,7 @@ def load_scorer(config: StitchConfig, task: Any, denoiser: Any) -> Any:
         trust_remote_code=config.trust_remote_code,
         denoiser=denoiser,
         weights=config.scorer_weights,
+        batch_size=config.batch_size,
     )
 
 

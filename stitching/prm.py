@@ -134,7 +134,7 @@ class ProcessRewardModel:
     def encode(self, question: str, steps: Sequence[str]) -> Encoded:
         """The tokens of a question with its steps, and the position of each step's score."""
         if self.reader is not None:
-            prompt = question if self.task is None else self.task.prompt(question)
+            prompt = question if self.task is None else self.task.scorer_prompt(question)
             written = steps if self.task is None else [self.task.write_step(step) for step in steps]
             return self.reader.encode(self.tokenizer, prompt, written)
         if self.marker_id is None:

@@ -37,7 +37,7 @@ from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.canvases import Bans, Canvas
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.loop import sample
+from lockstitch.sampling.loop import sample, with_given
 from lockstitch.sampling.noise import derive_seed
 from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.stitching.canvas import pin_chain
@@ -142,7 +142,9 @@ def stitch_rounds(
             for k in range(width):
                 key = min(candidates, key=lambda key, tried=tries[i]: (tried[key], -len(key)))  # type: ignore[misc]
                 canvas = pin_chain(denoiser, task, candidates[key], {t for t, _ in key}, config.canvas_length)
-                left -= _passes(canvas, config) + pool.scoring_nfe()
+                # What the prompt pins is no pass's work.
+                open_ = with_given(denoiser, i, task.prompt(pool.question), canvas, config)
+                left -= _passes(open_, config) + pool.scoring_nfe()
                 if k > 0 and left < 0:
                     break
                 tries[i][key] += 1
@@ -150,7 +152,7 @@ def stitch_rounds(
                 if ahead and k > 0:
                     expected = _expected(denoiser, task, pool, candidates[key], delta, latest)
                     latest = [*latest, *expected[k - 1 : k]]
-                bans = [(place, token) for place, token in latest if canvas[place] is None]
+                bans = [(place, token) for place, token in latest if place < len(canvas) and canvas[place] is None]
                 requests.append(_Request(i, key, canvas, bans, derive_seed(seeds[i], round_index, k)))
         if not requests:
             return [results[i] for i in range(len(pools))]

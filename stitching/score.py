@@ -196,6 +196,7 @@ _ACCEPTED = (
 )
 OF_DENOISER = frozenset({"bmc", "bound"})  # the model that wrote the trajectories is what they ask
 TRACED = OF_DENOISER | {"confidence"}  # what the sampler left behind is what they read
+ROWS = 256  # most rows in one forward pass of a scorer, unless it is said
 COMPARING = frozenset({"consensus"})  # trajectories that stand side by side are what they compare
 # Where a sum goes on: a plus sign before something that names a scorer, and not one inside a path.
 _PLUS = re.compile(r"\+(?=(?:calculator|consensus|confidence|bmc|bound)(?:\+|$)|[A-Za-z_][\w.]*:)")
@@ -220,6 +221,7 @@ def load_scorer(
     trust_remote_code: bool = False,
     denoiser: "Denoiser | None" = None,
     weights: str | None = None,
+    batch_size: int = ROWS,
 ) -> Scorer:
     """The scorer that a command line or YAML names.
 
@@ -230,6 +232,7 @@ def load_scorer(
         trust_remote_code: whether a process reward model may bring code of its own.
         denoiser: the diffusion model whose trajectories are scored; `bmc` and `bound` ask it.
         weights: a file of fitted weights for exactly this scorer; without one the parts of a sum weigh the same.
+        batch_size: most rows in one pass of the diffusion model, where one is asked.
 
     Raises:
         ValueError: if it is none of these, the module or function does not exist, the task has no checker, or the weights
@@ -240,16 +243,16 @@ def load_scorer(
         from lockstitch.stitching.combine import Combined, Weights
 
         fitted = Weights.equal(parts) if weights is None else Weights.read(weights, parts)
-        return Combined([_named(part, task, trust_remote_code, denoiser) for part in parts], fitted)
-    return _named(spec, task, trust_remote_code, denoiser)
+        return Combined([_named(part, task, trust_remote_code, denoiser, batch_size) for part in parts], fitted)
+    return _named(spec, task, trust_remote_code, denoiser, batch_size)
 
 
-def _named(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None") -> Scorer:
-    scorer = _load(spec, task, trust_remote_code, denoiser)
+def _named(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None", batch_size: int) -> Scorer:
+    scorer = _load(spec, task, trust_remote_code, denoiser, batch_size)
     return scorer if isinstance(scorer, Calculator | Consensus | Confidence) else Named(spec, scorer)
 
 
-def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None") -> Scorer:
+def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None", batch_size: int) -> Scorer:
     if spec == "calculator":
         return Calculator(task)
     if spec == "consensus":
@@ -264,7 +267,8 @@ def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | 
         from lockstitch.stitching.consistency import Consistency
         from lockstitch.stitching.likelihood import Bound
 
-        return Consistency(denoiser, task) if spec == "bmc" else Bound(denoiser)
+        asking: type[Consistency] | type[Bound] = Consistency if spec == "bmc" else Bound
+        return asking(denoiser, task, batch_size=batch_size)
     kind, colon, name = spec.partition(":")
     if not (kind and colon and name):
         raise ValueError(f"scorer {spec!r} is not one of {_ACCEPTED}")
@@ -279,7 +283,7 @@ def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | 
     if kind == "likelihood":
         from lockstitch.stitching.likelihood import load_likelihood
 
-        return load_likelihood(name, task)
+        return load_likelihood(name, task, batch_size)
     if not is_place(spec):
         raise ValueError(f"scorer {spec!r} is not one of {_ACCEPTED}")
     function = load_named("scorer", spec)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.denoiser import make_bidirectional, make_causal
+from lockstitch.sampling.loading import loaded_from
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -43,6 +44,7 @@ class Reader:
         chat_template: whether the prompt goes through the tokenizer's chat template.
         system_prompt: what a conversation begins with.
         task: the task whose steps it was trained on, where it was one of ours.
+        family: of the diffusion model under the head, where its config does not say.
 
     Raises `ValueError` for another attention, or a separator that is empty.
     """
@@ -52,6 +54,7 @@ class Reader:
     chat_template: bool = False
     system_prompt: str | None = None
     task: str | None = None
+    family: str | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:
@@ -137,20 +140,10 @@ def batch(rows: Sequence[Encoded], attention: str, dtype: torch.dtype, device: t
 def as_step_classifier(model: PreTrainedModel, attention: str, seed: int = 0) -> PreTrainedModel:
     """The body of a language model under a new head of two labels (wrong, right), without a copy of its weights.
 
-    Raises `ValueError` for a class that has no token classifier in transformers.
+    Raises `ValueError` for a class that has no token classifier in transformers, or one of another build.
     """
-    import transformers
-
-    name = type(model).__name__.replace("ForCausalLM", "ForTokenClassification")
-    found = getattr(transformers, name, None)
-    if found is None or not name.endswith("ForTokenClassification"):
-        raise ValueError(
-            f"transformers has no {name}: a {type(model).__name__} cannot be given a head that scores steps"
-        )
-    config = type(model.config).from_dict(model.config.to_dict())
-    config.num_labels, config.id2label, config.label2id = 2, LABELS, {label: i for i, label in LABELS.items()}
-    with torch.device("meta"):
-        classifier: Any = found(config)
+    classifier = _classifier(type(model).__name__, getattr(model, "config", None))
+    config = classifier.config
     classifier.model = model.model
     head = nn.Linear(config.hidden_size, 2, bias=classifier.score.bias is not None)
     generator = torch.Generator().manual_seed(seed)
@@ -160,6 +153,42 @@ def as_step_classifier(model: PreTrainedModel, attention: str, seed: int = 0) ->
             head.bias.zero_()
     classifier.score = head.to(dtype=model.dtype, device=model.device)
     return attend(classifier, attention)
+
+
+def _classifier(name: str, config: Any) -> Any:
+    """The empty classifier of two labels of a language model of this class and config, on the meta device."""
+    import transformers
+
+    refused = ValueError(
+        f"a {name} cannot be given a head that scores steps: transformers has no token classifier like it"
+    )
+    found = getattr(transformers, name.replace("ForCausalLM", "ForTokenClassification"), None)
+    if found is None or not found.__name__.endswith("ForTokenClassification"):
+        raise refused
+    config = type(config).from_dict(config.to_dict())
+    config.num_labels, config.id2label, config.label2id = 2, LABELS, {label: i for i, label in LABELS.items()}
+    with torch.device("meta"):
+        classifier = found(config)
+    if not (hasattr(classifier, "model") and hasattr(classifier, "score")):
+        raise refused
+    return classifier
+
+
+def check_takes_head(model: str, revision: str | None = None) -> None:
+    """Raises `ValueError` where a language model cannot be given a head, by its config alone: `as_step_classifier` would."""
+    from lockstitch.sampling.families import translation_of
+    from lockstitch.sampling.loading import native_config, read_config
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    raw = read_config(model, revision)
+    translation = translation_of(raw)
+    if translation is not None:
+        _classifier(translation.native, native_config(raw, translation))
+        return
+    with loaded_from(f"the config of {model!r}"):
+        config = AutoConfig.from_pretrained(model, revision=revision)
+    _classifier(NAMES.get(config.model_type, config.model_type), config)
 
 
 def attend(model: PreTrainedModel, attention: str) -> PreTrainedModel:
@@ -218,8 +247,9 @@ def load_classifier(
     if (Path(model) / "adapter_config.json").is_file():
         from peft import PeftConfig, PeftModel
 
-        base = PeftConfig.from_pretrained(model).base_model_name_or_path
-        body, _, _ = load_body(base, reader.attention, dtype=dtype, device=device)
+        config = PeftConfig.from_pretrained(model)
+        loading = {"dtype": dtype, "device": device, "revision": config.revision}
+        body, _, _ = load_body(str(config.base_model_name_or_path), reader.attention, reader.family, **loading)
         adapted: Any = PeftModel.from_pretrained(as_step_classifier(body, reader.attention), model)
         return adapted.merge_and_unload().eval(), tokenizer
     loaded: Any = AutoModelForTokenClassification.from_pretrained(model, dtype=dtype)

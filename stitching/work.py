@@ -127,6 +127,12 @@ class Stitching:
             samples=self.samples, solves=self.solves, comparing=self.config.comparing, methods=self.asked
         )
 
+    @property
+    def drawn_first(self) -> int:
+        """How many trajectories at the head of a row were drawn before any round: what rounds add repeats what they pin."""
+        in_rounds = bool(self.config.rounds) and "stitched" in self.asked
+        return min(self.n, self.config.round_width or 1) if in_rounds else self.n
+
     def sample(self) -> Sample:
         """The stage of `lockstitch.stitching.pipeline` that draws and scores."""
         return Sample(self.judged_by, self.scorer, self.n, *self.sampling)

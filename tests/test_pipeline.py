@@ -7,12 +7,15 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.stitching.cli import main, stitch
 from lockstitch.stitching.config import StitchConfig
 from lockstitch.stitching.inputs import generate_problems, read_problems, read_trajectories
+from lockstitch.stitching.logistic import Logistic
+from lockstitch.stitching.verifier import FEATURES
 
 from lockstitch import files
 
@@ -214,6 +217,44 @@ def test_a_run_is_not_resumed_with_other_weights(tmp_path):
     weights.write_text(json.dumps({**values, "bias": -5.0}))
     with pytest.raises(ValueError, match=r"holds results of another configuration \(judges"):
         stitch(StitchConfig(generate=1, **config))
+
+
+@pytest.mark.parametrize("named", ["", "verifier.json"])
+def test_a_run_is_not_resumed_with_another_verifier(named, tmp_path):
+    """Named by its folder or by itself."""
+    source = tmp_path / "t.jsonl"
+    source.write_text(json.dumps({"question": "1, +2", "completions": ["1+2=3", "1+2=4"]}) + "\n")
+    model = Logistic(FEATURES, *([1.0] * len(FEATURES) for _ in range(3)), bias=0.0, examples=9)
+    model.write(tmp_path / "verifier.json")
+    config = {"task": "arithmetic", "trajectories": str(source), "solver": "none", "output": str(tmp_path / "out"),
+              "scorer": f"verifier:{tmp_path / named}"}  # fmt: skip
+    assert stitch(StitchConfig(**config)) == 0
+    assert stitch(StitchConfig(**config)) == 0
+    replace(model, bias=1.0).write(tmp_path / "verifier.json")
+    with pytest.raises(ValueError, match=r"holds results of another configuration \(judges"):
+        stitch(StitchConfig(**config))
+
+
+def test_weights_of_the_vote_are_of_a_verifier_s_scores_and_ignored_nowhere():
+    given = {"trajectories": "t.jsonl", "evidence_weights": "e.json", "output": "o"}
+    with pytest.raises(
+        ValueError, match="fitted on a verifier's scores, and scorer='calculator' has none: verifier:DIR"
+    ):
+        StitchConfig(task="gsm8k", **given).settle(get_task("gsm8k"))
+    config = StitchConfig(task="arithmetic", scorer="calculator+verifier:v", **given)
+    with pytest.raises(ValueError, match=r"would be ignored: a chain that stands is its own answer, .* --solver none"):
+        config.settle(get_task("arithmetic"))
+    StitchConfig(task="arithmetic", solver="none", scorer="verifier:v", **given).settle(get_task("arithmetic"))
+    StitchConfig(task="gsm8k", solver="MODEL", scorer="verifier:v", **given).settle(get_task("gsm8k"))
+
+
+def test_a_judge_is_judged_by_what_was_drawn_before_the_rounds(tmp_path):
+    """What rounds add repeats the steps that they pinned, and comes from the problems that are hard."""
+    config = {"task": "sudoku", "generate": 6, "num_trajectories": 4, "solver": "none", "scorer": "confidence"}
+    for more, drawn in ({}, 1), ({"round_width": 2}, 2), ({"rounds": False}, 4), ({"methods": ["best_of_n"]}, 4):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        assert stitch(StitchConfig(**config, **more, output=str(out))) == 0
+        assert json.loads((out / "summary.json").read_text())["scorer"]["traces"]["n"] == 6 * drawn
 
 
 def test_a_narrow_terminal_loses_no_answer(monkeypatch, capsys):

@@ -6,6 +6,9 @@ its finished trace: then one pass is one pass per trace, and what follows a step
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -242,6 +245,43 @@ def test_what_a_body_is_and_how_it_is_read() -> None:
     with pytest.raises(ValueError, match="no embedded scorer 'chess'"):
         ProcessRewardModel("embedded:chess")
     assert READER == "step_reader.json"
+
+
+def test_an_adapter_is_read_on_the_base_that_it_was_trained_on(tmp_path) -> None:
+    """Of the family that was said where the base's config says none, and in the revision that PEFT wrote down."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder, seed in ((old, 0), (new, 1)):
+        denoiser = random_denoiser(seed=seed)
+        denoiser.model.config.is_causal = None
+        denoiser.model.save_pretrained(folder)
+        denoiser.tokenizer.save_pretrained(folder)
+    hub = tmp_path / "hub" / "models--someone--base"
+    for name, folder in (("v1", old), ("main", new)):
+        (hub / "snapshots").mkdir(parents=True, exist_ok=True)
+        (hub / "refs").mkdir(exist_ok=True)
+        (hub / "refs" / name).write_text(name * 10)
+        folder.rename(hub / "snapshots" / (name * 10))
+    code = """
+import sys, torch
+from lockstitch.recipes.prm import adapted
+from lockstitch.rl.lora import DiffusionModelConfig
+from lockstitch.stitching.step_reader import Reader, as_step_classifier, load_body, load_classifier
+out = sys.argv[1]
+body, tokenizer, attention = load_body("someone/base", None, "bidirectional", revision="v1", dtype=torch.float32)
+ids = {"input_ids": torch.tensor([[5, 6, 7]])}
+arguments = DiffusionModelConfig("someone/base", model_revision="v1", use_peft=True, lora_r=2)
+model = adapted(as_step_classifier(body, attention), arguments, "someone/base").eval()
+model.save_pretrained(out)
+tokenizer.save_pretrained(out)
+found, _ = load_classifier(out, Reader(attention, family="bidirectional"), "cpu")
+with torch.inference_mode():
+    assert attention == "steps"
+    assert torch.allclose(model(**ids).logits, found(**ids).logits, atol=1e-5)
+"""
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True,
+                          check=False, env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_head_stands_on_the_same_weights() -> None:

@@ -1,6 +1,7 @@
 """The process reward model's recipe: settings, rows, the loss against its formula, and the whole way through its command."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -93,6 +94,7 @@ def test_what_is_of_labelling_by_completion_is_ignored_nowhere(name, place):
     [
         ({"attention": "both"}, "attention='both' is not one of causal, steps, full"),
         ({"family": "none"}, "family='none' is not one of"),
+        ({"model_name_or_path": "embedded:sudoku9"}, "a GPT2LMHeadModel cannot be given a head that scores steps"),
         ({"step_separator": ""}, "step_separator=''"),
         ({"scorers": "nobody"}, "scorer 'nobody' is not one of"),
         ({"system_prompt": "Think."}, "system_prompt need a tokenizer with a chat template"),
@@ -446,6 +448,25 @@ def test_from_labels_to_a_scorer_and_again(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "finished after 4 steps: nothing to do" in again.stdout
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_several_processes_train_on_labels_that_one_made(tmp_path):
+    """Those are read by all of them; where some are missing, all say so."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m",
+               "lockstitch.recipes.prm"]  # fmt: skip
+    options = [f"--{name}={value}" for name, value in LABELLED.items()]
+    options += ["--num_problems=4", "--num_eval_problems=4", "--chunk=2", "--output_dir", str(tmp_path / "run")]
+    options += ["--model_name_or_path=embedded:sudoku", "--max_steps=2", "--use_cpu=true", "--report_to=none"]
+    one = {"capture_output": True, "text": True, "timeout": 600, "check": False, "cwd": tmp_path,
+           "env": {**os.environ, "OMP_NUM_THREADS": "1"}}  # fmt: skip
+    early = subprocess.run([*command, *options], **one)
+    assert "labels are made by one process: launch with --labels_only true" in early.stderr
+    assert run(*options, "--labels_only", "true").returncode == 0
+    done = subprocess.run([*command, *options], **one)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "calibration.html").is_file()
 
 
 @pytest.mark.slow

@@ -20,7 +20,11 @@ from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.prompts import Reader
-from lockstitch.stitching.segment import steps_of
+from lockstitch.stitching.likelihood import StepLikelihood
+from lockstitch.stitching.pool import Pool
+from lockstitch.stitching.rounds import stitch_rounds
+from lockstitch.stitching.score import load_scorer
+from lockstitch.stitching.segment import steps_of, token_spans
 from transformers import AutoTokenizer
 
 from lockstitch import embedded_model
@@ -40,7 +44,8 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def denoiser(tokenizer):
     shape = {"n_embd": 96, "n_layer": 1, "n_head": 4, "n_positions": 96}
-    return Denoiser(new_model(tokenizer, bidirectional=True, seed=0, model_type="gpt2", grid=9, **shape), tokenizer)
+    model = new_model(tokenizer, bidirectional=True, seed=0, model_type="gpt2", grid=9, **shape)
+    return Denoiser(model.eval(), tokenizer)  # without dropout
 
 
 def fits(cells, side):
@@ -190,6 +195,50 @@ def test_whatever_is_sampled_keeps_the_clues(denoiser):
         sample(denoiser, [prompt], SamplerConfig(88))
     with pytest.raises(ValueError, match="known to have 89 positions"):
         Reader(denoiser.tokenizer, {"canvas_length": 90}).asked({"prompt": prompt})
+
+
+@pytest.mark.parametrize("spec", ["bmc", "bound"])
+def test_whoever_asks_the_model_about_a_trace_shows_it_the_clues(spec, denoiser):
+    lines = sudoku.rows(PROBLEM.question)
+    (wanted,) = denoiser.encode([lines])
+    given = [i for i, cell in enumerate(lines) if cell != "0"]
+    config = SamplerConfig(89, steps=4, temperature=1.0)
+    trajectories = sample(denoiser, [TASK.prompt(PROBLEM.question)], config, n=2)
+    steps_KN = [
+        steps_of(t.text, TASK.unit, k, token_spans(denoiser.tokenizer, t.completion_ids))
+        for k, t in enumerate(trajectories)
+    ]
+    seen = []
+    hook = denoiser.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
+    )
+    scores = load_scorer(spec, TASK, denoiser=denoiser)(PROBLEM.question, steps_KN, trajectories)
+    hook.remove()
+    assert all(0 <= score <= 1 for row in scores.score_KN for score in row)
+    for ids_BL in seen:
+        lengths = [t.length for t in trajectories for _ in range(8)] if spec == "bound" else [89] * len(ids_BL)
+        for row, length in zip(ids_BL.tolist(), lengths, strict=True):
+            canvas = row[-length:]
+            assert all(canvas[i] == wanted[i] for i in given if i < len(canvas))
+    assert any(denoiser.mask_id in row for ids_BL in seen for row in ids_BL.tolist())
+
+
+def test_who_sees_no_canvas_is_shown_the_puzzle(denoiser):
+    assert TASK.scorer_prompt(PROBLEM.question) == sudoku.prompt(PROBLEM.question)
+    assert get_task("sudoku").scorer_prompt("3102200002100320") == get_task("sudoku").prompt("3102200002100320")
+    with pytest.raises(ValueError, match="task 'sudoku9' has its question there: a causal model, bmc or bound"):
+        StepLikelihood(denoiser, TASK)
+
+
+def test_what_is_given_is_no_work_of_a_canvas(denoiser):
+    """Canvases beside the first are drawn where the budget pays for what is open on them: three for 51 cells each."""
+    config = SamplerConfig(89, steps=89, temperature=1.0)
+    pool = Pool(PROBLEM.question)
+    scorer = load_scorer("calculator", TASK)
+    pool.draw(denoiser, TASK, scorer, sample(denoiser, [TASK.prompt(PROBLEM.question)], config))
+    assert pool.ledger.nfe == 51
+    stitch_rounds(denoiser, TASK, [pool], scorer, config, budgets=[51 + 3 * 51], width=4, delta=2.0, seeds=[0])
+    assert (len(pool.trajectories), pool.ledger.sequential_steps) == (4, 2 * 51)
 
 
 def test_training_rows_ask_for_nothing_that_is_given(tokenizer):

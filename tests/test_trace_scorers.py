@@ -15,7 +15,8 @@ from lockstitch.sampling.remote import Calling
 from lockstitch.stitching.consistency import Consistency, agreement, remasked
 from lockstitch.stitching.likelihood import Bound, Likelihood, StepLikelihood, paired_masks, step_bound
 from lockstitch.stitching.pool import Pool
-from lockstitch.stitching.score import load_scorer
+from lockstitch.stitching.rounds import stitch_rounds
+from lockstitch.stitching.score import Scores, load_scorer
 from lockstitch.stitching.segment import steps_of, token_spans
 from lockstitch.stitching.unchecked import unchecked
 from models import random_denoiser, tokenizer
@@ -172,20 +173,28 @@ def test_where_the_canvas_says_nothing_the_bound_is_the_likelihood():
     denoiser = fixed("12\n34", probability=0.6)
     trajectories, steps_KN = traced(denoiser, temperature=0.0)
     before = denoiser.model.passes
-    scores = Bound(denoiser)("1", steps_KN, trajectories)
+    scores = Bound(denoiser, TASK)("1", steps_KN, trajectories)
     assert denoiser.model.passes - before == 1  # all masks side by side
     assert scores.score_KN == [[pytest.approx(0.6, abs=1e-5)] * 2]
     assert (scores.cost().nfe, scores.cost().sequential_steps) == (8, 1)
+    before = denoiser.model.passes
+    assert Bound(denoiser, TASK, batch_size=3)("1", steps_KN, trajectories).score_KN == scores.score_KN
+    assert denoiser.model.passes - before == 3
 
 
 def test_the_bound_depends_on_nothing_beside_a_trace():
     denoiser = random_denoiser()
-    trajectories, steps_KN = traced(denoiser, canvas=12, n=4)
-    together = Bound(denoiser)("1", steps_KN, trajectories).score_KN
-    alone = [Bound(denoiser)("1", [steps], [t]).score_KN[0] for steps, t in zip(steps_KN, trajectories, strict=True)]
+    (longer, more_KN), (shorter, steps_KN) = traced(denoiser, canvas=12, n=2), traced(denoiser, canvas=9, n=2)
+    trajectories, steps_KN = longer + shorter, more_KN + steps_KN
+    score = Bound(denoiser, TASK)
+    together = score("1", steps_KN, trajectories).score_KN
+    alone = [score("1", [steps], [t]).score_KN[0] for steps, t in zip(steps_KN, trajectories, strict=True)]
     assert any(together)
-    for row, other in zip(together, alone, strict=True):
+    maskless = Denoiser(denoiser.model, denoiser.tokenizer, calling=Calling(honours_mask=False))
+    apart = Bound(maskless, TASK)("1", steps_KN, trajectories).score_KN  # its code would read padding
+    for row, other, third in zip(together, alone, apart, strict=True):
         assert row == pytest.approx(other, abs=1e-5)
+        assert row == pytest.approx(third, abs=1e-5)
 
 
 def test_a_causal_model_s_likelihood_is_that_of_one_pass_per_step():
@@ -222,10 +231,23 @@ def test_a_text_that_is_longer_than_the_model_reads_is_named():
         StepLikelihood(denoiser, get_task("arithmetic"))("1, +2", [steps_of("1+2=3", "line", 0)])
 
 
+def test_a_chain_that_is_longer_than_the_canvas_forbids_nothing_beyond_it():
+    """Steps of different trajectories may be longer together than either."""
+
+    def judge(question, steps_KN, trajectories):
+        return Scores([[0.4 if step.index else 1.0 for step in steps] for steps in steps_KN])
+
+    denoiser, task = fixed("12\n34"), unchecked(TASK)
+    trajectories, _ = traced(denoiser, temperature=0.0)
+    pool = Pool("1")
+    pool.draw(denoiser, task, judge, trajectories)
+    short = SamplerConfig(3, steps=3)
+    stitch_rounds(denoiser, task, [pool], judge, short, budgets=[20], width=3, delta=0.9, seeds=[0], ahead=True)
+    assert [len(t.canvas_ids) for t in pool.trajectories[1:4]] == [3, 3, 3]
+
+
 def test_rounds_pay_for_the_passes_of_their_judge():
     """Canvases beside the first are drawn where the budget still pays for them and for their scoring."""
-    from lockstitch.stitching.rounds import stitch_rounds
-
     task, denoiser = unchecked(get_task("sudoku")), Denoiser.from_pretrained(str(embedded_model("sudoku-early")))
     scorer = load_scorer("bmc", task, denoiser=denoiser)
     config = SamplerConfig(20, steps=5, temperature=0.7, batch_size=64)
@@ -243,7 +265,6 @@ def test_rounds_pay_for_the_passes_of_their_judge():
 
 def test_a_step_that_was_pinned_keeps_its_confidence():
     from lockstitch.stitching.pool import is_given
-    from lockstitch.stitching.rounds import stitch_rounds
 
     task, denoiser = unchecked(get_task("sudoku")), Denoiser.from_pretrained(str(embedded_model("sudoku-early")))
     scorer = load_scorer("confidence", task)
@@ -272,7 +293,7 @@ def test_a_step_that_was_pinned_keeps_its_confidence():
 def test_a_diffusion_model_s_likelihood_of_a_step_is_read_off_a_canvas_masked_from_it_on():
     task = replace(get_task("arithmetic"), canvas_length=30)
     denoiser = random_denoiser()
-    texts_KN = [["12+7=19", "19-5=14"], [], ["12+7=3"], ["12+7=19", "19-5=4"], ["12+7=19" * 6]]
+    texts_KN = [["12+7=19", "19-5=14"], [], ["12+7=3"], ["12+7=19", "19-5=4"], ["12+7=19", "19-5=14" * 6]]
     steps_KN = [steps_of("\n".join(texts), "line", k) for k, texts in enumerate(texts_KN)]
     scores = StepLikelihood(denoiser, task)("12, +7, -5", steps_KN)
     prompt = denoiser.encode([task.prompt("12, +7, -5")])[0]
@@ -288,7 +309,10 @@ def test_a_diffusion_model_s_likelihood_of_a_step_is_read_off_a_canvas_masked_fr
             mean = sum(float(logp[i, token]) for i, token in zip(places, own, strict=True)) / len(own)
             assert score == pytest.approx(math.exp(mean), abs=1e-5)
             before = before + own
-    assert (scores.cost().scorer_passes, scores.cost().sequential_steps) == (5, 1)  # the first step of two is one
+    assert scores.score_KN[0][0] != scores.score_KN[4][0]  # the same step, on a canvas that has room for what follows
+    assert (scores.cost().scorer_passes, scores.cost().sequential_steps) == (6, 1)  # the first step of two is one
+    backwards = StepLikelihood(denoiser, task, batch_size=1)("12, +7, -5", steps_KN[::-1]).score_KN[::-1]
+    assert backwards == [pytest.approx(row, abs=1e-5) for row in scores.score_KN]
 
 
 def test_the_embedded_model_knows_a_wrong_sum():
@@ -310,7 +334,7 @@ def test_who_can_be_asked():
             load_scorer(spec, task, denoiser=random_denoiser())("1", [[]], None)
     blocks = next(family for family in FAMILIES.values() if family.layout == "block_causal")
     with pytest.raises(ValueError, match="denoise block by block: bmc, or likelihood:MODEL"):
-        Bound(random_denoiser(family=blocks))
+        Bound(random_denoiser(family=blocks), task)
     with pytest.raises(
         ValueError, match=r"scorer 'likelihood' masks a canvas from a step on; .* models denoise block by block"
     ):

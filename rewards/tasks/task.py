@@ -93,6 +93,11 @@ def solution_column(columns: Row) -> str | None:
     return str(solution) if solution not in (None, "") else answer_column(columns)
 
 
+def nothing_concluded(steps: Sequence[str]) -> str | None:
+    """`Task.conclude` where only the completion's own words can tell: None."""
+    return None
+
+
 @dataclass(frozen=True)
 class Task:
     """One task.
@@ -148,7 +153,7 @@ class Task:
     solution: Callable[[Row], str | None] = solution_column
     unit: str | Segmenter = "sentence"
     checker: StepChecker | None = None
-    conclude: Callable[[Sequence[str]], str | None] = lambda steps: None
+    conclude: Callable[[Sequence[str]], str | None] = nothing_concluded
     spell_out: Callable[[str, str], Sequence[str]] | None = None
     write_step: Callable[[str], str] = str.strip
     statement: Callable[[str], str] = str.strip
@@ -184,6 +189,15 @@ class Task:
             return f"{self.instructions[form]}\n\n{self.ask(question)}"
         text = self.plain(question)
         return text if self.cloze is None else ClozePrompt(text, self.cloze(question))
+
+    def scorer_prompt(self, question: str) -> str:
+        """What a scorer that sees no canvas reads of a question: `prompt`, or the statement where that pins a part of it."""
+        return self.prompt(question) if self.cloze is None else self.statement(question)
+
+    @property
+    def concludes(self) -> bool:
+        """Whether steps can amount to an answer."""
+        return self.conclude is not nothing_concluded
 
     def read_row(self, row: Row) -> Problem:
         """A row as a problem, whose gold answer may be missing; `ValueError` says what else is."""
