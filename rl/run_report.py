@@ -44,7 +44,8 @@ def write_run_report(
         history: the trainer's log, one mapping per logged step.
         facts: what stands at the top, `title` as the heading; `held_out` is the number of held-out problems.
         settings: every option, for the record; of the paths in it the last part is shown.
-        health: the watched numbers: `metric`, `words`, `limit` (or None), `relative`.
+        health: the watched numbers: `metric`, `words`, `limit` (or None), `relative`, `patience`, and `complement` where 1 less
+            the number is what is limited.
         events: lines of `health.jsonl`.
         samples: what `read_samples` gives.
     """
@@ -196,6 +197,7 @@ def watched(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
             "limit": limits[rule.option],
             "relative": rule.relative,
             "patience": limits["health_patience"],
+            "complement": rule.complement,
         }
         for rule in RULES
     ]

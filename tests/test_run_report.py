@@ -101,6 +101,8 @@ def test_limits_are_the_runs_own():
     assert limits["rollout/repetition"] == 0.7
     assert limits["ratio/spread"] == HealthConfig().health_ratio_spread
     assert set(limits) == {rule.metric for rule in RULES}
+    turned = [entry["words"] for entry in watched({}) if entry["complement"]]
+    assert turned == ["groups that teach nothing"]  # whose number is the share of those that teach
 
 
 def write_state(folder, steps):
