@@ -44,8 +44,8 @@ def write_run_report(
         history: the trainer's log, one mapping per logged step.
         facts: what stands at the top, `title` as the heading; `held_out` is the number of held-out problems.
         settings: every option, for the record; of the paths in it the last part is shown.
-        health: the watched numbers: `metric`, `words`, `limit` (or None), `relative`, `patience`, and `complement` where 1 less
-            the number is what is limited.
+        health: the watched numbers: `metric`, `words`, `limit` (or None), `relative`, `patience`, and `complement` where the
+            limit is on 1 less the number.
         events: lines of `health.jsonl`.
         samples: what `read_samples` gives.
     """
