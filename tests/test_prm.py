@@ -247,6 +247,7 @@ def test_what_a_body_is_and_how_it_is_read() -> None:
     assert READER == "step_reader.json"
 
 
+@pytest.mark.slow
 def test_an_adapter_is_read_on_the_base_that_it_was_trained_on(tmp_path) -> None:
     """Of the family that was said where the base's config says none, and in the revision that PEFT wrote down."""
     old, new = tmp_path / "old", tmp_path / "new"
