@@ -218,7 +218,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "Ru
     diffusion = is_diffusion(raw)
     family = training.family(family_of(raw) if diffusion else None)
     if training.rolls_out:
-        training.rollout_config(family, 0, family.block_length)  # refuses what does not fit
+        training.check_rollouts(family, family.block_length)
     if diffusion and training.objective == "distillation" and training.teacher_name_or_path is None:
         raise ValueError(
             "teacher_name_or_path=None: the model is a diffusion model already; say its autoregressive parent"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lockstitch.rewards.contract import RESERVED
+from lockstitch.rl.health import HealthCallback
 from lockstitch.sampling.chat import encode
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.loop import sample
@@ -89,14 +90,16 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """What was reached."""
-        self._measure(state)
+        """What was reached; once more where health has put other weights in the place of those that were measured."""
+        changed = any(
+            isinstance(one, HealthCallback) and one.reason for one in self.trainer.callback_handler.callbacks
+        )
+        self._measure(state, again=changed)
 
-    def _measure(self, state: TrainerState) -> None:
+    def _measure(self, state: TrainerState, again: bool = False) -> None:
         name = f"held_out/accuracy@{next(iter(self._samplers))}"  # in the log, where a run was killed behind it
-        if self._measured == state.global_step or any(
-            entry["step"] == state.global_step and name in entry for entry in state.log_history
-        ):
+        logged = any(entry["step"] == state.global_step and name in entry for entry in state.log_history)
+        if not again and (self._measured == state.global_step or logged):
             return
         self._measured = state.global_step
         trainer = self.trainer

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstitch.rl.checkpoints import STATE, NotFiniteError, NotWrittenError, last_checkpoint, torn
-from lockstitch.rl.health import read_events, stopped_by
+from lockstitch.rl.health import HealthCallback, read_events, stopped_by
 from lockstitch.rl.model_card import run_card
 from lockstitch.rl.run_record import RUN, RunRecord, base_revision, write_run
 from lockstitch.sampling.tokens import NotANumberError
@@ -73,8 +73,9 @@ class Run:
         length = getattr(trainer.args, "max_completion_length", None) or getattr(trainer.args, "canvas_length", None)
         adapter = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
         trainer.card = run_card(self.record, output.resolve().name, adapter, length)
-        begun = _Begun()
-        trainer.callback_handler.callbacks.insert(0, begun)
+        begun, callbacks = _Begun(), trainer.callback_handler.callbacks
+        of_health = [i for i, one in enumerate(callbacks) if isinstance(one, HealthCallback)]
+        callbacks.insert(max(of_health, default=-1) + 1, begun)  # health may refuse to begin
         try:
             trainer.train(resume_from_checkpoint=self.checkpoint)
         except (ValueError, *REFUSALS) as error:
@@ -91,7 +92,14 @@ class Run:
 def run_of(trainer: Any, record: RunRecord, base: str, revision: str) -> Run:
     """The run of a trainer whose model is loaded: its record with the base's commit, and where it goes on from."""
     training = trainer.args
-    checkpoint = _named(training) or last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
+    checkpoint = _named(training)
+    if checkpoint is None:
+        checkpoint = last_checkpoint(Path(training.output_dir), trainer.accelerator.print)
+        if checkpoint is not None and (why := _without_state(checkpoint)) is not None:
+            raise ValueError(
+                f"output_dir={training.output_dir!r}: {checkpoint.name} cannot be gone on from, {why} (save_only_model=True "
+                "saves none); choose another, or remove it to begin anew"
+            )
     record = replace(
         record,
         revision=base_revision(base, revision),
@@ -111,14 +119,18 @@ def _named(training: Any) -> Path | None:
     output, checkpoint = Path(training.output_dir), Path(training.resume_from_checkpoint)
     if checkpoint.resolve().parent != output.resolve() and last_checkpoint(output) is not None:
         return None
-    why = torn(checkpoint)
-    sharded = any(checkpoint.glob("global_step*"))  # DeepSpeed's own form
-    for name in ("optimizer", "scheduler"):
-        if why is None and not sharded and not any(checkpoint.glob(f"{name}*")):
-            why = f"it has no {name}.pt"
+    why = torn(checkpoint) or _without_state(checkpoint)
     if why is not None:
         raise ValueError(f"resume_from_checkpoint={str(checkpoint)!r} cannot be gone on from: {why}")
     return checkpoint
+
+
+def _without_state(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks of optimiser and schedule, in words; None if it has both."""
+    if any(checkpoint.glob("global_step*")):  # DeepSpeed's own form
+        return None
+    missing = [name for name in ("optimizer", "scheduler") if not any(checkpoint.glob(f"{name}*"))]
+    return f"it has no {missing[0]}.pt" if missing else None
 
 
 @contextmanager

@@ -178,4 +178,5 @@ class StepRewardTrainer(WholeCheckpoints):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        self.reader.write(Path(output_dir or self.args.output_dir))
+        if self.args.should_save:  # of several processes, one
+            self.reader.write(Path(output_dir or self.args.output_dir))

@@ -102,7 +102,7 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         if args.objective == "distillation" and teacher is None and peft_config is None:
             parent = copy.deepcopy(denoiser.model).requires_grad_(False)
         if args.rolls_out:
-            args.rollout_config(denoiser.family, 0, denoiser.block_length)  # refuses what does not fit
+            args.check_rollouts(denoiser.family, denoiser.block_length)
         if args.lora_gate:
             if not isinstance(peft_config, MaskGatedLoraConfig):
                 raise ValueError("lora_gate=True: an adapter that acts at mask positions alone is needed (use_peft)")
@@ -233,6 +233,10 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         if family.layout == "causal":  # a block's first token is the clean half's to predict
             asked_BL = asked_BL & (number_BL.roll(1, dims=1) == number_BL)
         next_BL = None if args.ar_loss == "none" else text_BL
+        if args.objective == "distillation":  # before the student, whose layers may be run once more for the gradient
+            assert self._teacher is not None
+            student = self.accelerator.unwrap_model(model)
+            teacher_MV = self._teacher.logits(student, ids_BL, real_BL, asked_BL)
         if block_B is None:
             logits_MV, next_NV = masked_logits(denoiser, model, noised_BL, batch["attention_mask"], asked_BL), None
         else:
@@ -243,9 +247,6 @@ class AdaptationTrainer(DiffusionSFTTrainer):
                 denoiser, model, ids_BL, noised_BL, attention_BL, asked_BL, next_BL, canvas, block_B, alone, later
             )
         if args.objective == "distillation":
-            assert self._teacher is not None
-            student = self.accelerator.unwrap_model(model)
-            teacher_MV = self._teacher.logits(student, ids_BL, real_BL, asked_BL)
             kl_M = losses.forward_kl(teacher_MV, logits_MV, args.teacher_top_k)
             loss = losses.mean_of_rows(kl_M, asked_BL.nonzero()[:, 0], len(ids_BL))
         elif not bool(asked_BL.any()):

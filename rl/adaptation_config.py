@@ -312,6 +312,19 @@ class AdaptationConfig(DiffusionSFTConfig):
             raise ValueError("block_length=1: under a causal layout no mask is left to be trained; at least 2")
         return replace(family, block_length=block)
 
+    def check_rollouts(self, family: Family, block: int | None) -> None:
+        """Raises `ValueError` where rollouts cannot be denoised, in blocks of every length that these come to have."""
+        lengths = {block}
+        if block is not None and self.block_growth != "constant":
+            lengths |= {min(block, 2**k) for k in range(block.bit_length())}
+        for length in sorted(lengths, key=lambda one: one or 0):
+            try:
+                self.rollout_config(family, 0, length)
+            except ValueError as error:
+                if length == block:
+                    raise
+                raise ValueError(f"block_growth={self.block_growth!r}: {error}") from error
+
     def rollout_config(self, family: Family, step: int, block: int | None) -> SamplerConfig:
         """How rollouts are denoised after so many optimizer steps, in blocks of that length."""
         assert self.canvas_length is not None

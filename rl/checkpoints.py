@@ -117,8 +117,11 @@ class WholeCheckpoints(Trainer):
             return
         if self.state.best_global_step:
             best = output / f"checkpoint-{self.state.best_global_step}"
-            self.state.best_model_checkpoint = str(best)
-            self.state.save_to_json(str(staging / name / STATE))
+            if (
+                best.name == name or best.is_dir()
+            ):  # the best step may have none: then the best of those that have stays
+                self.state.best_model_checkpoint = str(best)
+                self.state.save_to_json(str(staging / name / STATE))
         if self.before_checkpoint is not None:
             self.before_checkpoint()
         shutil.rmtree(output / name, ignore_errors=True)

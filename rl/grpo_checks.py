@@ -2,6 +2,7 @@
 for autoregressive models alone."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from lockstitch.rl.sft_config import check_rates
@@ -51,6 +52,8 @@ _OF_LOSS_TYPE = {
     "sapo": ("sapo_temperature_neg", "sapo_temperature_pos"),
     "vespo": ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
 }
+_CLIP = ("epsilon", "epsilon_high", "delta")
+_UNREAD = {"sapo": _CLIP, "vespo": _CLIP, "cispo": ("delta",)}  # of `_CLIP`, by loss type
 _ADAPTIVE_ENTROPY = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")
 _CLIPPED = ("token", "sequence", "regression")
 
@@ -102,6 +105,7 @@ def check_loss(config: Any) -> None:
                     f"{name}={getattr(config, name)} would be ignored by loss_type={config.loss_type!r}; it is for "
                     f"{loss_type}"
                 )
+    _check_clip(config, defaults)
     if config.kl_form is not None and config.beta == 0:
         raise ValueError(f"kl_form={config.kl_form!r} would be ignored: beta=0")
     if config.ratio_clip is not None and config.ratio_clip < 1:
@@ -110,6 +114,25 @@ def check_loss(config: Any) -> None:
         raise ValueError(
             f"estimator='sandwiched' does not go with policy_loss={config.policy_loss!r}: the ratio of two "
             "upper bounds estimates no ratio; sandwich, weighted and self_normalized take it"
+        )
+
+
+def _check_clip(config: Any, defaults: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for bounds of ratios that the type of a token's loss does not read."""
+    if config.policy_loss != "token":
+        return
+    of_positions = config.position_temperature is not None and config.position_epsilon is None
+    for name in _UNREAD.get(config.loss_type, ()):
+        if getattr(config, name) != defaults[name] and not (of_positions and name != "delta"):
+            raise ValueError(f"{name}={getattr(config, name)} would be ignored by loss_type={config.loss_type!r}")
+    if (
+        config.loss_type == "cispo"
+        and config.epsilon_high is not None
+        and config.epsilon != defaults["epsilon"]
+        and not of_positions
+    ):
+        raise ValueError(
+            f"epsilon={config.epsilon} would be ignored by loss_type='cispo' with epsilon_high={config.epsilon_high}"
         )
 
 

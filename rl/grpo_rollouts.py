@@ -25,6 +25,7 @@ from accelerate.utils import gather, gather_object
 from lockstitch.rl import losses
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.head import check_head
+from lockstitch.rl.health_rules import WITHOUT_SIGNAL
 from lockstitch.rl.logged_completions import add_columns, make_writable, plain_columns
 from lockstitch.rl.models import prepare_frozen
 from lockstitch.rl.rollout_engine import SGLangEngine, check_mergeable, engine_of
@@ -53,8 +54,6 @@ from lockstitch.sampling.trajectory import Trajectory
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import GenerationConfig
 from trl.models import unwrap_model_for_generation
-
-WITHOUT_SIGNAL = "rollout/without_signal"  # generations in a row without a group that can teach
 
 
 class RolloutTrainer(TaughtTrainer):
@@ -203,8 +202,8 @@ class RolloutTrainer(TaughtTrainer):
         version = str(self.state.global_step)
         if engine.version != version:
             if self.accelerator.is_main_process:
-                directory = Path(self.args.rollout_engine_weights or Path(self.args.output_dir) / "rollout_weights")
-                engine.update(self.accelerator.unwrap_model(self.model), directory, version)
+                place = Path(self.args.rollout_engine_weights or self.args.output_dir)
+                engine.update(self.accelerator.unwrap_model(self.model), place / "rollout_weights", version)
             self.accelerator.wait_for_everyone()
             engine.version = version
         return engine.rollouts(prompt_ids, self._seeds)

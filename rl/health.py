@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lockstitch.rl.health_rules import HealthConfig, Watch
+from lockstitch.rl.health_rules import WITHOUT_SIGNAL, HealthConfig, Watch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -135,7 +135,8 @@ class HealthCallback(TrainerCallback):
         logs = dict(kwargs["logs"])
         if "loss" not in logs or self.config.health_action == "off" or self.reason is not None:
             return
-        if self._dropped:  # its norm may be in this log: that was acted on
+        # The norm of what was dropped may be in this log: that was acted on. In fp16 the scaler passes over such a step.
+        if self._dropped or (args.fp16 and not math.isfinite(logs.get("grad_norm") or 0)):
             logs.pop("grad_norm", None)
             self._dropped = False
         well, wrong = self._watch.read(logs)
@@ -178,6 +179,7 @@ class HealthCallback(TrainerCallback):
         else:
             self._restores += 1
             self._watch.forget()
+            state.stateful_callbacks.pop(WITHOUT_SIGNAL, None)
             # What Adam remembers of the gradients that led astray would lead there again.
             kwargs["optimizer"].state.clear()
         ill = "" if self._kept_well else ", whose log was ill already,"

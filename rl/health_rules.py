@@ -42,6 +42,8 @@ class Rule:
         return abs(value) > bound if self.above else value < bound
 
 
+WITHOUT_SIGNAL = "rollout/without_signal"  # generations in a row without a group that can teach
+
 RULES = (
     Rule("health_ratio_spread", "ratio/spread", True, "spread of the log-ratios"),
     Rule("health_elbo_drift", "ratio/drift", True, "drift of the likelihoods"),
@@ -60,7 +62,7 @@ RULES = (
     Rule("health_reward", "reward", False, "mean reward", "best"),
     Rule(
         "health_without_signal",
-        "rollout/without_signal",
+        WITHOUT_SIGNAL,
         True,
         "generations in a row without a group that teaches",
         at_once=True,

@@ -6,6 +6,7 @@ new tensors (`safe_merge`, which also refuses weights that are not finite) and t
 Axes: B rows, L positions, V vocabulary.
 """
 
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from lockstitch.sampling.mask_gate import is_gated
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
+
+_BASE_LAYERS = re.compile(r"(?:\.base_layer)+\.")  # one for each adapted parameter of a module of several
 
 # Largest ||merged - adapted|| / ||adapted|| of the probe's logits that passes, by the dtype of the base's weights.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -66,13 +69,13 @@ def whole_state(model: PeftModel) -> dict[str, torch.Tensor]:
     for name, tensor in model.get_base_model().state_dict().items():
         if "lora_" in name or ".original_module." in name:
             continue
-        state[name.replace(".base_layer.", ".").replace(f".modules_to_save.{active}.", ".")] = tensor
+        state[_BASE_LAYERS.sub(".", name).replace(f".modules_to_save.{active}.", ".")] = tensor
     return state
 
 
 def _plain_name(name: str) -> str:
     name = name.removeprefix("base_model.model.")
-    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+    return _BASE_LAYERS.sub(".", name).replace(".original_module.", ".")
 
 
 def probe_logits(model: PreTrainedModel | PeftModel) -> torch.Tensor:

@@ -59,7 +59,8 @@ class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                 for _ in range(epochs):
                     torch.randperm(sampler.num_samples, generator=sampler.generator)
         path = self._rollout_file(resume_from_checkpoint)
-        if path.is_file():
+        own = Path(resume_from_checkpoint).resolve().parent == Path(self.args.output_dir).resolve()
+        if own and path.is_file():  # another run's are of its settings: they are drawn anew
             batches = torch.load(path, map_location="cpu", weights_only=True)
             device = self.accelerator.device
             self._buffered_inputs = [{name: values.to(device) for name, values in batch.items()} for batch in batches]

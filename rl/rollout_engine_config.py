@@ -49,8 +49,8 @@ class RolloutEngineConfig:
     rollout_engine_weights: str | None = field(
         default=None,
         metadata={
-            "help": "Directory that trainer and engine both see, through which weights go to the engine; None is "
-            "rollout_weights in output_dir."
+            "help": "Directory that trainer and engine both see, in whose folder rollout_weights weights go to the "
+            "engine; None is output_dir."
         },
     )
 

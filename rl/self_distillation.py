@@ -71,10 +71,11 @@ class SelfDistillationOptions:
                     f"{name}={value!r} would be ignored by policy_loss={config.policy_loss!r}; it is for {LOSS}"
                 )
             return
-        if config.estimator != "trajectory" or config.segments is not None:
+        if config.estimator != "trajectory" or config.segments is not None or config.segments_drawn is not None:
             raise ValueError(
                 f"policy_loss={LOSS!r} replays every step of the rollout: estimator={config.estimator!r}, "
-                f"segments={config.segments} would be ignored; estimator='trajectory' without segments"
+                f"segments={config.segments}, segments_drawn={config.segments_drawn} would be ignored; "
+                "estimator='trajectory' without segments"
             )
         if config.scope != "valid" or config.score_temperature not in (None, 1.0):
             raise ValueError(

@@ -208,6 +208,17 @@ def test_a_run_that_ends_in_annealed_attention_says_so(steps, says, tmp_path, ca
     assert says is None or says in caplog.text
 
 
+def test_a_gate_may_learn_from_what_lies_below_it_with_layers_that_run_twice(tmp_path):
+    """The teacher is the same model without its adapter: it must not run between the student's pass and its gradient."""
+    losses = []
+    for twice in (False, True):
+        same = {"objective": "distillation", "gated": True, "max_steps": 2, "per_device_train_batch_size": 3}
+        trainer = trainer_of(BLOCK_CAUSAL, tmp_path, gradient_checkpointing=twice, logging_steps=1, **same)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_what_is_written_stays_the_parent_s_under_a_gate(tmp_path):
     trainer = trainer_of(
         IDLM,

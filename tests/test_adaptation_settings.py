@@ -89,6 +89,21 @@ def test_a_diffusion_model_keeps_its_layout(tmp_path):
     assert settings(tmp_path, layout="context_causal", block_length=4).family(None).block_length == 4
 
 
+def test_blocks_that_grow_fit_the_canvas_of_rollouts_at_every_length(tmp_path):
+    grown = {
+        "text": "rollouts",
+        "objective": "distillation",
+        "canvas_length": 18,
+        "layout": "block_causal",
+        "block_length": 6,
+    }
+    args = settings(tmp_path, **grown)
+    args.check_rollouts(args.family(None), 6)
+    args = settings(tmp_path, **grown, block_growth="doubling", block_growth_steps=2)
+    with pytest.raises(ValueError, match="block_growth='doubling': block_length=4 does not divide canvas_length=18"):
+        args.check_rollouts(args.family(None), 6)
+
+
 def test_rollouts_grow_to_the_canvas(tmp_path):
     args = settings(tmp_path, text="rollouts", rollout_length_start=2, rollout_ramp_steps=4)
     lengths = [args.rollout_config(BLOCK_CAUSAL, step, 2).canvas_length for step in (0, 1, 2, 4, 9)]

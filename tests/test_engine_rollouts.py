@@ -458,11 +458,14 @@ def test_greedy_engines_are_refused_by_name(tmp_path):
 def test_weights_that_were_not_loaded_stop_the_run(tmp_path):
     fake = FakeEngine(model(sharpness=2.0))
     fake.update = lambda body: {"success": False, "message": "no such\ndirectory"}
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "mine.txt").write_text("mine")
     with (
         serving(fake) as url,
         pytest.raises(ConnectionError, match=r"did not load the weights in .*: no such directory"),
     ):
         run(tmp_path, rollout_engine="sglang", rollout_engine_url=url, rollout_engine_weights=str(tmp_path / "shared"))
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == {"mine.txt", "rollout_weights"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lockstitch.rl import export_cli
 from lockstitch.rl.export import ExportConfig, adapter_directory, export
 from lockstitch.rl.export_cli import summary
 from lockstitch.rl.lora import DiffusionModelConfig, lora_config
-from lockstitch.rl.merge import fingerprint, merged
+from lockstitch.rl.merge import fingerprint, merged, whole_state
 from lockstitch.rl.run_record import RunRecord, base_revision, changed_settings, read_run, write_run
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.config import SamplerConfig
@@ -90,6 +90,17 @@ def test_the_merged_model_keeps_the_dtype_of_the_base(tmp_path):
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert whole.dtype == torch.bfloat16
     assert (logits(whole) - trained).norm() / trained.norm() < 0.05
+
+
+def test_a_merged_model_has_the_names_of_its_base_where_experts_are_adapted_twice():
+    denoiser = Denoiser.from_pretrained(str(Path(__file__).parent / "families" / "llada2"))
+    weights = {name: weight.clone() for name, weight in denoiser.model.state_dict().items()}
+    both = ["experts.gate_up_proj", "experts.down_proj"]
+    model = get_peft_model(denoiser.model, LoraConfig(r=2, target_modules=["q_proj"], target_parameters=both))
+    with merged(model):
+        found = whole_state(model)
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], weight) for name, weight in weights.items())  # B is 0 yet
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

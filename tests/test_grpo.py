@@ -297,6 +297,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_begins_from_another_s_checkpoint_draws_rollouts_of_its_own(tmp_path):
+    """Amid a generation of the other: its rewards and likelihoods are of its settings."""
+    settings = {
+        "num_iterations": 2,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    train(settings, tmp_path / "other")
+    more = {"max_steps": 3, "beta": 0.1, "estimator": "elbo", "policy_loss": "sequence"}
+    _, log = train({**settings, **more}, tmp_path / "own", resume=str(tmp_path / "other" / "checkpoint-1"))
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_resumes_to_the_same_weights(processes, tmp_path):
     settings = {"num_iterations": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_steps": 12,

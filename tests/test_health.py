@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from lockstitch.rl.health import HealthCallback
-from lockstitch.rl.health_rules import RULES, HealthConfig, Watch
+from lockstitch.rl.health_rules import RULES, WITHOUT_SIGNAL, HealthConfig, Watch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 WELL = {
@@ -231,6 +231,23 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path):
     good = stopped.step(1.0)
     assert torch.equal(stopped.step(math.inf), good)
     assert stopped.callback.reason == "the gradient is not finite"
+
+
+def test_the_scaler_of_fp16_passes_over_a_step_by_itself(tmp_path):
+    run = Run(tmp_path)
+    run.args.fp16 = True
+    run.step(1.0, grad_norm=math.inf)
+    assert run.callback.reason is None
+    run.step(1.0, grad_norm=math.inf, loss=math.nan)
+    assert run.callback.reason == "loss is nan"
+
+
+def test_generations_without_signal_are_counted_anew_after_a_restore(tmp_path):
+    run = Run(tmp_path, health_action="restore", health_restores=1, health_without_signal=2)
+    run.state.stateful_callbacks[WITHOUT_SIGNAL] = 3
+    run.step(1.0, **{WITHOUT_SIGNAL: 3})
+    assert run.callback.reason is None
+    assert WITHOUT_SIGNAL not in run.state.stateful_callbacks
 
 
 def test_off_watches_nothing(tmp_path):

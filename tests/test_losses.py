@@ -173,6 +173,12 @@ def test_numbers_of_ratios_add_up_over_parts():
             "sapo_temperature_pos=2.0 would be ignored by loss_type='dapo'; it is for sapo",
         ),
         ({"vespo_k_neg": 1.0, "loss_type": "sapo"}, "vespo_k_neg=1.0 would be ignored by loss_type='sapo'"),
+        ({"epsilon": 0.4, "loss_type": "sapo"}, "epsilon=0.4 would be ignored by loss_type='sapo'"),
+        ({"delta": 4.0, "loss_type": "cispo"}, "delta=4.0 would be ignored by loss_type='cispo'"),
+        (
+            {"epsilon": 0.4, "epsilon_high": 2.0, "loss_type": "cispo"},
+            "epsilon=0.4 would be ignored by loss_type='cispo' with epsilon_high=2.0",
+        ),
         (
             {"policy_loss": "regression", "epsilon_high": -1.0, "num_iterations": 2},
             "epsilon_high=-1.0 must be positive",

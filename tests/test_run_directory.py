@@ -266,6 +266,28 @@ def test_a_named_checkpoint_that_is_not_whole_is_refused(name, tmp_path, monkeyp
     assert f"checkpoint-1' cannot be gone on from: it has no {name}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_checkpoint_of_weights_alone_is_not_gone_on_from(tmp_path, monkeypatch, capsys):
+    launch(tmp_path, monkeypatch, max_steps=2, save_only_model="true")
+    launch(tmp_path, monkeypatch, max_steps=2, save_only_model="true")
+    assert "finished after 2 steps: nothing to do" in capsys.readouterr().out
+    (tmp_path / "trainer_state.json").unlink()
+    with pytest.raises(SystemExit):
+        launch(tmp_path, monkeypatch, max_steps=2, save_only_model="true")
+    assert "checkpoint-2 cannot be gone on from, it has no optimizer.pt (save_only_model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_best_step_may_have_no_checkpoint(tmp_path, monkeypatch):
+    """Measured at every step, best at the first one, and saved at every second: the best of what was saved is not known."""
+    best = {"num_eval_problems": 8, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 2, "learning_rate": 0,
+            "load_best_model_at_end": "true", "save_total_limit": 1, "metric_for_best_model": "loss"}  # fmt: skip
+    launch(tmp_path, monkeypatch, **best)
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert (state["best_global_step"], state["best_model_checkpoint"]) == (1, None)
+    assert (tmp_path / "model.safetensors").is_file()
+
+
 def start(command, output, **changed):
     return subprocess.Popen(
         [sys.executable, "-m", f"lockstitch.recipes.{command}", *words(output, **changed)],
@@ -356,6 +378,26 @@ def test_events_that_were_cut_off_are_named_before_a_run_goes_on(tmp_path, monke
     with pytest.raises(SystemExit):
         launch_grpo(tmp_path, monkeypatch)
     assert "health.jsonl: line 1 is no event" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_health_put_back_is_what_is_measured_last(tmp_path, monkeypatch):
+    ill = {"health_unique": 2.0, "health_patience": 2, "max_steps": 4, "held_out_problems": 16, "held_out_every": 1,
+           "learning_rate": 0.05}  # fmt: skip
+    launch_grpo(tmp_path, monkeypatch, **ill)
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    measured = [(entry["step"], entry["held_out/accuracy@1"]) for entry in log if "held_out/accuracy@1" in entry]
+    (event,) = [json.loads(line) for line in (tmp_path / "health.jsonl").read_text().splitlines()]
+    assert [step for step, _ in measured] == [0, 1, 2, 2]
+    assert measured[3][1] == measured[event["weights"]][1]  # those are in place
+
+
+@pytest.mark.slow
+def test_what_health_refuses_is_said_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lockstitch.rl.health.KEPT_BYTES", 8)
+    with pytest.raises(SystemExit):
+        launch_grpo(tmp_path, monkeypatch, health_action="restore")
+    assert "training cannot begin: health_action='restore' keeps the weights" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -163,7 +163,8 @@ def test_nothing_is_learned_from_an_equal_teacher_that_sees_no_more(tmp_path):
     [
         ({"distill_share": 0.5}, "distill_share=0.5 would be ignored by policy_loss='token'"),
         ({**RUN, "estimator": "elbo"}, "estimator='elbo'.* would be ignored"),
-        ({**RUN, "segments": 2}, "segments=2 would be ignored"),
+        ({**RUN, "segments": 2}, "segments=2, segments_drawn=None would be ignored"),
+        ({**RUN, "segments_drawn": 4}, "segments=None, segments_drawn=4 would be ignored"),
         ({**RUN, "block_length": 8}, "block_length=8 of 8 positions: .* there are none"),
         ({**RUN, "block_length": None}, "block_length=None of 8 positions"),
         ({**RUN, "scope": "canvas"}, "scope='canvas'.* would be ignored"),
