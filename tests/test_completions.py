@@ -320,6 +320,29 @@ def test_two_gradings_at_once_are_one(tmp_path):
     assert json.loads((tmp_path / "out/summary.json").read_text())["n"] == 120
 
 
+def test_a_run_does_not_go_on_over_other_rows_of_the_task(tmp_path, capsys):
+    """What rows are joined with may change in a folder while its name stays."""
+    folder = tmp_path / "rows"
+    (folder / "gsm8k").mkdir(parents=True)
+    write(folder / "gsm8k" / "test.jsonl", [{"id": i, **row} for i, row in enumerate(ROWS)])
+    source = write(tmp_path / "c.jsonl", [{"id": i, "completion": "2"} for i in range(len(ROWS))])
+    words = [
+        "--task",
+        "gsm8k",
+        "--completions",
+        str(source),
+        "--input",
+        str(folder),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == 0
+    assert main(words) == 0
+    write(folder / "gsm8k" / "test.jsonl", [{"id": i, **row, "answer": "#### 77"} for i, row in enumerate(ROWS)])
+    assert main(words) == 2
+    assert "holds results of another configuration (rows_sha256" in capsys.readouterr().err
+
+
 # --- odd input -------------------------------------------------------------------------------------------------------
 
 ODD = {

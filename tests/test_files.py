@@ -43,6 +43,8 @@ def test_what_looks_like_a_line_end_and_is_none_stays_in_its_row(tmp_path):
     [
         (b'{"a": "\xff"}', "line 2: not UTF-8"),
         (b'{"a": "\\ud800"}', "line 2: holds half of a surrogate pair"),
+        (b'{"a": [1, NaN]}', "line 2: holds NaN or Infinity"),
+        (b'{"a": 1e999}', "line 2: holds NaN or Infinity"),
         (b"[" * 100_000, "line 2: JSON that is nested too deeply"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 2: JSON that is nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "line 2: not JSON"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from lockstitch.rewards.code_rewards import CodeReward, code_reward
-from lockstitch.rewards.programs.code_tests import parse_tests
+from lockstitch.rewards.programs.code_tests import Dialogue, Tests, parse_tests
 from lockstitch.rewards.programs.judge import Exam
 from lockstitch.rewards.programs.sandbox_fusion import FusionExaminer
 from lockstitch.rewards.sandbox.launchers import Limits
@@ -97,6 +98,31 @@ def test_inputs_and_the_variable(server, url, monkeypatch):
     rows = {"inputs": [["1\n", "2\n"]] * 3, "outputs": [["2\n", "4\n"]] * 3}
     assert code_reward([""] * 3, programs, **rows) == [1.0, 0.0, 0.0]
     assert server.requests[0][1]["stdin"] == "1\n"
+
+
+def test_of_a_script_with_prose_the_first_reading_that_compiles_is_run(url):
+    ways = ["Here is the program:\nprint(2 * int(input()))", "Here it is\x00", "print(2 * int(input()))", "print(3)"]
+    exam = Exam(Tests((Dialogue("1", "2"), Dialogue("2", "4"))))
+    assert FusionExaminer(url).examine(exam, ways, Limits(seconds=5.0)).passed == (True, True)
+    assert FusionExaminer(url).examine(exam, ways[:2], Limits(seconds=5.0)).passed == (False, False)
+
+
+def test_what_does_not_speak_http_leaves_programs_unscored():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(9)
+                connection.sendall(b"SSH-2.0-what\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        marks = FusionExaminer(f"http://127.0.0.1:{listening.getsockname()[1]}").examine(
+            Exam(parse_tests(ASSERTS)), [DOUBLE], Limits(seconds=5.0)
+        )
+    assert marks.passed is None
+    with pytest.raises(ValueError, match=r"http://host:port is no address of a SandboxFusion server: Port could not"):
+        FusionExaminer("http://host:port")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +28,18 @@ _LONGEST_REPLY = 2**24
 _HEADER = 8
 # It takes its orders from the standard input and answers on the standard output; the limits are the server's.
 _ON_STREAMS = "\nimport sys\n\nsys.argv[1:] = ['0', '1', '0', '0', '0', '0']\n"
+# A program that runs the first of these texts that compiles.
+_CHOOSES = """def _compiled(ways):
+    for way in ways:
+        try:
+            return compile(way, "program.py", "exec")
+        except (SyntaxError, ValueError):
+            pass
+    return compile(ways[0], "program.py", "exec")
+
+
+exec(_compiled({ways}), globals())
+"""
 _BEGIN = '\nif __name__ == "__main__":\n'
 
 
@@ -42,12 +55,16 @@ class FusionExaminer:
         patience: seconds to wait for an answer, besides those that the program has.
 
     Raises:
-        ValueError: a user's name and password in the address, which would not be sent.
+        ValueError: a user's name and password in the address, which would not be sent, or a port that is no number.
     """
 
     def __init__(self, url: str, patience: float = _PATIENCE_SECONDS) -> None:
         if "@" in urlsplit(url).netloc:
             raise ValueError(f"{without_passwords(url)}: a name and a password are not sent to a SandboxFusion server")
+        try:
+            _ = urlsplit(url).port
+        except ValueError as error:
+            raise ValueError(f"{url} is no address of a SandboxFusion server: {error}") from None
         self.url, self.patience = f"{url.rstrip('/')}/run_code", patience
 
     def examine(self, exam: Exam, variants: Sequence[str], limits: Limits, *, until_failure: bool = False) -> Marks:
@@ -56,7 +73,9 @@ class FusionExaminer:
         dialogues = [test for test in exam.tests if isinstance(test, Dialogue)]
         try:
             if len(dialogues) == len(exam.tests):
-                return marks(len(dialogues), self._converse(dialogues, variants[0], limits), until_failure)
+                return marks(
+                    len(dialogues), self._converse(dialogues, _first_that_compiles(variants), limits), until_failure
+                )
             if len(cases) == len(exam.tests):
                 return marks(len(cases), self._call(exam, cases, variants, limits), until_failure)
         except ServerFailed as error:
@@ -120,12 +139,17 @@ class FusionExaminer:
         try:
             with urllib.request.urlopen(request, timeout=limits.seconds + self.patience) as response:
                 reply = json.loads(response.read(_LONGEST_REPLY))
-        except (OSError, ValueError, RecursionError) as error:  # no connection, an error's status, no JSON
+        except (OSError, ValueError, RecursionError, HTTPException) as error:  # an error's status, no JSON
             raise ServerFailed(f"{self.url}: {error}") from None
         result = reply.get("run_result") if isinstance(reply, dict) else None
         if not isinstance(result, dict) or reply.get("status") == "SandboxError":
             raise ServerFailed(f"{self.url}: {str(reply)[:200]}")
         return result
+
+
+def _first_that_compiles(variants: Sequence[str]) -> str:
+    """A program that is the first of these that compiles. That is tried there: a text may be made to do harm by it."""
+    return variants[0] if len(variants) == 1 else _CHOOSES.format(ways=ascii(list(variants)))
 
 
 def _frame(message: dict[str, Any]) -> str:

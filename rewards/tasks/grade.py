@@ -7,6 +7,7 @@ file is said before the first completion is scored. A run that was interrupted g
 Left out: sampling the completions, and more than one judge.
 """
 
+import hashlib
 import logging
 import math
 import time
@@ -203,6 +204,14 @@ def _mean(values: Sequence[Value]) -> Value:
     return math.fsum(known) / len(known) if known else None
 
 
+def _sha256(answered: Sequence[Answered]) -> str:
+    """Of what the rewards read of all rows."""
+    digest = hashlib.sha256()
+    for one in answered:
+        digest.update(repr(sorted(one.columns.items())).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
 def grade(
     config: GradeConfig, progress: Callable[[int], Progress] | None = None, engine: EngineOptions | None = None
 ) -> dict[str, Any]:
@@ -235,7 +244,7 @@ def grade(
         "sha256": files.sha256(config.completions),
         "column": config.column,
         "input": None if config.input is None else str(config.input),
-        "input_sha256": None if config.input is None or config.input.is_dir() else files.sha256(config.input),
+        "rows_sha256": _sha256(answered),  # with what they were joined with
         "source": config.source,
     }
     if task.fingerprint is not None:

@@ -173,11 +173,13 @@ def _object(row: Any) -> Row | str:
 
 
 def _sound(row: Row) -> Row | str:
-    """The row, or what is wrong with it: half of a pair of surrogates is no character, and cannot be written again."""
+    """The row, or what is wrong with it: what cannot be written again, as half of a pair of surrogates is no character."""
     try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError:
         return "holds half of a surrogate pair, which is no character"
+    except ValueError:
+        return "holds NaN or Infinity, which is no number of JSON: null, or leave it out"
     except RecursionError:
         return "JSON that is nested too deeply"
     return row
