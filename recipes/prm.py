@@ -62,6 +62,7 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     from tqdm import tqdm
 
     from lockstitch import files
+    from lockstitch.contents import sums_of_models
 
     assert recipe.task is not None
     assert recipe.label_model is not None
@@ -75,6 +76,8 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
             "num_problems", "num_eval_problems", "num_fit_problems")  # fmt: skip
     said = {name: value for name, value in asdict(recipe).items() if name not in free}
     said["task"] = remembered(recipe.task)
+    if models := sums_of_models(recipe.label_model, recipe.completion_model):
+        said["models"] = models
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(
         len(files.finished_rows(output / LABELS / split / files.RESULTS)) < len(wanted) * labelling.trajectories
         for split, wanted in problems.items()

@@ -206,12 +206,15 @@ def _requests(
 def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What may not differ between a run and the one that resumes it: all that can change a result."""
     from lockstitch import files
+    from lockstitch.contents import sums_of_models
 
     # A preset is what it sets.
     free = ("preset", "output", "html", "replies", "watch", "device", "chunk", "color", "batch_size")
     remembered = {**asdict(options), **config, "canvas_length": settings.get("canvas_length")}
     if options.input not in (None, STDIN):
         remembered["sha256"] = files.sha256(Path(str(options.input)))
+    if sums := sums_of_models(options.model, options.adapter):
+        remembered["models"] = sums
     return {name: value for name, value in remembered.items() if name not in free}
 
 

@@ -21,8 +21,6 @@ from lockstitch.engine import EngineOptions
 from lockstitch.errors import GOES_ON, reported, without_passwords
 from lockstitch.options import parse_options
 
-OF_MODELS = (".json", ".safetensors", ".bin")  # files of a model that hold its config and weights
-
 
 def _bar(total: int, done: int, hidden: bool) -> Any:
     from tqdm import tqdm
@@ -68,6 +66,7 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
     from lockstitch.stitching.work import Stitching
 
     from lockstitch import files, terminal
+    from lockstitch.contents import sums_of_models
     from lockstitch.engine import run
 
     work = Stitching(config, n, None if config.output is None else Path(config.output))
@@ -89,9 +88,10 @@ def stitch(config: StitchConfig, engine: EngineOptions | None = None) -> int:
             remembered["sha256"] = hashlib.sha256(repr(asked).encode()).hexdigest()
         if task.fingerprint is not None:
             remembered["task_file"] = task.fingerprint
-        judges = _sums(config)
-        if judges:
+        if judges := _sums(config):
             remembered["judges"] = judges
+        if models := sums_of_models(config.model, config.solver, config.planner):
+            remembered["models"] = models
         files.claim_directory(directory, remembered)
     expected = [{"question": one.problem.question, "answer": one.problem.answer} for one in given]
     path = None if directory is None else directory / files.RESULTS
@@ -139,6 +139,7 @@ def _sums(config: StitchConfig) -> dict[str, str]:
     from lockstitch.stitching.score import scorer_parts
     from lockstitch.stitching.verifier import FILE
 
+    from lockstitch.contents import model_files
     from lockstitch.files import sha256
 
     files = [Path(name) for name in (config.scorer_weights, config.evidence_weights) if name is not None]
@@ -147,7 +148,7 @@ def _sums(config: StitchConfig) -> dict[str, str]:
         if kind == "verifier":
             files.append(Path(name) / FILE if Path(name).is_dir() else Path(name))
         elif kind in ("prm", "likelihood"):
-            files += sorted(path for path in Path(name).glob("*") if path.suffix in OF_MODELS)
+            files += model_files(Path(name))
         elif (own := file_of(part)) is not None:
             files.append(own)
     return {str(file): sha256(file) for file in files if file.is_file()}
