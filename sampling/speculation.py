@@ -96,7 +96,7 @@ class Speculation:
     def _walk(self, states: "tuple[_State, ...]", candidates: tuple[Drawn, ...]) -> None:
         """One step of rows whose state is known."""
         began = time.perf_counter()
-        rows_A, drawn, commit_AW = self._choose(states, candidates)
+        rows_A, drawn, commit_AW, _ = self._choose(states, candidates)
         for state in states:
             self.turns[state.row] = state.turn + 1
             self.base[state.row] = self.known[state.row][state.tokens]
@@ -105,8 +105,8 @@ class Speculation:
 
     def _choose(
         self, states: Sequence[_State], candidates: Sequence[Drawn]
-    ) -> tuple[torch.Tensor, Drawn, torch.Tensor]:
-        """Rows `(A,)`, their candidates and what the policy commits of these, both `(A, W)`."""
+    ) -> tuple[torch.Tensor, Drawn, torch.Tensor, torch.Tensor]:
+        """Rows `(A,)`; their candidates, what the policy commits of these and what it may choose from, all `(A, W)`."""
         run, block = self.run, self.block
         rows_A, tokens_AW = self._tensors(states)
         drawn = Drawn(*(torch.stack(values) for values in zip(*candidates, strict=True)))
@@ -116,7 +116,7 @@ class Speculation:
         # A draft may come to positions that the state which it started from was not asked for; it ends there.
         may_AW = run.may_commit(block, masked_AW) & (drawn.token >= 0)
         steps = [self.step + state.turn for state in states]
-        return rows_A, drawn, run.choose(drawn, may_AW, count_A, rows_A, block, steps) & may_AW
+        return rows_A, drawn, run.choose(drawn, may_AW, count_A, rows_A, block, steps) & may_AW, may_AW
 
     def _tensors(self, states: Sequence[_State]) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.run.canvases.device
@@ -207,14 +207,14 @@ class Speculation:
             at = 0 if self.greedy else min(max(0, state.turn - known.turn), known.drawn.token.shape[1] - 1)
             candidates.append(Drawn(*(values[:, at] for values in known.drawn)))
         states = [state for state, _ in heads]
-        rows_A, drawn, commit_AW = self._choose(states, candidates)
+        rows_A, drawn, commit_AW, may_AW = self._choose(states, candidates)
         tokens_AW = torch.where(commit_AW, drawn.token, self._tensors(states)[1])
         canvas_AG, masked_AG = self._canvases(rows_A, tokens_AW)
         going_A = masked_AG[:, self.block.start : self.block.stop].any(1)
         if self.run.stops_midway:
             going_A &= ~self.run.canvases.finished(canvas_AG, masked_AG)
-        if self.run.config.schedule_eps is None:  # which alone lets a step be idle
-            going_A &= commit_AW.any(1)
+        # Dream's schedule alone lets steps be idle, but only so many of them while there is something to choose from.
+        going_A &= (commit_AW if self.run.config.schedule_eps is None else may_AW).any(1)
         return [
             (_State(state.row, tuple(tokens), state.turn + 1), known)
             for (state, known), tokens, goes in zip(heads, tokens_AW.tolist(), going_A.tolist(), strict=True)

@@ -33,6 +33,7 @@ POLICIES = {
     "fork": LEFTMOST, "floor": {"policy": "threshold", "threshold": 0.5, "steps": 6},
     "factor": {"policy": "factor", "factor": 0.7}, "bound": {"policy": "entropy_bound", "entropy_bound": 0.5},
     "dream": {"schedule_eps": 0.001, "certainty": "entropy"}, "sub": {"sub_block_length": 2},
+    "dream_sub": {"schedule_eps": 0.001, "sub_block_length": 2},
     "revise": {"correction": "revise", "revise_fraction": 0.4}, "guided": {"cfg_scale": 0.5},
     "cut": {"top_k": 20, "top_p": 0.9, "temperature": 0.7},
 }  # fmt: skip
@@ -97,6 +98,11 @@ def test_any_number_of_steps_ahead(ahead):
     before, after = check(model(), ahead, temperature=0.8)
     assert before / (ahead + 1) <= after < before
     check(model(), ahead, n=1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafts_end_where_their_sub_block_is_full(temperature):
+    check(model(), 4, n=1, temperature=temperature, **POLICIES["dream_sub"])
 
 
 def test_pins_bans_and_early_ends():
