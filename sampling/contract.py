@@ -179,7 +179,7 @@ def check_replies(config: SamplerConfig, family: "Family", pinned: bool) -> None
             f"replies: the contract tells steps by blocks that are counted from the prompt's first token, which "
             f"block-causal models have and {family.name} ones have not"
         )
-    for name, wanted in (("whole_blocks", True), ("stop_at_eos", False), ("correction", "none")):
+    for name, wanted in (("whole_blocks", True), ("stop_at_eos", False), ("correction", "none"), ("extension", None)):
         if (value := getattr(config, name)) != wanted:
             raise ValueError(f"replies: {name}={value!r} leaves blocks that no engine would: say {wanted!r}")
     if pinned:

@@ -170,6 +170,10 @@ def test_the_command_writes_replies_and_they_read_back(tmp_path, capsys):
     capsys.readouterr()
     for changed, says in (
         (["--stop_at_eos", "true"], "replies: stop_at_eos=True leaves blocks that no engine would: say False"),
+        (
+            ["--policy", "deferred", "--cache", "none", "--extension", "8"],
+            "replies: extension=8 leaves blocks that no engine would: say None",
+        ),
         (["--replies", str(tmp_path)], "must be a file in a directory that exists"),
         (["--model", "embedded:sudoku"], "which block-causal models have and bidirectional ones have not"),
     ):
