@@ -44,12 +44,16 @@ class Drift:
     plain_tokens_forwarded: float
 
 
+def _without_cache(config: SamplerConfig) -> SamplerConfig:
+    return dataclasses.replace(config, cache="none", refresh=None)  # which is of the cache `interval`
+
+
 class _Meter(Passes):
     """Passes with a cache that are asked again without one, and how far apart the answers are, added up."""
 
     def __init__(self, denoiser: Denoiser, canvases: Canvases, config: SamplerConfig) -> None:
         super().__init__(denoiser, canvases, config)
-        self.plain = Passes(denoiser, canvases, dataclasses.replace(config, cache="none"))
+        self.plain = Passes(denoiser, canvases, _without_cache(config))
         self.kl, self.asked = 0.0, 0
 
     def begin_stage(self, lead: int) -> None:
@@ -106,7 +110,7 @@ def measure_drift(
         kl, asked = kl + meter.kl, asked + meter.asked
         if progress is not None:
             progress(len(batch))
-    plain = sample(denoiser, prompts, dataclasses.replace(config, cache="none"), n, seed, progress=progress)
+    plain = sample(denoiser, prompts, _without_cache(config), n, seed, progress=progress)
     pairs = [(cached[i], t) for i, t in enumerate(plain)]
     same = [a == b for with_, without in pairs for a, b in zip(with_.canvas_ids, without.canvas_ids, strict=True)]
     return Drift(

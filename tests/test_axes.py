@@ -351,6 +351,16 @@ def test_drift_is_nothing_where_exact_and_something_where_not():
         measure_drift(model(), PROMPTS, SamplerConfig(canvas_length=G))
 
 
+def test_drift_of_windows_is_less_the_oftener_all_is_computed_again():
+    deferred = {"policy": "deferred", "threshold": 0.9, "window": 3, "cache": "interval", "stop_at_eos": False}
+    often, seldom = (
+        measure_drift(model(), PROMPTS, SamplerConfig(canvas_length=G, refresh=refresh, **deferred))
+        for refresh in (1, 8)
+    )
+    assert often.kl < 1e-6 < seldom.kl
+    assert often.plain_tokens_forwarded == seldom.plain_tokens_forwarded
+
+
 # Every combination
 
 POLICIES = [
