@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
@@ -61,11 +62,18 @@ class Chat:
 
 
 def encode(prompt: str | Messages, tokenizer: Tokenizer, **template: Any) -> list[int]:
-    """Token ids of a text as it is, without special tokens, or of a conversation in the model's template."""
+    """Token ids of a text as it is, without special tokens, or of a conversation in the model's template.
+
+    Raises `ValueError` for messages that the template does not take.
+    """
     if isinstance(prompt, str):
         ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return ids
-    templated: list[int] = tokenizer.apply_chat_template(
-        list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True, **template
-    )["input_ids"]
+    try:
+        templated: list[int] = tokenizer.apply_chat_template(
+            list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True, **template
+        )["input_ids"]
+    except (TemplateError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"the chat template refuses the messages {repr([*prompt])[:200]}: {why}") from error
     return templated

@@ -75,6 +75,30 @@ def test_what_cannot_be_is_refused():
         Chat.of(plain, False, "x")
 
 
+STRICT = (
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ message['role'] + ':' + message['content'] }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([{"role": "user", "text": "hi"}], "has no attribute 'content'"),
+        ([{"role": "user", "content": 3}], "can only concatenate str"),
+        ([{"role": "user", "content": "1"}, {"role": "user", "content": "2"}], "roles must alternate"),
+    ],
+)
+def test_messages_that_a_template_refuses_are_a_line(messages, says):
+    strict = tokenizer()
+    strict.chat_template = STRICT
+    assert Chat(template=True).encode([{"role": "user", "content": "1"}], strict)
+    with pytest.raises(
+        ValueError, match=r"^the chat template refuses the messages \[\{'role': 'user', .*\}\]: .*" + says
+    ):
+        Chat(template=True).encode(messages, strict)
+
+
 def test_stitching_asks_through_the_template_too(model, tmp_path, capsys):
     words = ["--task", "gsm8k", "--question", "1+1?", "--model", model, "--canvas_length", "4", "--num_trajectories", "2",
              "--solver", "none", "--device", "cpu"]  # fmt: skip
