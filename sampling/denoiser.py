@@ -16,7 +16,7 @@ from lockstitch.sampling.adapter_files import Adapter, find_adapter
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.compiled import compile_layers
 from lockstitch.sampling.families import BIDIRECTIONAL, FACTS, Family, family_of
-from lockstitch.sampling.loading import is_remote, layout_of, load_model, load_tokenizer, write_facts
+from lockstitch.sampling.loading import is_remote, layout_of, load_model, load_tokenizer, padding_id, write_facts
 from lockstitch.sampling.remote import NATIVE, Calling, load_remote
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -115,7 +115,7 @@ class Denoiser:
         if self.mask_id in self.eos_ids:
             token = tokenizer.convert_ids_to_tokens(self.mask_id)
             raise ValueError(f"mask_id={self.mask_id} is {token!r}, which ends a text and cannot mask one")
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+        self.pad_id: int = padding_id(tokenizer, self.eos_ids, vocabulary)
         if family.layout == "full" and calling is NATIVE:
             make_bidirectional(model)
         write_facts(model, family, self.mask_id)

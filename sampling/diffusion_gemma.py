@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lockstitch.sampling.loading import padding_id
 from lockstitch.sampling.uniform_config import MODEL_TYPE
 from transformers import AutoConfig, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -67,8 +68,8 @@ class DiffusionGemmaDenoiser:
         self.eos_ids: list[int] = list(dict.fromkeys(i for i in ids if i is not None))
         if not self.eos_ids:
             raise ValueError("neither the tokenizer nor the configs name an end-of-sequence token")
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
         self.vocabulary: int = model.config.get_text_config().vocab_size
+        self.pad_id: int = padding_id(tokenizer, self.eos_ids, self.vocabulary)
 
     @classmethod
     def from_pretrained(

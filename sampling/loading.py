@@ -8,7 +8,7 @@ is refused. Leaves out models that run their own code: `remote.py`.
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -71,6 +71,12 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
             return getattr(transformers, translation.tokenizer).from_pretrained(path, revision=revision)
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code, **told)
     raise AssertionError("loaded_from passes nothing over")
+
+
+def padding_id(tokenizer: Tokenizer, eos_ids: Sequence[int], vocabulary: int) -> int:
+    """The padding token: the tokenizer's, if it has one that the model knows too, else the first that ends a text."""
+    named: int | None = tokenizer.pad_token_id
+    return named if named is not None and named < vocabulary else eos_ids[0]
 
 
 def _brings_tokenizer(path: str, revision: str | None) -> bool:

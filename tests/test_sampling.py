@@ -13,11 +13,12 @@ from llada_reference import llada_loop
 from lockstitch.sampling.batching import CPU_TOKENS, batches, cut
 from lockstitch.sampling.canvases import Row
 from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.families import family_of
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Edit, Ledger, Trajectory
-from models import dream_like, random_denoiser, without_mask
+from models import dream_like, random_denoiser, tokenizer, without_mask
 
 PROMPTS = ["12, +27, -15\n", "3102\n2000\n0210\n0320\n", "Ann has 12 apples. How many?\n", " 30 100  93 =  23\n"]
 G = 12
@@ -298,6 +299,15 @@ def test_mask_and_padding_are_never_written(denoiser):
     for t in run(denoiser, n=8, temperature=3.0, steps=2):
         assert denoiser.mask_id not in t.canvas_ids
         assert denoiser.pad_id not in t.canvas_ids
+
+
+def test_a_padding_token_that_the_model_has_not_is_not_used(denoiser):
+    tok = tokenizer()
+    tok.add_special_tokens({"pad_token": "<padding>"})  # without another row of embeddings
+    assert tok.pad_token_id == denoiser.model.config.vocab_size
+    other = Denoiser(denoiser.model, tok)
+    assert other.pad_id == other.eos_ids[0]
+    assert [t.canvas_ids for t in run(other, PROMPTS)] == [t.canvas_ids for t in run(denoiser, PROMPTS)]
 
 
 def test_a_row_stops_at_its_own_eos(denoiser):
