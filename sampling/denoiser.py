@@ -158,7 +158,7 @@ class Denoiser:
             }
             base = _base_of(cls, adapter, {**told, "dtype": dtype, "device": device, **loading})
             tokenizer = load_tokenizer(path, revision, trust_remote_code) if adapter.has_tokenizer else base.tokenizer
-            if family or not facts:
+            if not facts or family not in (None, facts["family"]):
                 denoiser = cls(base.model, tokenizer, base.family, mask_id, base.calling)
             else:
                 denoiser = base.read_as(family_of({FACTS: facts}), mask_id, tokenizer)

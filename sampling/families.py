@@ -278,7 +278,7 @@ STOCK = ("llama", "qwen2", "qwen3", "qwen3_moe", "glm4_moe")
 
 
 def family_of(raw: Mapping[str, Any], name: str | None = None) -> Family:
-    """The family of a checkpoint by its config.json; a `name` that is said goes before what stands there.
+    """The family of a checkpoint by its config.json; a `name` that is said goes before another that stands there.
 
     Read are, in this order: what Lockstitch wrote there (`diffusion`), the architecture, the model type. Raises `ValueError`
     for a name that nobody knows, for a type of no known family, with the known ones, and for a model that says that it is
@@ -287,7 +287,7 @@ def family_of(raw: Mapping[str, Any], name: str | None = None) -> Family:
     if name is not None and name not in FAMILIES:
         raise ValueError(f"family={name!r} is not one of {', '.join(FAMILIES)}")
     facts = raw.get(FACTS) or {}
-    if name is None and facts:
+    if facts and name in (None, facts.get("family")):
         if facts.get("family") not in FAMILIES:
             raise ValueError(
                 f"config.json says diffusion family {facts.get('family')!r}, which is not one of {', '.join(FAMILIES)}"

@@ -19,6 +19,7 @@ from lockstitch.sampling.adapter_files import find_adapter
 from lockstitch.sampling.adapters import put_on
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.families import BLOCK_CAUSAL
 from lockstitch.sampling.loading import load_tokenizer
 from lockstitch.sampling.loop import sample
 from lockstitch.stitching import cli as stitch_cli
@@ -65,6 +66,20 @@ def test_an_adapter_s_logits_and_tokens_are_the_merged_model_s(tmp_path):
     drawn, expected = (sample(one, [PUZZLE], CONFIG, n=4, seed=3) for one in (found, whole))
     assert [one.canvas_ids for one in drawn] == [one.canvas_ids for one in expected]
     assert len({one.canvas_ids for one in drawn}) > 1
+
+
+def test_a_family_that_is_said_again_keeps_its_blocks(tmp_path):
+    four = replace(BLOCK_CAUSAL, block_length=4)
+    for place, denoiser in (("plain", random_denoiser()), ("saved", random_denoiser(family=four))):
+        denoiser.model.save_pretrained(tmp_path / place)
+        denoiser.tokenizer.save_pretrained(tmp_path / place)
+    adapter = make_adapter(tmp_path / "run", tmp_path / "plain")
+    facts = {"family": "block_causal", "block_length": 4, "mask_token_id": denoiser.mask_id}
+    (adapter / "diffusion.json").write_text(json.dumps(facts))
+    for path in (tmp_path / "saved", adapter):
+        for said in (None, "block_causal"):
+            assert Denoiser.from_pretrained(str(path), family=said, device="cpu").family == four
+        assert Denoiser.from_pretrained(str(path), family="block_causal_shifted", device="cpu").block_length is None
 
 
 @pytest.mark.parametrize("name", ["llada2", "fastv2"])
