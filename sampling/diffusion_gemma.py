@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lockstitch.sampling.loading import padding_id
+from lockstitch.sampling.loading import check_whole, loaded_from, padding_id, unreported, usable_device
 from lockstitch.sampling.uniform_config import MODEL_TYPE
 from transformers import AutoConfig, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -75,16 +75,25 @@ class DiffusionGemmaDenoiser:
     def from_pretrained(
         cls, path: str, *, dtype: torch.dtype | str = "auto", device: str | torch.device | None = None
     ) -> "DiffusionGemmaDenoiser":
-        """Loads a checkpoint, by default onto the accelerator if there is one. `ValueError` for another model type."""
-        model_type = AutoConfig.from_pretrained(path).model_type
+        """Loads a checkpoint, by default onto the accelerator if there is one.
+
+        Raises `ValueError` in one line for another model type, for a device that this machine lacks, and for what does not
+        load whole: files that are missing or broken, tensors that are missing, left over or of another shape.
+        """
+        with loaded_from(f"the config of {path!r}"):
+            model_type = AutoConfig.from_pretrained(path).model_type
         if model_type != MODEL_TYPE:
             raise ValueError(f"{path!r} holds a model of type {model_type!r}, not {MODEL_TYPE!r}")
         from transformers import DiffusionGemmaForBlockDiffusion  # not in every transformers that the rest works with
 
-        if device is None:
-            device = torch.accelerator.current_accelerator() or "cpu"
-        model = DiffusionGemmaForBlockDiffusion.from_pretrained(path, dtype=dtype).to(device).eval()
-        return cls(model, AutoTokenizer.from_pretrained(path))
+        device = usable_device(device)
+        loading: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        with loaded_from(f"the weights of {path!r}"), unreported("LOAD REPORT"):
+            model, info = DiffusionGemmaForBlockDiffusion.from_pretrained(path, **loading)
+        check_whole(path, info)
+        with loaded_from(f"the tokenizer of {path!r}"):
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        return cls(model.to(device).eval(), tokenizer)
 
     @property
     def device(self) -> torch.device:

@@ -187,9 +187,9 @@ def load_model(
     with (
         loaded_from(f"the weights of {path!r}"),
         unreported("LOAD REPORT"),
-    ):  # the report is `_check_whole`'s, in a line
+    ):  # the report is `check_whole`'s, in a line
         model, info = reader.from_pretrained(path, config=config, **loading)
-    _check_whole(path, info)
+    check_whole(path, info)
     model.config._name_or_path = model.name_or_path = model_name(path)  # an adapter's config names it, on any machine
     warnings.filterwarnings(
         "ignore", f"Could not find a config file in {EMBEDDED}"
@@ -215,7 +215,11 @@ def unreported(words: str) -> Iterator[None]:
         reporter.removeFilter(is_other)
 
 
-def _check_whole(path: str, info: Mapping[str, Any]) -> None:
+def check_whole(path: str, info: Mapping[str, Any]) -> None:
+    """Raises `ValueError` in one line where a checkpoint lacks tensors of its model, or has others, or other shapes.
+
+    `info` is the `loading_info` of transformers' `from_pretrained`.
+    """
     left = [name for name in info["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq")]
     shapes = [f"{name} {tuple(there)}, not {tuple(wanted)}" for name, there, wanted in info["mismatched_keys"]]
     for what, names in (

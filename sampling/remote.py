@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from lockstitch.sampling.families import Family
-from lockstitch.sampling.loading import unreported
+from lockstitch.sampling.loading import unreported, usable_device
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 _CLOSE = 1e-3  # of the largest logit: the same numbers by another order of additions, also in half precision
@@ -61,11 +61,10 @@ def load_remote(
 ) -> tuple[PreTrainedModel, Calling]:
     """A checkpoint by the code that it brings, and what that code does of what is asked of a model.
 
-    Raises `ValueError` in one line where it does not load, where its buffers are not what its config says, and for a family
-    that needs what its code does not do.
+    Raises `ValueError` in one line where it does not load, for a device that this machine lacks, where its buffers are not
+    what its config says, and for a family that needs what its code does not do.
     """
-    if device is None:
-        device = torch.accelerator.current_accelerator() or "cpu"
+    device = usable_device(device)
     try:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=True)
         auto_map = getattr(config, "auto_map", None) or {}

@@ -35,6 +35,13 @@ def test_code_runs_only_if_that_is_said_and_the_family_too(tmp_path):
         Denoiser.from_pretrained(path, family="bidirectional")
 
 
+@pytest.mark.parametrize("device", ["cuda:77", "seven"])
+def test_a_device_that_is_not_there(device, tmp_path):
+    path = str(write_checkpoint(tmp_path / "fog", tokenizer()))
+    with pytest.raises(ValueError, match=f"device='{device}' cannot be used here"):
+        Denoiser.from_pretrained(path, family="bidirectional", trust_remote_code=True, device=device)
+
+
 def test_code_that_does_everything_is_asked_for_everything(load):
     denoiser = load()
     assert denoiser.calling.lacking == ()

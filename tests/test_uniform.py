@@ -11,6 +11,7 @@ from lockstitch.sampling.trajectory import Trajectory
 from lockstitch.sampling.uniform import invert_cdf, noise, sample_uniform
 from lockstitch.sampling.uniform_config import UniformConfig
 from models import random_denoiser, random_diffusion_gemma
+from safetensors.torch import load_file, save_file
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     DiffusionGemmaGenerationConfig,
     EntropyBoundSamplerConfig,
@@ -218,6 +219,36 @@ def test_a_checkpoint_loads_with_its_schedule(denoiser, tmp_path):
     assert {5, 6, denoiser.tokenizer.eos_token_id} == set(loaded.eos_ids)
     config = UniformConfig.of_checkpoint(loaded.model.generation_config, G, t_max=0.9)
     assert config == UniformConfig(G, max_denoising_steps=7, entropy_bound=0.3, t_min=0.2, t_max=0.9)
+
+
+def test_what_does_not_load_is_a_line(denoiser, tmp_path):
+    denoiser.model.save_pretrained(tmp_path)
+    denoiser.tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    name = max(whole)  # no tied one
+
+    def refused(says, device="cpu"):
+        with pytest.raises(ValueError, match=says) as caught:
+            DiffusionGemmaDenoiser.from_pretrained(str(tmp_path), device=device)
+        assert "\n" not in str(caught.value)
+
+    for device in ("cuda:77", "seven"):
+        refused(f"device='{device}' cannot be used here", device)
+    less = {key: value for key, value in whole.items() if key != name}
+    for says, weights in (
+        (f"it lacks {name}", less),
+        ("it has left over more", {**whole, "more": torch.ones(1)}),
+        (f"it has {name}", {**less, name: torch.ones(3, 5)}),
+    ):
+        save_file(weights, file, {"format": "pt"})
+        refused(says)
+    file.write_bytes(file.read_bytes()[:1000])
+    refused("the weights of .* cannot be loaded")
+    file.unlink()
+    refused("the weights of .* cannot be loaded")
+    (tmp_path / "config.json").unlink()
+    refused("the config of .* cannot be loaded")
 
 
 # --- trace and ledger ------------------------------------------------------------------------------------------------
