@@ -28,7 +28,8 @@ class Calling:
     Attributes:
         honours_mask: whether an attention mask with positions hides padding; if not, rows of one length run together.
         keeps_columns: whether the head can be asked for some columns alone (`logits_to_keep`).
-        keeps_keys: whether it takes a transformers `Cache`, so that keys and values can be kept between passes.
+        keeps_keys: whether it takes a transformers `Cache`, with masks of four dimensions, so that keys and values can be
+            kept between passes.
         trains: whether it answers in training mode as in evaluation.
         lacking: each thing that it does not do, in words.
     """
@@ -45,7 +46,8 @@ _WORDS = {
     "honours_mask": "its code does not hide padding by an attention mask: rows of one length run together, and training and "
     "caches that need masks are refused",
     "keeps_columns": "its code computes logits of all columns, whichever are asked for",
-    "keeps_keys": "its code does not keep keys in a cache of transformers': cache='none' alone",
+    "keeps_keys": "its code does not keep keys in a cache of transformers', or reads no mask of four dimensions beside it: "
+    "cache='none' alone",
     "trains": "its code answers otherwise, or not at all, in training mode: it can be sampled from, not trained",
 }
 
@@ -138,7 +140,7 @@ def probe(model: PreTrainedModel, family: Family) -> Calling:
     found = {
         "honours_mask": _hides_padding(model, ids, plain, same, family),
         "keeps_columns": same(_answer(model, input_ids=ids, logits_to_keep=columns), plain[:, columns]),
-        "keeps_keys": _keeps_keys(model, ids, plain, same),
+        "keeps_keys": _keeps_keys(model, ids, plain, same, family),
     }
     model.train()
     trained = _answer(model, input_ids=ids)
@@ -166,12 +168,17 @@ def _answer(model: torch.nn.Module, **arguments: Any) -> torch.Tensor | None:
     return logits if logits is None or bool(logits.isfinite().all()) else None
 
 
-def _hides_padding(model: PreTrainedModel, ids: torch.Tensor, plain: torch.Tensor, same: Any, family: Family) -> bool:
-    """Whether padding on the left changes nothing, and under a layout of blocks whether a mask of one's own is read."""
+def _padded(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tokens behind five of padding, with the attention mask and the positions that go with them."""
     padded = torch.cat([ids[:, -1:].repeat(1, 5), ids], 1)
     real = torch.ones_like(padded)
     real[:, :5] = 0
-    position = (real.cumsum(1) - 1).clamp(min=0)
+    return padded, real, (real.cumsum(1) - 1).clamp(min=0)
+
+
+def _hides_padding(model: PreTrainedModel, ids: torch.Tensor, plain: torch.Tensor, same: Any, family: Family) -> bool:
+    """Whether padding on the left changes nothing, and under a layout of blocks whether a mask of one's own is read."""
+    padded, real, position = _padded(ids)
     if family.layout == "full":
         logits = _answer(model, input_ids=padded, attention_mask=real, position_ids=position)
         return logits is not None and same(logits[:, 5:], plain)
@@ -190,7 +197,7 @@ def _hides_padding(model: PreTrainedModel, ids: torch.Tensor, plain: torch.Tenso
     return same(whole[:, :8], first) and within is not None and not same(within[:, :1], whole[:, :1])
 
 
-def _keeps_keys(model: PreTrainedModel, ids: torch.Tensor, plain: torch.Tensor, same: Any) -> bool:
+def _keeps_keys(model: PreTrainedModel, ids: torch.Tensor, plain: torch.Tensor, same: Any, family: Family) -> bool:
     """Whether keys that a first pass leaves in a cache are what a second one, over other tokens, sees."""
     try:
         keys = DynamicCache()
@@ -205,4 +212,25 @@ def _keeps_keys(model: PreTrainedModel, ids: torch.Tensor, plain: torch.Tensor, 
         return False
     # Positions that are not read would be those of the kept keys again.
     apart = _answer(model, input_ids=ids, position_ids=2 * torch.arange(12, device=ids.device)[None])
-    return apart is not None and not same(apart, plain)
+    if apart is None or same(apart, plain):
+        return False
+    return family.layout != "full" or _hides_kept_padding(model, ids, plain, behind, same)
+
+
+def _hides_kept_padding(
+    model: PreTrainedModel, ids: torch.Tensor, plain: torch.Tensor, behind: torch.Tensor, same: Any
+) -> bool:
+    """Whether an added mask of four dimensions hides padding from a whole pass, and from one that sees its keys."""
+    padded, real, position = _padded(ids)
+    keys, real = DynamicCache(), torch.cat([real, real[:, -4:]], 1)
+    mask = torch.zeros(1, 1, 17, 21, device=ids.device, dtype=model.dtype)
+    mask.masked_fill_(real[:, None, None] == 0, torch.finfo(model.dtype).min)
+    told = {"past_key_values": keys, "use_cache": True}
+    first = {"input_ids": padded, "attention_mask": mask[..., :17], "position_ids": position}
+    second = {
+        "input_ids": ids[:, :4],
+        "attention_mask": mask[:, :, :4],
+        "position_ids": torch.arange(12, 16, device=ids.device)[None],
+    }
+    whole, later = (_answer(model, **one, **told) for one in (first, second))
+    return whole is not None and same(whole[:, 5:], plain) and same(later, behind)

@@ -1,8 +1,9 @@
 """Stands in for the code that a checkpoint of an unknown type brings along, with the habits that published code has.
 
 Copied into a checkpoint's directory and run as remote code (`write_checkpoint`). `habit` in its config says which: `plain`
-honours everything; `blind` knows token ids alone; `inverted` hides what an additive mask shows; `silent` answers nothing in
-training mode; `unplaced` counts positions itself, from 0 in each pass. All of them leave their rotary frequencies as they
+honours everything; `blind` knows token ids alone; `inverted` hides what an additive mask shows; `flat` reads masks of two
+dimensions and ignores others; `silent` answers nothing in training mode; `unplaced` counts positions itself, from 0 in each
+pass. All of them leave their rotary frequencies as they
 came from loading.
 """
 
@@ -100,6 +101,8 @@ class FogModel(PreTrainedModel):
             attention_mask = position_ids = past_key_values = logits_to_keep = None
         if position_ids is None or habit == "unplaced":
             position_ids = torch.arange(input_ids.shape[1])[None]
+        if attention_mask is not None and attention_mask.ndim != 2 and habit == "flat":
+            attention_mask = None
         if attention_mask is not None and attention_mask.ndim == 2:
             attention_mask = attention_mask.bool()[:, None, None].expand(-1, -1, input_ids.shape[1], -1)
             attention_mask = torch.zeros(attention_mask.shape).masked_fill(

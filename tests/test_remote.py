@@ -67,7 +67,16 @@ def test_code_that_ignores_masks_is_run_on_rows_of_one_length_and_not_trained(lo
         Scorer(denoiser, denoiser.model)
 
 
-@pytest.mark.parametrize("habit", ["blind", "inverted"])
+def test_code_that_reads_masks_of_two_dimensions_alone_keeps_no_keys(load):
+    """Passes over kept keys send others, without which a padded row would see its padding."""
+    denoiser = load("flat")
+    assert denoiser.calling.honours_mask
+    sample(denoiser, PROMPTS, SamplerConfig(canvas_length=8))
+    with pytest.raises(ValueError, match="cache='none'"):
+        sample(denoiser, PROMPTS, SamplerConfig(canvas_length=8, block_length=4, cache="dual"))
+
+
+@pytest.mark.parametrize("habit", ["blind", "inverted", "flat"])
 def test_blocks_need_masks_that_are_read_as_they_are_meant(load, habit):
     with pytest.raises(ValueError, match="block_causal models need masks of four dimensions"):
         load(habit, "block_causal")
