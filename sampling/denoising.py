@@ -73,13 +73,16 @@ class Denoising:
             room.grow_to_fit(self)
         elif config.length == "survival":
             room.cut_to_length(self)
-        self._show(torch.arange(len(self.rows), device=canvases.device))
+        every_B = torch.arange(len(self.rows), device=canvases.device)
+        self._show(every_B)
         number = 0
         for stage, length in enumerate(config.stage_blocks):
             if stage:
                 self._reopen_least_confident()
             cuts = list(blocks(len(self.position_G), length, self.lead))
-            passes.begin_stage(self.lead)
+            began = time.perf_counter()
+            passes.begin_stage(self.lead)  # which may read the prompts
+            canvases.spend(every_B, began)
             self._walk(cuts[0][1], length, number)
             number += len(cuts)
         return canvases.trajectories(self.denoiser, self.rows, passes.nfe, passes.tokens, passes.waits)

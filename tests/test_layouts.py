@@ -1,6 +1,7 @@
 """Layouts and caches: what is called exact is exact, against plain references that know nothing of either."""
 
 import itertools
+import time
 from dataclasses import replace
 
 import pytest
@@ -203,6 +204,22 @@ def test_trajectories_of_one_prompt_share_the_pass_over_it():
     assert tokens(beside) == [t.canvas_ids for drawn, *_ in apart for t in drawn]
     assert beside_cells == sum(cells for *_, cells in apart) - 7 * length
     assert [t.ledger.nfe for t in beside] == [drawn[0].ledger.nfe + (k == 0) for k, (drawn, *_) in enumerate(apart)]
+
+
+def test_the_pass_over_a_shared_prompt_takes_time():
+    denoiser, pinned = random_denoiser(family=BLOCK_CAUSAL), [[7 + k] + [None] * (G - 1) for k in range(4)]
+    calls = []
+
+    def slow(module, args, kwargs):
+        if not calls:
+            time.sleep(0.8)
+        calls.append(kwargs["input_ids"].shape[0])
+
+    handle = denoiser.model.register_forward_pre_hook(slow, with_kwargs=True)
+    drawn = run(denoiser, [PROMPTS[1]] * 4, canvases=pinned, cache="block", block_length=4)
+    handle.remove()
+    assert calls[0] == 1 < calls[1]
+    assert min(t.ledger.seconds for t in drawn) >= 0.2
 
 
 @pytest.mark.parametrize(
