@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lockstitch.sampling.config import SamplerConfig
-from lockstitch.sampling.presets import layered
+from lockstitch.sampling.presets import PRESETS, layered
 from lockstitch.sampling.sample_options import STDIN, SampleOptions, sampler_options
 from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 
 from lockstitch.engine import EngineOptions
 from lockstitch.errors import GOES_ON, reported
-from lockstitch.options import parse_options
+from lockstitch.options import parse_options, read_config
 
 if TYPE_CHECKING:
     from lockstitch.sampling.canvases import Look
@@ -48,7 +48,8 @@ def sample(options: SampleOptions, settings: Mapping[str, Any], engine: EngineOp
 
     Args:
         options: what to sample, and where to.
-        settings: values of `SamplerConfig` or `UniformConfig`, those alone that were said.
+        settings: values of `SamplerConfig` or `UniformConfig`, those alone that were said; None takes back what the preset
+            says.
         engine: who does it; by default this process.
 
     Raises `ValueError` before any model is loaded.
@@ -322,8 +323,15 @@ def main(argv: list[str] | None = None) -> int:
         prog="lockstitch sample",
         formatter_class=argparse.HelpFormatter,
     )  # the help says the defaults that there are
-    options, sampler, engine = parse_options(parser, sys.argv[1:] if argv is None else argv)
-    return sample(options, {name: value for name, value in asdict(sampler).items() if value is not None}, engine)
+    config, rest = read_config(parser, sys.argv[1:] if argv is None else argv)
+    options, sampler, engine = parse_options(parser, rest, config)
+    settings = {name: value for name, value in asdict(sampler).items() if value is not None}
+    if options.preset is not None:
+        # What is None over the preset's values was said to be.
+        own = PRESETS[options.preset]
+        _, sampler, _ = parse_options(parser, rest, {**own, **config})
+        settings |= {name: None for name in own if getattr(sampler, name) is None}
+    return sample(options, settings, engine)
 
 
 if __name__ == "__main__":

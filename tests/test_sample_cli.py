@@ -139,6 +139,23 @@ def test_finished_rows_are_watched_and_drawn_from_their_file(source, tmp_path, c
     assert page.read_text().count('"canvas_ids"') == 4
 
 
+def test_a_null_takes_back_what_a_preset_says(tmp_path):
+    (tmp_path / "dream.yaml").write_text("preset: dream\nschedule_eps: null\ntop_p: 0.5\nmask_id: null\n")
+    command = ["--model", "embedded:sudoku", "--prompt", PUZZLES[0], "--canvas_length", "20", "--device", "cpu"]
+    said = {
+        "file": ["--config", str(tmp_path / "dream.yaml")],
+        "words": ["--preset", "dream", "--schedule_eps=null", "--top_p", "0.5"],
+        "word over file": ["--config", str(tmp_path / "dream.yaml"), "--schedule_eps", "0.01", "--top_p", "null"],
+    }
+    found = {}
+    for name, words in said.items():
+        assert main([*command, *words, "--output", str(tmp_path / name)]) == 0
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        found[name] = config["schedule_eps"], config["top_p"], config["certainty"]
+    assert found["file"] == found["words"] == (None, 0.5, "entropy")
+    assert found["word over file"] == (0.01, None, "entropy")
+
+
 def test_a_preset_is_what_it_sets(tmp_path):
     out = tmp_path / "out"
     command = ["--model", "embedded:sudoku", "--prompt", PUZZLES[0], "--canvas_length", "20", "--output", str(out)]

@@ -171,6 +171,12 @@ def split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     return named, rest
 
 
+def read_config(parser: Any, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The settings of the file that `--config` names on a command line, checked, and the rest of it; none without a file."""
+    config, rest = split_config(argv)
+    return ({} if config is None else check_settings(parser, read_yaml(_file(config)), Path(config))), rest
+
+
 def check_settings(parser: Any, settings: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """The settings of a YAML file as the parser's dataclasses have them.
 
@@ -228,8 +234,7 @@ def parse_options(parser: Any, argv: Sequence[str], settings: Mapping[str, Any] 
 
     rest = list(argv)
     if settings is None:
-        config, rest = split_config(argv)
-        settings = {} if config is None else check_settings(parser, read_yaml(_file(config)), Path(config))
+        settings, rest = read_config(parser, argv)
     parser.error = _refuse  # in a line, without a page of options before it
     parser.set_defaults_with_config(**settings)
     said, strings = parser.parse_known_args(rest)
