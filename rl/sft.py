@@ -13,6 +13,7 @@ Axes: B rows, L positions, K columns of a pass, M masked positions of the batch 
 import copy
 import logging
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from lockstitch.rl.packing import Later, block_of_column, check_block_length, pa
 from lockstitch.rl.scoring import check_trains
 from lockstitch.rl.sft_config import DiffusionSFTConfig
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.loading import write_facts
 from trl import SFTTrainer
 
 logger = logging.getLogger(__name__)
@@ -155,6 +157,8 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
         self._block = denoiser.block_length if args.block_length is None else args.block_length
         check_block_length(denoiser.family, self._block, args.canvas_length)
         check_trains(denoiser)
+        if self._block != denoiser.block_length:  # what is saved says in which blocks it was trained
+            write_facts(denoiser.model, replace(denoiser.family, block_length=self._block), denoiser.mask_id)
         self._denoiser = denoiser
         self._step_of_batches = -1
         self._batches: Counter[bool] = Counter()

@@ -118,6 +118,14 @@ def test_the_trainer_estimates_the_exact_bound(family, training, tmp_path):
     assert error < 0.04 * exact
 
 
+def test_what_is_saved_says_in_which_blocks_it_was_trained(tmp_path):
+    denoiser = random_denoiser("qwen3", family=BLOCK_CAUSAL)
+    assert denoiser.block_length is None
+    sft_trainer(denoiser, [ROW], tmp_path, block_length=BLOCK).save_model(str(tmp_path / "saved"))
+    saved = Denoiser.from_pretrained(str(tmp_path / "saved"))
+    assert (saved.family.name, saved.block_length) == ("block_causal", BLOCK)
+
+
 def test_blocks_have_mask_ratios_of_their_own_that_fill_their_strata():
     number = block_of_column(torch.tensor([[0, 1, 1], [1, 1, 1]]), 5, 2, "block_causal")
     assert number.tolist() == [[-2, -1, -1, 0, 0, 1, 1, 2], [-1, -1, 0, 0, 1, 1, 2, 2]]
