@@ -1,8 +1,8 @@
 """Answers that a phrase points to (`Answer:`), unless they are denied, asked, somebody else's, or taken back.
 
 `Some people think the answer is 5. It is 6.` answers 6, and `The answer is 5? No, 6.` too: what is only supposed or somebody
-else's opinion is no answer, and a later statement of another answer takes the place of an earlier one. Where an answer is
-called wrong and no other is given, there is none.
+else's opinion is no answer, and a later sentence that corrects an answer takes its place. A check or a remark behind it
+(`This is correct.`, `That is 2 hours.`) changes nothing. Where it is called wrong and no other is given, there is none.
 
 All of this takes time linear in the length of the text.
 """
@@ -54,7 +54,8 @@ _IT_IS_NOT = re.compile(
     r"|(?:\W|\b(?:but|wait|hmm+|oh|actually)\b){0,9}no\W*\Z",
     re.IGNORECASE,
 )
-_EXPRESSION = r"(?P<other>[$\\(*]{0,4}[-\u2212+]?[$\\]{0,2}(?:\d|\\[a-z]|[a-z]\b|\().*)"
+_LETTER = r"[a-z]\b(?!['\u2019]|\s+(?!(?:and|or)\b)[a-z]{2})"  # one that no word follows: `B`, and not `a trap`
+_EXPRESSION = rf"(?P<other>[$\\(*]{{0,4}}[-\u2212+]?[$\\]{{0,2}}(?:\d|\\[a-z]|{_LETTER}|\().*)"
 # A sentence that states an answer: `It is 6`, `No, 6`, `Actually, the correct value is 6`.
 _STATES = re.compile(
     r"\W{0,3}(?P<lead>(?:\b(?:but|no|nope|yes|wait|hmm+|oh|oops|ah|actually|so|and|in\s+fact|in\s+reality|rather|instead|however"
@@ -66,6 +67,21 @@ _STATES = re.compile(
 )
 _CORRECTS = re.compile(
     r"\b(?:no|nope|wait|oops|actually|sorry|correction|rather|scratch|instead|i\s+mean)\b", re.IGNORECASE
+)
+# Of a later sentence: that it states the answer, and is no remark about it (`the correct value is`, `it should be`).
+_SETTLES = re.compile(r"\b(?:right|correct|actual|true|real|final|proper)\b|\bshould\b", re.IGNORECASE)
+# Behind a phrase: what the answer is like or given in, and not what it is (`the answer is correct`, `is in dollars`).
+_IS_LIKE = re.compile(
+    r"(?:(?:indeed|also|now|thus|therefore|both|\w+ly)\s+)*(?:correct|right|reasonable|valid|verified|confirmed|consistent"
+    r"|sensible|plausible|in\s+[^\d\\$]+$)(?:(?!\s*:)\W.*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_REMARK = re.compile(
+    r"\W*(?:(?:so|thus|hence|therefore|and)\b,?\s*)?(?:(?:this|that)(?:['\u2019]s|\s+is)\s+(?:indeed\s+|\w+ly\s+)?"
+    r"(?:correct|right|reasonable|verified|(?:the|our|my|a)\s+(?:(?:final|correct|right|reasonable|required|desired)\s+)*"
+    r"(?:answer|result|solution))"
+    r"|it(?:['\u2019]s|\s+is)\s+(?:indeed\s+)?(?:correct|the\s+(?:(?:final|correct|right)\s+)*(?:answer|result|solution)))\W*",
+    re.IGNORECASE,
 )
 _TURN = re.compile(
     r"\s*(?:\.{3}|[,;:(\u2014-]|\.(?=\s))+\s*(?=(?:but|no|wait|actually|or\s+rather|i\s+mean|sorry|rather)\b)",
@@ -104,13 +120,23 @@ def with_ends(text: str) -> Iterator[tuple[str, str]]:
 def last_phrase(text: str) -> str | None:
     """What follows the last `Answer:` or `the answer is` that is meant, up to the end of its sentence.
 
-    A later statement of another answer takes its place. Empty where it is taken back, and no other is given.
+    A later sentence that corrects it takes its place. Empty where it is taken back, and no other is given. What only says
+    how the answer is (`so the answer is correct`) counts where there is nothing else.
     """
+    like = None
     for match in reversed(list(_PHRASE.finditer(text))):
         rest = text[match.end() : match.end() + 2000].lstrip()
-        if rest and _is_meant(text[max(0, match.start() - 100) : match.start()], match[0]):
+        if not rest or not _is_meant(text[max(0, match.start() - 100) : match.start()], match[0]):
+            continue
+        if not _IS_LIKE.fullmatch(next(sentences(rest[:200]), "").strip()):
             return _in_the_end(rest)
-    return None
+        like = like or rest
+    return None if like is None else _in_the_end(like)
+
+
+def is_remark(sentence: str) -> bool:
+    """Whether a sentence only says that what stands before it is the answer, or right (`This is the final answer`)."""
+    return _REMARK.fullmatch(sentence) is not None
 
 
 def without_denied(sentence: str) -> str:
@@ -144,7 +170,7 @@ def _in_the_end(rest: str) -> str | None:
             continue
         found = True
         answer = _NOT_BUT.sub("", sentence.strip())
-        if (turn := _TURN.search(answer)) and (other := _stated(answer[turn.end() :], True)) is not None:
+        if (turn := _TURN.search(answer)) and (other := _stated(answer[turn.end() :], True, turned=True)) is not None:
             answer = other
         elif "?" in end:
             answer = "" if _is_refused(rest) else answer
@@ -157,14 +183,19 @@ def _is_refused(rest: str) -> bool:
     return re.match(r"(?:yes|yep|indeed|correct|right|sure|exactly)\b", following, re.IGNORECASE) is None
 
 
-def _stated(sentence: str, needs_reason: bool) -> str | None:
-    """The answer that a later sentence states, empty if it calls the earlier one wrong; None if it does neither."""
+def _stated(sentence: str, is_held: bool, turned: bool = False) -> str | None:
+    """The answer that a later sentence states, empty if it calls the earlier one wrong; None if it does neither.
+
+    Args:
+        sentence: the sentence, or what an answer's own sentence turns to.
+        is_held: whether there is an answer already, which only a correction replaces.
+        turned: whether it is such a turn, which corrects by itself where it has a subject (`..., but it is 6`).
+    """
     sentence = sentence.strip()[:300]
     if _IT_IS_NOT.match(sentence):
         return ""
     match = _STATES.fullmatch(sentence)
     if match is None or _SAYS_MORE.search(match["other"]):
         return None
-    if needs_reason and not match["subject"] and not _CORRECTS.search(match["lead"]):
-        return None
-    return str(match["other"]).strip()
+    corrects = _CORRECTS.search(match["lead"]) or (match["subject"] and (turned or _SETTLES.search(match["subject"])))
+    return str(match["other"]).strip() if corrects or not is_held else None

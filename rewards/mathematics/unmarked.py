@@ -1,7 +1,7 @@
 r"""The answer of a text that marks none: its last expression, if the sentence that it stands in states it.
 
 A sentence whose words say something else than the number beside them states no answer; neither does a question, nor a number
-that only names a thing (`case 2`).
+that only names a thing (`case 2`). A remark at the end (`This is the final answer.`) is passed over.
 """
 
 import re
@@ -22,7 +22,7 @@ from lockstitch.rewards.mathematics.settling import (
     without_notes,
 )
 from lockstitch.rewards.mathematics.spelling import normal
-from lockstitch.rewards.phrases import supposes, with_ends, without_denied
+from lockstitch.rewards.phrases import is_remark, supposes, with_ends, without_denied
 
 _TAIL = 1500  # characters of a text without marks that are searched for its last expression
 _CLOCK_IN_TEXT = re.compile(
@@ -60,6 +60,13 @@ _MOST_WORDS_UNMARKED = 4
 def last_expression(text: str) -> str | None:
     """The last expression of a text without marks, if its sentence states it; None if there is none, or it says more."""
     said = list(with_ends(text[-_TAIL:]))
+    if len(said) > 1 and is_remark(said[-1][0]) and (found := _last_said(said[:-1])):
+        return found
+    return _last_said(said)
+
+
+def _last_said(said: list[tuple[str, str]]) -> str | None:
+    """The last expression of sentences that come with what ends them."""
     for place, (sentence, end) in enumerate(reversed(said)):
         meant = without_denied(sentence)
         if not meant.strip():
