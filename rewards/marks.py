@@ -6,7 +6,8 @@ r"""Where an answer stands in a completion: one decision, for math and puzzles a
    block that holds boxes, the last box; of boxes in a row (`\boxed{2}, \boxed{3}`), all of them; with a box, the expression
    that it is part of (`boxes.py`); a box that is denied (`not \boxed{5}`) is none;
 2. if there is none that closes, the last of them that was cut off;
-3. the rest of the line behind the last `####`, unless it reads as a Markdown heading (`#### Step 2: add`);
+3. the rest of the line behind the last `####`, unless it reads as a Markdown heading (`#### Step 2: add`); below one that
+   says `#### Final Answer`, the next line;
 4. what follows the last `Answer:`, `A:` or `the answer is` that is meant, or what takes its place (`phrases.py`).
 
 All of them take time linear in the length of the text, whatever the text is: they run in the trainer's own process, on
@@ -25,6 +26,13 @@ _ESCAPED = re.compile(r"\x08oxed(?=\s{0,9}\{)|(?<![\\a-zA-Z])boxed(?=\{)")
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
 _HEADING = re.compile(
     r"\**(?:(?!(?:the|final|answer)\b)[^\W\d_]{2}[^\s\d=]*[ \t]+\S|\d+[.)][ \t]+[^\W\d_]{2})", re.IGNORECASE
+)
+# Headings below which the answer stands in the next line that says something, and those below which none need stand.
+_ANSWER_BELOW = re.compile(r"[*_\s]*(?:the\s+)?(?:final\s+)?(?:answer|result)s?[*_\s:]*", re.IGNORECASE)
+_NONE_BELOW = re.compile(
+    r"[*_\s]*(?:conclusion|solution|explanation|reasoning|summary|verification|check|steps?|working|calculations?|analysis"
+    r"|problem|question|approach|given|notes?|proof)[*_\s:]*",
+    re.IGNORECASE,
 )
 _THOUGHT = re.compile(r"<(/?)(think|reasoning)>", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)answer\s{0,9}>|</answer\s*\Z", re.IGNORECASE)
@@ -124,10 +132,15 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_hash(text: str) -> str | None:
-    """The rest of the line after the last `####`, unless it is empty or reads as a Markdown heading."""
-    found = [match[1].strip("# \t") for match in _HASH.finditer(text)]
-    answers = [line for line in found if line and not _HEADING.match(line)]
-    return answers[-1] if answers else None
+    """The rest of the line after the last `####`, unless it is empty or a heading; below `#### Answer`, the next one."""
+    found = [(match[1].strip("# \t"), match.end()) for match in _HASH.finditer(text)]
+    for line, end in reversed(found):
+        if not line or _HEADING.match(line) or _NONE_BELOW.fullmatch(line):
+            continue
+        if _ANSWER_BELOW.fullmatch(line):
+            return next((below.strip("# \t") for below in text[end:].split("\n") if re.search(r"\w", below)), line)
+        return line
+    return None
 
 
 def last_answer_block(text: str) -> str | None:

@@ -17,6 +17,14 @@ _PHRASE = re.compile(
     r"[ \t*_:]{0,9}",
     re.IGNORECASE | re.MULTILINE,
 )
+# `Solution:` and `Result:` often head the working: then the answer is not the first sentence below.
+_HEADS = re.compile(r"[ \t>*_#-]*(?P<label>solution|result)\b", re.IGNORECASE)
+_ITEM = re.compile(r"\W*?\d{1,2}[.)][ \t]+\S")  # of a numbered list of steps
+_VALUE_FIRST = re.compile(r"[^\w\n]{0,6}(?:\d|\\[a-zA-Z(\[{]|[a-zA-Z]\b(?!['\u2019]|[ \t]+[a-zA-Z]{2}))")
+_CALCULATION = re.compile(r"[^=a-zA-Z]*\d[^=a-zA-Z]*[-+*/\u2212\u00d7\u00f7][^=a-zA-Z]*\d[^=a-zA-Z]*=")
+_NEXT_STEP = re.compile(
+    r"\s*(?:[-*>\u2022][ \t]+)?(?:(?:so|then|next|and|now|thus|therefore|hence)\b,?[ \t]*)?(?=[$\\(\d])", re.IGNORECASE
+)
 _SUPPOSED = re.compile(
     r"\b(?:if|unless|whether|suppose|assume|assuming|not|never|cannot|neither|nor|no|nobody|doubt|\w+n't"
     r"|(?:might|may|wrong\s+to)\s+(?:think|say))\b",
@@ -125,13 +133,36 @@ def last_phrase(text: str) -> str | None:
     """
     like = None
     for match in reversed(list(_PHRASE.finditer(text))):
-        rest = text[match.end() : match.end() + 2000].lstrip()
+        behind = text[match.end() : match.end() + 2000]
+        rest = behind.lstrip()
         if not rest or not _is_meant(text[max(0, match.start() - 100) : match.start()], match[0]):
+            continue
+        if _heads_working(match[0], rest[:300], is_below="\n" in behind[: len(behind) - len(rest)]):
             continue
         if not _IS_LIKE.fullmatch(next(sentences(rest[:200]), "").strip()):
             return _in_the_end(rest)
         like = like or rest
     return None if like is None else _in_the_end(like)
+
+
+def _heads_working(phrase: str, rest: str, is_below: bool) -> bool:
+    """Whether `Solution:` or `Result:` heads the working, and no value or few words that stand alone.
+
+    Args:
+        phrase: what was found.
+        rest: what follows it.
+        is_below: whether that begins on a later line.
+    """
+    label = _HEADS.match(phrase)
+    if label is None:
+        return False
+    if is_below and _ITEM.match(rest):
+        return True
+    first, *others = sentences(rest)
+    if not _VALUE_FIRST.match(first):
+        return re.search(r"\d", first if label["label"].lower() == "result" else rest) is not None
+    steps = [_CALCULATION.match(other, step.end()) for other in others if (step := _NEXT_STEP.match(other))]
+    return _CALCULATION.match(first) is not None and any(steps)
 
 
 def is_remark(sentence: str) -> bool:
