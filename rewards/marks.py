@@ -35,6 +35,7 @@ _NONE_BELOW = re.compile(
     re.IGNORECASE,
 )
 _THOUGHT = re.compile(r"<(/?)(think|reasoning)>", re.IGNORECASE)
+_TAG_NAME = re.compile(r"</?\w{1,9}>?")
 _TAG = re.compile(r"<(/?)answer\s{0,9}>|</answer\s*\Z", re.IGNORECASE)
 
 
@@ -60,15 +61,19 @@ def spoken(text: str) -> str:
     """The text without special tokens, and without `<think>` and `<reasoning>` if anything stands outside of them."""
     text = without_marks_of_the_end(text)
     said = _without_thoughts(text)
-    return said if said.strip() else text
+    return said if re.search(r"\w", _TAG_NAME.sub("", said)) else text
 
 
 def _without_thoughts(text: str) -> str:
-    """A space for each `<think>…</think>` and `<reasoning>…</reasoning>`, in one pass however many are never closed."""
+    """A space for each `<think>…</think>` and `<reasoning>…</reasoning>`, in one pass however many are never closed.
+
+    A closing tag that none opened before ends a thought that began with the text.
+    """
     closed = {
         tag[2].lower(): tag.start() for tag in _THOUGHT.finditer(text) if tag[1]
     }  # where each is for the last time
-    pieces, done, thought = [], 0, ""
+    pieces: list[str] = []
+    done, thought, opened = 0, "", set()
     for tag in _THOUGHT.finditer(text):
         name = tag[2].lower()
         if not thought and not tag[1] and closed.get(name, 0) > tag.start():
@@ -76,6 +81,10 @@ def _without_thoughts(text: str) -> str:
             pieces.append(text[done : tag.start()])
         elif tag[1] and thought == name:
             thought, done = "", tag.end()
+        elif tag[1] and not thought and name not in opened:  # the prompt opened it
+            pieces, done = [], tag.end()
+        if not tag[1]:
+            opened.add(name)
     return " ".join([*pieces, text[done:]])
 
 
@@ -133,7 +142,7 @@ def last_boxed(text: str) -> str | None:
 
 def last_hash(text: str) -> str | None:
     """The rest of the line after the last `####`, unless it is empty or a heading; below `#### Answer`, the next one."""
-    found = [(match[1].strip("# \t"), match.end()) for match in _HASH.finditer(text)]
+    found = [(str(match[1]).strip("# \t"), match.end()) for match in _HASH.finditer(text)]
     for line, end in reversed(found):
         if not line or _HEADING.match(line) or _NONE_BELOW.fullmatch(line):
             continue
