@@ -24,6 +24,10 @@ _OUTCOMES = frozenset(
 _GROUPS = ("list", "either", "set")
 _MONTHS = frozenset(MONTHS)
 _NOTHING = {"none", "nothing", "nobody"}
+_MEASURE = re.compile(
+    r"\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\([^()]*\)|\{?[a-zA-Z]\}?|\\[a-z]+|\\angle\s*[A-Z]+)"
+    r"|\|\s*(?:\\[a-z]+\s*)?\{?[a-zA-Z]\}?\s*\|"
+)
 _PARAMETER = re.compile(r"(?<![\\a-zA-Z])[knmcC](?![a-zA-Z(])|(?<![\\a-zA-Z])[kc](?=[a-z]\b)|(?<=\d)[knm](?=\\)")
 
 
@@ -199,11 +203,26 @@ def _is_function(name: str, value: Form) -> bool:
 
 
 def _same_equation(gold: Form, answer: Form, equal: Equal) -> bool:
-    """Equations as formulas; a chain of numbers is one number, if it holds: `2 + 3 = 5`."""
-    one, other = _chain(gold), _chain(answer)
+    """Equations as formulas; a chain of numbers is one number, if it holds: `2 + 3 = 5`; to a number, `m + n = 5` is 5."""
+    one, other = _chain(gold), _chain(answer) or (_told(answer) if gold.kind == "scalar" else [])
     if one and other:
         return all(_same_scalar(value, side, equal) for value in one for side in other)
     return gold.kind == answer.kind and equal(gold.text, answer.text)
+
+
+def _told(form: Form) -> list[str]:
+    r"""The numbers that an equation says a quantity is (`m + n = 5`, `\sin A = 1/2`); none of one to solve (`2x = 5`)."""
+    if form.kind != "equation":
+        return []
+    numbers = [side.text for side in form.parts if _is_constant(side.text)]
+    others = [side.text for side in form.parts if not _is_constant(side.text)]
+    return numbers if all(map(_is_quantity, others)) else []
+
+
+def _is_quantity(text: str) -> bool:
+    """Whether an expression can be what is asked for, and not one letter's equation: two letters, or a function of one."""
+    bare = re.sub(r"\\[a-zA-Z]+|(?<![a-zA-Z])[ei](?![a-zA-Z])", " ", text)
+    return len(set(re.findall(r"[a-zA-Z]", bare))) > 1 or _MEASURE.fullmatch(text) is not None
 
 
 def _chain(form: Form) -> list[str]:

@@ -14,6 +14,9 @@ from lockstitch.rewards.mathematics.words import FUNCTIONS, is_word
 _OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
 _NAME = re.compile(
     r"m?\\angle\s*\{?[A-Z]{1,3}\}?|(?:[fghFGPTSVAEN]|Pr|\\Pr)'*\s*\([^()]*\)"
+    r"|[fghFG]\s*\^\s*\{\s*-1\s*\}\s*\([^()]*\)|[fgh]'*\s*\((?:[^()]|\([^()]*\))*\)"  # `f^{-1}(x)`, `f(g(x))`
+    r"|[a-wA-W]'*\s*\(\s*-?[\d.]+(?:\s*,\s*-?[\d.]+)*\s*\)"  # `p(5)`
+    r"|\\(?:overline|vec|hat|bar|overrightarrow|widehat)\s*\{\s*[a-zA-Z]{1,3}\s*\}|(?:E|Var)\s*\[[^\[\]]*\]|\[[A-Z]{3,6}\]"
     r"|\\?[a-zA-Z]+'*(?:_\{?\s*\w+\s*\}?)?(?:\s*\(\s*[a-z](?:\s*,\s*[a-z])*\s*\))?'*"
 )
 _CHOICE = re.compile(r"\(([A-J])\)(?:\s+(.+))?", re.DOTALL)
@@ -25,6 +28,7 @@ _ABSOLUTE = re.compile(
 )  # not z or w, which may be complex
 _TURNED = re.compile(r"\][^\[\]]*,[^\[\]]*[\[\])]|[\[(][^\[\]]*,[^\[\]]*\[")
 _ROUTE = re.compile(r"[A-Z](?:\s*-\s*[A-Z]){2,}|[A-Z](?:\s*\\to\s*[A-Z])+")  # points in their order
+_POINTS = re.compile(r"[A-Z]{1,4}")
 _MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", re.DOTALL)
 _BUILDER = re.compile(
     r"\\\{\s*(?:[a-zA-Z]|\([a-z, ]+\))\s*(?:\\in\s*\\mathbb\s*\{?[A-Z]\}?\s*)?(?::|\||\\mid)\s*(.*)\\\}", re.DOTALL
@@ -102,7 +106,7 @@ def parse(text: str, depth: int = 0) -> Form:
     joints, joined = split(text, re.compile(r"\s*[,;]\s*(?:(?:and|or)(?![a-zA-Z])\s*)?|\s+(?:and|or)\s+|\s+&\s+"))
     if len(joints) > 1 and not _has_prose(text):
         return _list([parse(joint, depth + 1) for joint in joints if joint.strip()], joined, text)
-    if _is_words(text) or _ROUTE.fullmatch(text):
+    if (_is_words(text) and not _is_length(text)) or _ROUTE.fullmatch(text):
         return Form("words", text)
     if ":" in text and _RATIO.fullmatch(text) and not text.startswith("\\{"):
         return Form("ratio", text, tuple(Form("scalar", part.strip()) for part in text.split(":")))
@@ -125,6 +129,13 @@ def _is_words(text: str) -> bool:
     bare = re.sub(r"\\(?:begin|end)\s*\{[a-z*]+\}|\\[a-zA-Z]+(?:\s*\{[A-Z]\})?", " ", text)
     runs = re.findall(r"[a-zA-Z][a-zA-Z']*", bare)
     return any(is_word(run) or (_all_caps(run) and len(run) > 1) for run in runs)
+
+
+def _is_length(text: str) -> bool:
+    """Whether a text says what points in a row measure: `AB = 5`, `[ABC] = 12`, `AB + BC = 5`."""
+    sides, signs = split(re.sub(r"\\[a-zA-Z]+", " ", text), "=")
+    runs = re.findall(r"[a-zA-Z]+", "".join(sides[:-1]))
+    return bool(signs and runs) and re.search(r"[a-zA-Z]", sides[-1]) is None and all(map(_POINTS.fullmatch, runs))
 
 
 def _list(parts: list[Form], joints: list[str], text: str) -> Form:
@@ -251,7 +262,9 @@ def _related(text: str, depth: int) -> Form | None:
         left = _brackets(sides[0])[0] == "(" and re.fullmatch(r"\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\)", sides[0])
         if left and len(sides) == 2:
             return parse(sides[1], depth + 1)
-        if all(sides) and _NAME.fullmatch(sides[0]) and sides[0] not in ("e", "i", "\\pi", "\\infty"):
+        if len(sides) == 2 and _is_name(sides[1]) and not re.search(r"[a-zA-Z]", sides[0]):  # `5 = x`
+            sides = sides[::-1]
+        if all(sides) and _is_name(sides[0]):
             last = parse(sides[-1], depth + 1)
             chain = tuple(parse(side, depth + 1) for side in sides[1:-1])
             return Form("named", text, (last, *chain), (sides[0].replace(" ", ""),))
@@ -260,6 +273,11 @@ def _related(text: str, depth: int) -> Form | None:
     return (
         _inequality(text, sides, signs) or _distance(text, sides, signs) or Form("relation", text, parts, tuple(signs))
     )
+
+
+def _is_name(side: str) -> bool:
+    """Whether a side of an equation only names what the other side is."""
+    return _NAME.fullmatch(side) is not None and side not in ("e", "i", "\\pi", "\\infty")
 
 
 def _place(text: str, index: int) -> int:
