@@ -77,7 +77,14 @@ _ORDINAL = re.compile(
     r"|of\s+(?:january|february|march|april|may|june|july|august|september|october|november|december))\b))",
     re.IGNORECASE,
 )
-_THOUSAND = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?(K|M|B|bn|mn)(?![\w])")
+_THOUSAND = re.compile(  # with a letter that scales it; in a formula the letter is a variable
+    r"(?:(?<=^)|(?<=^-)|(?<=[\s,;(=~]))(?<![-+*/^(]\s)(\d+(?:\.\d+)?)\s?(K|M|B|bn|mn)"
+    r"(?=\s*(?:$|[,;.!?)](?!\d))|\s+(?P<word>[a-zA-Z]{2,}))"
+)
+_COUNTED = re.compile(
+    r"(?:dollars|cents|euros|pounds|rupees|yen|people|users|customers|views|years|bytes|cells|stars|tons|barrels|shares)",
+    re.IGNORECASE,
+)
 _BEFORE = re.compile(r"^(?:about|approximately|around|roughly|nearly|almost|exactly|only|just)\s+", re.IGNORECASE)
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,30}")
 
@@ -167,7 +174,7 @@ def settled(text: str) -> str:
 
 
 def plain_numbers(text: str) -> str:
-    """Percentages, ordinals, thousands and degrees as notation."""
+    """Percentages, ordinals, thousands and degrees as notation; `2B` is a number only of something that is counted."""
     text = _PERCENT.sub(r"\\%", _ORDINAL.sub(r"\1", text))
     if not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
         text = _DEGREES.sub(" ", text)
@@ -175,6 +182,8 @@ def plain_numbers(text: str) -> str:
 
 
 def _scaled_letter(match: re.Match[str]) -> str:
+    if match[2] in ("B", "mn") and not _COUNTED.fullmatch(match["word"] or ""):
+        return match[0]
     if match[2] in "KMB" and " " in match[0]:
         return match[0]
     scale = {"K": 1000, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9}[match[2]]
@@ -203,6 +212,8 @@ def expression_of(text: str) -> str | None:
         return trimmed(text)
     if not any(_matters(piece) for piece in pieces):
         return _in_words(text)
+    if ";" in text and (listed := _all_of_one_unit(text)) is not None:  # `3 cm; 4 cm`, which no explanation follows
+        return listed
     cut = _EXPLAINS.search(text, len(pieces[0].text) if pieces[0].is_word or not _matters(pieces[0]) else 0)
     if cut is not None and any(map(_matters, pieces_of(text[: cut.start()]))):
         return expression_of(text[: cut.start()].strip())
@@ -224,8 +235,8 @@ def expression_of(text: str) -> str | None:
 
 
 def _all_of_one_unit(text: str) -> str | None:
-    """The numbers of `5 cm or 6 cm`, where all have the same unit."""
-    parts = re.split(r"(\s*,\s+(?:(?:and|or)\s+)?|\s+(?:and|or)\s+)", text)
+    """The numbers of `5 cm or 6 cm` and `5 cm; 6 cm`, where all have the same unit."""
+    parts = re.split(r"(\s*[,;]\s+(?:(?:and|or)\s+)?|\s+(?:and|or)\s+)", text)
     numbers = [_without_unit(part) or "" for part in parts[::2]]
     units = {part.replace(number, "", 1).strip() for part, number in zip(parts[::2], numbers, strict=True)}
     if not all(numbers) or len(units) > 1:

@@ -189,6 +189,10 @@ _DRESS = _rules(
     (rf"\\(?:dbinom|tbinom){_END}", r"\\binom"),
     (r"\\(?:ge|le)(?=\d)", lambda match: match[0] + " "),
     # Currencies, and other signs without a meaning of their own.
+    (
+        r"(?:\\\$|[€£¥₹₩]|(?<![\d$])\$(?=[^$]*\Z)|\b(?:USD|EUR|GBP)\s?)(\d+(?:\.\d+)?)\s?(B|bn|mn)(?!\w|\s*[-+*/^=])",
+        lambda match: f"{match[1]} {'million' if match[2] == 'mn' else 'billion'}",
+    ),
     (rf"\\(?:pounds|euro|texteuro|textsterling|yen|textdollar|cents?|textcent){_END}(?:\{{\}})?", ""),
     (r"(?:\bR)?\\\$|\bR(?=\$)|[€£¥₹¢₩]", ""),
     (r"\b(?:US|USD|EUR|GBP|CAD|AUD|INR|Rs)\b\.?(?=\s*\d)|(?<=\d)\s*(?:USD|EUR|GBP|CAD|AUD|INR)\b", ""),
