@@ -142,8 +142,8 @@ def _list(parts: list[Form], joints: list[str], text: str) -> Form:
     if len(parts) == 1:
         return parts[0]
     either = all("or" in joint for joint in joints[-1:])
-    if not either and (between := _between(parts, text)) is not None:
-        return between
+    if not either and (meet := _between(parts, text) or _excluding(parts, text)) is not None:
+        return meet
     spans = [as_spans(part) for part in parts]
     if all(spans) and (
         either or all(part.kind == "spans" or part.marks in (("(", "]"), ("[", ")")) for part in parts)
@@ -163,6 +163,41 @@ def _between(parts: list[Form], text: str) -> Form | None:
         return None
     marks = (low.marks[0][0] + high.marks[0][1],)
     return Form("spans", text, (low.parts[0], high.parts[1]), marks) if bottom < top else None
+
+
+def _excluding(parts: list[Form], text: str) -> Form | None:
+    r"""`x \ge 1` and `x \neq 2` as intervals, where all numbers are plain and one letter is meant; else None."""
+    points = {value_of(part.parts[1].text): part.parts[1] for part in parts if _is_exclusion(part)}
+    bounds = [part for part in parts if not _is_exclusion(part)]
+    base = bounds[0] if len(bounds) == 1 else _between(bounds, text) if bounds else parse(r"\mathbb{R}")
+    within = None if base is None else as_spans(base)
+    named = [part.text for part in parts if part.text and not _REALS.fullmatch(part.text)]
+    names = set(re.findall(r"[a-zA-Z]+", re.sub(r"\\[a-zA-Z]+", " ", " ".join(named))))
+    if not points or None in points or within is None or len(names) != 1:
+        return None
+    ends: list[Form] = []
+    marks: list[str] = []
+    for i, mark in enumerate(within.marks):
+        low, high = within.parts[2 * i : 2 * i + 2]
+        bottom, top = value_of(low.text), value_of(high.text)
+        if (bottom is None and low.text != r"-\infty") or (top is None and high.text != r"\infty"):
+            return None
+        inside = sorted(
+            value
+            for value in points
+            if value is not None and (bottom is None or bottom < value) and (top is None or value < top)
+        )
+        edges = [low, *(points[value] for value in inside for _ in "ab"), high]
+        opening = "(" if bottom in points else mark[0]
+        closing = ")" if top in points else mark[1]
+        brackets = opening + ")(" * len(inside) + closing
+        ends.extend(edges)
+        marks.extend(brackets[j : j + 2] for j in range(0, len(brackets), 2))
+    return Form("spans", text, tuple(ends), tuple(marks))
+
+
+def _is_exclusion(form: Form) -> bool:
+    return form.kind == "spans" and form.marks == ("()", "()") and form.parts[1].text == form.parts[2].text
 
 
 def as_spans(form: Form) -> Form | None:
