@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from lockstitch.rewards.mathematics.forms import Form, as_spans, parse, union
+from lockstitch.rewards.mathematics.forms import RELATIONS, Form, as_spans, parse, split, union
 from lockstitch.rewards.mathematics.plain import read_plain, value_of
 from lockstitch.rewards.mathematics.words import MONTHS
 
@@ -42,6 +42,16 @@ def is_same(gold: str, answer: str, equal: Equal) -> bool:
     if _bare(gold) == _bare(answer):
         return True
     return _same(parse(gold), parse(answer), equal)
+
+
+def rounded(gold: str, answer: str, equal: Equal) -> str | None:
+    r"""What an answer rounds to a gold decimal, `\pi` of `\pi \approx 3.14` to 3.14; None if it does not say so."""
+    sides, signs = split(answer, RELATIONS)
+    if "\\approx" not in signs or not sides[0].strip() or read_plain(gold) is None:
+        return None
+    exact, decimal = sides[-2].strip(), sides[-1].strip()
+    says_so = signs[-1] == "\\approx" and re.fullmatch(r"-?\d+(?:\.\d+)?", decimal) and set(signs[:-1]) <= {"="}
+    return exact if says_so and equal(gold, decimal) else None
 
 
 def _bare(text: str) -> str:

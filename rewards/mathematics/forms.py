@@ -22,7 +22,7 @@ _NAME = re.compile(
 _CHOICE = re.compile(r"\(([A-J])\)(?:\s+(.+))?", re.DOTALL)
 _CLOCK = re.compile(r"(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))?\s*([ap]m)?")
 _RATIO = re.compile(r"[^:<>=|]+(?::[^:<>=|]+)+")
-_RELATIONS = re.compile(r"\\(?:le|ge|neq|approx|equiv)(?![a-zA-Z])|<|>|=+")
+RELATIONS = re.compile(r"\\(?:le|ge|neq|approx|equiv)(?![a-zA-Z])|<|>|=+")
 _ABSOLUTE = re.compile(
     r"\|\s*[a-vxy]\s*(?:(?P<sign>[-+])\s*(?P<number>[^|+-]+))?\|"
 )  # not z or w, which may be complex
@@ -280,7 +280,7 @@ def _brackets(text: str) -> tuple[str, str]:
 
 def _related(text: str, depth: int) -> Form | None:
     """Equations, chains, inequalities; those of one letter with numbers as intervals."""
-    sides, signs = split(text, _RELATIONS)
+    sides, signs = split(text, RELATIONS)
     if not signs:
         return None
     sides, signs = [side.strip() for side in sides], [sign.strip() for sign in signs]
@@ -317,7 +317,7 @@ def _is_name(side: str) -> bool:
 
 def _place(text: str, index: int) -> int:
     """Where the relation of this place begins."""
-    pieces, signs = split(text, _RELATIONS)
+    pieces, signs = split(text, RELATIONS)
     return sum(map(len, pieces[: index + 1])) + sum(map(len, signs[:index]))
 
 

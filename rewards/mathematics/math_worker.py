@@ -12,10 +12,10 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from lockstitch.rewards.mathematics.comparing import is_same
+from lockstitch.rewards.mathematics.comparing import is_same, rounded
 from lockstitch.rewards.mathematics.plain import DIGITS, NEAR, read_plain, same_based, same_plain
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Expr, I, Integral, Limit, N, Product, Sum, Symbol, nan, oo, simplify, zoo
+from sympy import Expr, I, Integral, Limit, N, Product, Rational, Sum, Symbol, nan, oo, simplify, zoo
 
 # It warns once that its time limits are off; ours are not.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -37,9 +37,22 @@ def is_right(pair: tuple[str, str]) -> bool | None:
     """Whether the second of two texts is the first in another form; None if math-verify cannot read the first."""
     gold, answer = pair
     try:
-        return is_same(gold, answer, _equal)
+        exact = rounded(gold, answer, _equal)
+        return (exact is not None and _rounds(exact, gold)) or is_same(gold, answer, _equal)
     except _UnreadableError:
         return None
+
+
+def _rounds(exact: str, decimal: str) -> bool:
+    """Whether a decimal is a number to the digits that it shows, rounded or cut off."""
+    readings, plain = _read(exact), read_plain(decimal)
+    number = _number(readings[0]) if readings else None
+    if number is None or plain is None or not number.is_real:
+        return False
+    digits = len(decimal.partition(".")[2])
+    value, unit = Rational(plain.value.numerator, plain.value.denominator), Rational(1, 10**digits)
+    off = N(number - value, _PRECISION) * (1 if value >= 0 else -1)
+    return bool(-unit / 2 <= off < unit)
 
 
 def _equal(gold: str, answer: str) -> bool:
