@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from lockstitch.rewards.mathematics.forms import RELATIONS, Form, as_spans, parse, split, union
+from lockstitch.rewards.mathematics.forms import Form, as_spans, parse, union
 from lockstitch.rewards.mathematics.plain import read_plain, value_of
 from lockstitch.rewards.mathematics.words import MONTHS
 
@@ -28,6 +28,7 @@ _MEASURE = re.compile(
     r"\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\([^()]*\)|\{?[a-zA-Z]\}?|\\[a-z]+|\\angle\s*[A-Z]+)"
     r"|\|\s*(?:\\[a-z]+\s*)?\{?[a-zA-Z]\}?\s*\|"
 )
+_CONDITIONAL = re.compile(r"\b(?:is|are|an?|the|integer|number)\b")
 _PARAMETER = re.compile(r"(?<![\\a-zA-Z])[knmcC](?![a-zA-Z(])|(?<![\\a-zA-Z])[kc](?=[a-z]\b)|(?<=\d)[knm](?=\\)")
 
 
@@ -42,16 +43,6 @@ def is_same(gold: str, answer: str, equal: Equal) -> bool:
     if _bare(gold) == _bare(answer):
         return True
     return _same(parse(gold), parse(answer), equal)
-
-
-def rounded(gold: str, answer: str, equal: Equal) -> str | None:
-    r"""What an answer rounds to a gold decimal, `\pi` of `\pi \approx 3.14` to 3.14; None if it does not say so."""
-    sides, signs = split(answer, RELATIONS)
-    if "\\approx" not in signs or not sides[0].strip() or read_plain(gold) is None:
-        return None
-    exact, decimal = sides[-2].strip(), sides[-1].strip()
-    says_so = signs[-1] == "\\approx" and re.fullmatch(r"-?\d+(?:\.\d+)?", decimal) and set(signs[:-1]) <= {"="}
-    return exact if says_so and equal(gold, decimal) else None
 
 
 def _bare(text: str) -> str:
@@ -347,6 +338,30 @@ def _same_group(gold: Form, answer: Form, equal: Equal) -> bool:
     return False
 
 
+def _same_cases(gold: Form, answer: Form, equal: Equal) -> bool:
+    """Piecewise answers, branch by branch in whatever order; `otherwise` stands for the one condition that is left."""
+    if gold.kind != answer.kind:
+        return False
+
+    def same(one: tuple[Form, Form], other: tuple[Form, Form]) -> bool:
+        is_rest = "" in (one[1].text, other[1].text)
+        return _same(one[0], other[0], equal) and (is_rest or _same_condition(one[1], other[1], equal))
+
+    return _matched(_branches(gold), _branches(answer), same)
+
+
+def _branches(form: Form) -> list[tuple[Form, Form]]:
+    """The branches, `otherwise` last."""
+    return sorted(zip(form.parts[::2], form.parts[1::2], strict=True), key=lambda branch: branch[1].text == "")
+
+
+def _same_condition(gold: Form, answer: Form, equal: Equal) -> bool:
+    if _same(gold, answer, equal):
+        return True
+    one, other = (_CONDITIONAL.sub("", form.text).split() for form in (gold, answer))
+    return one == other
+
+
 def _same_relation(gold: Form, answer: Form, equal: Equal) -> bool:
     if gold.kind != answer.kind:
         return False
@@ -381,6 +396,7 @@ def _renamed(gold: Form, answer: Form, equal: Equal) -> bool:
 
 # The first of these that either side is, decides.
 _JUDGES: tuple[tuple[tuple[str, ...], Callable[[Form, Form, Equal], bool]], ...] = (
+    (("cases",), _same_cases),
     (("words",), _same_words),
     (("clock",), _same_clock),
     (("ratio",), _same_ratio),

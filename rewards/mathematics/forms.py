@@ -8,10 +8,10 @@ since there math-verify takes tuples for sets, sets for their first elements, an
 import re
 from dataclasses import dataclass, field
 
+from lockstitch.rewards.mathematics.branches import branches_of, split
 from lockstitch.rewards.mathematics.plain import rounds, value_of, written
 from lockstitch.rewards.mathematics.words import FUNCTIONS, is_word
 
-_OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
 _NAME = re.compile(
     r"m?\\angle\s*\{?[A-Z]{1,3}\}?|(?:[fghFGPTSVAEN]|Pr|\\Pr)'*\s*\([^()]*\)"
     r"|[fghFG]\s*\^\s*\{\s*-1\s*\}\s*\([^()]*\)|[fgh]'*\s*\((?:[^()]|\([^()]*\))*\)"  # `f^{-1}(x)`, `f(g(x))`
@@ -49,7 +49,7 @@ class Form:
 
     Attributes:
         kind: `scalar`, `words`, `choice`, `clock`, `ratio`, `list`, `either`, `set`, `tuple`, `spans`, `matrix`, `equation`,
-            `named`, `relation`.
+            `named`, `relation`, `cases`.
         text: the answer itself, without what the parts say.
         parts: what it consists of: elements, sides, rows, ends of intervals.
         marks: signs that go with the parts: brackets, relations, a name.
@@ -59,33 +59,6 @@ class Form:
     text: str
     parts: tuple["Form", ...] = ()
     marks: tuple[str, ...] = field(default=())
-
-
-def split(text: str, pattern: re.Pattern[str] | str) -> tuple[list[str], list[str]]:
-    """The pieces of a text between the matches of a pattern outside of all brackets, and those matches."""
-    compiled = re.compile(pattern)
-    pieces, found, start, i, depth, environment = [], [], 0, 0, 0, 0
-    while i < len(text):
-        match = compiled.match(text, i) if depth == 0 and environment == 0 else None
-        if match and match.end() > i:
-            pieces.append(text[start:i])
-            found.append(match[0])
-            start = i = match.end()
-            continue
-        if text.startswith("\\begin", i) or text.startswith("\\end", i):
-            environment += 1 if text.startswith("\\begin", i) else -1
-            i += 4
-        elif text.startswith("\\langle", i) or text.startswith("\\rangle", i):
-            depth += 1 if text[i + 1] == "l" else -1
-            i += 7
-        elif text[i] == "\\":
-            depth += (text[i + 1 : i + 2] == "{") - (text[i + 1 : i + 2] == "}")
-            i += 2
-        else:
-            depth += (text[i] in _OPEN) - (text[i] in _CLOSE)
-            i += 1
-        depth = max(0, depth)
-    return [*pieces, text[start:]], found
 
 
 def parse(text: str, depth: int = 0) -> Form:
@@ -103,6 +76,9 @@ def parse(text: str, depth: int = 0) -> Form:
         return Form("clock", text, (), (str(int(match[1])), match[2] or "00", match[3] or "00", match[4] or ""))
     if _TURNED.fullmatch(text):  # the other way to write an open end
         text = text[0].replace("]", "(") + text[1:-1] + text[-1].replace("[", ")")
+    if branches := branches_of(text):
+        sides = [(parse(value, depth + 1), parse(condition, depth + 1)) for value, condition in branches]
+        return Form("cases", text, tuple(side for branch in sides for side in branch))
     joints, joined = split(text, re.compile(r"\s*[,;]\s*(?:(?:and|or)(?![a-zA-Z])\s*)?|\s+(?:and|or)\s+|\s+&\s+"))
     if len(joints) > 1 and not _has_prose(text):
         return _list([parse(joint, depth + 1) for joint in joints if joint.strip()], joined, text)

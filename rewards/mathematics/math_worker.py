@@ -12,7 +12,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from lockstitch.rewards.mathematics.comparing import is_same, rounded
+from lockstitch.rewards.mathematics.branches import split
+from lockstitch.rewards.mathematics.comparing import is_same
+from lockstitch.rewards.mathematics.forms import RELATIONS
 from lockstitch.rewards.mathematics.plain import DIGITS, NEAR, read_plain, same_based, same_plain
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Expr, I, Integral, Limit, N, Product, Rational, Sum, Symbol, nan, oo, simplify, zoo
@@ -37,10 +39,20 @@ def is_right(pair: tuple[str, str]) -> bool | None:
     """Whether the second of two texts is the first in another form; None if math-verify cannot read the first."""
     gold, answer = pair
     try:
-        exact = rounded(gold, answer, _equal)
+        exact = _rounded(gold, answer)
         return (exact is not None and _rounds(exact, gold)) or is_same(gold, answer, _equal)
     except _UnreadableError:
         return None
+
+
+def _rounded(gold: str, answer: str) -> str | None:
+    r"""What an answer rounds to a gold decimal, `\pi` of `\pi \approx 3.14` to 3.14; None if it does not say so."""
+    sides, signs = split(answer, RELATIONS)
+    if "\\approx" not in signs or not sides[0].strip() or read_plain(gold) is None:
+        return None
+    exact, decimal = sides[-2].strip(), sides[-1].strip()
+    says_so = signs[-1] == "\\approx" and re.fullmatch(r"-?\d+(?:\.\d+)?", decimal) and set(signs[:-1]) <= {"="}
+    return exact if says_so and _equal(gold, decimal) else None
 
 
 def _rounds(exact: str, decimal: str) -> bool:

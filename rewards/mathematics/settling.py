@@ -6,6 +6,7 @@ What stands there is spelled as `spelling.normal` has it. Then words are told fr
 - of mathematics with words (`the answer is 12`, `12 cm^2`, `90 km/h`, `12 ways, since 3 x 4`), it is the mathematics, scaled
   by `million` and its kind;
 - numbers in words are numbers;
+- a piecewise answer (`2 if x > 0, 3 otherwise`) has all of its branches;
 - if the words say something else than the number beside them (`no more than 5`, `half of 2`, `5 feet 10 inches`), the answer
   is the text itself, which equals nothing but the same text.
 """
@@ -15,6 +16,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from lockstitch.rewards.mathematics import words
+from lockstitch.rewards.mathematics.branches import branches_of
 from lockstitch.rewards.mathematics.plain import value_of, written
 from lockstitch.rewards.mathematics.spelling import normal
 from lockstitch.rewards.phrases import supposes
@@ -168,9 +170,27 @@ def settled(text: str) -> str:
         rest = settled(match[3]) if match[3].strip() else ""
         return f"({(match[1] or match[2]).upper()}) {rest}" if rest else (match[1] or match[2]).upper()
     text = plain_numbers(text)
+    if (found := _piecewise(text)) is not None:
+        return found
     text = without_notes(text)
     found = expression_of(text)
     return text if found is None else found
+
+
+def _piecewise(text: str) -> str | None:
+    """A piecewise answer with all of its branches, in one spelling; None for anything else, and where they are one value."""
+    values, conditions = [], []
+    for value, condition in branches_of(text):
+        found = expression_of(value)
+        if found is None or words_of(found) or MATTER.search(found) is None:
+            return None
+        values.append(found)
+        conditions.append(f"if {condition}" if condition else "otherwise")
+    if values and "=" in values[0] and not any("=" in value for value in values[1:]):
+        values[0] = trimmed(values[0].rpartition("=")[2])  # `f(x) =` before the first
+    if len(set(values)) < 2:
+        return None
+    return ", ".join(f"{value} {condition}" for value, condition in zip(values, conditions, strict=True))
 
 
 def plain_numbers(text: str) -> str:

@@ -279,6 +279,10 @@ _ALGEBRA = _rules(
     ),
     (r"\s*\(?\\pmod\s*\{?[^{}]*\}?\)?\s*$|\s*\(\s*mod\s*\w+\s*\)\s*$|\s+\\?b?mod\s*\{?\w+\}?\s*$", ""),
 )
+_CONDITION = re.compile(
+    r"\s*-?(?:[a-zA-Z]|[\d.]+|\\(?:theta|alpha|infty)\s)\s*"
+    r"(?:<|>|=|\\(?:le|ge|ne|in|lt|gt)|(?:\\(?:text|mbox|mathrm)\s*\{\s*)?(?:is|even|odd)\b)"
+)
 _FONT = re.compile(rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}")
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _TEXT = rf"\s*\\(?:text|mathrm|mbox)\s*\{{([^{{}}]*)\}}({_POWER})\s*"
@@ -332,9 +336,17 @@ def _rows(text: str) -> str:
         return text
     parts = re.split(r"(?:\\left)?\s*(?:\\\{|\\lbrace)?\s*\\cases", text)
     for i in range(1, len(parts), 2):
-        rows = [row.replace("&", " ").strip(" ,;.") for row in re.split(r"\\\\(?:\[[^\]]*\])?", parts[i])]
+        rows = [_row(row) for row in re.split(r"\\\\(?:\[[^\]]*\])?", parts[i])]
         parts[i] = ", ".join(row for row in rows if row)
     return " ".join(re.sub(r"^\s*\\right\s*(?:\.|\\\})", " ", part) for part in parts)
+
+
+def _row(row: str) -> str:
+    """A row of a system; of a piecewise function, with `if` before a condition that has no word."""
+    value, sign, condition = row.strip(" ,;.").partition("&")
+    if sign and value.strip() and "&" not in condition and _CONDITION.match(condition):
+        return f"{value.strip(' ,;')} if {condition.strip()}"
+    return row.replace("&", " ").strip(" ,;.")
 
 
 def _thousands(text: str) -> str:
