@@ -160,7 +160,8 @@ def _heads_working(phrase: str, rest: str, is_below: bool) -> bool:
         return True
     first, *others = sentences(rest)
     if not _VALUE_FIRST.match(first):
-        return re.search(r"\d", first if label["label"].lower() == "result" else rest) is not None
+        is_result = label["label"].lower() == "result"
+        return (is_below or not is_result) and re.search(r"\d", first if is_result else rest) is not None
     steps = [_CALCULATION.match(other, step.end()) for other in others if (step := _NEXT_STEP.match(other))]
     return _CALCULATION.match(first) is not None and any(steps)
 

@@ -170,7 +170,16 @@ def _same_ratio(gold: Form, answer: Form, equal: Equal) -> bool:
 
 
 def _is_constant(text: str) -> bool:
-    return re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+|(?<![a-zA-Z])[ei](?![a-zA-Z])", " ", text)) is None
+    return not _letters(text)
+
+
+def _letters(text: str) -> set[str]:
+    """The names of variables in an expression, with their indices: all letters and Greek ones but constants."""
+    bare = re.sub(r"\\(?!(?:alpha|beta|gamma|theta|lambda|phi|omega|mu|sigma)(?![a-zA-Z]))[a-zA-Z]+", " ", text)
+    names = re.findall(
+        r"\\[a-z]+|[a-zA-Z](?:\s*_\s*\{?\s*\w+\s*\}?)?", re.sub(r"(?<![\\a-zA-Z])[ei](?![a-zA-Z])", " ", bare)
+    )
+    return {re.sub(r"[\s{}]", "", name) for name in names}
 
 
 def _same_named(gold: Form, answer: Form, equal: Equal) -> bool:
@@ -222,8 +231,7 @@ def _told(form: Form) -> list[str]:
 
 def _is_quantity(text: str) -> bool:
     """Whether an expression can be what is asked for, and not one letter's equation: two letters, or a function of one."""
-    bare = re.sub(r"\\[a-zA-Z]+|(?<![a-zA-Z])[ei](?![a-zA-Z])", " ", text)
-    return len(set(re.findall(r"[a-zA-Z]", bare))) > 1 or _MEASURE.fullmatch(text) is not None
+    return len(_letters(text)) > 1 or _MEASURE.fullmatch(text) is not None
 
 
 def _chain(form: Form) -> list[str]:

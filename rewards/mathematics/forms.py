@@ -262,6 +262,8 @@ def _related(text: str, depth: int) -> Form | None:
     sides, signs = [side.strip() for side in sides], [sign.strip() for sign in signs]
     if signs[0] == "\\approx" and not sides[0]:
         return parse(text.partition("\\approx")[2], depth + 1)
+    if signs == ["\\approx"] and not sides[0].startswith("\\") and _is_name(sides[0]):  # `x` and about what it is
+        return Form("named", text, (parse(sides[1], depth + 1),), (sides[0].replace(" ", ""),))
     if "\\approx" in signs:
         cut = signs.index("\\approx")
         if rounds(sides[cut], sides[cut + 1]):

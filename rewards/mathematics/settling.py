@@ -81,7 +81,7 @@ _ORDINAL = re.compile(
 )
 _THOUSAND = re.compile(  # with a letter that scales it; in a formula the letter is a variable
     r"(?:(?<=^)|(?<=^-)|(?<=[\s,;(=~]))(?<![-+*/^(]\s)(\d+(?:\.\d+)?)\s?(K|M|B|bn|mn)"
-    r"(?=\s*(?:$|[,;.!?)](?!\d))|\s+(?P<word>[a-zA-Z]{2,}))"
+    r"(?=\s*(?:\+?$|[,;:.!?)](?!\d)|/\s?[a-zA-Z]{3})|\s+(?P<word>[a-zA-Z]{2,}))"
 )
 _COUNTED = re.compile(
     r"(?:dollars|cents|euros|pounds|rupees|yen|people|users|customers|views|years|bytes|cells|stars|tons|barrels|shares)",
