@@ -76,6 +76,7 @@ _STATES = re.compile(
 _CORRECTS = re.compile(
     r"\b(?:no|nope|wait|oops|actually|sorry|correction|rather|scratch|instead|i\s+mean)\b", re.IGNORECASE
 )
+_DOUBTS = re.compile(r"\b(?:but|hmm+|oh|ah|however|in\s+fact|in\s+reality)\b", re.IGNORECASE)  # before `it is 6`
 # Of a later sentence: that it states the answer, and is no remark about it (`the correct value is`, `it should be`).
 _SETTLES = re.compile(r"\b(?:right|correct|actual|true|real|final|proper)\b|\bshould\b", re.IGNORECASE)
 # Behind a phrase: what the answer is like or given in, and not what it is (`the answer is correct`, `is in dollars`).
@@ -229,5 +230,7 @@ def _stated(sentence: str, is_held: bool, turned: bool = False) -> str | None:
     match = _STATES.fullmatch(sentence)
     if match is None or _SAYS_MORE.search(match["other"]):
         return None
-    corrects = _CORRECTS.search(match["lead"]) or (match["subject"] and (turned or _SETTLES.search(match["subject"])))
+    subject = match["subject"] or ""
+    doubts = _DOUBTS.search(match["lead"]) and re.match(r"it|the", subject, re.IGNORECASE)
+    corrects = _CORRECTS.search(match["lead"]) or (subject and turned) or _SETTLES.search(subject) or doubts
     return str(match["other"]).strip() if corrects or not is_held else None

@@ -4,7 +4,7 @@ import re
 
 _OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
 _IF = re.compile(
-    r"[\s,]*(?<![a-zA-Z])(?:(?:if|when|where)(?![a-zA-Z])|for(?=\s+\$?(?:\d|[a-zA-Z](?![a-zA-Z])|\\))|(?:otherwise|else)(?![a-zA-Z]))\s*"
+    r"[\s,]*(?<![a-zA-Z])(?:(?:if|when)(?![a-zA-Z])|for(?=\s+\$?(?:\d|[a-zA-Z](?![a-zA-Z])|\\))|(?:otherwise|else)(?![a-zA-Z]))\s*"
 )
 _JOINT = re.compile(r"\s*[,;]\s*(?:(?:and|or)(?![a-zA-Z])\s*)?|\s+(?:and|or)\s+")
 # Of a condition: a letter that stands alone, a number or a sign, and no mere words.

@@ -182,7 +182,7 @@ def _piecewise(text: str) -> str | None:
     values, conditions = [], []
     for value, condition in branches_of(text):
         found = expression_of(value)
-        if found is None or words_of(found) or MATTER.search(found) is None:
+        if found is None or words_of(found) or MATTER.search(found) is None or _EXPLAINS.search(value):
             return None
         values.append(found)
         conditions.append(f"if {condition}" if condition else "otherwise")
