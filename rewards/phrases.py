@@ -21,7 +21,7 @@ _PHRASE = re.compile(
 _HEADS = re.compile(r"[ \t>*_#-]*(?P<label>solution|result)\b", re.IGNORECASE)
 _ITEM = re.compile(r"\W*?\d{1,2}[.)][ \t]+\S")  # of a numbered list of steps
 _VALUE_FIRST = re.compile(r"[^\w\n]{0,6}(?:\d|\\[a-zA-Z(\[{]|[a-zA-Z]\b(?!['\u2019]|[ \t]+[a-zA-Z]{2}))")
-_CALCULATION = re.compile(r"[^=a-zA-Z]*\d[^=a-zA-Z]*[-+*/\u2212\u00d7\u00f7][^=a-zA-Z]*\d[^=a-zA-Z]*=")
+_TIMES = re.compile(r"\\(?:times|cdot|div)|[\u2212\u00d7\u00f7]")
 _NEXT_STEP = re.compile(
     r"\s*(?:[-*>\u2022][ \t]+)?(?:(?:so|then|next|and|now|thus|therefore|hence)\b,?[ \t]*)?(?=[$\\(\d])", re.IGNORECASE
 )
@@ -163,8 +163,15 @@ def _heads_working(phrase: str, rest: str, is_below: bool) -> bool:
     if not _VALUE_FIRST.match(first):
         is_result = label["label"].lower() == "result"
         return (is_below or not is_result) and re.search(r"\d", first if is_result else rest) is not None
-    steps = [_CALCULATION.match(other, step.end()) for other in others if (step := _NEXT_STEP.match(other))]
-    return _CALCULATION.match(first) is not None and any(steps)
+    steps = [other[step.end() :] for other in others if (step := _NEXT_STEP.match(other))]
+    return _calculates(first) and any(map(_calculates, steps))
+
+
+def _calculates(sentence: str) -> bool:
+    """Whether a sentence begins with a calculation of numbers, `12 + 7 =`."""
+    left, equals, _ = sentence.partition("=")
+    left = _TIMES.sub("*", left)
+    return bool(equals) and re.search(r"[a-zA-Z]", left) is None and re.search(r"\d\D*?[-+*/]", left) is not None
 
 
 def is_remark(sentence: str) -> bool:
