@@ -46,7 +46,7 @@ FACES = {
 }
 PACKAGES = [*MAY_IMPORT, *(f"{room}.{wing}" for room, wings in WINGS.items() for wing in wings)]
 # The umbrella's own modules, for every room.
-SHARED = {"cores", "engine", "errors", "files", "options", "pages", "prompts", "server", "terminal"}
+SHARED = {"contents", "cores", "engine", "errors", "files", "options", "pages", "prompts", "server", "terminal"}
 SCRIPT = Path(sysconfig.get_path("scripts")) / "lockstitch"
 
 
