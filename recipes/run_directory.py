@@ -8,6 +8,7 @@ says what a run is from its first checkpoint on.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -42,6 +43,9 @@ class NotBegunError(ValueError):
 
 # What ends a run that has begun in a line: everything else is a fault of ours.
 MISTAKES = (NotBegunError, NotFiniteError, NotANumberError, NotWrittenError, OSError)
+
+
+_STRAY = re.compile(r"\.tmp\w{6}")  # what safetensors was writing when it was killed
 
 
 class _Begun(TrainerCallback):  # type: ignore[misc]
@@ -165,6 +169,9 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
     output.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", "0")) == 0:
         files.lock(output)
+        for stray in output.glob(".tmp*"):
+            if _STRAY.fullmatch(stray.name):
+                stray.unlink()
     named = _named(training)
     state = _state(output / STATE)
     if state is None and last_checkpoint(output) is None:

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lockstitch.recipes import adapt, grpo, prm, read_files, sft
-from lockstitch.recipes.run_directory import _check_same, _ill
+from lockstitch.recipes.run_directory import _check_same, _ill, is_finished
 from lockstitch.rl.checkpoints import last_checkpoint, torn
 from lockstitch.rl.run_record import RunRecord
 from safetensors.torch import load_file
@@ -354,6 +355,13 @@ def test_a_run_that_health_stopped_is_left_alone(tmp_path, monkeypatch, capsys):
     )
     launch_grpo(tmp_path, monkeypatch, max_steps=4, **ill)
     assert "stopped by health" not in capsys.readouterr().out
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path):
+    for name in (".tmpDrwX6U", ".tmp", ".tmp-of-mine", "model.safetensors"):
+        (tmp_path / name).write_text("")
+    assert not is_finished(tmp_path, None, SimpleNamespace(resume_from_checkpoint=None))
+    assert {path.name for path in tmp_path.iterdir()} == {".tmp", ".tmp-of-mine", "model.safetensors"}
 
 
 def test_a_run_that_a_gradient_without_a_number_stopped_is_left_alone(tmp_path):
