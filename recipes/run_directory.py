@@ -133,8 +133,10 @@ def _without_state(checkpoint: Path) -> str | None:
     """What a checkpoint lacks of optimiser and schedule, in words; None if it has both."""
     if any(checkpoint.glob("global_step*")):  # DeepSpeed's own form
         return None
-    missing = [name for name in ("optimizer", "scheduler") if not any(checkpoint.glob(f"{name}*"))]
-    return f"it has no {missing[0]}.pt" if missing else None
+    for name in ("optimizer", "scheduler"):
+        if not any(checkpoint.glob(f"{name}*")):
+            return f"it has no {name}.pt"
+    return None
 
 
 @contextmanager

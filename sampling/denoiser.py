@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lockstitch.sampling.adapter_files import Adapter, find_adapter
+from lockstitch.sampling.blanks import given
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.compiled import compile_layers
 from lockstitch.sampling.families import BIDIRECTIONAL, FACTS, Family, family_of
@@ -224,6 +225,10 @@ class Denoiser:
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of prompts as `chat` says: as they are, unless it is set."""
         return [self.chat.encode(prompt, self.tokenizer) for prompt in prompts]
+
+    def given(self, prompt: object) -> tuple[int | None, ...] | None:
+        """Token ids of what a prompt knows of its completion, None where it is open; None if it knows nothing."""
+        return given(prompt, lambda text: self.encode([text])[0])
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Texts of token ids, special tokens left out."""

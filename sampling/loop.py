@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from lockstitch.sampling.batching import batches
-from lockstitch.sampling.blanks import given
 from lockstitch.sampling.canvases import Bans, Canvas, Look, Row
 from lockstitch.sampling.compiled import check_compiled
 from lockstitch.sampling.config import SamplerConfig
@@ -130,7 +129,7 @@ def make_rows(
 
 def with_given(denoiser: Denoiser, i: int, prompt: Prompt, canvas: Canvas, config: SamplerConfig) -> Canvas:
     """A canvas with what prompt `i` knows of its completion pinned on it, whatever else would stand there."""
-    known = given(prompt, lambda text: denoiser.encode([text])[0])
+    known = denoiser.given(prompt)
     if known is None:
         return canvas
     if len(known) != config.canvas_length or config.length != "fixed":

@@ -26,7 +26,6 @@ from difflib import SequenceMatcher
 import torch
 from lockstitch.rewards.extract import NUMBER
 from lockstitch.rewards.tasks.task import Task
-from lockstitch.sampling.blanks import given
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.layouts import in_blocks_of
@@ -140,7 +139,7 @@ class Consistency:
                 "the scorer 'bmc' rebuilds trajectories that this toolkit sampled; completions from elsewhere "
                 "have no canvas"
             )
-        known = given(self.task.prompt(question), lambda text: self.denoiser.encode([text])[0]) or ()
+        known = self.denoiser.given(self.task.prompt(question)) or ()
         rebuilt = self._rebuild(trajectories, known)
         score_KN = [
             [self._agreement(step, old, new).score for step in steps]

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.batching import CPU_TOKENS
-from lockstitch.sampling.blanks import given
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loading import loaded_from
@@ -92,7 +91,7 @@ class Bound:
                 "the scorer 'bound' masks trajectories that this toolkit sampled; completions from elsewhere "
                 "have no canvas: use likelihood:MODEL"
             )
-        known = given(self.task.prompt(question), lambda text: self.denoiser.encode([text])[0]) or ()
+        known = self.denoiser.given(self.task.prompt(question)) or ()
         pinned = {i for i, token in enumerate(known) if token is not None}
         masks_K = [
             [

@@ -143,8 +143,8 @@ def stitch_rounds(
                 key = min(candidates, key=lambda key, tried=tries[i]: (tried[key], -len(key)))  # type: ignore[misc]
                 canvas = pin_chain(denoiser, task, candidates[key], {t for t, _ in key}, config.canvas_length)
                 # What the prompt pins is no pass's work.
-                open_ = with_given(denoiser, i, task.prompt(pool.question), canvas, config)
-                left -= _passes(open_, config) + pool.scoring_nfe()
+                whole = with_given(denoiser, i, task.prompt(pool.question), canvas, config)
+                left -= _passes(whole, config) + pool.scoring_nfe()
                 if k > 0 and left < 0:
                     break
                 tries[i][key] += 1
