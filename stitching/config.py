@@ -340,7 +340,10 @@ class StitchConfig:
                     "--trajectories, 'prm:MODEL' or 'module:function' need none"
                 )
             Calculator(task)  # refuses a task without a checker
-        self._check_evidence(task)
+        if self.evidence_weights is not None:
+            from lockstitch.stitching.evidence_model import check_weights
+
+            check_weights(self.evidence_weights, self.scorer, task.concludes and solver_name(self, task) != NONE)
         self.rule = self.rule or (PATH if task.checker is not None else "paper")
         if self.rescore and self.rule != PATH:
             raise ValueError(f"rescore=True would be ignored: rule={self.rule!r} puts no chain together; path does")
@@ -359,23 +362,6 @@ class StitchConfig:
             planless = not task.embedded or task.spell_out is None
             if "plan_then_diffuse" in self.methods and self.planner is None and planless:
                 raise ValueError(f"methods: plan_then_diffuse needs a --planner: no embedded model plans {task.name}")
-
-    def _check_evidence(self, task: Any) -> None:
-        """Raises `ValueError` for fitted weights of the vote that nothing would ask, or that were fitted on other scores."""
-        from lockstitch.stitching.score import scorer_parts
-
-        if self.evidence_weights is None:
-            return
-        if not any(part.startswith("verifier:") for part in scorer_parts(self.scorer)):
-            raise ValueError(
-                f"evidence_weights={self.evidence_weights!r} are fitted on a verifier's scores, and scorer={self.scorer!r} "
-                "has none: verifier:DIR"
-            )
-        if task.concludes and solver_name(self, task) != NONE:
-            raise ValueError(
-                f"evidence_weights={self.evidence_weights!r} would be ignored: a chain that stands is its own answer, and "
-                "the solver reads the others: --solver none"
-            )
 
     @property
     def comparing(self) -> str | None:

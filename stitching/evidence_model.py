@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lockstitch.rewards.extract import NUMBER, clean
 from lockstitch.stitching.logistic import Logistic
+from lockstitch.stitching.score import scorer_parts
 
 FILE = "evidence_weights.json"
 
@@ -66,6 +67,25 @@ def evidence_features(
             ]
         )
     return rows
+
+
+def check_weights(place: str, scorer: str, is_unread: bool) -> None:
+    """Raises `ValueError` for fitted weights that were fitted on other scores than `scorer` gives, or that nothing reads.
+
+    Args:
+        place: the file of the weights, for the message.
+        scorer: the name of the scorer, which may be a sum.
+        is_unread: whether every answer is a chain's own or the solver's, and none the vote's.
+    """
+    if not any(part.startswith("verifier:") for part in scorer_parts(scorer)):
+        raise ValueError(
+            f"evidence_weights={place!r} are fitted on a verifier's scores, and scorer={scorer!r} has none: verifier:DIR"
+        )
+    if is_unread:
+        raise ValueError(
+            f"evidence_weights={place!r} would be ignored: a chain that stands is its own answer, and the solver reads the "
+            "others: --solver none"
+        )
 
 
 class EvidenceModel:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from lockstitch.rewards.mathematics.forms import Form, as_spans, parse, union
 from lockstitch.rewards.mathematics.plain import read_plain, value_of
+from lockstitch.rewards.mathematics.quantities import is_constant, is_quantity
 from lockstitch.rewards.mathematics.words import MONTHS
 
 Equal = Callable[[str, str], bool]
@@ -24,10 +25,6 @@ _OUTCOMES = frozenset(
 _GROUPS = ("list", "either", "set")
 _MONTHS = frozenset(MONTHS)
 _NOTHING = {"none", "nothing", "nobody"}
-_MEASURE = re.compile(
-    r"\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\([^()]*\)|\{?[a-zA-Z]\}?|\\[a-z]+|\\angle\s*[A-Z]+)"
-    r"|\|\s*(?:\\[a-z]+\s*)?\{?[a-zA-Z]\}?\s*\|"
-)
 _CONDITIONAL = re.compile(r"\b(?:is|are|an?|the|integer|number)\b")
 _PARAMETER = re.compile(r"(?<![\\a-zA-Z])[knmcC](?![a-zA-Z(])|(?<![\\a-zA-Z])[kc](?=[a-z]\b)|(?<=\d)[knm](?=\\)")
 
@@ -169,19 +166,6 @@ def _same_ratio(gold: Form, answer: Form, equal: Equal) -> bool:
     )
 
 
-def _is_constant(text: str) -> bool:
-    return not _letters(text)
-
-
-def _letters(text: str) -> set[str]:
-    """The names of variables in an expression, with their indices: all letters and Greek ones but constants."""
-    bare = re.sub(r"\\(?!(?:alpha|beta|gamma|theta|lambda|phi|omega|mu|sigma)(?![a-zA-Z]))[a-zA-Z]+", " ", text)
-    names = re.findall(
-        r"\\[a-z]+|[a-zA-Z](?:\s*_\s*\{?\s*\w+\s*\}?)?", re.sub(r"(?<![\\a-zA-Z])[ei](?![a-zA-Z])", " ", bare)
-    )
-    return {re.sub(r"[\s{}]", "", name) for name in names}
-
-
 def _same_named(gold: Form, answer: Form, equal: Equal) -> bool:
     """`x = 5` and `f(x) = 2x`, on either side; a chain of equations must hold where it is of numbers."""
     if "equation" in (gold.kind, answer.kind):
@@ -191,7 +175,7 @@ def _same_named(gold: Form, answer: Form, equal: Equal) -> bool:
         if any(
             side.kind == "scalar"
             and value.kind == "scalar"
-            and _is_constant(side.text + value.text)
+            and is_constant(side.text + value.text)
             and not _same_scalar(value.text, side.text, equal)
             for side in chain
         ):
@@ -200,7 +184,7 @@ def _same_named(gold: Form, answer: Form, equal: Equal) -> bool:
         one, other = gold.parts[0], answer.parts[0]
         if gold.marks == answer.marks:
             return _same(one, other, equal) or ("(" in gold.marks[0] and _renamed(one, other, equal))
-        if _is_constant(one.text) or not _is_function(gold.marks[0], one) or not _is_function(answer.marks[0], other):
+        if is_constant(one.text) or not _is_function(gold.marks[0], one) or not _is_function(answer.marks[0], other):
             return False
         return _same(one, other, equal)
     if answer.kind == "named":
@@ -224,14 +208,9 @@ def _told(form: Form) -> list[str]:
     r"""The numbers that an equation says a quantity is (`m + n = 5`, `\sin A = 1/2`); none of one to solve (`2x = 5`)."""
     if form.kind != "equation":
         return []
-    numbers = [side.text for side in form.parts if _is_constant(side.text)]
-    others = [side.text for side in form.parts if not _is_constant(side.text)]
-    return numbers if all(map(_is_quantity, others)) else []
-
-
-def _is_quantity(text: str) -> bool:
-    """Whether an expression can be what is asked for, and not one letter's equation: two letters, or a function of one."""
-    return len(_letters(text)) > 1 or _MEASURE.fullmatch(text) is not None
+    numbers = [side.text for side in form.parts if is_constant(side.text)]
+    others = [side.text for side in form.parts if not is_constant(side.text)]
+    return numbers if all(map(is_quantity, others)) else []
 
 
 def _chain(form: Form) -> list[str]:
@@ -239,7 +218,7 @@ def _chain(form: Form) -> list[str]:
     sides = (
         [side.text for side in form.parts] if form.kind == "equation" else [form.text] if form.kind == "scalar" else []
     )
-    return sides if all(map(_is_constant, sides)) else []
+    return sides if all(map(is_constant, sides)) else []
 
 
 def _same_spans(gold: Form, answer: Form, equal: Equal) -> bool:
