@@ -12,7 +12,7 @@ WEIGHTINGS = ("inverse_t", "mean")
 
 def precision_of(args: Any) -> bool | None:
     """TRL's `bf16`, which is on unless it is said otherwise: off on a CPU, where it is many times slower."""
-    if args.bf16 is None and (args.use_cpu or torch.accelerator.current_accelerator() is None):
+    if args.bf16 is None and (args.use_cpu or not torch.accelerator.is_available()):
         return False
     said: bool | None = args.bf16
     return said

@@ -64,6 +64,8 @@ class Chat:
 def encode(prompt: str | Messages, tokenizer: Tokenizer, **template: Any) -> list[int]:
     """Token ids of a text as it is, without special tokens, or of a conversation in the model's template.
 
+    By default up to where the model is to answer; `template` goes to `apply_chat_template`.
+
     Raises `ValueError` for messages that the template does not take.
     """
     if isinstance(prompt, str):
@@ -71,9 +73,9 @@ def encode(prompt: str | Messages, tokenizer: Tokenizer, **template: Any) -> lis
         return ids
     try:
         templated: list[int] = tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True, **template
+            list(prompt), tokenize=True, return_dict=True, **{"add_generation_prompt": True, **template}
         )["input_ids"]
-    except (TemplateError, TypeError) as error:
+    except (TemplateError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"the chat template refuses the messages {repr([*prompt])[:200]}: {why}") from error
     return templated

@@ -145,7 +145,8 @@ def _reader(native: str, of: str) -> Any:
 def usable_device(device: str | torch.device | None) -> torch.device:
     """The device of that name, by default the accelerator if there is one; `ValueError` for one that this machine lacks."""
     if device is None:
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        # A build for an accelerator names it even on a machine that has none.
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         torch.zeros(1, device=device).cpu()
         return torch.device(device)

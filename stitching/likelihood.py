@@ -26,7 +26,7 @@ from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.batching import CPU_TOKENS
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.loading import loaded_from
+from lockstitch.sampling.loading import loaded_from, usable_device
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import ROWS, Scores
@@ -281,9 +281,9 @@ class Likelihood:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         path = model_path(name)
-        device = torch.accelerator.current_accelerator()
+        device = usable_device(None)
         try:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if device is None else "auto")
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if device.type == "cpu" else "auto")
             tokenizer = AutoTokenizer.from_pretrained(path)
         except OSError as error:
             raise ValueError(
@@ -291,7 +291,7 @@ class Likelihood:
             ) from error
         if getattr(model.config, "is_causal", True) is False:
             raise ValueError(f"scorer 'likelihood:{name}' needs a causal model; 'bound' asks the diffusion model")
-        return cls(model.to(device or "cpu"), tokenizer, task)
+        return cls(model.to(device), tokenizer, task)
 
     @torch.inference_mode()
     def __call__(

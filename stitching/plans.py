@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lockstitch.rewards.tasks.task import Task
+from lockstitch.sampling.chat import encode
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.trajectory import Ledger
 from lockstitch.stitching.canvas import pin_chain
@@ -76,33 +77,36 @@ class TextPlanner:
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, *, tokens: int = PLAN_TOKENS) -> None:
         self.model, self.tokenizer, self.task, self.tokens = model.eval(), tokenizer, task, tokens
+        if tokenizer.chat_template is not None:
+            self._ids("")  # a template that refuses a question does so before anything is sampled
 
     @classmethod
     def from_pretrained(cls, name: str, task: Task) -> "TextPlanner":
         """Loads a directory or hub name: in its own dtype on an accelerator, in float32 on a CPU."""
         import torch
-        from lockstitch.sampling.loading import loaded_from
+        from lockstitch.sampling.loading import loaded_from, usable_device
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = usable_device(None)
         with loaded_from(f"planner {name!r}"):
-            model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if device else torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if device.type == "cpu" else "auto")
             tokenizer = AutoTokenizer.from_pretrained(name)
-        return cls(model.to(device or "cpu"), tokenizer, task)
+        return cls(model.to(device), tokenizer, task)
 
     def __call__(self, questions: Sequence[str]) -> list[Plan]:
         """One question after another: what is padded beside others must not change a plan."""
         return [self._plan(question) for question in questions]
 
+    def _ids(self, question: str) -> list[int]:
+        if self.tokenizer.chat_template is not None:
+            return encode([{"role": "user", "content": f"{question.strip()}\n\n{ASK}"}], self.tokenizer)
+        return list(self.tokenizer(f"{self.task.statement(question).rstrip()}\nPlan:")["input_ids"])
+
     def _plan(self, question: str) -> Plan:
         import torch
 
         began = time.perf_counter()
-        if self.tokenizer.chat_template is not None:
-            messages = [{"role": "user", "content": f"{question.strip()}\n\n{ASK}"}]
-            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        else:
-            ids = self.tokenizer(f"{self.task.statement(question).rstrip()}\nPlan:")["input_ids"]
+        ids = self._ids(question)
         with torch.inference_mode():
             out = self.model.generate(
                 input_ids=torch.tensor([ids], device=self.model.device),

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from lockstitch.rewards.tasks.task import Task
-from lockstitch.sampling.loading import loaded_from
+from lockstitch.sampling.chat import encode
+from lockstitch.sampling.loading import loaded_from, usable_device
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import Scores
 from lockstitch.stitching.step_reader import Encoded, Reader, batch, check_room, load_classifier
@@ -99,7 +100,9 @@ class ProcessRewardModel:
                 "...ForTokenClassification of two labels, or one that brings code of its own"
             )
         self.marker_id = _single_token(self.tokenizer, marker, model) if marker else None
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.marker_id is not None:
+            self.encode("", ())  # a chat template that refuses these turns does so before the model is read
+        self.device = usable_device(device)
         with loaded_from(f"scorer prm:{model}"):
             loaded: Any = face.from_pretrained(model, trust_remote_code=trust_remote_code, dtype="auto")
         self.model = loaded.to(self.device).eval()
@@ -138,30 +141,26 @@ class ProcessRewardModel:
             written = steps if self.task is None else [self.task.write_step(step) for step in steps]
             return self.reader.encode(self.tokenizer, prompt, written)
         if self.marker_id is None:
-            ids = self._ids(self._prompt(question, ""), special=True)
+            ids = self._prompt(question, "")
             positions = []
             for step in steps:
-                ids = ids + self._ids(step + "\n")
+                ids = ids + self.tokenizer(step + "\n", add_special_tokens=False)["input_ids"]
                 positions.append(len(ids) - 1)
             return Encoded(ids, [], positions)
         # A marker that the question or a step writes itself must not be taken for ours.
         body = "".join(step.replace(self.marker, " ") + self.marker for step in steps)
-        ids = self._ids(self._prompt(question.replace(self.marker, " "), body), special=True)
+        ids = self._prompt(question.replace(self.marker, " "), body)
         positions = [i for i, token in enumerate(ids) if token == self.marker_id]
         assert len(positions) == len(steps)
         return Encoded(ids, [], positions)
 
-    def _prompt(self, question: str, body: str) -> str:
+    def _prompt(self, question: str, body: str) -> list[int]:
+        # A chat template writes its own special tokens; without one the tokenizer adds those that it always adds.
         if not self.marker or self.tokenizer.chat_template is None:
-            return f"{question}\n{body}"
+            return list(self.tokenizer(f"{question}\n{body}")["input_ids"])
         turns = {"system": self.system, "user": question, "assistant": body}
         chat = [{"role": role, "content": content} for role, content in turns.items()]
-        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=False))
-
-    def _ids(self, text: str, *, special: bool = False) -> list[int]:
-        # A chat template writes its own special tokens; without one the tokenizer adds those that it always adds.
-        special = special and (not self.marker or self.tokenizer.chat_template is None)
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        return encode(chat, self.tokenizer, add_generation_prompt=False)
 
 
 def _single_token(tokenizer: Any, marker: str, model: str) -> int:

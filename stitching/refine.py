@@ -124,10 +124,17 @@ def plain_answer(continuation: str) -> str:
 
 @dataclass(frozen=True)
 class Script:
-    """How a model is asked through its tokenizer, when its answer is complete, and how that is read."""
+    """How a model is asked through its tokenizer, when its answer is complete, and how that is read.
+
+    Raises `ValueError` for a chat template that takes no conversation which is to be continued.
+    """
 
     tokenizer: Any
     task: Task
+
+    def __post_init__(self) -> None:
+        if self.chat:
+            self.prompt("", "")
 
     @property
     def chat(self) -> bool:
@@ -141,9 +148,14 @@ class Script:
 
     def prompt(self, question: str, evidence: str) -> list[int]:
         """Token ids of what the model continues."""
+        from lockstitch.sampling.chat import encode
+
         if self.chat:
-            ids = self.tokenizer.apply_chat_template(
-                chat_messages(question, evidence), continue_final_message=True, return_dict=False
+            ids = encode(
+                chat_messages(question, evidence),
+                self.tokenizer,
+                add_generation_prompt=False,
+                continue_final_message=True,
             )
         else:
             ids = self.tokenizer(plain_solver_prompt(self.task.statement(question), evidence))["input_ids"]

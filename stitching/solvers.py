@@ -46,14 +46,14 @@ class TransformersSolver:
     def from_pretrained(cls, name: str, task: Task, *, max_new_tokens: int = 48) -> "TransformersSolver":
         """Loads a directory or hub name: in its own dtype on an accelerator, in float32 on a CPU."""
         import torch
-        from lockstitch.sampling.loading import loaded_from
+        from lockstitch.sampling.loading import loaded_from, usable_device
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = usable_device(None)
         with loaded_from(f"solver {name!r}"):
-            model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if device else torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if device.type == "cpu" else "auto")
             tokenizer = AutoTokenizer.from_pretrained(name)
-        return cls(model.to(device or "cpu"), tokenizer, task, max_new_tokens=max_new_tokens)
+        return cls(model.to(device), tokenizer, task, max_new_tokens=max_new_tokens)
 
     def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]:
         """Answers in batches; `ValueError` if a prompt and its answer do not fit the model's context."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.denoiser import make_bidirectional, make_causal
-from lockstitch.sampling.loading import loaded_from
+from lockstitch.sampling.loading import loaded_from, usable_device
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -241,7 +241,7 @@ def load_classifier(
     """A trained classifier with its tokenizer, whole or an adapter of PEFT's beside its base's name; float32 on a CPU."""
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-    device = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
+    device = usable_device(device)
     dtype: Any = torch.float32 if device.type == "cpu" else "auto"
     tokenizer = AutoTokenizer.from_pretrained(model)
     if (Path(model) / "adapter_config.json").is_file():

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.cli import main as sample_main
 from lockstitch.stitching.cli import main as stitch_main
+from lockstitch.stitching.plans import TextPlanner
+from lockstitch.stitching.refine import Script
 from models import random_denoiser, tokenizer
 
 TEMPLATE = (
@@ -97,6 +100,14 @@ def test_messages_that_a_template_refuses_are_a_line(messages, says):
         ValueError, match=r"^the chat template refuses the messages \[\{'role': 'user', .*\}\]: .*" + says
     ):
         Chat(template=True).encode(messages, strict)
+
+
+@pytest.mark.parametrize("asks", [Script, lambda strict, task: TextPlanner(random_denoiser().model, strict, task)])
+def test_a_solver_or_planner_that_cannot_be_asked_is_refused_when_it_is_made(asks):
+    strict = tokenizer()
+    strict.chat_template = "{{ raise_exception('only tools may talk') }}{{ messages[0]['content'] }}"
+    with pytest.raises(ValueError, match=r"^the chat template refuses the messages .*: only tools may talk$"):
+        asks(strict, get_task("arithmetic"))
 
 
 def test_stitching_asks_through_the_template_too(model, tmp_path, capsys):

@@ -136,6 +136,14 @@ def test_without_a_chat_template_the_question_stands_first(tmp_path: Path) -> No
     assert [prm.tokenizer.decode(encoded.ids[i]) for i in encoded.positions] == ["<extra_0>"] * 2
 
 
+def test_a_template_that_takes_no_system_turn_is_refused_before_the_model_is_read(tmp_path: Path) -> None:
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    build(tmp_path, template=refusing + TEMPLATE)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"^the chat template refuses the messages .*: no system role$"):
+        ProcessRewardModel(str(tmp_path), device="cpu")
+
+
 def test_what_cannot_score_steps_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no single token for the step marker '<step>'"):
         ProcessRewardModel(str(folder), marker="<step>")

@@ -5,13 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rl.scoring import Scorer
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.remote import mend_buffers
+from lockstitch.stitching.plans import TextPlanner
+from lockstitch.stitching.refine import load_solver
+from lockstitch.stitching.score import load_scorer
 from models import tokenizer
 from remote_code import FogConfig, FogModel, write_checkpoint
+
+from lockstitch import embedded_model
 
 PROMPTS = [[17, 93, 242], [154, 129, 121, 395, 64, 154, 188]]
 
@@ -40,6 +46,18 @@ def test_a_device_that_is_not_there(device, tmp_path):
     path = str(write_checkpoint(tmp_path / "fog", tokenizer()))
     with pytest.raises(ValueError, match=f"device='{device}' cannot be used here"):
         Denoiser.from_pretrained(path, family="bidirectional", trust_remote_code=True, device=device)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_a_build_for_an_accelerator_runs_on_the_cpu_of_a_machine_that_has_none(monkeypatch):
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+    assert torch.accelerator.current_accelerator() == torch.device("cuda")  # what such a build says
+    task = get_task("sudoku")
+    assert Denoiser.from_pretrained("embedded:sudoku").device == torch.device("cpu")
+    load_scorer("prm:embedded:sudoku", task)
+    load_scorer("likelihood:embedded:solver", task)
+    load_solver(str(embedded_model("solver")), task)
+    TextPlanner.from_pretrained(str(embedded_model("solver")), task)
 
 
 def test_code_that_does_everything_is_asked_for_everything(load):
