@@ -19,7 +19,7 @@ from lockstitch.rl.grpo_checks import (
 )
 from lockstitch.rl.rollout_engine_config import RolloutEngineConfig
 from lockstitch.rl.self_distillation import SelfDistillationOptions
-from lockstitch.rl.sft_config import check_counts, check_length, check_rates, precision_of
+from lockstitch.rl.sft_config import check_counts, check_device, check_length, check_rates, precision_of
 from lockstitch.sampling.compiled import check_asked, check_compiled
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.presets import PRESETS, preset
@@ -242,6 +242,7 @@ class DiffusionGRPOConfig(RolloutEngineConfig, SelfDistillationOptions, GRPOConf
             raise ValueError("remove_unused_columns=True would take away the columns that rewards read")
         self.bf16 = precision_of(self)
         super().__post_init__()
+        check_device(self)
         check_loss(self)
         check_numbers(self)
         check_positions(self)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lockstitch.sampling.compiled import check_asked
+from lockstitch.sampling.loading import usable_device
 from trl import SFTConfig
 
 WEIGHTINGS = ("inverse_t", "mean")
@@ -16,6 +17,14 @@ def precision_of(args: Any) -> bool | None:
         return False
     said: bool | None = args.bf16
     return said
+
+
+def check_device(args: Any) -> None:
+    """Raises `ValueError` for a device that cannot hold what noise is drawn in (float64), as Apple's cannot."""
+    try:
+        usable_device(args.device)
+    except ValueError as error:
+        raise ValueError(f"{error}; use_cpu=True trains on the CPU") from error
 
 
 def check_counts(args: Any, *names: str) -> None:
@@ -109,6 +118,7 @@ class DiffusionSFTConfig(CheckedSFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_device(self)
         if self.torch_compile:
             check_asked(self.torch_compile_backend, self.torch_compile_mode, self.device)
         if self.canvas_length is not None and self.canvas_length < 1:

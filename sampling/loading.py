@@ -25,6 +25,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lockstitch import EMBEDDED, adapter_and_base, model_name, model_path
 
+logger = logging.getLogger(__name__)
+
 # What libraries raise of their own for files that are not as they should be.
 _OF_FILES = (SafetensorError, StrictDataclassError)
 _PUBLISHED = "published_config"  # beside the facts: config.json as the authors wrote it
@@ -143,15 +145,22 @@ def _reader(native: str, of: str) -> Any:
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, by default the accelerator if there is one; `ValueError` for one that this machine lacks."""
-    if device is None:
-        # A build for an accelerator names it even on a machine that has none.
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    """The device of that name, by default the accelerator, if there is one that holds what noise is drawn in (float64).
+
+    Apple's does not: there it is the CPU. Raises `ValueError` for a device that this machine lacks, and for such a one.
+    """
+    # A build for an accelerator names it even on a machine that has none.
+    named = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
-        torch.zeros(1, device=device).cpu()
-        return torch.device(device)
+        torch.zeros(1, dtype=torch.float64, device=named).cpu()
+        return torch.device(named)
+    except TypeError as error:
+        if device is not None:
+            raise ValueError(f"device={str(device)!r} cannot be used here: {_first_line(error)}") from error
+        logger.warning("the accelerator %s has no float64, in which noise is drawn: the CPU is used", named)
+        return torch.device("cpu")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device={str(device)!r} cannot be used here: {_first_line(error)}") from error
+        raise ValueError(f"device={str(named)!r} cannot be used here: {_first_line(error)}") from error
 
 
 def load_model(

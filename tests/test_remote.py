@@ -2,13 +2,16 @@
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lockstitch.rewards.tasks.named import get_task
 from lockstitch.rl.scoring import Scorer
+from lockstitch.rl.sft_config import check_device
 from lockstitch.sampling.config import SamplerConfig
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.loading import usable_device
 from lockstitch.sampling.loop import sample
 from lockstitch.sampling.remote import mend_buffers
 from lockstitch.stitching.plans import TextPlanner
@@ -58,6 +61,27 @@ def test_a_build_for_an_accelerator_runs_on_the_cpu_of_a_machine_that_has_none(m
     load_scorer("likelihood:embedded:solver", task)
     load_solver(str(embedded_model("solver")), task)
     TextPlanner.from_pretrained(str(embedded_model("solver")), task)
+
+
+def test_an_accelerator_that_cannot_hold_what_noise_is_drawn_in_is_left_for_the_cpu(monkeypatch, caplog):
+    """Apple's, of which torch says so with a TypeError."""
+    zeros = torch.zeros
+
+    def zeros_of_a_mac(*size, dtype, device):
+        if torch.device(device).type == "mps" and dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return zeros(*size, dtype=dtype, device=device)
+
+    monkeypatch.setattr(torch, "zeros", zeros_of_a_mac)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("mps"))
+    assert usable_device(None) == torch.device("cpu")
+    assert "the accelerator mps has no float64" in caplog.text
+    with pytest.raises(ValueError, match=r"^device='mps' cannot be used here: Cannot convert"):
+        usable_device("mps")
+    with pytest.raises(ValueError, match=r"^device='mps' cannot be used here: .*; use_cpu=True trains on the CPU$"):
+        check_device(SimpleNamespace(device=torch.device("mps")))
 
 
 def test_code_that_does_everything_is_asked_for_everything(load):
