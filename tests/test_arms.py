@@ -1,7 +1,9 @@
 """The arms beside the plain ones: walks against enumeration, opened canvases, width, budgets, plans."""
 
 import itertools
+import math
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from lockstitch.stitching.score import Calculator, Custom, Scores
 from lockstitch.stitching.steps import Clue, Step
 from lockstitch.stitching.values import HOLE, Values
 from lockstitch.stitching.walk_law import DOWN, UP, children_law, keeps_on
-from lockstitch.stitching.walks import Walk, Walker, run_reveals
+from lockstitch.stitching.walks import Proposals, Walk, Walker, run_momentum, run_reveals
 
 SUDOKU = get_task("sudoku")
 QUESTION = "3102200002100320"
@@ -113,6 +115,58 @@ def test_with_true_values_the_walk_turns_at_the_ends_alone():
     for (x, direction), to in chain_of(p, true).items():
         at_an_end = (direction == UP and None not in x) or (direction == DOWN and x.count(None) == L)
         assert to.get((x, -direction), 0.0) == pytest.approx(float(at_an_end), abs=1e-12)
+
+
+TOKENS = (17, 18)
+
+
+class Told(Walker):
+    """A walker whose model is a law over three places: each token is drawn exactly as often as it is likely."""
+
+    def __init__(self, denoiser, weight, value, only_falls):
+        super().__init__(denoiser, SamplerConfig(canvas_length=L, temperature=1), self)
+        self.weight, self.value, self.only_falls, self.values = weight, value, only_falls, self
+
+    def __call__(self, problem, question, prompt_ids, partials):
+        return [self.value[self.state(partial.ids_G)] for partial in partials], Ledger()
+
+    def state(self, ids):
+        return tuple(None if one is None else TOKENS.index(one) for one in ids)
+
+    def proposals(self, walks):
+        found = []
+        for walk in walks:
+            walk.moves, walk.passes = walk.moves + 1, walk.passes + 1
+            x = self.state(walk.ids_G)
+            draws = [
+                [TOKENS[f[i]] for f, w in self.weight.items() if agrees(x, f) for _ in range(w)] for i in range(L)
+            ]
+            found.append(Proposals(draws, [[0.5] * len(of) for of in draws], [TOKENS[0]] * L, [0.5] * L))
+        return found
+
+
+@pytest.mark.parametrize("only_falls", [False, True])
+def test_walks_visit_full_canvases_by_probability_times_value(denoiser, only_falls):
+    """What `run_momentum` and its walker do, not only the law that they ask: some thousand visits against the enumerated ones."""
+    rng = random.Random(1)
+    weight = {full: rng.randint(1, 6) for full in itertools.product((0, 1), repeat=L)}
+    value = {x: rng.uniform(0.1, 1) for x in STATES}
+    if only_falls:  # worth the product of what its tokens are worth, each less than 1
+        worth = {(i, token): rng.uniform(0.3, 1) for i in range(L) for token in (0, 1)}
+        value = {x: math.prod(worth[i, token] for i, token in enumerate(x) if token is not None) for x in STATES}
+    walker = Told(denoiser, weight, value, only_falls)
+    visits = Counter()
+
+    def accept(_, trajectory):
+        visits[walker.state(trajectory.canvas_ids)] += 1
+        return False
+
+    walks = [Walk.start(0, "", [5], seed, [None] * L) for seed in range(10)]
+    run_momentum(walker, walks, [3000] * len(walks), accept)
+    wanted = {full: w * value[full] for full, w in weight.items()}
+    assert sum(visits.values()) > 4000
+    for full, share in wanted.items():
+        assert visits[full] / sum(visits.values()) == pytest.approx(share / sum(wanted.values()), abs=0.035)
 
 
 def test_a_reveal_goes_by_share_times_value_and_by_share_where_nothing_is_worth_anything():
@@ -287,9 +341,14 @@ def test_the_remasked_text_is_what_the_scorer_read_as_it_was_put_together(denois
     pools[0].rescored.clear()
     (result,) = guided_rounds(denoiser, SUDOKU, pools, scorer, CONFIG, budgets=[25], delta=0.9, seeds=[0])
     stitched_texts = [tuple(step.text for step in steps) for steps in pools[0].steps_KN]
+    assert calls
     for call in calls:
         assert tuple(call) not in stitched_texts[:1]  # a trajectory's own chain has its scores already
-    assert result.evidence.chain
+    # What is put together is judged by the scores of the whole: it stands as soon as there is one, long before the budget.
+    assert result.complete
+    assert [clue.score for clue in result.evidence.chain] == [0.95] * len(result.evidence.chain)
+    assert [clue.step.text for clue in result.evidence.chain] == calls[-1]
+    assert pools[0].ledger.nfe < 25
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------
