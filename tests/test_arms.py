@@ -147,7 +147,7 @@ class Told(Walker):
 
 @pytest.mark.parametrize("only_falls", [False, True])
 def test_walks_visit_full_canvases_by_probability_times_value(denoiser, only_falls):
-    """What `run_momentum` and its walker do, not only the law that they ask: some thousand visits against the enumerated ones."""
+    """What `run_momentum` and its walker do, not only the law that they ask: thousands of visits against enumeration."""
     rng = random.Random(1)
     weight = {full: rng.randint(1, 6) for full in itertools.product((0, 1), repeat=L)}
     value = {x: rng.uniform(0.1, 1) for x in STATES}

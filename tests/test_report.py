@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from lockstitch.sampling.trajectory import Ledger
+from lockstitch.stitching.calibration import judge_scores
 from lockstitch.stitching.method_names import METHODS as ALL_METHODS
 from lockstitch.stitching.report import write_report
 from lockstitch.stitching.terminal import render_problem, render_summary
@@ -258,6 +259,22 @@ def test_the_page_says_what_every_method_and_cost_is(tmp_path: Path, summary: di
     ):
         (body,) = re.findall(rf"const {name} = \{{\n(.*?)\n\}};", text, re.DOTALL)
         assert set(re.findall(r"^  (\w+): \"", body, re.MULTILINE)) == expected
+
+
+def test_the_page_draws_of_a_scorer_what_its_judgement_holds(tmp_path: Path, summary: dict[str, Any]) -> None:
+    """The diagram's code reads names that `judge_scores` writes: one that it lacks would be drawn as nothing."""
+    judged = judge_scores([0.05, 0.3, 0.72, 0.78, 0.99], [0, 0, 1, 0.5, 1])
+    summary["scorer"] = {"steps": judged, "trajectories": judge_scores([], [])}
+    path = tmp_path / "report.html"
+    write_report(path, [], summary)
+    page = Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    assert json.loads(page.scripts[0])["summary"]["scorer"] == summary["scorer"]
+    (code,) = re.findall(r"^function diagram.*?^}", page.scripts[1], re.DOTALL | re.MULTILINE)
+    of_bins = re.findall(r"(?:const |\()\{ ([a-z, ]+) \}(?: of|[,)])", code)
+    bins = {name for names in of_bins for name in names.split(", ")}
+    assert bins == set(judged["bins"][0])
+    assert set(re.findall(r"\bone\.(\w+)", code)) == {"bins", "n", "auc", "ece"} <= set(judged)
 
 
 def test_the_page_shows_no_folder_of_the_machine(tmp_path: Path, summary: dict[str, Any]) -> None:
