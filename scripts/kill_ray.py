@@ -1,6 +1,8 @@
-"""Kills `lockstitch sample --engine ray` at random moments, starts it again, and compares its rows with one process's.
+"""Kills `lockstitch sample --engine ray`, or `stitch`, at random moments, starts it again, and compares its rows with one
+process's.
 
     python scripts/kill_ray.py                              # ten kills; each run starts a cluster of its own
+    python scripts/kill_ray.py --command stitch --workers 2
     python scripts/kill_ray.py --times 2 --ray_address HOST:PORT
 
 After each kill the results must be a beginning of the right ones, and what waits beside them must be right; a cluster of the
@@ -28,31 +30,14 @@ from lockstitch import files
 ROWS = 60
 
 
-def command(source: Path, output: Path, *more: str) -> list[str]:
-    """The command, whose portions are of two prompts."""
-    return [
-        sys.executable,
-        "-m",
-        "lockstitch",
-        "sample",
-        "--model",
-        "embedded:sudoku",
-        "--canvas_length",
-        "20",
-        "--steps",
-        "20",
-        "--temperature",
-        "0.8",
-        "--device",
-        "cpu",
-        "--input",
-        str(source),
-        "--chunk",
-        "2",
-        "--output",
-        str(output),
-        *more,
-    ]
+def command(name: str, source: Path, output: Path, *more: str) -> list[str]:
+    """The command, whose portions are of two rows."""
+    said = {
+        "sample": f"--model embedded:sudoku --canvas_length 20 --steps 20 --temperature 0.8 --input {source}",
+        "stitch": f"--task sudoku --model embedded:sudoku-early --num_trajectories 4 --steps 20 --generate {ROWS}",
+    }
+    fixed = ["--device", "cpu", "--chunk", "2", "--output", str(output)]
+    return [sys.executable, "-m", "lockstitch", name, *said[name].split(" "), *fixed, *more]
 
 
 def timeless(value: Any) -> Any:
@@ -112,23 +97,26 @@ def done(output: Path) -> int:
 def main() -> None:
     """Runs the script; an assertion fails where a row is lost, repeated or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--command", choices=("sample", "stitch"), default="sample")
+    parser.add_argument("--workers", type=int, default=1, help="actors of each stage")
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ray_address", help="a cluster that runs; default: each run starts its own")
     options = parser.parse_args()
-    more = ["--engine", "ray", *(["--ray_address", options.ray_address] if options.ray_address else [])]
+    more = ["--engine", "ray", "--workers", str(options.workers)]
+    more += ["--ray_address", options.ray_address] if options.ray_address else []
     task, rng = get_task("sudoku"), random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         source, whole, output = Path(folder, "in.jsonl"), Path(folder, "whole"), Path(folder, "killed")
         prompts = [task.prompt(given.problem.question) for given in generate_problems(task, ROWS, 0)]
         source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-        subprocess.run(command(source, whole), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command(options.command, source, whole), check=True, stdout=subprocess.DEVNULL)
         expected = rows_of(whole / files.RESULTS)
         assert len(expected) == ROWS
         moments = sorted(rng.randrange(1, ROWS * 3 // 4) for _ in range(options.times))
         for number, moment in enumerate(moments, start=1):
             before = done(output)
-            rows, seconds = killed(command(source, output, *more), output, max(moment, before + 1))
+            rows, seconds = killed(command(options.command, source, output, *more), output, max(moment, before + 1))
             found = rows_of(output / files.RESULTS)
             assert found == expected[: len(found)]
             assert all(row == expected[row["index"]] for row in rows_of(output / files.AHEAD))
@@ -137,9 +125,9 @@ def main() -> None:
                 f"no process left after {seconds:.0f} s",
                 flush=True,
             )
-        subprocess.run(command(source, output, *more), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command(options.command, source, output, *more), check=True, stdout=subprocess.DEVNULL)
         assert rows_of(output / files.RESULTS) == expected
-        assert sorted(os.listdir(output)) == [files.CONFIG, files.RESULTS]
+        assert sorted(os.listdir(output)) == sorted(os.listdir(whole))
     print(f"{options.times} kills: all {ROWS} rows as by one process, none lost, none twice")
 
 

@@ -1,6 +1,6 @@
 """The tables of stitching: written as Markdown, drawn over both costs, and read back from the pages that they stand on.
 
-    python scripts/stitching_tables.py --images docs/images     # draws those of the exact checker (needs matplotlib)
+    python scripts/stitching_tables.py --images docs/images     # draws each scorer's (needs matplotlib)
     python scripts/stitching_tables.py --wins                   # prints where stitching wins, ties and loses
 
 A table is of one model, scorer and number of tokens a denoising step. `bench_stitching.py` prints it below a comment,
@@ -205,7 +205,7 @@ def print_curves(tables: Mapping[Key, Table]) -> None:
                 print(f"| {model} | {scorer} | {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
 
 
-def draw(tables: Mapping[Key, Table], images: Path) -> None:
+def draw(tables: Mapping[Key, Table], file: Path) -> None:
     """Accuracy over passes: a row of panels for each axis, a panel for each model and scorer, a line a method."""
     import matplotlib
 
@@ -228,7 +228,7 @@ def draw(tables: Mapping[Key, Table], images: Path) -> None:
                 }
                 xs, ys = zip(*points, strict=True)
                 (lines[name],) = axes.plot(xs, ys, drawstyle="steps-post", markersize=4, **style)
-            axes.set(xlabel=label, xscale="log", title=f"{key[0]}, {key[1]}")
+            axes.set(xlabel=label, xscale="log", title=f"{key[0]}, {SCORERS.get(key[1], key[1])}")
             low, high = axes.get_xlim()
             axes.set_xticks([spent for spent in SPENT if low <= spent <= high], minor=False)
             axes.minorticks_off()
@@ -237,15 +237,16 @@ def draw(tables: Mapping[Key, Table], images: Path) -> None:
     shown = [name for name in (*METHODS, NO_SOLVER) if name in lines]
     names = [name.replace("_", " ") for name in shown]
     figure.legend([lines[name] for name in shown], names, loc="outside right", frameon=False, fontsize=8)
-    images.mkdir(parents=True, exist_ok=True)
-    figure.savefig(images / "arms.png", dpi=110)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
     """Draws the tables of the pages, or prints where stitching wins."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", nargs="+", type=Path, default=PAGES)
-    parser.add_argument("--images", type=Path, help="draw the tables of the exact checker into this directory")
+    parser.add_argument("--images", type=Path, help="draw the tables of scorers with several numbers of tokens a step")
     parser.add_argument("--wins", action="store_true", help="print where stitching wins, ties and loses")
     arguments = parser.parse_args()
     if not arguments.wins and arguments.images is None:
@@ -254,13 +255,16 @@ def main() -> None:
         tables = read_tables(arguments.pages)
     except (OSError, ValueError) as error:
         parser.error(f"--pages: {error}")
-    exact = {key: table for key, table in tables.items() if key[1] == "exact"}
-    if arguments.images is not None and not exact:
-        parser.error("--images: the pages have no table of the exact checker")
+    if arguments.images is not None and not tables:
+        parser.error("--images: the pages have no table")
     if arguments.wins:
         print(wins(tables), end="")
     if arguments.images is not None:
-        draw(exact, arguments.images)
+        for scorer in dict.fromkeys(key[1] for key in tables):
+            own = {key: table for key, table in tables.items() if key[1] == scorer}
+            if len({tokens for *_, tokens in own}) > 1:
+                ordered = dict(sorted(own.items(), key=lambda one: _place(one[0])))
+                draw(ordered, arguments.images / f"arms-{scorer}.png")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ class Block(nn.Module):
 
 def turned(x, angle):
     a, b = x.chunk(2, -1)
-    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+    cos, sin = angle.cos().to(x), angle.sin().to(x)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 class FogModel(PreTrainedModel):

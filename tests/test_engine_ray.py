@@ -35,11 +35,12 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.mark.parametrize("actors", [1, 2])
 @pytest.mark.parametrize("arguments", COMMANDS)
-def test_a_cluster_writes_the_rows_of_one_process(cluster, tmp_path, arguments):
+def test_a_cluster_writes_the_rows_of_one_process(cluster, tmp_path, arguments, actors):
     command, given = arguments(tmp_path)
     assert command([*given, "--output", str(tmp_path / "local")]) == 0
-    assert command([*given, "--output", str(tmp_path / "ray"), "--engine", "ray"]) == 0
+    assert command([*given, "--output", str(tmp_path / "ray"), "--engine", "ray", "--workers", str(actors)]) == 0
     assert written(tmp_path / "ray") == written(tmp_path / "local")
     assert len(written(tmp_path / "ray")) == 8
 
@@ -67,11 +68,11 @@ def test_what_goes_wrong_in_an_actor_is_said(cluster, tmp_path, bad, kind, messa
     assert len(done([0, 1, 2, 3, 4, 5], tmp_path)) == 6 - len(kept)  # and alone it goes on from there
 
 
-def test_a_caller_that_is_killed_goes_on_with_the_same_command(cluster):
+@pytest.mark.parametrize("command", ["sample", "stitch"])
+def test_a_caller_that_is_killed_goes_on_with_the_same_command(cluster, command):
     script = TESTS.parent / "scripts" / "kill_ray.py"
-    ran = subprocess.run(
-        [sys.executable, script, "--times", "2", "--ray_address", cluster], capture_output=True, text=True, check=False
-    )
+    asked = ["--command", command, "--workers", "2", "--times", "2", "--ray_address", cluster]
+    ran = subprocess.run([sys.executable, script, *asked], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "2 kills: all 60 rows as by one process" in ran.stdout
 
@@ -170,6 +171,11 @@ def test_two_machines_share_the_work(two_machines, tmp_path):
     name, address = two_machines
     command, given = sample_arguments(tmp_path)
     assert command([*given, "--output", str(tmp_path / "local")]) == 0
+    pools = ["--engine", "ray", "--pools", "sampler=2", "--ray_address", address]
+    program = [sys.executable, "-m", "lockstitch", "sample", *given, "--output", str(tmp_path / "ray"), *pools]
+    ran = subprocess.run(["ip", "netns", "exec", name, *program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert written(tmp_path / "ray") == written(tmp_path / "local")
     script = tmp_path / "caller.py"
     script.write_text(f"""
 import json, sys

@@ -1,7 +1,7 @@
 """Unknown checkpoints, which run their own code: what it cannot do is found by a few tokens, and refused or gone without."""
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -29,9 +29,9 @@ PROMPTS = [[17, 93, 242], [154, 129, 121, 395, 64, 154, 188]]
 def load(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
 
-    def load(habit="plain", family="bidirectional", **config):
+    def load(habit="plain", family="bidirectional", dtype="auto", **config):
         path = write_checkpoint(tmp_path / habit, tokenizer(), habit, **config)
-        return Denoiser.from_pretrained(str(path), family=family, trust_remote_code=True, device="cpu")
+        return Denoiser.from_pretrained(str(path), family=family, trust_remote_code=True, device="cpu", dtype=dtype)
 
     return load
 
@@ -91,6 +91,20 @@ def test_code_that_does_everything_is_asked_for_everything(load):
     cached = sample(denoiser, PROMPTS, SamplerConfig(canvas_length=8, block_length=4, cache="dual"))
     assert len(cached) == len(expected) == 2
     Scorer(denoiser, denoiser.model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["bidirectional", "block_causal"])
+def test_half_precision_is_not_taken_for_a_lack(dtype, family, load):
+    """Padded or alone, kept or computed anew: the numbers are added in another order, and rounded otherwise."""
+    for habit, wanted in (("plain", []), ("silent", ["trains"]), ("unplaced", ["keeps_keys"])):
+        calling = load(habit, family, dtype=dtype, num_hidden_layers=12).calling
+        assert [name for name, holds in asdict(calling).items() if holds is False] == wanted, habit
+    if family == "bidirectional":
+        assert not load("blind", family, dtype=dtype).calling.honours_mask
+    for habit in ("blind", "inverted", "flat") if family == "block_causal" else ():
+        with pytest.raises(ValueError, match="need masks of four dimensions"):
+            load(habit, family, dtype=dtype)
 
 
 def test_code_that_ignores_masks_is_run_on_rows_of_one_length_and_not_trained(load, caplog):
