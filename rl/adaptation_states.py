@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lockstitch.sampling.denoiser import Denoiser
+from lockstitch.sampling.loading import check_masks
 from lockstitch.sampling.trajectory import Trajectory
 from peft import PeftModel
 
@@ -67,6 +68,7 @@ class Teacher:
         self.denoiser.model = denoiser.model if model is None else model  # whose head is read
         if model is None and not isinstance(denoiser.model, PeftModel):
             raise ValueError("teacher=None: a model that is trained whole has no parent left; say a copy")
+        check_masks(self.denoiser.model, "a teacher, which reads from the left,")
         self.vocabulary = denoiser.model.config.get_text_config().vocab_size
         if model is not None and (its := model.config.get_text_config().vocab_size) < self.vocabulary:
             raise ValueError(f"the teacher has a vocabulary of {its} tokens, the student one of {self.vocabulary}")

@@ -105,7 +105,6 @@ def lora_config(
     """
     from lockstitch.sampling.denoiser import Denoiser
     from lockstitch.sampling.mask_gate import MaskGatedLoraConfig, facts_of
-    from lockstitch.sampling.remote import NATIVE
     from peft import LoraConfig
 
     check_sizes(r, alpha, dropout)
@@ -140,7 +139,7 @@ def lora_config(
             f"lora_dropout={dropout}: PEFT has none for {settings['target_parameters'][0]} of a model with experts; 0"
         )
     # Code of unknown types need not take the arguments, nor have the methods, that PEFT's face of causal models asks for.
-    task = "CAUSAL_LM" if not isinstance(of, Denoiser) or of.calling is NATIVE else None
+    task = "CAUSAL_LM" if not isinstance(of, Denoiser) or not of.calling.own_code else None
     common = {
         "r": r,
         "lora_alpha": alpha,

@@ -9,6 +9,7 @@ Axes: B rows, L positions, C columns, M places (a row and a column), V vocabular
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,16 @@ from lockstitch.sampling.blanks import given
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.compiled import compile_layers
 from lockstitch.sampling.families import BIDIRECTIONAL, FACTS, Family, family_of
-from lockstitch.sampling.loading import is_remote, layout_of, load_model, load_tokenizer, padding_id, write_facts
+from lockstitch.sampling.loading import (
+    check_masks,
+    is_remote,
+    layout_of,
+    load_model,
+    load_tokenizer,
+    padding_id,
+    reads_masks,
+    write_facts,
+)
 from lockstitch.sampling.remote import NATIVE, Calling, load_remote
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -86,7 +96,8 @@ class Denoiser:
         compiled: whether its layers are (`compile_layers`).
 
     Raises `ValueError` where a mask or an end-of-sequence token is missing, where tokenizer and config name different mask
-    tokens, and for families without mask tokens.
+    tokens, for families without mask tokens, and for attention (flash) that does not read masks which a family needs; where it
+    needs none, such a model has no cache.
     """
 
     compiled = False
@@ -101,6 +112,10 @@ class Denoiser:
     ) -> None:
         if family.layout == "encoder_decoder":
             raise ValueError(_NO_MASKS.format(family.name))
+        if not calling.own_code and not reads_masks(model):
+            if family.layout != "full":
+                check_masks(model, f"a {family.name} model")
+            calling = replace(calling, keeps_keys=False)
         self.model, self.tokenizer, self.family, self.calling = model, tokenizer, family, calling
         self.chat = Chat()
         self.mask_id: int = _mask_id(model, tokenizer, family) if mask_id is None else mask_id
@@ -117,7 +132,7 @@ class Denoiser:
             token = tokenizer.convert_ids_to_tokens(self.mask_id)
             raise ValueError(f"mask_id={self.mask_id} is {token!r}, which ends a text and cannot mask one")
         self.pad_id: int = padding_id(tokenizer, self.eos_ids, vocabulary)
-        if family.layout == "full" and calling is NATIVE:
+        if family.layout == "full" and not calling.own_code:
             make_bidirectional(model)
         write_facts(model, family, self.mask_id)
 
@@ -177,7 +192,7 @@ class Denoiser:
 
     def read_as(self, family: Family, mask_id: int | None, tokenizer: Tokenizer | None = None) -> "Denoiser":
         """The same model, attending and masking as an adapter says that it was trained to; its config says so, too."""
-        if family.layout != "full" and self.calling is NATIVE:
+        if family.layout != "full" and not self.calling.own_code:
             make_causal(self.model)  # as the run that trained it did
         return type(self)(self.model, tokenizer or self.tokenizer, family, mask_id, self.calling)
 
@@ -187,7 +202,7 @@ class Denoiser:
         Logits change by rounding. Raises `ValueError` in one line where a compiler is missing (C++ on a CPU, triton
         elsewhere), and for models that bring their own code or an adapter.
         """
-        if self.calling is not NATIVE:
+        if self.calling.own_code:
             raise ValueError(f"{type(self.model).__name__} cannot be compiled: it runs code of its own")
         if isinstance(self.model, PeftModel):
             raise ValueError(
@@ -274,7 +289,7 @@ class Denoiser:
         With `place_M`, indices into `B * C`, at these places alone, `(M, V)`: what other rows are asked for costs a row
         nothing.
         """
-        if self.calling.keeps_keys and "past_key_values" not in arguments:
+        if (self.calling.keeps_keys or not self.calling.own_code) and "past_key_values" not in arguments:
             arguments = {
                 **arguments,
                 "use_cache": False,

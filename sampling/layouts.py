@@ -49,7 +49,8 @@ def check_layout(config: SamplerConfig, family: Family, calling: Calling = NATIV
         raise ValueError(f"cache={config.cache!r} is not for {family.name} models, {why}: {accepted}")
     if config.cache != "none" and not (calling.keeps_keys and calling.honours_mask):
         raise ValueError(
-            f"cache={config.cache!r}: this model's own code does not take what a cache needs; cache='none'"
+            f"cache={config.cache!r}: this model's own code or its attention does not take what a cache needs; "
+            "cache='none'"
         )
     if config.extension is not None and family.layout == "full":
         raise ValueError(

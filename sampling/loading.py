@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # What libraries raise of their own for files that are not as they should be.
 _OF_FILES = (SafetensorError, StrictDataclassError)
+_READ_MASKS = ("eager", "sdpa")  # the attention of transformers that reads masks of four dimensions
 _PUBLISHED = "published_config"  # beside the facts: config.json as the authors wrote it
 
 
@@ -294,6 +295,18 @@ def save_published(
     dtype = str(model.dtype).removeprefix("torch.")
     key = "dtype" if "dtype" in raw else "torch_dtype"
     (directory / "config.json").write_text(json.dumps({**raw, key: dtype}, indent=2) + "\n", encoding="utf-8")
+
+
+def reads_masks(model: PreTrainedModel) -> bool:
+    """Whether a model's attention reads masks of four dimensions; flash attention takes them for masks of padding."""
+    return getattr(model.config, "_attn_implementation", None) in (None, *_READ_MASKS)
+
+
+def check_masks(model: PreTrainedModel, what: str) -> None:
+    """Raises `ValueError`, in which `what` needs them, where a model does not read masks of four dimensions."""
+    if not reads_masks(model):
+        attention, accepted = model.config._attn_implementation, " or ".join(map(repr, _READ_MASKS))
+        raise ValueError(f"attn_implementation={attention!r}: {what} needs masks of four dimensions; {accepted}")
 
 
 def is_remote(raw: Mapping[str, Any]) -> bool:

@@ -34,6 +34,7 @@ class Calling:
         keeps_keys: whether it takes a transformers `Cache`, with masks of four dimensions, so that keys and values can be
             kept between passes.
         trains: whether it answers in training mode as in evaluation.
+        own_code: whether the checkpoint brought it along; if not, it is a class of transformers'.
         lacking: each thing that it does not do, in words.
     """
 
@@ -41,10 +42,11 @@ class Calling:
     keeps_columns: bool = True
     keeps_keys: bool = True
     trains: bool = True
+    own_code: bool = True
     lacking: tuple[str, ...] = ()
 
 
-NATIVE = Calling()
+NATIVE = Calling(own_code=False)
 _WORDS = {
     "honours_mask": "its code does not hide padding by an attention mask: rows of one length run together, and training and "
     "caches that need masks are refused",

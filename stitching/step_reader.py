@@ -210,11 +210,14 @@ def load_body(
 
     Raises `ValueError` for what cannot be loaded, and for another attention than a model was trained with.
     """
-    from lockstitch.sampling.loading import load_model, load_tokenizer, read_config
+    from lockstitch.sampling.loading import check_masks, load_model, load_tokenizer, read_config
 
     revision = loading.get("revision")
     attention = attention_of(model, attention, family, revision)
-    return load_model(model, read_config(model, revision), **loading), load_tokenizer(model, revision), attention
+    body = load_model(model, read_config(model, revision), **loading)
+    if attention != "causal":
+        check_masks(body, f"attention={attention!r}")
+    return body, load_tokenizer(model, revision), attention
 
 
 def attention_of(

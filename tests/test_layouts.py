@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lockstitch.rl.adaptation_states import Teacher
 from lockstitch.sampling.config import SamplerConfig
+from lockstitch.sampling.denoiser import Denoiser
 from lockstitch.sampling.denoising import Denoising
 from lockstitch.sampling.families import (
     BLOCK_CAUSAL,
@@ -484,6 +486,22 @@ def test_what_does_not_fit_a_layout_is_refused():
         run(causal, length="dynamic", max_length=24, policy="threshold", threshold=0.9, stop_at_eos=True)
     with pytest.raises(ValueError, match="do not attend fully"):
         causal.forward_logits(causal.model, torch.tensor([[1, 2]]), torch.tensor([[1, 1]]))
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "kernels-community/flash-attn"])
+def test_attention_that_takes_every_mask_for_padding_is_asked_for_no_other(attention):
+    full, blocks_ = random_denoiser(), random_denoiser(family=BLOCK_CAUSAL)
+    for denoiser in (full, blocks_):
+        denoiser.model.config._attn_implementation_internal = attention
+    with pytest.raises(ValueError, match=rf"^attn_implementation='{attention}': a block_causal model needs masks"):
+        Denoiser(blocks_.model, blocks_.tokenizer, BLOCK_CAUSAL)
+    flash = Denoiser(full.model, full.tokenizer)
+    with pytest.raises(ValueError, match="cache='dual': this model's own code or its attention does not"):
+        sample(flash, [[1, 2]], SamplerConfig(canvas_length=8, block_length=4, cache="dual"))
+    with pytest.raises(
+        ValueError, match=rf"^attn_implementation='{attention}': a teacher, which reads from the left,"
+    ):
+        Teacher(full, full.model)
 
 
 def test_families_are_known_by_their_type():
