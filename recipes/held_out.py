@@ -110,7 +110,7 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
         with trainer.sampling_denoiser() as denoiser:
             for config in self._samplers.values():
                 drawn = sample(denoiser, [self._prompts[i] for i in mine], config) if mine else []
-                verdicts = self._verdicts(mine, [trajectory.text for trajectory in drawn])
+                verdicts = self._verdicts(mine, [trajectory.text for trajectory in drawn]) if mine else []
                 known = [verdict for verdict in verdicts if verdict is not None]
                 counts.append([sum(verdict >= self._threshold for verdict in known), len(known)])
         totals = accelerator.reduce(

@@ -82,6 +82,11 @@ def run_to_its_end(words: Sequence[str]) -> int:
     """
     # What is ignored, as under nohup, stays ignored. What is blocked cannot come between a look at the process and a wait.
     waited = {number for number in PASSED_ON if signal.getsignal(number) != signal.SIG_IGN} | {signal.SIGCHLD}
+    # A SIGCHLD that nobody handles is not kept for `sigwait`: where it is ignored, and on macOS by default.
+    handler = signal.getsignal(signal.SIGCHLD)
+    is_dropped = handler in (signal.SIG_DFL, signal.SIG_IGN)
+    if is_dropped:
+        signal.signal(signal.SIGCHLD, lambda *_: None)
     usual = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     interrupted = False
     try:
@@ -96,6 +101,8 @@ def run_to_its_end(words: Sequence[str]) -> int:
                     os.killpg(process.pid, number)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+        if is_dropped:
+            signal.signal(signal.SIGCHLD, handler)
     status = process.returncode
     if interrupted:
         raise KeyboardInterrupt

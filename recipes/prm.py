@@ -18,7 +18,6 @@ Beside the options below there are all of transformers' `TrainingArguments` and 
 trains an adapter and the head.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -46,7 +45,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, ...]:
     return parse_layers(TrlParser((RecipeArguments, StepRewardConfig, DiffusionModelConfig), allow_abbrev=False), argv)
 
 
-def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, Any]]]:
+def labelled(recipe: RecipeArguments, output: Path, training: Any) -> dict[str, list[dict[str, Any]]]:
     """The rows of each split, labelled now or in an earlier launch."""
     from dataclasses import replace
 
@@ -78,19 +77,24 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     said["task"] = remembered(recipe.task)
     if models := sums_of_models(recipe.label_model, recipe.completion_model):
         said["models"] = models
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(
+    if training.world_size > 1 and any(
         len(files.finished_rows(output / LABELS / split / files.RESULTS)) < len(wanted) * labelling.trajectories
         for split, wanted in problems.items()
     ):
         raise ValueError(
             "labels are made by one process: launch with --labels_only true and without accelerate, then train"
         )
-    denoiser = Denoiser.from_pretrained(recipe.label_model)
+    device = str(training.device)
+    denoiser = Denoiser.from_pretrained(recipe.label_model, device=device)
     denoiser.chat = Chat.of(denoiser.tokenizer, recipe.chat_template, recipe.system_prompt)
-    completer = denoiser if recipe.completion_model is None else Denoiser.from_pretrained(recipe.completion_model)
+    completer = denoiser
+    if recipe.completion_model is not None:
+        completer = Denoiser.from_pretrained(recipe.completion_model, device=device)
     completer.chat = denoiser.chat
     for part in dict.fromkeys(part for scorer in recipe.scorers or () for part in scorer_parts(scorer)):
-        load_scorer(part, task, denoiser=denoiser)  # whose refusals are not to wait for the end of the training
+        load_scorer(
+            part, task, denoiser=denoiser, device=device
+        )  # whose refusals are not to wait for the end of the training
     config = in_blocks_of(
         SamplerConfig(
             canvas, recipe.block_length, temperature=recipe.temperature, batch_size=recipe.sample_batch_size
@@ -102,7 +106,7 @@ def labelled(recipe: RecipeArguments, output: Path) -> dict[str, list[dict[str, 
     rows = {}
     for place, (split, wanted) in enumerate(problems.items()):
         directory = output / LABELS / split
-        if int(os.environ.get("RANK", "0")) == 0:  # the other processes only read what there is
+        if training.process_index == 0:  # the other processes only read what there is
             files.claim_directory(directory, {**said, "split": split})
 
         def label(part: Any, first: int, place: int = place) -> list[dict[str, Any]]:
@@ -148,7 +152,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
             f"output_dir={str(output)!r} holds a verifier of model_name_or_path={FEATURES!r}; choose another"
         )
     if recipe.labels_only:
-        return None, labelled(recipe, output), None
+        return None, labelled(recipe, output, training), None
     path = model_arguments.model_name_or_path = model_path(model_arguments.model_name_or_path)
     settings = changed_settings(recipe, training, model_arguments)
     task = remembered(recipe.task)
@@ -169,7 +173,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
 
         rows = as_models_read(labelled_traces(recipe), get_task(str(recipe.task)))
     else:
-        rows = labelled(recipe, output) if recipe.task is not None else own_rows(recipe)
+        rows = labelled(recipe, output, training) if recipe.task is not None else own_rows(recipe)
     check_fitted_on(recipe, rows)
     encoded, rows[LEFT_OUT] = {}, []
     for split in ["train", *(["test"] if rows["test"] else [])]:
@@ -177,7 +181,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
         rows[LEFT_OUT] += long  # which are not judged, either
     if finished:
         return None, rows, Reader.beside(str(output))
-    try_scorers(recipe, rows)
+    try_scorers(recipe, rows, str(training.device))
     body, _, _ = load_body(
         path, recipe.attention, recipe.family, device=training.device, **loading_of(model_arguments)
     )
@@ -230,8 +234,8 @@ def main() -> None:
         output = Path(training.output_dir)
         if reader is None:
             print(f"Labels saved to {output / LABELS}")
-        elif int(os.environ.get("RANK", "0")) == 0:
-            judge(recipe, output, rows, is_verifier=reader == FEATURES)
+        elif training.process_index == 0:
+            judge(recipe, output, rows, is_verifier=reader == FEATURES, device=str(training.device))
 
 
 if __name__ == "__main__":

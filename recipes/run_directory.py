@@ -7,7 +7,6 @@ says what a run is from its first checkpoint on.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -169,7 +168,7 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
             of which nothing says what it was; or the checkpoint that is named to go on from is not whole.
     """
     output.mkdir(parents=True, exist_ok=True)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if training.process_index == 0:
         files.lock(output)
         for stray in output.glob(".tmp*"):
             if _STRAY.fullmatch(stray.name):

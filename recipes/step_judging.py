@@ -32,10 +32,17 @@ AGAINST = {"labels": "labels", "checker": "the checker, each step", "prefixes": 
            "traces": "answers, whole traces"}  # fmt: skip
 
 
-def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], is_verifier: bool) -> None:
+def judge(
+    recipe: Any,
+    output: Path,
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    is_verifier: bool,
+    device: str | None = None,
+) -> None:
     """Writes `summary.json`, `calibration.html` and, for a sum, `scorer_weights.json`; prints the figures.
 
     `is_verifier`: whether a regression on features was made, which reads questions, and no model, which reads prompts.
+    `device` is that of the models that score, by default the accelerator.
     """
     from lockstitch.stitching.prm import ProcessRewardModel
 
@@ -48,12 +55,16 @@ def judge(recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, An
         }
     scored: dict[str, dict[str, Any]] = {}
     if rows["test"]:
-        scorer: Any = Verifier(str(output), get_task(recipe.task)) if is_verifier else ProcessRewardModel(str(output))
+        scorer: Any = (
+            Verifier(str(output), get_task(recipe.task))
+            if is_verifier
+            else ProcessRewardModel(str(output), device=device)
+        )
         asked = "question" if is_verifier else "prompt"
         own = figures(prm_scores(scorer, rows["test"], asked), rows["test"])
         own["cost"] = {"nfe": 0, "scorer_passes": 0 if is_verifier else 1}
         scored["verifier" if is_verifier else "prm"] = own
-        scored |= other_scorers(recipe, output, rows)
+        scored |= other_scorers(recipe, output, rows, device)
     summary["scorers"] = scored
     write_whole(output / SUMMARY, to_json(summary))
     print(f"Model saved to {output}")
@@ -149,18 +160,19 @@ def figures(scores: Sequence[Sequence[float]], rows: Sequence[Mapping[str, Any]]
 
 
 def other_scorers(
-    recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]
+    recipe: Any, output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], device: str | None
 ) -> dict[str, dict[str, Any]]:
     """The figures of the other scorers that the recipe names, with what they cost a trace."""
     if not recipe.scorers:
         return {}
     from lockstitch.sampling.denoiser import Denoiser
 
-    task, denoiser = get_task(recipe.task), Denoiser.from_pretrained(recipe.label_model)
+    task, denoiser = get_task(recipe.task), Denoiser.from_pretrained(recipe.label_model, device=device)
+    size = recipe.sample_batch_size
     found = {}
     for spec in recipe.scorers:
         parts = scorer_parts(spec)
-        scorers = [load_scorer(part, task, denoiser=denoiser, batch_size=recipe.sample_batch_size) for part in parts]
+        scorers = [load_scorer(part, task, denoiser=denoiser, batch_size=size, device=device) for part in parts]
         scorer, weights = scorers[0], None
         if len(parts) > 1:
             each = [trace_scores(one, denoiser.tokenizer, task, rows["fit"])[0] for one in scorers]
@@ -179,7 +191,7 @@ def other_scorers(
     return found
 
 
-def try_scorers(recipe: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def try_scorers(recipe: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]], device: str) -> None:
     """Has every other scorer score the longest trace that it will judge, before a model is trained for hours.
 
     The longest has the most characters. Raises what the scorer does: `ValueError` where its model has no room for it.
@@ -190,9 +202,10 @@ def try_scorers(recipe: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     from lockstitch.sampling.denoiser import Denoiser
 
     longest = max(judged, key=lambda row: len(row["prompt"]) + sum(map(len, row["completions"])))
-    task, denoiser = get_task(recipe.task), Denoiser.from_pretrained(recipe.label_model)
+    task, denoiser = get_task(recipe.task), Denoiser.from_pretrained(recipe.label_model, device=device)
+    size = recipe.sample_batch_size
     for part in dict.fromkeys(part for scorer in recipe.scorers for part in scorer_parts(scorer)):
-        scorer = load_scorer(part, task, denoiser=denoiser, batch_size=recipe.sample_batch_size)
+        scorer = load_scorer(part, task, denoiser=denoiser, batch_size=size, device=device)
         trace_scores(scorer, denoiser.tokenizer, task, [longest])
 
 

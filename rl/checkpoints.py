@@ -113,15 +113,14 @@ class WholeCheckpoints(Trainer):
         finally:
             self._staging, self.args.save_total_limit = None, limit
         self.accelerator.wait_for_everyone()
+        if self.state.best_global_step:  # on every process: what is loaded at the end is named by each one's own state
+            best = output / f"checkpoint-{self.state.best_global_step}"
+            if best.name == name or best.is_dir():  # it may have none: then the best of those that have stays
+                self.state.best_model_checkpoint = str(best)
         if not self.args.should_save:
             return
         if self.state.best_global_step:
-            best = output / f"checkpoint-{self.state.best_global_step}"
-            if (
-                best.name == name or best.is_dir()
-            ):  # the best step may have none: then the best of those that have stays
-                self.state.best_model_checkpoint = str(best)
-                self.state.save_to_json(str(staging / name / STATE))
+            self.state.save_to_json(str(staging / name / STATE))
         if self.before_checkpoint is not None:
             self.before_checkpoint()
         shutil.rmtree(output / name, ignore_errors=True)

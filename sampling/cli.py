@@ -28,6 +28,7 @@ from lockstitch.sampling.uniform_config import MODEL_TYPE, UniformConfig
 from lockstitch.engine import EngineOptions
 from lockstitch.errors import GOES_ON, reported
 from lockstitch.options import parse_options, read_config
+from lockstitch.terminal import is_terminal
 
 if TYPE_CHECKING:
     from lockstitch.sampling.canvases import Look
@@ -310,7 +311,7 @@ def _show(prompt: str, trajectories: "Sequence[Trajectory]", ink: "Ink", replay:
 def _screen() -> tuple[int, int | None]:
     """Cells and lines of the terminal; None lines where there is no terminal."""
     size = shutil.get_terminal_size((120, 40))
-    return size.columns, size.lines if sys.stdout.isatty() else None
+    return size.columns, size.lines if is_terminal() else None
 
 
 @reported("lockstitch sample", f"interrupted; with --output, {GOES_ON}")

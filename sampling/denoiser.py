@@ -96,8 +96,8 @@ class Denoiser:
         compiled: whether its layers are (`compile_layers`).
 
     Raises `ValueError` where a mask or an end-of-sequence token is missing, where tokenizer and config name different mask
-    tokens, for families without mask tokens, and for attention (flash) that does not read masks which a family needs; where it
-    needs none, such a model has no cache.
+    tokens, for families without mask tokens, and for attention (flash) that does not read masks which a family needs; where
+    it needs none, such a model has no cache.
     """
 
     compiled = False

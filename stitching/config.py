@@ -72,7 +72,7 @@ class StitchConfig:
         },
     )
     device: str | None = field(
-        default=None, metadata={"help": "Of the diffusion model (default: the accelerator, if any)."}
+        default=None, metadata={"help": "Of the models in this process, vLLM's apart (default: the accelerator)."}
     )
     num_trajectories: int | None = field(default=None, metadata={"help": "N, trajectories per problem (default 8)."})
     canvas_length: int | None = field(default=None, metadata={"help": "Tokens of the canvas (default: the task's)."})

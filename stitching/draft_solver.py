@@ -45,13 +45,17 @@ class DraftSolver:
         self.script = Script(denoiser.tokenizer, task)
 
     @classmethod
-    def from_pretrained(cls, name: str, task: Task, *, max_new_tokens: int = 48) -> "DraftSolver":
+    def from_pretrained(
+        cls, name: str, task: Task, *, max_new_tokens: int = 48, device: str | None = None
+    ) -> "DraftSolver":
         """Loads a directory or hub name, of a model or an adapter: in float32 on a CPU, else in its own dtype."""
         import torch
         from lockstitch.sampling.denoiser import Denoiser
+        from lockstitch.sampling.loading import usable_device
 
-        dtype = "auto" if torch.accelerator.is_available() else torch.float32
-        return cls(Denoiser.from_pretrained(name, dtype=dtype), task, max_new_tokens=max_new_tokens)
+        device = usable_device(device)
+        dtype = torch.float32 if device.type == "cpu" else "auto"
+        return cls(Denoiser.from_pretrained(name, dtype=dtype, device=device), task, max_new_tokens=max_new_tokens)
 
     def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]:
         """Answers in batches; `ValueError` if a prompt and its answer do not fit the model's context."""

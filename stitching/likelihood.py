@@ -244,7 +244,9 @@ class StepLikelihood:
         return [((tuple(itertools.chain(*own[:n])), ids), room) for n, ids in enumerate(own)]
 
 
-def load_likelihood(name: str, task: Task, batch_size: int = ROWS) -> "StepLikelihood | Likelihood":
+def load_likelihood(
+    name: str, task: Task, batch_size: int = ROWS, device: str | torch.device | None = None
+) -> "StepLikelihood | Likelihood":
     """The scorer `likelihood:NAME`: of a diffusion model or a causal one, by what its config says.
 
     Raises `ValueError` for what cannot be loaded, and for a model that can be asked in neither way.
@@ -253,9 +255,9 @@ def load_likelihood(name: str, task: Task, batch_size: int = ROWS) -> "StepLikel
     with loaded_from(f"scorer likelihood:{name}"):
         full = attention_of(path) != "causal"
     if not full:
-        return Likelihood.from_pretrained(name, task)
+        return Likelihood.from_pretrained(name, task, device)
     with loaded_from(f"scorer likelihood:{name}"):
-        denoiser = Denoiser.from_pretrained(path)
+        denoiser = Denoiser.from_pretrained(path, device=device)
     denoiser.chat = Chat.of(denoiser.tokenizer, None, task.system)
     return StepLikelihood(denoiser, task, batch_size=batch_size)
 
@@ -276,12 +278,12 @@ class Likelihood:
         self.reader = Reader("causal", chat_template=tokenizer.chat_template is not None)
 
     @classmethod
-    def from_pretrained(cls, name: str, task: Task) -> "Likelihood":
+    def from_pretrained(cls, name: str, task: Task, device: str | torch.device | None = None) -> "Likelihood":
         """Loads a directory, hub name or `embedded:solver`: float32 on a CPU, its own dtype on an accelerator."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         path = model_path(name)
-        device = usable_device(None)
+        device = usable_device(device)
         try:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if device.type == "cpu" else "auto")
             tokenizer = AutoTokenizer.from_pretrained(path)

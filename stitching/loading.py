@@ -77,6 +77,7 @@ def load_scorer(config: StitchConfig, task: Any, denoiser: Any) -> Any:
         denoiser=denoiser,
         weights=config.scorer_weights,
         batch_size=config.batch_size,
+        device=config.device,
     )
 
 
@@ -93,7 +94,8 @@ def load_solver(config: StitchConfig, task: Any) -> Any:
         raise ValueError(f"the embedded solver does not know {task.name}: name another --solver, or none")
     said = {option: getattr(config, option) for option in SERVER}
     retries = {option.removeprefix("solver_"): value for option, value in said.items() if value is not None}
-    return refine.load_solver(str(embedded_model("solver")) if name == EMBEDDED else name, task, **retries)
+    named = str(embedded_model("solver")) if name == EMBEDDED else name
+    return refine.load_solver(named, task, device=config.device, **retries)
 
 
 def load_planner(config: StitchConfig, task: Any) -> Any:
@@ -106,7 +108,7 @@ def load_planner(config: StitchConfig, task: Any) -> Any:
     if "plan_then_diffuse" not in (config.methods or ()):
         return None
     if config.planner not in (None, EMBEDDED):
-        return TextPlanner.from_pretrained(str(config.planner), task)
+        return TextPlanner.from_pretrained(str(config.planner), task, config.device)
     if not task.embedded:
         raise ValueError(f"the embedded solver does not know {task.name}: name another --planner")
-    return AnswerPlanner(refine.load_solver(str(embedded_model("solver")), task), task)
+    return AnswerPlanner(refine.load_solver(str(embedded_model("solver")), task, device=config.device), task)

@@ -81,13 +81,13 @@ class TextPlanner:
             self._ids("")  # a template that refuses a question does so before anything is sampled
 
     @classmethod
-    def from_pretrained(cls, name: str, task: Task) -> "TextPlanner":
+    def from_pretrained(cls, name: str, task: Task, device: str | None = None) -> "TextPlanner":
         """Loads a directory or hub name: in its own dtype on an accelerator, in float32 on a CPU."""
         import torch
         from lockstitch.sampling.loading import loaded_from, usable_device
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        device = usable_device(None)
+        device = usable_device(device)
         with loaded_from(f"planner {name!r}"):
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if device.type == "cpu" else "auto")
             tokenizer = AutoTokenizer.from_pretrained(name)

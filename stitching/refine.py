@@ -177,13 +177,16 @@ class Script:
         return Answered(answer, read + len(written), len(written))
 
 
-def load_solver(spec: str, task: Task, *, max_new_tokens: int = 48, **retries: Any) -> Solver:
+def load_solver(
+    spec: str, task: Task, *, max_new_tokens: int = 48, device: str | None = None, **retries: Any
+) -> Solver:
     """The solver that `spec` names.
 
     Args:
         spec: see `SPECS`.
         task: what is asked; its prompt is what a plain model reads.
         max_new_tokens: the longest answer, in tokens.
+        device: of a model that transformers runs in this process; by default the accelerator, if there is one.
         retries: how a server is asked, the fields of `lockstitch.server.Retries`; for no other solver.
 
     Raises:
@@ -201,9 +204,9 @@ def load_solver(spec: str, task: Task, *, max_new_tokens: int = 48, **retries: A
     if retries:
         raise ValueError(f"{', '.join(retries)} would be ignored: solver {without_passwords(spec)!r} is no server")
     if drafts := re.fullmatch(r"draft:(.+)", spec):
-        return DraftSolver.from_pretrained(drafts[1], task, max_new_tokens=max_new_tokens)
+        return DraftSolver.from_pretrained(drafts[1], task, max_new_tokens=max_new_tokens, device=device)
     if engine := re.fullmatch(r"vllm:(.+)", spec):
         return VLLMSolver(engine[1], task, max_new_tokens=max_new_tokens)
     if (spec and Path(spec).is_dir()) or re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", spec):
-        return TransformersSolver.from_pretrained(spec, task, max_new_tokens=max_new_tokens)
+        return TransformersSolver.from_pretrained(spec, task, max_new_tokens=max_new_tokens, device=device)
     raise ValueError(f"solver {without_passwords(spec)!r} is not one of: {SPECS}")

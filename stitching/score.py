@@ -222,6 +222,7 @@ def load_scorer(
     denoiser: "Denoiser | None" = None,
     weights: str | None = None,
     batch_size: int = ROWS,
+    device: str | None = None,
 ) -> Scorer:
     """The scorer that a command line or YAML names.
 
@@ -233,6 +234,7 @@ def load_scorer(
         denoiser: the diffusion model whose trajectories are scored; `bmc` and `bound` ask it.
         weights: a file of fitted weights for exactly this scorer; without one the parts of a sum weigh the same.
         batch_size: most rows in one pass of the diffusion model, where one is asked.
+        device: of the models that are loaded; by default the accelerator, if there is one.
 
     Raises:
         ValueError: if it is none of these, the module or function does not exist, the task has no checker, or the weights
@@ -243,16 +245,20 @@ def load_scorer(
         from lockstitch.stitching.combine import Combined, Weights
 
         fitted = Weights.equal(parts) if weights is None else Weights.read(weights, parts)
-        return Combined([_named(part, task, trust_remote_code, denoiser, batch_size) for part in parts], fitted)
-    return _named(spec, task, trust_remote_code, denoiser, batch_size)
+        return Combined(
+            [_named(part, task, trust_remote_code, denoiser, batch_size, device) for part in parts], fitted
+        )
+    return _named(spec, task, trust_remote_code, denoiser, batch_size, device)
 
 
-def _named(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None", batch_size: int) -> Scorer:
-    scorer = _load(spec, task, trust_remote_code, denoiser, batch_size)
+def _named(spec: str, *how: Any) -> Scorer:
+    scorer = _load(spec, *how)
     return scorer if isinstance(scorer, Calculator | Consensus | Confidence) else Named(spec, scorer)
 
 
-def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None", batch_size: int) -> Scorer:
+def _load(
+    spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | None", batch_size: int, device: Any
+) -> Scorer:
     if spec == "calculator":
         return Calculator(task)
     if spec == "consensus":
@@ -275,7 +281,7 @@ def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | 
     if kind == "prm":
         from lockstitch.stitching.prm import ProcessRewardModel  # imports torch and transformers
 
-        return ProcessRewardModel(name, task=task, trust_remote_code=trust_remote_code)
+        return ProcessRewardModel(name, task=task, trust_remote_code=trust_remote_code, device=device)
     if kind == "verifier":
         from lockstitch.stitching.verifier import Verifier
 
@@ -283,7 +289,7 @@ def _load(spec: str, task: Task, trust_remote_code: bool, denoiser: "Denoiser | 
     if kind == "likelihood":
         from lockstitch.stitching.likelihood import load_likelihood
 
-        return load_likelihood(name, task, batch_size)
+        return load_likelihood(name, task, batch_size, device)
     if not is_place(spec):
         raise ValueError(f"scorer {spec!r} is not one of {_ACCEPTED}")
     function = load_named("scorer", spec)

@@ -43,13 +43,15 @@ class TransformersSolver:
         self.batch_size = batch_size
 
     @classmethod
-    def from_pretrained(cls, name: str, task: Task, *, max_new_tokens: int = 48) -> "TransformersSolver":
+    def from_pretrained(
+        cls, name: str, task: Task, *, max_new_tokens: int = 48, device: str | None = None
+    ) -> "TransformersSolver":
         """Loads a directory or hub name: in its own dtype on an accelerator, in float32 on a CPU."""
         import torch
         from lockstitch.sampling.loading import loaded_from, usable_device
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        device = usable_device(None)
+        device = usable_device(device)
         with loaded_from(f"solver {name!r}"):
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if device.type == "cpu" else "auto")
             tokenizer = AutoTokenizer.from_pretrained(name)

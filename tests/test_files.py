@@ -3,12 +3,14 @@
 import gzip
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from lockstitch import files
+from lockstitch import files, terminal
 
 
 def read(path):
@@ -143,3 +145,20 @@ def test_a_closed_pipe_is_silent(tmp_path):
         ["bash", "-c", f'"{sys.executable}" -c "$1" | head -1', "-", code], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr) == ("line\n", "")
+
+
+def test_what_an_encoding_lacks_is_written_as_an_escape():
+    code = "from lockstitch.errors import one_line\nwith one_line('x'):\n    print('100 \u2713')"
+    for encoding, said in (("iso-8859-1", b"100 \\u2713\n"), ("utf-8", "100 \u2713\n".encode())):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
+        assert (done.returncode, done.stdout) == (0, said)
+
+
+@pytest.mark.parametrize(("kind", "coloured"), [("xterm-256color", True), ("dumb", False)])
+def test_a_terminal_that_says_it_is_dumb_is_given_no_colours(kind, coloured, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert terminal.use_color("auto") == coloured
+    assert terminal.use_color("always")

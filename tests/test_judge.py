@@ -6,6 +6,7 @@ import enum
 import fractions
 import json
 import math
+import pathlib
 
 import pytest
 from hypothesis import given, settings
@@ -175,6 +176,17 @@ def test_a_subclass_arrives_as_what_it_holds_and_an_object_as_nothing():
     assert other[0] == "other"
     assert not is_same(encode(Liar()), encode(Liar()))
     assert isinstance(decode(encode(Liar())), Other)
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_a_path_crosses_from_every_python(module, monkeypatch):
+    """The classes of paths are in a module of their own in Python 3.13."""
+    for kind in (pathlib.PurePath, pathlib.PurePosixPath, pathlib.PosixPath, pathlib.Path):
+        monkeypatch.setattr(kind, "__module__", module)
+    data = encode({"at": [pathlib.Path("a/b"), pathlib.PurePosixPath("c")]})
+    assert data == {"dict": [["at", [{"pathlib.PurePath": "a/b"}, {"pathlib.PurePath": "c"}]]]}
+    assert decode(data) == {"at": [pathlib.Path("a/b"), pathlib.Path("c")]}
+    assert is_same(data, encode({"at": [pathlib.Path("a/b"), pathlib.PurePosixPath("c")]}))
 
 
 FORGED = [

@@ -98,6 +98,18 @@ def test_a_launcher_that_is_killed_is_no_success():
     assert done.returncode == 128 + signal.SIGKILL
 
 
+@pytest.mark.parametrize("usual", ["SIG_DFL", "SIG_IGN"])
+def test_the_end_of_a_command_is_heard_whatever_is_done_about_children(usual, tmp_path):
+    """What nobody handles is dropped: on macOS what is so by default too, so that there is a handler while it runs."""
+    script = f"cat /proc/$PPID/status >{tmp_path}/status; exit 3"
+    before = f"import signal; signal.signal(signal.SIGCHLD, signal.{usual})"
+    after = f"import signal; assert signal.getsignal(signal.SIGCHLD) == signal.{usual}"
+    code = before + TOLD.format(script=script).replace("sys.exit", f"{after}\nsys.exit")
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 3
+    (caught,) = [line for line in (tmp_path / "status").read_text().splitlines() if line.startswith("SigCgt:")]
+    assert int(caught.split()[1], 16) >> (signal.SIGCHLD - 1) & 1
+
+
 def test_what_is_ignored_stays_ignored(tmp_path):
     script = f"echo >{tmp_path}/there; sleep .2; exit 3"
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + TOLD.format(script=script)  # as nohup does

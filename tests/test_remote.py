@@ -51,6 +51,22 @@ def test_a_device_that_is_not_there(device, tmp_path):
         Denoiser.from_pretrained(path, family="bidirectional", trust_remote_code=True, device=device)
 
 
+@pytest.mark.parametrize(
+    "load_on",
+    [
+        lambda task, device: load_scorer("prm:embedded:sudoku", task, device=device),
+        lambda task, device: load_scorer("confidence+likelihood:embedded:sudoku", task, device=device),
+        lambda task, device: load_scorer("likelihood:embedded:solver", task, device=device),
+        lambda task, device: load_solver(str(embedded_model("solver")), task, device=device),
+        lambda task, device: load_solver("draft:embedded:sudoku", task, device=device),
+        lambda task, device: TextPlanner.from_pretrained(str(embedded_model("solver")), task, device=device),
+    ],
+)
+def test_scorers_solvers_and_planners_go_where_they_are_told(load_on):
+    with pytest.raises(ValueError, match="device='cuda:77' cannot be used here"):
+        load_on(get_task("sudoku"), "cuda:77")
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
 def test_a_build_for_an_accelerator_runs_on_the_cpu_of_a_machine_that_has_none(monkeypatch):
     monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))

@@ -360,7 +360,7 @@ def test_a_run_that_health_stopped_is_left_alone(tmp_path, monkeypatch, capsys):
 def test_what_a_kill_left_half_written_is_cleared_away(tmp_path):
     for name in (".tmpDrwX6U", ".tmp", ".tmp-of-mine", "model.safetensors"):
         (tmp_path / name).write_text("")
-    assert not is_finished(tmp_path, None, SimpleNamespace(resume_from_checkpoint=None))
+    assert not is_finished(tmp_path, None, SimpleNamespace(resume_from_checkpoint=None, process_index=0))
     assert {path.name for path in tmp_path.iterdir()} == {".tmp", ".tmp-of-mine", "model.safetensors"}
 
 

@@ -1,6 +1,7 @@
 """The sandbox itself: what is in it, how it starts, ends and refuses."""
 
 import ctypes
+import errno
 import json
 import os
 import platform
@@ -328,6 +329,55 @@ def test_where_namespaces_are_forbidden_it_says_so(monkeypatch, tmp_path):
     said = refused(monkeypatch)
     assert "bubblewrap does not start here" in said
     assert "LOCKSTITCH_SANDBOX=unsafe" in said
+
+
+@pytest.mark.parametrize("launcher", [Bubblewrap, Unsafe])
+def test_other_systems_are_refused_and_told_what_works_there(launcher, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SandboxUnavailable) as caught:
+        launcher()
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "need Linux" in said
+    assert "SandboxFusion server: LOCKSTITCH_SANDBOX=http://HOST:PORT" in said
+    assert "LOCKSTITCH_SANDBOX=unsafe" not in said
+
+
+def blind(path, statvfs=os.statvfs):
+    """`os.statvfs` of a root user without CAP_SYS_PTRACE."""
+    if str(path).startswith("/proc/"):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    return statvfs(path)
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_no_program_runs_where_its_files_cannot_be_counted(monkeypatch):
+    monkeypatch.setattr(os, "statvfs", blind)
+    said = refused(monkeypatch)
+    assert "cannot be watched here (Permission denied: /proc/" in said
+    assert "CAP_SYS_PTRACE" in said
+    assert "\n" not in said
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root depends on the capability")
+def test_root_without_the_capability_is_refused():
+    code = "from lockstitch.rewards.sandbox.launchers import Bubblewrap; Bubblewrap()"
+    command = ["setpriv", "--bounding-set", "-sys_ptrace", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "SandboxUnavailable" in done.stderr
+    assert "CAP_SYS_PTRACE" in done.stderr
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize("kind", ["functions", "program"])
+def test_a_program_that_cannot_be_watched_any_more_is_not_scored(kind, monkeypatch, caplog):
+    columns = {"functions": {"tests": [["assert f(1) == 1"]]}, "program": {"inputs": [[""]], "outputs": [["1"]]}}[kind]
+    source = "def f(x):\n    import time\n    time.sleep(0.5)\n    return 1\nprint(f(1))"
+    assert code_reward([""], [source], **columns) == [1.0]
+    monkeypatch.setattr(os, "statvfs", blind)
+    assert code_reward([""], [source], **columns) == [None]
+    assert "it cannot be watched any more" in caplog.text
 
 
 @pytest.mark.usefixtures("bubblewrap")

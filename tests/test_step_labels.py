@@ -157,7 +157,8 @@ def test_a_process_that_is_killed_while_it_labels(tmp_path):
     process.wait()
     assert 4 <= results.read_bytes().count(b"\n") < 24
     for name in ("killed", "whole"):
-        labelled(parse([*command[3:], "--output_dir", str(tmp_path / name)])[0], tmp_path / name)
+        recipe, training, _ = parse([*command[3:], "--output_dir", str(tmp_path / name)])
+        labelled(recipe, tmp_path / name, training)
     for split in ("train", "test"):
         one, other = (
             files.finished_rows(tmp_path / name / "labels" / split / files.RESULTS) for name in ("killed", "whole")

@@ -20,6 +20,7 @@ import marshal
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from lockstitch.rewards.sandbox.bubblewrap import CURES, SandboxUnavailable, int
 from lockstitch.rewards.sandbox.children import KeeperGone, new_folder, spawn
 from lockstitch.rewards.sandbox.keeper import FIRST_DESCRIPTOR
 from lockstitch.rewards.sandbox.process import MIB, Limits, Process, StartFailed, Stopped, literal
-from lockstitch.rewards.sandbox.sandbox_watch import processes_of
+from lockstitch.rewards.sandbox.sandbox_watch import processes_of, why_unwatched
 
 __all__ = [
     "Bubblewrap", "Launcher", "Limits", "Process", "SandboxUnavailable", "StartFailed", "Stopped", "Unsafe", "input_file",
@@ -38,6 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 _BUBBLEWRAPS_OWN = 2  # processes: one waits outside, one is the first inside
+_SERVER = "a SandboxFusion server: LOCKSTITCH_SANDBOX=http://HOST:PORT or CodeReward(backend='http://HOST:PORT')"
 
 
 class Launcher(Protocol):
@@ -83,21 +85,36 @@ def _arguments(limits: Limits, processes: int) -> list[str]:
     return [interpreter(), *options, "-c", _compiled_worker(), *(str(number) for number in numbers)]
 
 
+def _need_linux() -> None:
+    if sys.platform != "linux":
+        raise SandboxUnavailable(
+            f"no sandbox for code on {sys.platform}: 'bwrap' and 'unsafe' need Linux. What works here is {_SERVER}."
+        )
+
+
 class Bubblewrap:
     """The sandbox."""
 
     def __init__(self) -> None:
+        _need_linux()
         if not seccomp.is_known():
             raise SandboxUnavailable(
                 f"no sandbox for code on {os.uname().machine}: its system calls are not known. {CURES}"
             )
         try:
-            with self.start(Limits()):
-                pass
+            with self.start(Limits()) as process:
+                assert process.first is not None
+                unwatched = why_unwatched(process.first[0])
         except StartFailed as error:
             raise SandboxUnavailable(
                 f"no sandbox for code: bubblewrap does not start here ({error}). {CURES}"
             ) from None
+        if unwatched:
+            raise SandboxUnavailable(
+                f"no sandbox for code: what a program uses cannot be watched here ({unwatched}), so limits would not hold. "
+                "Root needs the capability CAP_SYS_PTRACE for it (docker run --cap-add SYS_PTRACE), another user does not; "
+                f"or use {_SERVER}."
+            )
 
     @contextlib.contextmanager
     def start(self, limits: Limits, stdin: int | None = None) -> Iterator[Process]:
@@ -124,7 +141,10 @@ class Bubblewrap:
                 prefer_to_kill(processes_of(pid))
             except (Stopped, OSError, ValueError) as error:
                 raise StartFailed(process.complaint() or str(error)) from None
-            yield process
+            try:
+                yield process
+            except PermissionError as error:  # what is not seen is under no limit
+                raise StartFailed(f"it cannot be watched any more: {error}") from None
 
 
 def prefer_to_kill(processes: list[int]) -> None:
@@ -152,6 +172,9 @@ def _group(limits: Limits) -> Iterator[Path | None]:
 
 class Unsafe:
     """No sandbox: the program runs as you, in a folder of its own that is removed after it."""
+
+    def __init__(self) -> None:
+        _need_linux()
 
     @contextlib.contextmanager
     def start(self, limits: Limits, stdin: int | None = None) -> Iterator[Process]:

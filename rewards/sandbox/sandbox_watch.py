@@ -18,6 +18,21 @@ _MEMORY = ("RssAnon:", "RssShmem:", "VmSwap:")
 _TIME_WAIT = "06"
 
 
+def why_unwatched(pid: int) -> str:
+    """Why a sandbox that waits for its job cannot be watched, so that limits would not hold; empty if it can be."""
+    try:
+        os.statvfs(f"/proc/{pid}/root/tmp")
+        with open(f"/proc/{pid}/net/unix", "rb"):
+            processes = processes_of(pid)
+        locks_of(processes, 0)
+        processor_seconds(processes)
+        # There are two processes already, and one file: /tmp itself.
+        is_counted = len(processes) > 1 and memory_of(processes) > 0 and files_of(pid) > 0
+    except OSError as error:
+        return f"{error.strerror}: {error.filename}"
+    return "" if is_counted else "/proc does not count its processes, memory or files"
+
+
 def processes_of(pid: int) -> list[int]:
     """The process and all its descendants, as far as they are still there."""
     found, waiting = [], [pid]

@@ -138,7 +138,9 @@ _DICTIONARIES = ("collections.Counter", "collections.OrderedDict", "collections.
 
 def _names(kind: type) -> list[str]:
     """The names of a type and its bases, by which standard types are known without importing them."""
-    return [f"{base.__module__}.{base.__qualname__}" for base in type.__dict__["__mro__"].__get__(kind)]
+    bases = type.__dict__["__mro__"].__get__(kind)
+    names = [f"{base.__module__}.{base.__qualname__}" for base in bases]
+    return [name.replace("pathlib._local.", "pathlib.") for name in names]  # Python 3.13's
 
 
 def encode(value: Any, depth: int = DEEPEST, wall: Wall | None = None, shared: Shared | None = None) -> Any:

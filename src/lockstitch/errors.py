@@ -7,6 +7,7 @@ cannot be read or written. Everything else is a fault of ours, and stays a trace
         ...
 """
 
+import io
 import os
 import re
 import sys
@@ -42,9 +43,14 @@ def one_line(
 ) -> Iterator[None]:
     """Within the block, mistakes end the process with 2 and a message, Ctrl-C with 130, and a closed pipe in silence.
 
+    What the output's encoding lacks is written as an escape, and does not end a run whose work is done.
+
     Raises:
         SystemExit: in each of these cases.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except BrokenPipeError:

@@ -35,7 +35,12 @@ def painter(color: bool) -> Paint:
 
 def use_color(choice: str) -> bool:
     """Whether to colour: `always`, `never`, or with `auto` if a terminal reads the output and NO_COLOR is not set."""
-    return choice == "always" or (choice == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    return choice == "always" or (choice == "auto" and is_terminal() and "NO_COLOR" not in os.environ)
+
+
+def is_terminal() -> bool:
+    """Whether a terminal reads the output that knows colours and where its cursor is: not one that says it is dumb."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def ramp_code(score: float) -> int:
