@@ -53,9 +53,9 @@ class DraftSolver:
         from lockstitch.sampling.denoiser import Denoiser
         from lockstitch.sampling.loading import usable_device
 
-        device = usable_device(device)
-        dtype = torch.float32 if device.type == "cpu" else "auto"
-        return cls(Denoiser.from_pretrained(name, dtype=dtype, device=device), task, max_new_tokens=max_new_tokens)
+        there = usable_device(device)
+        dtype = torch.float32 if there.type == "cpu" else "auto"
+        return cls(Denoiser.from_pretrained(name, dtype=dtype, device=there), task, max_new_tokens=max_new_tokens)
 
     def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]:
         """Answers in batches; `ValueError` if a prompt and its answer do not fit the model's context."""

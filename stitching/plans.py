@@ -87,11 +87,11 @@ class TextPlanner:
         from lockstitch.sampling.loading import loaded_from, usable_device
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        device = usable_device(device)
+        there = usable_device(device)
         with loaded_from(f"planner {name!r}"):
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if device.type == "cpu" else "auto")
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if there.type == "cpu" else "auto")
             tokenizer = AutoTokenizer.from_pretrained(name)
-        return cls(model.to(device), tokenizer, task)
+        return cls(model.to(there), tokenizer, task)
 
     def __call__(self, questions: Sequence[str]) -> list[Plan]:
         """One question after another: what is padded beside others must not change a plan."""

@@ -51,11 +51,11 @@ class TransformersSolver:
         from lockstitch.sampling.loading import loaded_from, usable_device
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        device = usable_device(device)
+        there = usable_device(device)
         with loaded_from(f"solver {name!r}"):
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if device.type == "cpu" else "auto")
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if there.type == "cpu" else "auto")
             tokenizer = AutoTokenizer.from_pretrained(name)
-        return cls(model.to(device), tokenizer, task, max_new_tokens=max_new_tokens)
+        return cls(model.to(there), tokenizer, task, max_new_tokens=max_new_tokens)
 
     def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]:
         """Answers in batches; `ValueError` if a prompt and its answer do not fit the model's context."""
