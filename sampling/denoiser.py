@@ -8,7 +8,7 @@ Axes: B rows, L positions, C columns, M places (a row and a column), V vocabular
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from lockstitch.sampling.loading import (
 )
 from lockstitch.sampling.remote import NATIVE, Calling, load_remote
 from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -189,6 +190,11 @@ class Denoiser:
         for what in calling.lacking:
             logger.warning("%s: %s", path, what)
         return cls(model, load_tokenizer(path, revision, trust_remote_code=True), known, mask_id, calling)
+
+    def without_graph(self) -> AbstractContextManager[object]:
+        """A block whose passes keep no graph: inference mode, but under FSDP, which keeps what it gathers for training."""
+        sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
+        return torch.no_grad() if sharded else torch.inference_mode()
 
     def read_as(self, family: Family, mask_id: int | None, tokenizer: Tokenizer | None = None) -> "Denoiser":
         """The same model, attending and masking as an adapter says that it was trained to; its config says so, too."""

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Sequence
 
-import torch
 from lockstitch.sampling.batching import batches
 from lockstitch.sampling.canvases import Bans, Canvas, Look, Row
 from lockstitch.sampling.compiled import check_compiled
@@ -18,7 +17,6 @@ from lockstitch.sampling.trajectory import Trajectory
 Prompt = str | Sequence[int]
 
 
-@torch.inference_mode()
 def sample(
     denoiser: Denoiser,
     prompts: Sequence[Prompt],
@@ -58,13 +56,14 @@ def sample(
     config = in_blocks_of(config, denoiser.family)
     rows = make_rows(denoiser, prompts, config, n, seed, canvases, bans)
     results: dict[int, Trajectory] = {}
-    for batch in batches(rows, denoiser, config):
-        denoising = Drafting if config.policy == "verify" else Denoising
-        results.update(
-            zip(batch, denoising(denoiser, [rows[i] for i in batch], config, on_step, batch).run(), strict=True)
-        )
-        if progress is not None:
-            progress(len(batch))
+    denoising = Drafting if config.policy == "verify" else Denoising
+    with denoiser.without_graph():
+        for batch in batches(rows, denoiser, config):
+            results.update(
+                zip(batch, denoising(denoiser, [rows[i] for i in batch], config, on_step, batch).run(), strict=True)
+            )
+            if progress is not None:
+                progress(len(batch))
     return [results[i] for i in range(len(rows))]
 
 
@@ -104,8 +103,8 @@ def make_rows(
         _check_tokens(denoiser, i, prompt_ids, canvas)
     _check_room(denoiser, ids, config)
     if n > 1 and config.temperature == 0 and config.policy != "random" and config.correction != "remdm":
-        # The level is that of whoever calls `sample`, past torch's wrapper of it.
-        warnings.warn(f"n={n} at temperature=0: all {n} trajectories of a prompt will be equal", stacklevel=4)
+        # The level is that of whoever calls `sample`.
+        warnings.warn(f"n={n} at temperature=0: all {n} trajectories of a prompt will be equal", stacklevel=3)
     if bans is None:
         bans = [()] * len(ids)
     if len(bans) != len(ids):

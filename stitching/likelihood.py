@@ -111,7 +111,7 @@ class Bound:
             score_KN, more=Ledger(nfe=passes * len(trajectories), tokens_forwarded=tokens, sequential_steps=1)
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not in inference mode, which a policy whose weights are sharded is trained after
     def _log_probabilities(
         self, trajectories: Sequence[Trajectory], masks_K: Sequence[Sequence[tuple[float, list[bool]]]]
     ) -> list[list[list[float]]]:

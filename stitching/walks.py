@@ -179,7 +179,7 @@ class Walker:
                 found.update(zip(part, self._pass([walks[i] for i in part]), strict=True))
         return [found[i] for i in range(len(walks))]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not in inference mode, which a policy whose weights are sharded is trained after
     def _pass(self, walks: Sequence[Walk]) -> list[Proposals]:
         began = time.perf_counter()
         denoiser, G = self.denoiser, self.config.canvas_length

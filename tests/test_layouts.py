@@ -23,6 +23,9 @@ from lockstitch.sampling.families import (
 from lockstitch.sampling.layouts import EXACT, blocks, is_exact
 from lockstitch.sampling.loop import make_rows, sample
 from models import dream_like, random_denoiser, without_mask
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import DynamicCache
 
 # Lengths 13, 20, 29 and 17, so that a block of 4 begins inside the prompt at every remainder.
@@ -486,6 +489,24 @@ def test_what_does_not_fit_a_layout_is_refused():
         run(causal, length="dynamic", max_length=24, policy="threshold", threshold=0.9, stop_at_eos=True)
     with pytest.raises(ValueError, match="do not attend fully"):
         causal.forward_logits(causal.model, torch.tensor([[1, 2]]), torch.tensor([[1, 1]]))
+
+
+def test_a_sharded_model_that_was_sampled_from_is_trained():
+    """FSDP keeps what its first pass gathers: gathered in inference mode, it would be of no use to training."""
+    denoiser, config = random_denoiser(), SamplerConfig(canvas_length=8)
+    (expected,) = sample(denoiser, [[17, 93]], config)
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for layer in denoiser.model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(denoiser.model, mesh=mesh)
+        (drawn,) = sample(denoiser, [[17, 93]], config)
+        assert drawn.canvas_ids == expected.canvas_ids
+        denoiser.model.train()(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
+        assert all(parameter.grad is not None for parameter in denoiser.model.parameters())
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "kernels-community/flash-attn"])
