@@ -50,6 +50,7 @@ def labelled(recipe: RecipeArguments, output: Path, training: Any) -> dict[str, 
     from dataclasses import replace
 
     from lockstitch.recipes.prm_data import problems_of
+    from lockstitch.recipes.run_directory import is_first
     from lockstitch.recipes.step_labels import Labelling, label_problems, write_labels
     from lockstitch.rewards.tasks.named import get_task, remembered
     from lockstitch.sampling.chat import Chat
@@ -106,7 +107,7 @@ def labelled(recipe: RecipeArguments, output: Path, training: Any) -> dict[str, 
     rows = {}
     for place, (split, wanted) in enumerate(problems.items()):
         directory = output / LABELS / split
-        if training.process_index == 0:  # the other processes only read what there is
+        if is_first(training):  # the other processes only read what there is
             files.claim_directory(directory, {**said, "split": split})
 
         def label(part: Any, first: int, place: int = place) -> list[dict[str, Any]]:
@@ -220,7 +221,7 @@ def main() -> None:
     """Parses YAML and command line, labels, trains and judges."""
     with one_line("prm", f"interrupted; {GOES_ON}"):
         # Seconds of imports, in which Ctrl-C may come.
-        from lockstitch.recipes.run_directory import MISTAKES, leaving_nothing
+        from lockstitch.recipes.run_directory import MISTAKES, is_first, leaving_nothing
 
         recipe, training, model_arguments = parse(sys.argv[1:])
         with leaving_nothing(Path(training.output_dir)):
@@ -234,7 +235,7 @@ def main() -> None:
         output = Path(training.output_dir)
         if reader is None:
             print(f"Labels saved to {output / LABELS}")
-        elif training.process_index == 0:
+        elif is_first(training):
             judge(recipe, output, rows, is_verifier=reader == FEATURES, device=str(training.device))
 
 

@@ -7,6 +7,7 @@ says what a run is from its first checkpoint on.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -154,6 +155,11 @@ def leaving_nothing(output: Path) -> Iterator[None]:
         raise
 
 
+def is_first(training: Any) -> bool:
+    """Whether this is the first process of a launch: by what launchers say (mpirun says nothing), or the arguments."""
+    return int(os.environ.get("RANK", training.process_index)) == 0
+
+
 def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print) -> bool:
     """Whether a run has reached its end; makes the directory this process's own.
 
@@ -168,7 +174,7 @@ def is_finished(output: Path, record: RunRecord, training: Any, say: Any = print
             of which nothing says what it was; or the checkpoint that is named to go on from is not whole.
     """
     output.mkdir(parents=True, exist_ok=True)
-    if training.process_index == 0:
+    if is_first(training):
         files.lock(output)
         for stray in output.glob(".tmp*"):
             if _STRAY.fullmatch(stray.name):
