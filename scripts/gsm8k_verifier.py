@@ -114,18 +114,23 @@ def table(found):
             print(
                 f"| {name} | {method} | {100 * sum(right) / n:.1f} | {100 * low:.1f} to {100 * high:.1f} | {paired} |"
             )
-    print("\n| source alone | accuracy | 95 % interval | n | stitched (fitted vote) minus it |\n|---|---|---|---|---|")
-    rows = found["verifier, fitted vote"]
+    heads = " | ".join(f"stitched by {name} minus it" for name in found)
+    print(f"\n| source alone | accuracy | 95 % interval | n | {heads} |\n{'|---' * (4 + len(found))}|")
     for source, k in (*((name, k) for k, name in enumerate(SOURCES)), ("LLaDA-8B, else 175B with a verifier", -1)):
-        pairs = [
-            (bool(row["methods"]["stitched"]["correct"]), bool(row["trajectories"][k]["correct"]))
-            for row in rows
-            if len(row["trajectories"]) > k
-        ]
-        mine, right = map(list, zip(*pairs, strict=True))
+        cells = []
+        for rows in found.values():
+            pairs = [
+                (bool(row["methods"]["stitched"]["correct"]), bool(row["trajectories"][k]["correct"]))
+                for row in rows
+                if len(row["trajectories"]) > k
+            ]
+            mine, right = map(list, zip(*pairs, strict=True))
+            cells.append(shown(mine, right))
         low, high = wilson(sum(right), len(right))
         mean = 100 * sum(right) / len(right)
-        print(f"| {source} | {mean:.1f} | {100 * low:.1f} to {100 * high:.1f} | {len(right)} | {shown(mine, right)} |")
+        print(
+            f"| {source} | {mean:.1f} | {100 * low:.1f} to {100 * high:.1f} | {len(right)} | {' | '.join(cells)} |",
+        )
 
 
 if __name__ == "__main__":
