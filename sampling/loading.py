@@ -201,6 +201,12 @@ def load_model(
     ):  # the report is `check_whole`'s, in a line
         model, info = reader.from_pretrained(path, config=config, **loading)
     check_whole(path, info)
+    places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
+    if len(places) > 1:
+        raise ValueError(
+            f"device_map puts {model_name(path)!r} on {', '.join(places)}: one device holds the model here; name it "
+            "(device=)"
+        )
     model.config._name_or_path = model.name_or_path = model_name(path)  # an adapter's config names it, on any machine
     warnings.filterwarnings(
         "ignore", f"Could not find a config file in {EMBEDDED}"

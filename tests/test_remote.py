@@ -67,6 +67,15 @@ def test_scorers_solvers_and_planners_go_where_they_are_told(load_on):
         load_on(get_task("sudoku"), "cuda:77")
 
 
+def test_a_model_that_is_spread_over_devices_is_refused(tmp_path):
+    places = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+    with pytest.raises(
+        ValueError, match=r"^device_map puts 'embedded:sudoku' on cpu, disk: one device holds the model"
+    ):
+        Denoiser.from_pretrained("embedded:sudoku", device_map=places, offload_folder=tmp_path)
+    assert Denoiser.from_pretrained("embedded:sudoku", device_map={"": "cpu"}).device == torch.device("cpu")
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
 def test_a_build_for_an_accelerator_runs_on_the_cpu_of_a_machine_that_has_none(monkeypatch):
     monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
