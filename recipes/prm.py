@@ -134,6 +134,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     from lockstitch.sampling.loading import load_tokenizer
     from lockstitch.stitching.step_reader import Reader, as_step_classifier, attention_of, check_takes_head, load_body
     from lockstitch.stitching.verifier import FILE as VERIFIER
+    from transformers import set_seed
 
     from lockstitch import model_name, model_path
 
@@ -189,6 +190,7 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     check_lengths(encoded, body, training.max_length)
     model: Any = as_step_classifier(body, attention, training.seed)
     if model_arguments.use_peft:
+        set_seed(training.seed)  # which an adapter's first weights are drawn from
         model = adapted(model, model_arguments, path)
     trainer = StepRewardTrainer(
         model=model,

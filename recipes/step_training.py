@@ -44,6 +44,10 @@ class StepRewardConfig(TrainingArguments):  # type: ignore[misc]
         check_counts(self)
         check_rates(self)
         check_length(self)
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} would be ignored: labels may be soft themselves"
+            )
         super().__post_init__()
         if self.torch_compile:
             check_asked(self.torch_compile_backend, self.torch_compile_mode, self.device)

@@ -40,7 +40,7 @@ from lockstitch.sampling.loop import sample
 from lockstitch.sampling.mask_gate import MaskGatedLoraConfig, facts_of, gated
 from lockstitch.sampling.noise import derive_seed
 from peft import PeftConfig, PeftModel
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from trl.models import unwrap_model_for_generation
 
 from lockstitch.files import to_json, write_whole
@@ -106,6 +106,7 @@ class AdaptationTrainer(DiffusionSFTTrainer):
         if args.lora_gate:
             if not isinstance(peft_config, MaskGatedLoraConfig):
                 raise ValueError("lora_gate=True: an adapter that acts at mask positions alone is needed (use_peft)")
+            set_seed(args.seed)  # which an adapter's first weights are drawn from
             denoiser.model, peft_config = gated(denoiser.model, peft_config), None
         initial = args.text == "initial_rollouts" and peft_config is None and not args.lora_gate
         frozen = copy.deepcopy(denoiser.model).requires_grad_(False) if initial else None
@@ -170,12 +171,12 @@ class AdaptationTrainer(DiffusionSFTTrainer):
             for prompt, t in zip(prompts, trajectories, strict=True)
         ]
         batch = {name: values.to(inputs["input_ids"].device) for name, values in collate(rows).items()}
+        sums = torch.tensor([[t.ledger.nfe, t.length, t.finished, 1.0] for t in trajectories]).sum(0)
+        nfe, length, finished, count = self.accelerator.reduce(sums.to(inputs["input_ids"].device), "sum").tolist()
         log = self._metrics["train"]
-        log["rollout/nfe_per_token"].append(
-            sum(t.ledger.nfe for t in trajectories) / sum(t.length for t in trajectories)
-        )
-        log["rollout/length"].append(sum(t.length for t in trajectories) / len(trajectories))
-        log["rollout/eos_rate"].append(sum(t.finished for t in trajectories) / len(trajectories))
+        log["rollout/nfe_per_token"].append(nfe / length)
+        log["rollout/length"].append(length / count)
+        log["rollout/eos_rate"].append(finished / count)
         return batch, trajectories
 
     def _through_end(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -261,14 +262,14 @@ class AdaptationTrainer(DiffusionSFTTrainer):
             assert next_NV is not None
             own["next_token"] = F.cross_entropy(next_NV.float(), ids_BL[next_BL])
             loss = losses.with_next_token(loss, own["next_token"], args.ar_loss, args.ar_weight or 1.0)
-        log = self._metrics["train"]
-        for name, value in own.items():
-            log[f"loss/{name}"].append(value.item())
+        means = self.accelerator.reduce(
+            torch.stack([value.detach().float() for value in own.values()]), "mean"
+        ).tolist()
+        for name, mean in zip(own, means, strict=True):
+            self._metrics["train"][f"loss/{name}"].append(mean)
         if longest is not None:
-            log["block_length"].append(longest)
-        if len(logits_MV):
-            right_M = logits_MV.detach().argmax(-1) == ids_BL[asked_BL]
-            log["masked_token_accuracy"].append(right_M.float().mean().item())
+            self._metrics["train"]["block_length"].append(longest)
+        self._log_accuracy("train", logits_MV, ids_BL[asked_BL])
         return loss
 
     def _masked(
@@ -297,7 +298,9 @@ class AdaptationTrainer(DiffusionSFTTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         model = self.accelerator.unwrap_model(self.model)
-        if isinstance(model, PeftModel):  # whose base says that it is autoregressive, or nothing
+        if self.args.should_save and isinstance(
+            model, PeftModel
+        ):  # whose base says that it is autoregressive, or nothing
             write_whole(Path(output_dir or self.args.output_dir) / ADAPTER_FACTS, to_json(facts_of(model)))
 
 

@@ -126,9 +126,16 @@ class WholeCheckpoints(Trainer):
         shutil.rmtree(output / name, ignore_errors=True)
         os.replace(staging / name, output / name)
         shutil.rmtree(staging, ignore_errors=True)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(output / name))
         rotate_checkpoints(
             output_dir=str(output), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
         )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Pushes a checkpoint once it is in its place, where it stays while the hub reads it."""
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -168,7 +175,8 @@ def torn(checkpoint: Path) -> str | None:
     """What of a checkpoint is missing or was cut off, in words; None if it is whole."""
     if not (checkpoint / STATE).is_file():
         return f"it has no {STATE}"
-    weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")]
+    sharded = [*checkpoint.glob("pytorch_model_fsdp_*/"), *checkpoint.glob("global_step*/")]  # FSDP's, DeepSpeed's
+    weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin"), *sharded]
     if not weights:
         return "it has no weights"
     for path in checkpoint.glob("*.safetensors"):

@@ -19,7 +19,7 @@ from lockstitch.rl import losses
 from lockstitch.rl.distilled import DistilledTrainer
 from lockstitch.rl.grpo_config import DiffusionGRPOConfig
 from lockstitch.rl.grpo_likelihoods import at_iteration
-from lockstitch.rl.models import as_denoiser, name_of
+from lockstitch.rl.models import as_denoiser, loading_of_arguments, name_of
 from lockstitch.rl.self_distillation import LOSS as SELF_DISTILLATION
 from lockstitch.rl.teaching import Columns, Teaching, target_loss
 from peft import PeftConfig
@@ -61,7 +61,7 @@ class DiffusionGRPOTrainer(DistilledTrainer):
     ) -> None:
         if args is not None and not isinstance(args, DiffusionGRPOConfig):
             raise ValueError(f"args is a {type(args).__name__}: DiffusionGRPOConfig takes the same options, and more")
-        denoiser = as_denoiser(model, processing_class, (args.model_init_kwargs or {}) if args is not None else None)
+        denoiser = as_denoiser(model, processing_class, loading_of_arguments(model, args))
         if args is None:
             by = "fast" if denoiser.family.layout == "full" else "block"
             args = DiffusionGRPOConfig(f"{name_of(model)}-GRPO", preset=by, max_completion_length=256)

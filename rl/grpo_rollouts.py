@@ -92,6 +92,10 @@ class RolloutTrainer(TaughtTrainer):
         adapted = peft_config is not None or isinstance(denoiser.model, PeftModel)
         # TRL would load the reference anew from where the config says that the model came from; ours is the model as it is.
         refers = (args.beta or args.policy_loss == SELF_DISTILLATION) and not adapted
+        if refers and args.cast_lm_head_to_fp32:
+            raise ValueError(
+                "cast_lm_head_to_fp32=True would leave the reference's head as it is: beta=0, or an adapter"
+            )
         reference = copy.deepcopy(denoiser.model).requires_grad_(False) if refers else None
         beta = args.beta
         if reference is not None:

@@ -13,6 +13,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 
+def loading_of_arguments(model: Any, args: Any) -> dict[str, Any]:
+    """What a trainer's arguments say of how a model that is named is loaded; nothing without arguments."""
+    loading = dict(getattr(args, "model_init_kwargs", None) or {})
+    if isinstance(model, str | Path) and getattr(args, "trust_remote_code", False):
+        loading.setdefault("trust_remote_code", True)
+    return loading
+
+
 def as_denoiser(
     model: Any, processing_class: Tokenizer | None = None, loading: dict[str, Any] | None = None
 ) -> Denoiser:
@@ -22,13 +30,14 @@ def as_denoiser(
         model: a name on the hub, a directory, `embedded:NAME`, one of transformers' models (with an adapter or not), or a
             `Denoiser`. Where a name or directory holds an adapter, it is merged into its base, to be trained from.
         processing_class: the tokenizer; by default the one beside the model.
-        loading: for a name, arguments of `Denoiser.from_pretrained` (TRL's `model_init_kwargs`).
+        loading: for a name, arguments of `Denoiser.from_pretrained` (TRL's `model_init_kwargs`); as in TRL, weights are in
+            float32 where they say nothing else.
 
     Raises `ValueError` for what is none of these, for a model whose config tells no diffusion family, and for arguments that
     would be ignored.
     """
     if isinstance(model, str | Path):
-        denoiser = Denoiser.from_pretrained(str(model), **(loading or {}))
+        denoiser = Denoiser.from_pretrained(str(model), **{"dtype": "float32", **(loading or {})})
         denoiser.model = to_train_from(denoiser.model, str(model))
         return denoiser if processing_class is None else _with(denoiser, processing_class)
     if loading:

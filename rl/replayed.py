@@ -169,10 +169,10 @@ def forks(config: EstimatorConfig, canvases: Canvases) -> Iterator[Visit]:
 
 
 def positions(config: EstimatorConfig, canvases: Canvases) -> Iterator[Visit]:
-    """Position after position, from left to right: the chain rule."""
+    """Position after position, from left to right: the chain rule; one visit that asks nothing where none is open."""
     open_BG, given_BG = open_positions(config, canvases)
     position_G = torch.arange(open_BG.shape[1], device=open_BG.device)
-    for k in open_BG.any(0).nonzero()[:, 0].tolist():
+    for k in open_BG.any(0).nonzero()[:, 0].tolist() or [0]:
         yield Visit(given_BG | open_BG & (position_G < k), open_BG & (position_G == k))
 
 

@@ -22,7 +22,7 @@ from datasets import Dataset, IterableDataset
 from lockstitch.rl.canvas_data import IGNORED, CanvasCollator, completion_lengths, prompts_and_completions
 from lockstitch.rl.checkpoints import WholeCheckpoints
 from lockstitch.rl.masking import block_mask_ratio, mask_completion, noise_generator, stratified_mask_ratio
-from lockstitch.rl.models import as_denoiser, name_of
+from lockstitch.rl.models import as_denoiser, loading_of_arguments, name_of
 from lockstitch.rl.packing import Later, block_of_column, check_block_length, packed_pass
 from lockstitch.rl.scoring import check_trains
 from lockstitch.rl.sft_config import DiffusionSFTConfig
@@ -150,7 +150,7 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
     ) -> None:
         if args is not None and not isinstance(args, DiffusionSFTConfig):
             raise ValueError(f"args is a {type(args).__name__}: DiffusionSFTConfig takes the same options, and more")
-        denoiser = as_denoiser(model, processing_class, (args.model_init_kwargs or {}) if args is not None else None)
+        denoiser = as_denoiser(model, processing_class, loading_of_arguments(model, args))
         args = args if args is not None else DiffusionSFTConfig(f"{name_of(model)}-SFT")
         args.model_init_kwargs = None  # TRL is handed a model
         # The model's own block, where blocks are part of it and the settings say none.
@@ -162,10 +162,21 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
         self._denoiser = denoiser
         self._step_of_batches = -1
         self._batches: Counter[bool] = Counter()
+        for name in ("compute_loss_func", "compute_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} would be ignored: losses and accuracies are those of masked tokens")
         eos, *ends = denoiser.eos_ids
         collator = CanvasCollator(denoiser.pad_id, eos, args.canvas_length, tuple(ends), self._block is not None)
         kwargs.setdefault("data_collator", collator)
         super().__init__(model=denoiser.model, args=args, processing_class=denoiser.tokenizer, **kwargs)
+
+    def _log_accuracy(self, mode: str, logits_MV: torch.Tensor, labels_M: torch.Tensor) -> None:
+        """Logs the share of masked tokens that are right, over all processes: by it the best checkpoint may be chosen."""
+        right_M = logits_MV.detach().argmax(-1) == labels_M
+        counts = torch.stack([right_M.sum(), torch.ones_like(right_M).sum()]).float()
+        right, asked = self.accelerator.reduce(counts, "sum").tolist()
+        if asked:
+            self._metrics[mode]["masked_token_accuracy"].append(right / asked)
 
     def _prepare_dataset(
         self,
@@ -257,9 +268,7 @@ class DiffusionSFTTrainer(WholeCheckpoints, SFTTrainer):
                 self._denoiser, model, ids_BL, noised_BL, attention_BL, masked_BL, canvas, block, alone
             )
         loss = masked_diffusion_loss(logits_MV, labels_BL, masked_BL, ratio_BL, weighting)
-        if logits_MV.shape[0] > 0:
-            right = (logits_MV.detach().argmax(-1) == labels_BL[masked_BL]).float().mean()
-            self._metrics["train" if training else "eval"]["masked_token_accuracy"].append(right.item())
+        self._log_accuracy("train" if training else "eval", logits_MV, labels_BL[masked_BL])
         if training and num_items_in_batch is not None:
             loss = loss / self.current_gradient_accumulation_steps
         return (loss, {}) if return_outputs else loss

@@ -118,6 +118,16 @@ class DiffusionSFTConfig(CheckedSFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("eos_token", "pad_token"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: a canvas ends and is filled with the tokenizer's; set it there"
+                )
+        path = self.chat_template_path
+        if path is not None and not path.endswith((".jinja", ".j2")):
+            raise ValueError(
+                f"chat_template_path={path!r} would change the model's tokens; a .jinja file changes none"
+            )
         check_device(self)
         if self.torch_compile:
             check_asked(self.torch_compile_backend, self.torch_compile_mode, self.device)

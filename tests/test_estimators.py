@@ -241,6 +241,16 @@ def test_mean_field_and_autoregressive_are_what_brute_force_says():
     same_gradients(found.sum(), expected.sum())
 
 
+def test_a_process_whose_rows_have_nothing_open_has_a_loss_of_zero():
+    """As where truncated completions are left out of it: the others wait for its gradient."""
+    canvases = toy([0])
+    canvases = replace(canvases, valid_BG=torch.zeros_like(canvases.valid_BG))
+    for name in ("autoregressive", "mean_field"):
+        found = estimate(EstimatorConfig(name), SCORER, canvases)
+        assert not found.any()
+        found.sum().backward()
+
+
 def test_masked_prompts_are_the_ones_that_are_scored():
     config, c = EstimatorConfig("mean_field", prompt_mask_ratio=0.5), toy(list(range(12)))
     found, kinds = estimate(config, SCORER, c), set()

@@ -96,6 +96,7 @@ def test_what_is_of_labelling_by_completion_is_ignored_nowhere(name, place):
         ({"family": "none"}, "family='none' is not one of"),
         ({"model_name_or_path": "embedded:sudoku9"}, "a GPT2LMHeadModel cannot be given a head that scores steps"),
         ({"step_separator": ""}, "step_separator=''"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 would be ignored"),
         ({"scorers": "nobody"}, "scorer 'nobody' is not one of"),
         ({"system_prompt": "Think."}, "system_prompt need a tokenizer with a chat template"),
         ({"eval_strategy": "steps", "num_eval_problems": 0}, "eval_strategy='steps' wants rows to judge on"),

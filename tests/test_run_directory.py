@@ -223,6 +223,15 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path, mon
     )
 
 
+@pytest.mark.parametrize("weights", ["pytorch_model_fsdp_0", "global_step3"])
+def test_weights_that_lie_in_a_folder_of_shards_are_there(weights, tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert torn(tmp_path / "checkpoint-3") == "it has no weights"
+    (tmp_path / "checkpoint-3" / weights).mkdir()
+    assert torn(tmp_path / "checkpoint-3") is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
 def test_a_torn_checkpoint_is_named_and_the_one_before_taken(name, tmp_path, monkeypatch, capsys):

@@ -118,6 +118,16 @@ def test_parts_of_the_steps_are_the_whole_between_them(rolled):
     torch.testing.assert_close(sum(parts) / 4, whole_B)
 
 
+def test_a_part_without_a_step_has_a_gradient_that_is_zero(rolled):
+    """Of eight steps the ninth part of ten has none: the process must take part in the backward pass all the same."""
+    denoiser = rolled[0]
+    empty = [t for t in range(10) if t not in {(step - 1) * 10 // 8 for step in range(1, 9)}]
+    apart_B, _ = distilled(rolled, rolled[1].model, part=(empty[0], 10))
+    assert not apart_B.any()
+    gradients = torch.autograd.grad(apart_B.sum(), list(denoiser.model.parameters()))
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_the_first_right_rollout_of_a_group_teaches():
     rewards_N = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.5, torch.nan, torch.nan, 0.0, 2.0])
     assert first_right(rewards_N, 1.0, 3).tolist() == [False, True, False, False, False, False, False, False, True]

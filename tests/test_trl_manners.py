@@ -1,6 +1,7 @@
 """The trainers as people who know TRL call them: its README's example, but for the class's name."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,17 @@ from datasets import Dataset
 from lockstitch.rl.models import as_denoiser, name_of
 from models import random_denoiser
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from trl import GRPOConfig, SFTConfig
 
-from lockstitch import Denoiser, DiffusionGRPOConfig, DiffusionGRPOTrainer, DiffusionSFTTrainer, embedded_model
+from lockstitch import (
+    Denoiser,
+    DiffusionGRPOConfig,
+    DiffusionGRPOTrainer,
+    DiffusionSFTConfig,
+    DiffusionSFTTrainer,
+    embedded_model,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PROMPTS = Dataset.from_dict({"prompt": [f"{i}+{i}=" for i in range(16)], "answer": [str(2 * i) for i in range(16)]})
@@ -90,6 +98,62 @@ def test_how_a_model_is_loaded_is_said_as_in_trl(tmp_path):
     args = DiffusionGRPOConfig(str(tmp_path), **SMALL, model_init_kwargs={"dtype": "bfloat16"})
     trainer = DiffusionGRPOTrainer("embedded:sudoku-early", short, args, PROMPTS)
     assert next(trainer.model.parameters()).dtype == torch.bfloat16
+
+
+def test_a_model_that_is_named_is_trained_in_float32_as_in_trl(tmp_path):
+    """In bfloat16 most steps of a small learning rate round away."""
+    named = Denoiser.from_pretrained("embedded:sudoku-early", dtype=torch.bfloat16, device="cpu")
+    named.model.save_pretrained(tmp_path / "half")
+    named.tokenizer.save_pretrained(tmp_path / "half")
+    assert as_denoiser(str(tmp_path / "half")).model.dtype == torch.float32
+    assert as_denoiser(str(tmp_path / "half"), None, {"dtype": "auto"}).model.dtype == torch.bfloat16
+    args = DiffusionGRPOConfig(str(tmp_path), **SMALL, trust_remote_code=True)
+    with pytest.raises(
+        ValueError, match="trust_remote_code=True would be ignored: 'embedded:sudoku-early' is of type"
+    ):
+        DiffusionGRPOTrainer("embedded:sudoku-early", short, args, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"eos_token": "x"}, "eos_token='x': a canvas ends and is filled with the tokenizer's"),
+        ({"pad_token": "x"}, "pad_token='x': a canvas ends and is filled with the tokenizer's"),
+        (
+            {"chat_template_path": "Qwen/Qwen3-0.6B"},
+            "chat_template_path='Qwen/Qwen3-0.6B' would change the model's tokens",
+        ),
+    ],
+)
+def test_what_would_change_tokens_behind_the_trainer_is_refused(options, says, tmp_path):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        DiffusionSFTConfig(str(tmp_path), bf16=False, use_cpu=True, **options)
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "compute_loss_func"])
+def test_functions_that_nobody_would_call_are_refused(name, tmp_path):
+    args = DiffusionSFTConfig(str(tmp_path), bf16=False, use_cpu=True)
+    with pytest.raises(ValueError, match=f"^{name} would be ignored"):
+        DiffusionSFTTrainer("embedded:sudoku-early", args, train_dataset=PROMPTS, **{name: lambda *_: {}})
+
+
+def test_checkpoints_are_pushed_from_where_they_stay(tmp_path, monkeypatch):
+    pushed = []
+
+    def push(trainer, folder):
+        pushed.append((Path(folder).relative_to(tmp_path), sorted(path.name for path in Path(folder).iterdir())))
+
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", push)
+    rows = Dataset.from_dict({"prompt": ["1+1=", "2+2="], "completion": ["2", "4"]})
+    args = DiffusionSFTConfig(
+        str(tmp_path), bf16=False, use_cpu=True, max_steps=1, report_to="none", save_only_model=True
+    )
+    trainer = DiffusionSFTTrainer("embedded:sudoku-early", args, train_dataset=rows)
+    args.push_to_hub = True
+    trainer._save_checkpoint(trainer.model, None)
+    ((place, names),) = pushed
+    assert place == Path("checkpoint-0")
+    assert {"model.safetensors", "trainer_state.json"} <= set(names)
 
 
 def test_the_supervised_trainer_takes_the_same(tmp_path):
