@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+import yaml
+
 from lockstitch.errors import GOES_ON, one_line
 
 CONFIGS = Path(__file__).parent / "accelerate"
@@ -35,15 +37,18 @@ def command(recipe: str, argv: Sequence[str]) -> tuple[list[str], bool]:
     parser.add_argument("--num_processes")
     parser.add_argument("--cpu", action="store_true")
     said, rest = parser.parse_known_args(argv)
-    launcher = []
+    launcher, count = [], said.num_processes
     if said.accelerate_config is not None or said.num_processes is not None:
         launcher = ["-m", "accelerate.commands.launch"]
     if said.accelerate_config is not None:
-        launcher += ["--config_file", str(config_file(said.accelerate_config))]
+        file = config_file(said.accelerate_config)
+        launcher += ["--config_file", str(file)]
+        count = count or (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("num_processes")
     if said.num_processes is not None:
         launcher += ["--num_processes", said.num_processes]
     if said.cpu:
-        launcher += ["--cpu"] if launcher else []
+        # Of a CPU, accelerate starts one process, whatever it is told; several only where it is told of GPUs.
+        launcher += ["--cpu" if str(count or 1) == "1" else "--multi_gpu"] if launcher else []
         rest = [*rest, "--use_cpu", "true"]
     # -P: files of the working directory are not imported in the place of libraries.
     return [sys.executable, "-P", *launcher, "-m", f"lockstitch.recipes.{recipe}", *rest], bool(launcher)

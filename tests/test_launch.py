@@ -19,6 +19,16 @@ def test_one_process_needs_no_launcher_and_several_have_accelerates():
     assert command("grpo", ["--task", "sudoku"]) == ([sys.executable, "-P", *module, "--task", "sudoku"], False)
     assert command("grpo", ["--cpu"]) == ([sys.executable, "-P", *module, "--use_cpu", "true"], False)
     launcher = [sys.executable, "-P", "-m", "accelerate.commands.launch"]
+    # Told of a CPU alone, accelerate starts one process, however many are asked for.
+    for asked, mode in (
+        (["--num_processes", "1"], "--cpu"),
+        (["--num_processes", "2"], "--multi_gpu"),
+        (["--accelerate_config", "single"], "--cpu"),
+        (["--accelerate_config", "ddp"], "--multi_gpu"),
+    ):
+        words, _ = command("grpo", ["--cpu", *asked])
+        assert {"--cpu", "--multi_gpu"} & set(words) == {mode}
+        assert words[-2:] == ["--use_cpu", "true"]
     words, is_launcher = command("grpo", ["--accelerate_config", "fsdp2", "--num_processes", "8"])
     assert words == [*launcher, "--config_file", str(CONFIGS / "fsdp2.yaml"), "--num_processes", "8", *module]
     assert is_launcher
