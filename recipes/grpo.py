@@ -271,7 +271,7 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
     from lockstitch.recipes.held_out import HeldOut, held_out_samplers
     from lockstitch.recipes.read_files import contents_of
     from lockstitch.recipes.reporting import ReportCallback
-    from lockstitch.recipes.rl_data import as_prompts
+    from lockstitch.recipes.rl_data import as_prompts, check_room
     from lockstitch.recipes.run_directory import is_finished, run_of
     from lockstitch.rewards.plugins import remembered_reward
     from lockstitch.rewards.tasks.named import get_task, remembered
@@ -330,6 +330,9 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
         trust_remote_code=training.trust_remote_code,
         **loading_of(model_arguments),
     )
+    room = None if denoiser.longest is None else denoiser.longest - sampler.canvas_length
+    for some in (rows, held_out):
+        check_room(some, tokenizer, room, **template)
     denoiser.model = to_train_from(denoiser.model, path)
     callbacks: list[Any] = [HealthCallback(health)]
     measure = None

@@ -208,6 +208,21 @@ def _question(prompt: str | list[dict[str, Any]]) -> str:
     return " ".join(prompt.split()) if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
 
 
+def check_room(rows: Rows, tokenizer: Any, room: int | None, **template: Any) -> None:
+    """Raises `ValueError` for prompts, as the trainer wants them, of more tokens than a model has room for beside a canvas.
+
+    `room` is None where the model does not say.
+    """
+    if room is None:
+        return
+    longest = max((len(encode(row["prompt"], tokenizer, **template)) for row in rows), default=0)
+    if longest > room:
+        raise ValueError(
+            f"a prompt has {longest} tokens, and beside its canvas the model has room for {room}: "
+            f"max_prompt_length={room} leaves such prompts out"
+        )
+
+
 def as_prompts(
     rows: Sequence[dict[str, Any]],
     tokenizer: Any,

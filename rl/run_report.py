@@ -49,8 +49,9 @@ def write_run_report(
         events: lines of `health.jsonl`.
         samples: what `read_samples` gives.
     """
+    drawn = {name: thinned(points) for name, points in series_of(history).items()}
     data = {
-        "facts": without_places(facts), "settings": without_places(settings), "series": series_of(history),
+        "facts": without_places(facts), "settings": without_places(settings), "series": drawn,
         "health": health, "events": events, "samples": samples,
     }  # fmt: skip
     template = resources.files("lockstitch.rl").joinpath("run_report.html").read_text(encoding="utf-8")
@@ -66,6 +67,12 @@ def series_of(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int,
             if number and name not in ("step", "epoch"):
                 series.setdefault(name, {})[entry["step"]] = float(value)
     return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def thinned(points: list[tuple[int, float]], most: int = 2000) -> list[tuple[int, float]]:
+    """At most so many of the points, evenly spread and with the last one: a browser draws no more of a run of days."""
+    apart = -(-len(points) // most)
+    return points if apart <= 1 else [*points[(len(points) - 1) % apart :: apart]]
 
 
 def _finite(value: Any) -> Any:

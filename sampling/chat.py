@@ -52,7 +52,8 @@ class Chat:
                 raise ValueError(
                     "prompts of messages need a chat template: the tokenizer's, and no chat_template=False"
                 )
-            talk = [dict(message) for message in prompt]
+            # A table of rows gives every message every column that one of them has.
+            talk = [{name: said for name, said in message.items() if said is not None} for message in prompt]
         begins = [{"role": "system", "content": self.system}] if self.system is not None else []
         return talk if talk and talk[0].get("role") == "system" else [*begins, *talk]
 

@@ -52,7 +52,8 @@ def evidence_features(
     for k, p in enumerate(p_K):
         others = [j for j in range(len(p_K)) if j != k]
         same = [j for j in others if same_K[k] is not None and same_K[j] == same_K[k]]
-        different = [j for j in others if j not in same]
+        agreeing = set(same)
+        different = [j for j in others if j not in agreeing]
         shared = (p_K[j] * len(results_K[k] & results_K[j]) / max(1, len(results_K[k] | results_K[j])) for j in others)
         rows.append(
             [

@@ -36,6 +36,7 @@ from lockstitch.stitching.steps import Step
 from lockstitch import model_path
 
 PAIRS = 4
+LOGITS = 2**28  # most numbers of the logits of a pass over whole texts: a GiB in float32
 
 _Asked = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens before a step, and its own
 
@@ -123,11 +124,9 @@ class Bound:
         for k, masks in enumerate(masks_K):
             length = 0 if denoiser.calling.honours_mask else len(trajectories[k].prompt_ids) + trajectories[k].length
             alike.setdefault(length, []).extend((k, mask) for _, mask in masks)
-        for part in (
-            rows[start : start + self.batch_size]
-            for rows in alike.values()
-            for start in range(0, len(rows), self.batch_size)
-        ):
+        most = max(len(t.prompt_ids) + t.length for t in trajectories)
+        most = min(self.batch_size, _rows_at_once(most, denoiser.model))
+        for part in (rows[start : start + most] for rows in alike.values() for start in range(0, len(rows), most)):
             longest = max(len(trajectories[k].prompt_ids) + trajectories[k].length for k, _ in part)
             shown, real, wanted = [], [], []
             for k, mask in part:
@@ -299,7 +298,7 @@ class Likelihood:
     def __call__(
         self, question: str, steps_KN: Sequence[Sequence[Step]], trajectories: Sequence[Trajectory] | None = None
     ) -> Scores:
-        """See `Scorer`; one right-padded batch of all trajectories that have steps. The traces are not read."""
+        """See `Scorer`; right-padded batches of the trajectories that have steps. The traces are not read."""
         prompt = self.task.statement(question).rstrip() + "\n"
         rows = {
             k: self.reader.encode(self.tokenizer, prompt, [step.text for step in steps])
@@ -310,15 +309,24 @@ class Likelihood:
         if not rows:
             return Scores(score_KN)
         encoded = list(rows.values())
-        check_room(max(len(one.ids) for one in encoded), self.model)
-        arguments = batch(encoded, "causal", self.model.dtype, self.model.device)
-        logits_BLV = self.model(**arguments, use_cache=False).logits.float()
-        ids_BL = arguments["input_ids"]
-        logp_BL = logits_BLV[:, :-1].log_softmax(-1).gather(-1, ids_BL[:, 1:, None])[..., 0].cpu()
-        for (k, row), logp in zip(rows.items(), logp_BL.tolist(), strict=True):
-            score_KN[k] = _by_step(row, logp)
+        longest = max(len(one.ids) for one in encoded)
+        check_room(longest, self.model)
+        asked, most = list(rows), _rows_at_once(longest, self.model)
+        for start in range(0, len(asked), most):
+            part = asked[start : start + most]
+            arguments = batch([rows[k] for k in part], "causal", self.model.dtype, self.model.device)
+            logits_BLV = self.model(**arguments, use_cache=False).logits.float()
+            ids_BL = arguments["input_ids"]
+            logp_BL = logits_BLV[:, :-1].log_softmax(-1).gather(-1, ids_BL[:, 1:, None])[..., 0].cpu()
+            for k, logp in zip(part, logp_BL.tolist(), strict=True):
+                score_KN[k] = _by_step(rows[k], logp)
         tokens = sum(len(row.ids) for row in encoded)
         return Scores(score_KN, tokens, Ledger(scorer_passes=len(encoded)))
+
+
+def _rows_at_once(length: int, model: Any) -> int:
+    """How many rows of that many tokens go through a pass: the numbers of their logits are at most `LOGITS`."""
+    return max(1, LOGITS // (length * int(model.config.get_text_config().vocab_size)))
 
 
 def _by_step(row: Encoded, logp: Sequence[float]) -> list[float]:

@@ -16,14 +16,23 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from lockstitch.rewards.tasks.task import Task
-from lockstitch.stitching.refine import Answered, boxed_answer, chat_messages, own_turn_answer
+from lockstitch.stitching.refine import (
+    CHAT_MARK,
+    Answered,
+    balanced_end,
+    boxed_answer,
+    chat_messages,
+    own_turn_answer,
+)
 
 from lockstitch.files import whole_characters
 from lockstitch.server import Retries, Server, ServerError, without_user
 
 logger = logging.getLogger(__name__)
 
-_CONTINUED = {"repetition_penalty": 1.0, "add_generation_prompt": False, "continue_final_message": True}
+_CONTINUED = {"add_generation_prompt": False, "continue_final_message": True}
+_PENALTY = "repetition_penalty"
+_VERSIONED = re.compile(r"/(?:v\d+\w*(?:/openai)?|openai)$")  # of an address that names its version already
 # What servers say that do not know these fields, or take no assistant turn as the last one.
 _UNKNOWN = re.compile(
     r"repetition_penalty|add_generation_prompt|continue_final_message|unrecogni[sz]ed|unknown|unsupported|unexpected|"
@@ -41,7 +50,7 @@ class OpenAISolver:
 
     Args:
         model: its name on the server.
-        url: the server's address, with or without `/v1`.
+        url: the server's address, with or without `/v1`; another version (`/v4`, `/v1beta/openai`) is kept.
         task: what is asked.
         max_new_tokens: the longest answer, in tokens.
         retries: the fields of `Retries`.
@@ -51,9 +60,14 @@ class OpenAISolver:
         self.retries = Retries(**retries)
         self.model, self.task, self.max_new_tokens = model, task, max_new_tokens
         address, user = without_user(url)
-        self.url = address.rstrip("/").removesuffix("/v1") + "/v1"
+        self.url = address.rstrip("/")
+        if not _VERSIONED.search(self.url):
+            self.url += "/v1"
         self._server = Server(self.url, "OPENAI_API_KEY", self.retries, f" (model {model!r})", user)
-        self._continues, self._warned = True, False
+        self._continues = True
+        # What is said to it, as far as it takes that; the penalty is 1 or, in vLLM, what the model's own settings say.
+        self._said: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": 0, _PENALTY: 1.0}
+        self._told: set[str] = set()
         names = self._models()
         if names and model not in names:
             raise ValueError(f"{self.url} has no model {model!r}; it has {', '.join(map(repr, names))}")
@@ -118,11 +132,22 @@ class OpenAISolver:
         try:
             message = reply["choices"][0]["message"]
             text, reasoned = _texts(message)
+            ended = reply["choices"][0].get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             said = self._server.safe(repr(reply))[:300]
             raise ServerError(f"{self.url} (model {self.model!r}) sent no answer: {said}") from error
+        if ended in ("abort", "error"):
+            raise ServerError(f"{self.url} (model {self.model!r}) broke an answer off: finish_reason {ended!r}")
+        if ended == "content_filter":
+            self._tell(
+                "filter", "%s withholds answers (finish_reason 'content_filter'): they are empty here", self.url
+            )
+        if ended == "length":
+            self._tell("length", "%s cut answers off at %d tokens", self.url, self.max_new_tokens)
         if not text.strip() and reasoned:
-            text, continued = reasoned, False
+            # A parser of thoughts takes a continued turn that ends none for nothing else: then the box is closed in it.
+            ours = r"\boxed{" not in reasoned and balanced_end(CHAT_MARK + reasoned) is not None
+            text, continued = reasoned, continued and ours
         answer = boxed_answer(text, self.task) if continued else own_turn_answer(text, self.task)
         tokens, written = self._tokens(reply.get("usage"))
         seconds = (time.perf_counter() - began) / at_once
@@ -130,26 +155,57 @@ class OpenAISolver:
 
     def _chat(self, messages: list[dict[str, str]], stop: threading.Event) -> tuple[Any, bool]:
         """The reply, and whether the server was asked to continue the assistant turn."""
-        body = {"model": self.model, "messages": messages, "max_tokens": self.max_new_tokens, "temperature": 0}
+        body = {"model": self.model, "messages": messages}
         if self._continues:
             try:
-                return self._server.request("/chat/completions", {**body, **_CONTINUED}, stop), True
+                return self._post({**body, **_CONTINUED}, stop), True
             except ServerError as error:
                 if error.status not in (400, 422) or not _UNKNOWN.search(str(error)):
                     raise
+                if _PENALTY in str(error):
+                    self._said = {name: value for name, value in self._said.items() if name != _PENALTY}
                 logger.info("%s", error)
-        reply = self._server.request("/chat/completions", {**body, "messages": messages[:1]}, stop)
+        reply = self._post({**body, "messages": messages[:1]}, stop, gives_up=_PENALTY)
         self._continues = False  # it answers in a turn of its own, and is not asked for the other again
         return reply, False
+
+    def _post(self, body: dict[str, Any], stop: threading.Event, gives_up: str | None = None) -> Any:
+        """A reply to `body` with what is said to this server, which is learned from its refusals.
+
+        `gives_up` is no longer said where the refusal is of a field that it does not know, whichever that is.
+        """
+        while True:
+            said = dict(self._said)
+            try:
+                return self._server.request("/chat/completions", {**body, **said}, stop)
+            except ServerError as error:
+                text = str(error)
+                if error.status not in (400, 422):
+                    raise
+                if "max_tokens" in said and "max_completion_tokens" in text:  # OpenAI's newer models
+                    self._said = {name: value for name, value in said.items() if name != "max_tokens"}
+                    self._said["max_completion_tokens"] = self.max_new_tokens
+                elif "temperature" in said and "temperature" in text:
+                    self._said = {name: value for name, value in said.items() if name != "temperature"}
+                    self._tell("temperature", "%s takes no temperature of 0: its answers are drawn", self.url)
+                elif gives_up in said and (gives_up in text or _UNKNOWN.search(text)):
+                    self._said = {name: value for name, value in said.items() if name != gives_up}
+                else:
+                    raise
+                logger.info("%s", error)
+
+    def _tell(self, key: str, text: str, *values: Any) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            logger.warning(text, *values)
 
     def _tokens(self, usage: Any) -> tuple[int, int]:
         """Tokens read and written together, and those written; 0 where the server does not say, which is said once."""
         known = usage if isinstance(usage, Mapping) else {}
         counts = [known.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
         read, written, total = (count if isinstance(count, int) else 0 for count in counts)
-        if not total and not read + written and not self._warned:
-            self._warned = True
-            logger.warning("%s does not say what an answer costs: the ledger counts 0 solver tokens", self.url)
+        if not total and not read + written:
+            self._tell("usage", "%s does not say what an answer costs: the ledger counts 0 solver tokens", self.url)
         return total or read + written, written
 
 

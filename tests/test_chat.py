@@ -102,6 +102,16 @@ def test_messages_that_a_template_refuses_are_a_line(messages, says):
         Chat(template=True).encode(messages, strict)
 
 
+def test_what_a_message_does_not_say_is_not_there():
+    """Tables give each message every column that one of them has; templates ask whether it is there."""
+    asking = tokenizer()
+    asking.chat_template = (
+        "{% for m in messages %}{% if 'tool_calls' in m %}called{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    talk = [{"role": "user", "content": "1+1=", "tool_calls": None}]
+    assert asking.decode(Chat(template=True).encode(talk, asking)) == "1+1="
+
+
 @pytest.mark.parametrize("asks", [Script, lambda strict, task: TextPlanner(random_denoiser().model, strict, task)])
 def test_a_solver_or_planner_that_cannot_be_asked_is_refused_when_it_is_made(asks):
     strict = tokenizer()

@@ -147,6 +147,11 @@ def test_a_closed_pipe_is_silent(tmp_path):
     assert (done.stdout, done.stderr) == ("line\n", "")
 
 
+def test_a_cell_of_a_table_may_be_a_long_text(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n" + "x" * 200_000 + ",1\n")
+    assert [len(text) for text in read(tmp_path / "rows.csv")] == [200_000]
+
+
 def test_what_an_encoding_lacks_is_written_as_an_escape():
     code = "from lockstitch.errors import one_line\nwith one_line('x'):\n    print('100 \u2713')"
     for encoding, said in (("iso-8859-1", b"100 \\u2713\n"), ("utf-8", "100 \u2713\n".encode())):

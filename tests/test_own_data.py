@@ -6,7 +6,7 @@ import sys
 import pytest
 from datasets import Dataset, DatasetDict
 from lockstitch.recipes import grpo
-from lockstitch.recipes.rl_data import as_prompts, own_problems
+from lockstitch.recipes.rl_data import as_prompts, check_room, own_problems
 from lockstitch.rewards.plugins import load_reward
 from lockstitch.rewards.tasks.data import load_split, read_columns, renamed
 from models import tokenizer
@@ -154,6 +154,12 @@ def test_prompts_become_conversations_by_one_rule():
     assert as_prompts(rows, chat, None) == talk == as_prompts(talk, chat, None)
     assert as_prompts(rows, chat, None, chat_template=False) == rows
     (said,) = as_prompts(rows, chat, None, system_prompt="Be brief.")
+    for room in (None, 100):
+        check_room(rows, plain, room)
+    with pytest.raises(
+        ValueError, match=r"^a prompt has \d+ tokens, and .* room for 2: max_prompt_length=2 leaves such"
+    ):
+        check_room(rows, plain, 2)
     assert [message["role"] for message in said["prompt"]] == ["system", "user"]
     for bad in ({"chat_template": True}, {"system_prompt": "Be brief."}):
         with pytest.raises(ValueError, match="need a tokenizer with a chat template"):

@@ -1,5 +1,6 @@
 """The page of a training run: data intact, nothing fetched, nothing injected; what is read from a run's directory."""
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -7,7 +8,16 @@ from html.parser import HTMLParser
 import pyarrow as pa
 import pytest
 from lockstitch.rl.health_rules import RULES, HealthConfig
-from lockstitch.rl.run_report import main, read_history, read_samples, report_run, series_of, watched, write_run_report
+from lockstitch.rl.run_report import (
+    main,
+    read_history,
+    read_samples,
+    report_run,
+    series_of,
+    thinned,
+    watched,
+    write_run_report,
+)
 from pyarrow import parquet
 
 HOSTILE = "</script><script>alert(1)</script> <!-- \u2028 漢字"
@@ -54,6 +64,17 @@ def test_series_are_the_finite_numbers_by_step():
         "rewards/math/mean": [(1, 0.5)],
         "loss": [(2, 0.2)],
     }
+
+
+def test_a_run_of_days_is_drawn_by_some_of_its_points(tmp_path):
+    history = [{"step": step, "loss": 1 / step} for step in range(1, 100_001)]
+    write_run_report(tmp_path / "report.html", history, {"title": "x"}, {})
+    points = data_of(tmp_path / "report.html")["series"]["loss"]
+    assert points[-1] == [100_000, 1e-5]
+    steps = [step for step, _ in points]
+    assert 1900 < len(points) <= 2000
+    assert {b - a for a, b in itertools.pairwise(steps)} == {50}
+    assert thinned([(1, 0.5), (2, 0.25)]) == [(1, 0.5), (2, 0.25)]
 
 
 def test_the_page_holds_the_data_and_refers_to_nothing_outside(tmp_path):

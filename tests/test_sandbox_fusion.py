@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from lockstitch.rewards.code_rewards import CodeReward, code_reward
+from lockstitch.rewards.programs import sandbox_fusion
 from lockstitch.rewards.programs.code_tests import Dialogue, Tests, parse_tests
 from lockstitch.rewards.programs.judge import Exam
 from lockstitch.rewards.programs.sandbox_fusion import FusionExaminer
@@ -33,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(self.server.delay)
         reply = self.server.reply or self.run(request)
         body = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-        self.send_response(self.server.status)
+        self.send_response(next(self.server.statuses, self.server.status))
         self.end_headers()
         with contextlib.suppress(BrokenPipeError):
             self.wfile.write(body)
@@ -67,6 +68,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.folder, server.requests, server.reply, server.status, server.delay = tmp_path, [], None, 200, 0.0
+    server.statuses = iter(())  # of the next requests, before `status`
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -136,6 +138,15 @@ def test_its_time_limit_is_the_programs_fault(url):
 
 
 @pytest.mark.slow
+def test_a_server_that_is_busy_is_asked_again(server, url, monkeypatch):
+    monkeypatch.setattr(sandbox_fusion, "_PAUSE_SECONDS", 0.01)
+    reward, asked = CodeReward(backend=url), {"inputs": [[""]], "outputs": [["1"]]}
+    for statuses, value in (([503, 429, 200], 1.0), ([503, 502, 504], None), ([500], None)):
+        server.statuses, before = iter(statuses), len(server.requests)
+        assert reward([""], [f"print(1)  # {statuses}"], **asked) == [value]
+        assert len(server.requests) - before == len(statuses)
+
+
 @pytest.mark.parametrize(
     ("status", "reply"),
     [

@@ -4,8 +4,10 @@ import json
 import re
 import threading
 import time
+import urllib.error
 from contextlib import contextmanager
 from email.utils import formatdate
+from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -16,6 +18,7 @@ from lockstitch.stitching.openai_solver import OpenAISolver
 from lockstitch.stitching.refine import load_solver
 
 from lockstitch import files
+from lockstitch.server import ServerError
 
 GSM8K = get_task("gsm8k")
 USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
@@ -80,6 +83,94 @@ def solve(answer, models=({"data": [{"id": "tiny"}]}, 200), **retries):
         solver = OpenAISolver("tiny", f"http://{address}", GSM8K, **{"backoff": 0.01, **retries})
         (answered,) = solver(["How many?"], [""])
     return answered, posted
+
+
+# --- servers differ --------------------------------------------------------------------------------------------------
+
+
+def refused_for(text):
+    return {"error": {"message": text}}, 400
+
+
+def test_newer_models_are_asked_in_their_own_words(caplog):
+    def answer(body, headers, number):
+        if "max_tokens" in body:
+            return refused_for("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        if "temperature" in body:
+            return refused_for("Unsupported value: 'temperature' does not support 0 with this model.")
+        for name in ("continue_final_message", "repetition_penalty"):
+            if name in body:
+                return refused_for(f"Unknown parameter: '{name}'.")
+        return said(r"\boxed{7}"), 200
+
+    with serving(answer) as (address, posted):
+        solver = OpenAISolver("tiny", f"http://{address}", GSM8K)
+        assert [one.text for one in solver(["How many?", "And now?"], ["", ""])] == [r"\boxed{7}"] * 2
+    assert posted[-1].keys() == {"model", "messages", "max_completion_tokens"}
+    assert "takes no temperature of 0" in caplog.text
+
+
+def test_what_is_continued_may_come_back_as_thought():
+    """A parser of thoughts takes a turn that ends none for nothing else."""
+    answered, _ = solve(lambda *_: (said(None, reasoning_content="24}."), 200))
+    assert answered.text == r"\boxed{24}"
+    answered, _ = solve(lambda *_: (said(None, reasoning_content=r"Twice 12: \boxed{24}"), 200))
+    assert answered.text == r"\boxed{24}"
+
+
+@pytest.mark.parametrize(
+    ("ended", "says"), [("length", "cut answers off at 48 tokens"), ("content_filter", "withholds")]
+)
+def test_an_answer_that_is_not_whole_is_said(ended, says, caplog):
+    reply = said("24")
+    reply["choices"][0]["finish_reason"] = ended
+    solve(lambda *_: (reply, 200))
+    assert says in caplog.text
+
+
+def test_an_answer_that_was_broken_off_is_none():
+    reply = said("24")
+    reply["choices"][0]["finish_reason"] = "abort"
+    with pytest.raises(ServerError, match="broke an answer off: finish_reason 'abort'"):
+        solve(lambda *_: (reply, 200))
+
+
+def test_an_error_in_a_reply_of_200_is_tried_again():
+    failed = {"error": {"message": "overloaded", "code": 503}}, 200
+    answered, posted = solve(lambda body, headers, number: failed if number == 1 else (said("24}."), 200))
+    assert (answered.text, len(posted)) == (r"\boxed{24}", 2)
+    with pytest.raises(ServerError, match=r"refused after 1 attempt.*: no credit"):
+        solve(lambda *_: ({"error": {"message": "no credit", "code": 402}}, 200))
+
+
+def test_a_post_follows_no_redirect():
+    moved = {}, 302, {"Location": "http://user:word@127.0.0.1:9/other?key=1"}
+    with pytest.raises(ServerError, match=r"HTTP 302: it moved to http://127.0.0.1:9/other: name that address$"):
+        solve(lambda *_: moved)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("", "/v1"),
+        ("/v1/", "/v1"),
+        ("/proxy", "/proxy/v1"),
+        ("/api/v3", "/api/v3"),
+        ("/v1beta/openai", "/v1beta/openai"),
+    ],
+)
+def test_the_version_of_an_address_is_kept(given, kept):
+    with serving(lambda *_: (said("24}."), 200)) as (address, _):
+        assert OpenAISolver("tiny", f"http://{address}{given}", GSM8K).url == f"http://{address}{kept}"
+
+
+def test_a_refusal_that_breaks_off_is_a_refusal(monkeypatch):
+    def broken(*_):
+        raise IncompleteRead(b"out of")
+
+    monkeypatch.setattr(urllib.error.HTTPError, "read", broken, raising=False)
+    answered, posted = solve(lambda body, headers, number: ({}, 503) if number == 1 else (said("24}."), 200))
+    assert (answered.text, len(posted)) == (r"\boxed{24}", 2)
 
 
 # --- nothing is lost -------------------------------------------------------------------------------------------------
@@ -257,7 +348,9 @@ def test_a_server_that_continues_no_turn_is_asked_without(status, reply):
         if "continue_final_message" in body:
             return reply, status
         assert [message["role"] for message in body["messages"]] == ["user"]
-        assert set(body) == {"model", "messages", "max_tokens", "temperature"}
+        named = "repetition_penalty" in json.dumps(reply)
+        more = set() if named else {"repetition_penalty"}  # without which the model's own settings would penalise
+        assert set(body) == {"model", "messages", "max_tokens", "temperature", *more}
         return said("The sum is 7, so \\boxed{24}."), 200
 
     with serving(answer) as (address, posted):

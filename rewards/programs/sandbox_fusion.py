@@ -9,6 +9,7 @@ is locked in is the server's affair.
 """
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from lockstitch.errors import without_passwords
 _PATIENCE_SECONDS = 60.0  # for a server that has a queue
 _LONGEST_REPLY = 2**24
 _HEADER = 8
+_ATTEMPTS, _PAUSE_SECONDS = 3, 1.0
 # It takes its orders from the standard input and answers on the standard output; the limits are the server's.
 _ON_STREAMS = "\nimport sys\n\nsys.argv[1:] = ['0', '1', '0', '0', '0', '0']\n"
 # A program that runs the first of these texts that compiles.
@@ -136,15 +138,27 @@ class FusionExaminer:
         request = urllib.request.Request(
             self.url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
         )
-        try:
-            with urllib.request.urlopen(request, timeout=limits.seconds + self.patience) as response:
-                reply = json.loads(response.read(_LONGEST_REPLY))
-        except (OSError, ValueError, RecursionError, HTTPException) as error:  # an error's status, no JSON
-            raise ServerFailed(f"{self.url}: {error}") from None
+        for attempt in range(_ATTEMPTS):
+            try:
+                with urllib.request.urlopen(request, timeout=limits.seconds + self.patience) as response:
+                    reply = json.loads(response.read(_LONGEST_REPLY))
+                break
+            except (OSError, ValueError, RecursionError, HTTPException) as error:  # an error's status, no JSON
+                if attempt + 1 == _ATTEMPTS or not _may_pass(error):
+                    raise ServerFailed(f"{self.url}: {error}") from None
+                time.sleep(_PAUSE_SECONDS * 2**attempt)
         result = reply.get("run_result") if isinstance(reply, dict) else None
         if not isinstance(result, dict) or reply.get("status") == "SandboxError":
             raise ServerFailed(f"{self.url}: {str(reply)[:200]}")
         return result
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a server that is busy or restarts may have said so: what it took too long for is not asked again."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in (429, 502, 503, 504)
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    return isinstance(cause, ConnectionError | HTTPException)
 
 
 def _first_that_compiles(variants: Sequence[str]) -> str:

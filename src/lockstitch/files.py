@@ -64,6 +64,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
             raise ValueError(f"{path}: {bad[0]}")
         text = b"\n".join(lines).decode("utf-8")
         if suffix == ".csv":
+            csv.field_size_limit(2**31 - 1)  # of a cell, which is a text here, and not 131,072 characters at most
             try:
                 lists = csv.reader(io.StringIO(text, newline=""))
                 first = next(lists, [])

@@ -22,6 +22,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from lockstitch.errors import HIDDEN
 
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait for
+LONGEST_PAUSE = 60.0  # seconds between two attempts where it asks for nothing
+_LATER = (408, 409, 429)  # statuses after which another attempt may succeed, beside 500 and above
 
 
 class ServerError(ConnectionError):
@@ -83,7 +85,7 @@ class Server:
                     raise ServerError(
                         f"{error}; it asks to wait for {error.wait:.0f} seconds", error.status
                     ) from error
-                pause = self.retries.backoff * 2 ** (attempt - 1) * random.uniform(1.0, 1.25)
+                pause = min(LONGEST_PAUSE, self.retries.backoff * 2 ** (attempt - 1)) * random.uniform(1.0, 1.25)
                 if stop.wait(max(pause, error.wait)):
                     raise
         raise AssertionError("at least one attempt")
@@ -95,11 +97,11 @@ class Server:
         if said := self._authorization():
             request.add_unredirected_header("Authorization", said)
         try:
-            with urllib.request.urlopen(request, timeout=self.retries.timeout) as response:
-                return json.load(response)
+            with _OPENER.open(request, timeout=self.retries.timeout) as response:
+                reply = json.load(response)
         except urllib.error.HTTPError as error:
-            reason = self.safe(error.read(2000).decode(errors="replace").strip())[:500] or error.reason
-            again = error.code in (408, 409, 429) or error.code >= 500
+            reason = self.safe(_body_of(error))[:500] or error.reason
+            again = error.code in _LATER or error.code >= 500
             wait = _seconds(error.headers.get("Retry-After"))
             said = f"{where} refused after {attempt} attempt(s): HTTP {error.code}: {reason}"
             raise ServerError(said, error.code, again, wait) from None
@@ -112,6 +114,14 @@ class Server:
             else:
                 said = f"no connection after {attempt} attempt(s): {self.safe(str(cause)) or type(cause).__name__}"
             raise ServerError(f"{where}: {said}", again=True) from None
+        if isinstance(reply, dict) and isinstance(failed := reply.get("error"), dict) and "choices" not in reply:
+            # Some answer 200 and say in the reply what went wrong.
+            code = failed.get("code") if isinstance(failed.get("code"), int) else None
+            said = (
+                f"{where} refused after {attempt} attempt(s): {self.safe(str(failed.get('message') or failed))[:500]}"
+            )
+            raise ServerError(said, code, code is None or code in _LATER or code >= 500)
+        return reply
 
     def _secret(self) -> str:
         return os.environ.get(self._key, "").strip()
@@ -132,6 +142,30 @@ class Server:
         for secret in filter(None, secrets):
             text = text.replace(secret, HIDDEN)
         return text
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect of a GET; one of a POST would become a GET without its body."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """As the standard library's; `HTTPError` for a POST."""
+        if req.data is not None:
+            where = urlunsplit(
+                (*urlsplit(newurl)[:1], urlsplit(newurl).netloc.rpartition("@")[2], urlsplit(newurl).path, "", "")
+            )
+            raise urllib.error.HTTPError(req.full_url, code, f"it moved to {where}: name that address", headers, None)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
+
+
+def _body_of(error: urllib.error.HTTPError) -> str:
+    """What was sent along with a refusal, as far as it comes."""
+    try:
+        return error.read(2000).decode(errors="replace").strip()
+    except (OSError, HTTPException, AttributeError):
+        return ""
 
 
 def without_user(url: str) -> tuple[str, str | None]:
