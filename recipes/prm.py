@@ -181,6 +181,8 @@ def prepare(recipe: RecipeArguments, training: Any, model_arguments: Any) -> "tu
     for split in ["train", *(["test"] if rows["test"] else [])]:
         encoded[split], rows[split], long = encode_rows(rows[split], tokenizer, reader, training.max_length)
         rows[LEFT_OUT] += long  # which are not judged, either
+    for row in rows["train"]:  # whose traces nobody reads any more, and which are the most of a row
+        row.pop("trajectory", None)
     if finished:
         return None, rows, Reader.beside(str(output))
     try_scorers(recipe, rows, str(training.device))

@@ -215,7 +215,8 @@ def _remembered(options: SampleOptions, settings: Mapping[str, Any], config: Map
     remembered = {**asdict(options), **config, "canvas_length": settings.get("canvas_length")}
     if options.input not in (None, STDIN):
         remembered["sha256"] = files.sha256(Path(str(options.input)))
-    if sums := sums_of_models(options.model, options.adapter):
+    kept = options.output is not None or options.html is not None
+    if kept and (sums := sums_of_models(options.model, options.adapter)):  # files that may take a minute to read
         remembered["models"] = sums
     return {name: value for name, value in remembered.items() if name not in free}
 
