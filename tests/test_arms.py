@@ -162,11 +162,11 @@ def test_walks_visit_full_canvases_by_probability_times_value(denoiser, only_fal
         return False
 
     walks = [Walk.start(0, "", [5], seed, [None] * L) for seed in range(10)]
-    run_momentum(walker, walks, [3000] * len(walks), accept)
+    run_momentum(walker, walks, [2000] * len(walks), accept)
     wanted = {full: w * value[full] for full, w in weight.items()}
-    assert sum(visits.values()) > 4000
+    assert sum(visits.values()) > 2500
     for full, share in wanted.items():
-        assert visits[full] / sum(visits.values()) == pytest.approx(share / sum(wanted.values()), abs=0.035)
+        assert visits[full] / sum(visits.values()) == pytest.approx(share / sum(wanted.values()), abs=0.045)
 
 
 def test_a_reveal_goes_by_share_times_value_and_by_share_where_nothing_is_worth_anything():

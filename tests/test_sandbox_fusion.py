@@ -64,6 +64,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    monkeypatch.setattr(sandbox_fusion, "_PAUSE_SECONDS", 0.01)
+
+
 @pytest.fixture
 def server(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -138,8 +143,7 @@ def test_its_time_limit_is_the_programs_fault(url):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_busy_is_asked_again(server, url, monkeypatch):
-    monkeypatch.setattr(sandbox_fusion, "_PAUSE_SECONDS", 0.01)
+def test_a_server_that_is_busy_is_asked_again(server, url):
     reward, asked = CodeReward(backend=url), {"inputs": [[""]], "outputs": [["1"]]}
     for statuses, value in (([503, 429, 200], 1.0), ([503, 502, 504], None), ([500], None)):
         server.statuses, before = iter(statuses), len(server.requests)

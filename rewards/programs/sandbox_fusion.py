@@ -158,7 +158,7 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (429, 502, 503, 504)
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    return isinstance(cause, ConnectionError | HTTPException)
+    return isinstance(cause, ConnectionError)
 
 
 def _first_that_compiles(variants: Sequence[str]) -> str:
