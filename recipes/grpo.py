@@ -331,8 +331,9 @@ def prepare(recipe: RecipeArguments, health: Any, training: Any, model_arguments
         **loading_of(model_arguments),
     )
     room = None if denoiser.longest is None else denoiser.longest - sampler.canvas_length
-    for some in (rows, held_out):
-        check_room(some, tokenizer, room, **template)
+    if recipe.max_prompt_length is None or room is None or recipe.max_prompt_length > room:
+        for some in (rows, held_out):
+            check_room(some, tokenizer, room, **template)
     denoiser.model = to_train_from(denoiser.model, path)
     callbacks: list[Any] = [HealthCallback(health)]
     measure = None

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-import yaml
-
 from lockstitch.errors import GOES_ON, one_line
+from lockstitch.options import read_yaml
 
 CONFIGS = Path(__file__).parent / "accelerate"
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -43,7 +42,7 @@ def command(recipe: str, argv: Sequence[str]) -> tuple[list[str], bool]:
     if said.accelerate_config is not None:
         file = config_file(said.accelerate_config)
         launcher += ["--config_file", str(file)]
-        count = count or (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("num_processes")
+        count = count or read_yaml(file).get("num_processes")
     if said.num_processes is not None:
         launcher += ["--num_processes", said.num_processes]
     if said.cpu:

@@ -93,9 +93,8 @@ def labelled(recipe: RecipeArguments, output: Path, training: Any) -> dict[str, 
         completer = Denoiser.from_pretrained(recipe.completion_model, device=device)
     completer.chat = denoiser.chat
     for part in dict.fromkeys(part for scorer in recipe.scorers or () for part in scorer_parts(scorer)):
-        load_scorer(
-            part, task, denoiser=denoiser, device=device
-        )  # whose refusals are not to wait for the end of the training
+        # Refusals are not to wait for the end of the training.
+        load_scorer(part, task, denoiser=denoiser, device=device)
     config = in_blocks_of(
         SamplerConfig(
             canvas, recipe.block_length, temperature=recipe.temperature, batch_size=recipe.sample_batch_size

@@ -72,7 +72,7 @@ def series_of(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int,
 def thinned(points: list[tuple[int, float]], most: int = 2000) -> list[tuple[int, float]]:
     """At most so many of the points, evenly spread and with the last one: a browser draws no more of a run of days."""
     apart = -(-len(points) // most)
-    return points if apart <= 1 else [*points[(len(points) - 1) % apart :: apart]]
+    return points if apart <= 1 else points[(len(points) - 1) % apart :: apart]
 
 
 def _finite(value: Any) -> Any:

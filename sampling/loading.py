@@ -164,6 +164,19 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device={str(named)!r} cannot be used here: {_first_line(error)}") from error
 
 
+def load_causal(name: str, what: str, device: str | torch.device | None = None) -> tuple[Any, Tokenizer]:
+    """A causal model and its tokenizer, of a directory or hub name: float32 on a CPU, its own dtype on an accelerator.
+
+    Raises `ValueError` in one line, which begins with `what`, for what cannot be loaded, and for a device that is not there.
+    """
+    there = usable_device(device)
+    with loaded_from(what):
+        dtype = torch.float32 if there.type == "cpu" else "auto"
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(name)
+    return model.to(there), tokenizer
+
+
 def load_model(
     path: str,
     raw: Mapping[str, Any],

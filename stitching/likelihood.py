@@ -26,7 +26,7 @@ from lockstitch.rewards.tasks.task import Task
 from lockstitch.sampling.batching import CPU_TOKENS
 from lockstitch.sampling.chat import Chat
 from lockstitch.sampling.denoiser import Denoiser
-from lockstitch.sampling.loading import loaded_from, usable_device
+from lockstitch.sampling.loading import load_causal, loaded_from
 from lockstitch.sampling.noise import derive_seed, uniform
 from lockstitch.sampling.trajectory import Ledger, Trajectory
 from lockstitch.stitching.score import ROWS, Scores
@@ -279,20 +279,10 @@ class Likelihood:
     @classmethod
     def from_pretrained(cls, name: str, task: Task, device: str | torch.device | None = None) -> "Likelihood":
         """Loads a directory, hub name or `embedded:solver`: float32 on a CPU, its own dtype on an accelerator."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        path = model_path(name)
-        device = usable_device(device)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if device.type == "cpu" else "auto")
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        except OSError as error:
-            raise ValueError(
-                f"scorer 'likelihood:{name}' cannot be loaded: {str(error).strip().splitlines()[0]}"
-            ) from error
+        model, tokenizer = load_causal(model_path(name), f"scorer 'likelihood:{name}'", device)
         if getattr(model.config, "is_causal", True) is False:
             raise ValueError(f"scorer 'likelihood:{name}' needs a causal model; 'bound' asks the diffusion model")
-        return cls(model.to(device), tokenizer, task)
+        return cls(model, tokenizer, task)
 
     @torch.inference_mode()
     def __call__(

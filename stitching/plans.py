@@ -83,15 +83,9 @@ class TextPlanner:
     @classmethod
     def from_pretrained(cls, name: str, task: Task, device: str | None = None) -> "TextPlanner":
         """Loads a directory or hub name: in its own dtype on an accelerator, in float32 on a CPU."""
-        import torch
-        from lockstitch.sampling.loading import loaded_from, usable_device
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from lockstitch.sampling.loading import load_causal
 
-        there = usable_device(device)
-        with loaded_from(f"planner {name!r}"):
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if there.type == "cpu" else "auto")
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        return cls(model.to(there), tokenizer, task)
+        return cls(*load_causal(name, f"planner {name!r}", device), task)
 
     def __call__(self, questions: Sequence[str]) -> list[Plan]:
         """One question after another: what is padded beside others must not change a plan."""

@@ -47,15 +47,9 @@ class TransformersSolver:
         cls, name: str, task: Task, *, max_new_tokens: int = 48, device: str | None = None
     ) -> "TransformersSolver":
         """Loads a directory or hub name: in its own dtype on an accelerator, in float32 on a CPU."""
-        import torch
-        from lockstitch.sampling.loading import loaded_from, usable_device
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from lockstitch.sampling.loading import load_causal
 
-        there = usable_device(device)
-        with loaded_from(f"solver {name!r}"):
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32 if there.type == "cpu" else "auto")
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        return cls(model.to(there), tokenizer, task, max_new_tokens=max_new_tokens)
+        return cls(*load_causal(name, f"solver {name!r}", device), task, max_new_tokens=max_new_tokens)
 
     def __call__(self, questions: Sequence[str], evidences: Sequence[str]) -> list[Answered]:
         """Answers in batches; `ValueError` if a prompt and its answer do not fit the model's context."""

@@ -150,9 +150,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """As the standard library's; `HTTPError` for a POST."""
         if req.data is not None:
-            where = urlunsplit(
-                (*urlsplit(newurl)[:1], urlsplit(newurl).netloc.rpartition("@")[2], urlsplit(newurl).path, "", "")
-            )
+            to = urlsplit(newurl)
+            where = urlunsplit((to.scheme, to.netloc.rpartition("@")[2], to.path, "", ""))
             raise urllib.error.HTTPError(req.full_url, code, f"it moved to {where}: name that address", headers, None)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
